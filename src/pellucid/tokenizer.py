@@ -1,0 +1,176 @@
+"""Text to numbers: byte-pair encoding (Sennrich, Haddow, Birch 2016, arXiv:1508.07909).
+
+A tokenizer cuts a prompt into pieces that it has met often ("rab", "bit") and gives each piece its number. The bytes
+themselves are pieces too, so there is no unknown word: what was never met is spelt out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+import torch
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WORDS = r"[\p{L}\p{M}]+|[\p{N}]|[^\s\p{L}\p{M}\p{N}]+"
+# The s of a plural is a piece of its own, so that "rabbits" is "rabbit" and "s" even if only "rabbit" was met.
+PLURAL = r"(?<=[a-z]{2}[a-rt-z])s$"
+
+
+class Tokenizer:
+    """Prompts to rows of token numbers that a text tower reads.
+
+    A row is `bos`, the pieces of the prompt, `eos`, then `pad` up to `context_length`. The special numbers cannot be
+    written in a prompt: "<|endoftext|>" typed by a person is ordinary text.
+    """
+
+    def __init__(
+        self, bpe: tokenizers.Tokenizer, *, context_length: int, bos: int, eos: int, pad: int
+    ) -> None:
+        if context_length < 3:
+            raise ValueError(f"context_length is {context_length}; it must be at least 3")
+        self.bpe = bpe
+        self.context_length = context_length
+        self.bos, self.eos, self.pad = bos, eos, pad
+
+    @property
+    def vocab_size(self) -> int:
+        """How many rows the token embedding must have: one more than the largest number."""
+        return max(self.bpe.get_vocab_size() - 1, self.bos, self.eos, self.pad) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of all pieces of `text`, without bos, eos or padding, however many there are."""
+        return list(self._encode(text).ids)
+
+    def tokens(self, text: str) -> list[str]:
+        """The pieces of `text` as they stand in it, one for each number of `encode(text)`."""
+        return [text[start:end] for start, end in self._encode(text).offsets]
+
+    def cut(self, text: str) -> str | None:
+        """The end of `text` that does not fit into one row, or None if all of it does."""
+        offsets = self._encode(text).offsets
+        room = self.context_length - 2
+        return None if len(offsets) <= room else text[offsets[room][0] :]
+
+    def __call__(self, texts: Sequence[str], *, padded: bool = True) -> Tensor:
+        """Rows of numbers, (B, context_length) int64; what does not fit is left out (see `cut`).
+
+        padded=False makes the rows only as long as the longest prompt needs: the pooled output of a causal tower is
+        the same, and training is much faster.
+        """
+        if isinstance(texts, str):
+            raise ValueError("texts is a single string; a list of strings is wanted")
+        room = self.context_length - 2
+        rows = [[self.bos, *self.encode(text)[:room], self.eos] for text in texts]
+        length = self.context_length if padded else max(map(len, rows), default=0)
+        ids = torch.full((len(rows), length), self.pad, dtype=torch.int64)
+        for row, pieces in zip(ids, rows, strict=True):
+            row[: len(pieces)] = torch.tensor(pieces)
+        return ids
+
+    def to_json(self) -> str:
+        """All of the tokenizer as one string that `from_json` reads."""
+        return json.dumps(
+            {
+                "context_length": self.context_length,
+                "bos": self.bos,
+                "eos": self.eos,
+                "pad": self.pad,
+                "bpe": json.loads(self.bpe.to_str()),
+            },
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """The tokenizer that `to_json` wrote. Raises ValueError if the text is something else."""
+        try:
+            fields = json.loads(text)
+            bpe = tokenizers.Tokenizer.from_str(json.dumps(fields.pop("bpe")))
+            return cls(bpe, **{name: int(value) for name, value in fields.items()})
+        except (
+            Exception
+        ) as error:  # tokenizers raises plain Exception for a text that is not its own
+            raise ValueError(f"the tokenizer's JSON cannot be read: {error}") from error
+
+    @classmethod
+    def from_files(
+        cls,
+        vocab: str | Path,
+        merges: str | Path,
+        *,
+        context_length: int = 77,
+        pad: int | None = None,
+    ) -> Tokenizer:
+        """CLIP's own tokenizer from its vocab.json and merges.txt.
+
+        pad: None pads with eos, as SD1 does; SD2 pads with 0.
+        """
+        for path in (vocab, merges):
+            if not Path(path).is_file():
+                raise ValueError(
+                    f"{path} is not a file; CLIP's vocab.json and merges.txt are wanted"
+                )
+        try:
+            numbers, pairs = models.BPE.read_file(str(vocab), str(merges))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ValueError(f"{vocab} and {merges} are not a BPE vocabulary: {error}") from error
+        if BOS not in numbers or EOS not in numbers:
+            raise ValueError(f"{vocab} has no {BOS} and {EOS}: it is not CLIP's vocabulary")
+        bpe = tokenizers.Tokenizer(models.BPE(numbers, pairs, end_of_word_suffix="</w>"))
+        bpe.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        eos = numbers[EOS]
+        return cls(
+            bpe,
+            context_length=context_length,
+            bos=numbers[BOS],
+            eos=eos,
+            pad=eos if pad is None else pad,
+        )
+
+    @classmethod
+    def train(
+        cls, corpus: Iterable[str], vocab_size: int = 4096, context_length: int = 32
+    ) -> Tokenizer:
+        """A small tokenizer from the captions of a data set; `vocab_size` counts bos and eos.
+
+        The start of a word is part of its first piece, not the end of its last, so that a word and the longer words
+        made of it begin with the same pieces. The same corpus gives the same tokenizer.
+        """
+        if vocab_size < 256 + 2:
+            raise ValueError(f"vocab_size is {vocab_size}; the 256 bytes, bos and eos need 258")
+        bpe = tokenizers.Tokenizer(models.BPE())
+        bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+                pre_tokenizers.Split(Regex(PLURAL), behavior="isolated"),
+            ]
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 2,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(corpus, trainer)
+        bos = bpe.get_vocab_size()
+        return cls(bpe, context_length=context_length, bos=bos, eos=bos + 1, pad=bos + 1)
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        # A command line that is not valid UTF-8 reaches Python as lone surrogates, which nothing can encode.
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return self.bpe.encode(clean, add_special_tokens=False)
