@@ -1,8 +1,9 @@
 """CLIP: pictures and texts in one space (Radford et al. 2021, arXiv:2103.00020).
 
-Two transformers, one for texts and one for pictures, each end in a vector; they are trained so that the vectors of a
-picture and of its caption point the same way. Diffusion uses the text half to read the prompt. Parameter names are those
-of Hugging Face's CLIP, so that published weights load as they are.
+Two transformers, one for texts and one for pictures, each end in a vector; they are trained so that
+the vectors of a picture and of its caption point the same way. Diffusion uses the text half to read
+the prompt. Parameter names are those of Hugging Face's CLIP, so that published weights load as they
+are.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The shape of a vision tower. `mean` and `std` are those of pixels in [0, 1] that it was trained with."""
+    """The shape of a vision tower. `mean` and `std` are those of pixels in [0, 1] that it was
+    trained with."""
 
     image_size: int = 64
     patch_size: int = 8
@@ -171,18 +173,19 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor, layer: int = -1, final_norm: bool = True) -> TextOutput:
         """ids: (B, L) int64 with L <= context_length; every row must hold `config.eos`.
 
-        layer chooses what `hidden` is: -1 the last layer, -2 the one before ("clip skip 2"), and so on; final_norm says
-        whether the final layer norm is applied to it. SD1: -1 with the norm; SD2: -2 with it; SDXL: -2 without.
-        `pooled` and `projected` are always the last layer's. Raises ValueError for a layer that does not exist.
+        layer chooses what `hidden` is: -1 the last layer, -2 the one before ("clip skip 2"), and so
+        on; final_norm says whether the final layer norm is applied to it. SD1: -1 with the norm;
+        SD2: -2 with it; SDXL: -2 without. `pooled` and `projected` are always the last layer's.
+        Raises ValueError for a layer that does not exist.
         """
         count = self.config.layers
         if not -count - 1 <= layer <= -1:
             raise ValueError(
-                f"layer is {layer}; this tower has -1 (last) to {-count - 1} (embeddings)"
+                f"layer is {layer}; there are -1 (last) to {-count - 1} (embeddings)"
             )
         if ids.shape[1] > self.config.context_length:
             raise ValueError(
-                f"ids are {ids.shape[1]} tokens long; at most {self.config.context_length} are allowed"
+                f"ids are {ids.shape[1]} tokens long; at most {self.config.context_length} fit"
             )
         model = self.text_model
         x = model.embeddings(ids)  # (B, L, width)
@@ -231,13 +234,14 @@ class VisionTransformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Looks at a picture: a ViT (Dosovitskiy et al. 2020, arXiv:2010.11929) over its patches and one class token."""
+    """Looks at a picture: a ViT (Dosovitskiy et al. 2020, arXiv:2010.11929) over its patches and
+    one class token."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         if config.image_size % config.patch_size:
             raise ValueError(
-                f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}"
+                f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}"
             )
         self.config = config
         self.vision_model = VisionTransformer(config)
@@ -245,7 +249,8 @@ class VisionTower(nn.Module):
         nn.init.normal_(self.visual_projection.weight, std=config.width**-0.5)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels: (B, channels, image_size, image_size) in [-1, 1]; returns (B, projection), not normalised."""
+        """pixels: (B, channels, image_size, image_size) in [-1, 1]; returns (B, projection), not
+        normalised."""
         size = self.config.image_size
         if pixels.shape[-2:] != (size, size):
             raise ValueError(f"pixels are {tuple(pixels.shape)}; this tower takes {size}x{size}")
@@ -262,7 +267,8 @@ class VisionTower(nn.Module):
 class CLIP(nn.Module):
     """Both towers and the temperature of their agreement, which is learnt too.
 
-    A published CLIP loads tower by tower: the keys `text_*` into `text`, `vis*` into `vision`, and `logit_scale`.
+    A published CLIP loads tower by tower: the keys `text_*` into `text`, `vis*` into `vision`, and
+    `logit_scale`.
     """
 
     def __init__(self, text: TextConfig | TextTower, vision: VisionConfig | VisionTower) -> None:
@@ -299,9 +305,9 @@ def contrastive_loss(
 ) -> Tensor:
     """How badly pictures and captions find each other: the symmetric loss of figure 3 of the paper.
 
-    images, texts: (N, D) of length 1, row i of one belongs to row i of the other. scale: the inverse temperature.
-    same: (N, N) bool, True where picture i fits caption j as well (two rabbits in one batch); such pairs are left out
-    instead of being pushed apart. Returns a scalar.
+    images, texts: (N, D) of length 1, row i of one belongs to row i of the other. scale: the
+    inverse temperature. same: (N, N) bool, True where picture i fits caption j as well (two rabbits
+    in one batch); such pairs are left out instead of being pushed apart. Returns a scalar.
     """
     logits = scale * images @ texts.T  # (N, N), row = picture
     if same is not None:
@@ -313,15 +319,17 @@ def contrastive_loss(
 
 class Retrieval(NamedTuple):
     similarity: Tensor  # (images, texts), cosines
-    ranks: Tensor  # (texts,) the place, 0 = best, of picture i among all pictures for text i; -1: no such picture
+    # (texts,) the place, 0 = best, of picture i among all for text i; -1: there is no picture i
+    ranks: Tensor
 
 
 @torch.no_grad()
 def retrieve(model: CLIP, images: Tensor, texts: Tensor, batch_size: int = 64) -> Retrieval:
     """Zero-shot retrieval: compares every picture with every text, in batches.
 
-    images (N, channels, S, S) in [-1, 1]; texts (M, L) token numbers. `similarity.argmax(1)` classifies pictures by
-    texts; `(ranks < 5).float().mean()` is recall at 5 where text i describes picture i.
+    images (N, channels, S, S) in [-1, 1]; texts (M, L) token numbers. `similarity.argmax(1)`
+    classifies pictures by texts; `(ranks < 5).float().mean()` is recall at 5 where text i describes
+    picture i.
     """
     seen = torch.cat([model.embed_images(part) for part in images.split(batch_size)])
     read = torch.cat([model.embed_texts(part) for part in texts.split(batch_size)])

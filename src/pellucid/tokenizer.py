@@ -1,7 +1,8 @@
 """Text to numbers: byte-pair encoding (Sennrich, Haddow, Birch 2016, arXiv:1508.07909).
 
-A tokenizer cuts a prompt into pieces that it has met often ("rab", "bit") and gives each piece its number. The bytes
-themselves are pieces too, so there is no unknown word: what was never met is spelt out.
+A tokenizer cuts a prompt into pieces that it has met often ("rab", "bit") and gives each piece its
+number. The bytes themselves are pieces too, so there is no unknown word: what was never met is
+spelt out.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from torch import Tensor
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 WORDS = r"[\p{L}\p{M}]+|[\p{N}]|[^\s\p{L}\p{M}\p{N}]+"
-# The s of a plural is a piece of its own, so that "rabbits" is "rabbit" and "s" even if only "rabbit" was met.
+NOT_A_WORD = r"^Ġ(?=[^a-z])"  # a comma or a digit needs no mark that a word starts here
+# The s of a plural is a piece of its own, so that "rabbits" is "rabbit" and "s" even if only
+# "rabbit" was met.
 PLURAL = r"(?<=[a-z]{2}[a-rt-z])s$"
 
 
 class Tokenizer:
     """Prompts to rows of token numbers that a text tower reads.
 
-    A row is `bos`, the pieces of the prompt, `eos`, then `pad` up to `context_length`. The special numbers cannot be
-    written in a prompt: "<|endoftext|>" typed by a person is ordinary text.
+    A row is `bos`, the pieces of the prompt, `eos`, then `pad` up to `context_length`. The special
+    numbers cannot be written in a prompt: "<|endoftext|>" typed by a person is ordinary text.
     """
 
     def __init__(
@@ -44,7 +47,8 @@ class Tokenizer:
         return max(self.bpe.get_vocab_size() - 1, self.bos, self.eos, self.pad) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of all pieces of `text`, without bos, eos or padding, however many there are."""
+        """The numbers of all pieces of `text`, without bos, eos or padding, however many there
+        are."""
         return list(self._encode(text).ids)
 
     def tokens(self, text: str) -> list[str]:
@@ -60,8 +64,8 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str], *, padded: bool = True) -> Tensor:
         """Rows of numbers, (B, context_length) int64; what does not fit is left out (see `cut`).
 
-        padded=False makes the rows only as long as the longest prompt needs: the pooled output of a causal tower is
-        the same, and training is much faster.
+        padded=False makes the rows only as long as the longest prompt needs: the pooled output of a
+        causal tower is the same, and training is much faster.
         """
         if isinstance(texts, str):
             raise ValueError("texts is a single string; a list of strings is wanted")
@@ -147,8 +151,9 @@ class Tokenizer:
     ) -> Tokenizer:
         """A small tokenizer from the captions of a data set; `vocab_size` counts bos and eos.
 
-        The start of a word is part of its first piece, not the end of its last, so that a word and the longer words
-        made of it begin with the same pieces. The same corpus gives the same tokenizer.
+        The start of a word is part of its first piece, not the end of its last, so that a word and
+        the longer words made of it begin with the same pieces. The same corpus gives the same
+        tokenizer.
         """
         if vocab_size < 256 + 2:
             raise ValueError(f"vocab_size is {vocab_size}; the 256 bytes, bos and eos need 258")
@@ -158,6 +163,7 @@ class Tokenizer:
             [
                 pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
                 pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+                pre_tokenizers.Split(Regex(NOT_A_WORD), behavior="removed"),
                 pre_tokenizers.Split(Regex(PLURAL), behavior="isolated"),
             ]
         )
@@ -171,6 +177,7 @@ class Tokenizer:
         return cls(bpe, context_length=context_length, bos=bos, eos=bos + 1, pad=bos + 1)
 
     def _encode(self, text: str) -> tokenizers.Encoding:
-        # A command line that is not valid UTF-8 reaches Python as lone surrogates, which nothing can encode.
+        # A command line that is not valid UTF-8 reaches Python as lone surrogates, which nothing
+        # can encode.
         clean = text.encode("utf-8", "replace").decode("utf-8")
         return self.bpe.encode(clean, add_special_tokens=False)
