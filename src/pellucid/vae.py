@@ -1,0 +1,350 @@
+"""The autoencoder: pixels <-> latents, which are small enough to diffuse on.
+
+"Auto-encoding variational Bayes" (Kingma & Welling 2014, arXiv:1312.6114); the network and the
+adversarial training are those of latent diffusion (Rombach et al. 2022, arXiv:2112.10752). Its
+parameters have the names that diffusers gives them (AutoencoderKL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid.nn import Downsample, PictureAttention, ResidualBlock, Upsample
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The shape of an autoencoder, and the scale of its latents.
+
+    Diffusion sees ``(z - shift_factor) * scaling_factor``, which has about unit variance.
+    """
+
+    in_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    use_quant_conv: bool = True
+    patch_size: int = 1  # patches of pixels become channels before the first convolution
+    mid_attention: bool = True
+    shortcut: bool = False  # a linear code of patches runs beside both networks
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent, along one side."""
+        return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
+
+
+SD_VAE = VAEConfig()
+SDXL_VAE = VAEConfig(scaling_factor=0.13025)
+
+NORM_EPS = 1e-6
+
+
+class Posterior:
+    """A normal distribution for every latent; `mean` and `logvar` are (B, C, h, w)."""
+
+    def __init__(self, mean: Tensor, logvar: Tensor) -> None:
+        self.mean = mean
+        self.logvar = logvar.clamp(-30, 20)  # so that neither exp below overflows
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """mean + deviation * eps, through which gradients flow (Kingma & Welling, section 2.4).
+
+        The noise is drawn where the generator lives, so a seed means the same on any device.
+        """
+        device = self.mean.device if generator is None else generator.device
+        eps = torch.randn(
+            self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype
+        )
+        return self.mean + torch.exp(0.5 * self.logvar) * eps.to(self.mean.device)
+
+    def mode(self) -> Tensor:
+        """The likeliest latents, (B, C, h, w)."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """KL divergence from the unit normal in nats, summed over latents: (B,).
+
+        Kingma & Welling 2014, appendix B.
+        """
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).sum(dim=(1, 2, 3))
+
+
+class MidBlock(nn.Module):
+    """Two residual blocks with attention between them: (B, C, h, w) -> (B, C, h, w)."""
+
+    def __init__(self, channels: int, groups: int, attention: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResidualBlock(channels, channels, 0, groups, NORM_EPS) for _ in range(2)
+        )
+        if attention:
+            self.attentions = nn.ModuleList([PictureAttention(channels, groups, NORM_EPS)])
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        if self.attention:
+            x = self.attentions[0](x)
+        return self.resnets[1](x)
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, then half the size unless `last`."""
+
+    def __init__(
+        self, channels_in: int, channels: int, layers: int, groups: int, last: bool
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResidualBlock(channels_in if i == 0 else channels, channels, 0, groups, NORM_EPS)
+            for i in range(layers)
+        )
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(channels, symmetric=False)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    """Residual blocks, then twice the size unless `last`."""
+
+    def __init__(
+        self, channels_in: int, channels: int, layers: int, groups: int, last: bool
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResidualBlock(channels_in if i == 0 else channels, channels, 0, groups, NORM_EPS)
+            for i in range(layers)
+        )
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        for upsampler in self.upsamplers:
+            x = upsampler(x, (2 * x.shape[2], 2 * x.shape[3]))
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) -> mean and log variance (B, 2 C, H / f, W / f)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_groups
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(
+                widths[max(i - 1, 0)],
+                width,
+                config.layers_per_block,
+                groups,
+                last=i == len(widths) - 1,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.mid_block = MidBlock(widths[-1], groups, config.mid_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(pixels, self.patch_size) if self.patch_size > 1 else pixels
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, C, h, w) -> pixels (B, 3, h * f, w * f)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_groups
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups, config.mid_attention)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                widths[max(i - 1, 0)],
+                width,
+                config.layers_per_block + 1,
+                groups,
+                last=i == len(widths) - 1,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], NORM_EPS)
+        self.conv_out = nn.Conv2d(
+            widths[-1], config.in_channels * config.patch_size**2, 3, padding=1
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            x = block(x)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
+
+
+class VAE(nn.Module):
+    """The autoencoder whole. Pixels are (B, 3, H, W) in [-1, 1]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        latents = config.latent_channels
+        if config.use_quant_conv:
+            self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1)
+            self.post_quant_conv = nn.Conv2d(latents, latents, 1)
+        if config.shortcut:
+            f = config.downsample
+            self.encoder_shortcut = nn.Conv2d(config.in_channels, latents, f, stride=f)
+            self.decoder_shortcut = nn.Conv2d(latents, config.in_channels * f * f, 1)
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """The distribution of latents, (B, latent_channels, H / f, W / f), not scaled.
+
+        ValueError if `pixels` is not (B, in_channels, H, W) with H and W multiples of
+        ``config.downsample``.
+        """
+        config = self.config
+        if pixels.ndim != 4 or pixels.shape[1] != config.in_channels:
+            raise ValueError(
+                f"pixels have the shape {tuple(pixels.shape)}; "
+                f"(B, {config.in_channels}, H, W) is needed"
+            )
+        if pixels.shape[2] % config.downsample or pixels.shape[3] % config.downsample:
+            raise ValueError(
+                f"pixels are {pixels.shape[3]} wide and {pixels.shape[2]} high; "
+                f"both must be multiples of {config.downsample}"
+            )
+        moments = self.encoder(pixels)
+        if config.use_quant_conv:
+            moments = self.quant_conv(moments)
+        mean, logvar = moments.chunk(2, dim=1)
+        if config.shortcut:
+            mean = mean + self.encoder_shortcut(pixels)
+        return Posterior(mean, logvar)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents as `encode` makes them, not scaled, -> pixels, about in [-1, 1]."""
+        pixels = self.decoder(self.post_quant_conv(z) if self.config.use_quant_conv else z)
+        if self.config.shortcut:
+            linear = F.pixel_shuffle(self.decoder_shortcut(z), self.config.downsample)
+            pixels = pixels + linear
+        return pixels
+
+    def to_latents(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pixels -> scaled latents for diffusion; the likeliest, or with a generator a sample."""
+        posterior = self.encode(pixels)
+        z = posterior.mode() if generator is None else posterior.sample(generator)
+        return (z - self.config.shift_factor) * self.config.scaling_factor
+
+    def to_pixels(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> pixels."""
+        return self.decode(latents / self.config.scaling_factor + self.config.shift_factor)
+
+    @torch.no_grad()
+    def set_shortcut(self, encode: Tensor, decode: Tensor, mean: Tensor) -> None:
+        """Make this a linear code of patches, from which training can start.
+
+        With patches p (n,), n = in_channels * f * f in the order of ``F.unfold``, the latents are
+        ``encode @ (p - mean)`` and the pixels ``decode @ z + mean``; `encode` is
+        (latent_channels, n), `decode` (n, latent_channels), `mean` (n,). The networks beside the
+        shortcut start at zero, and the posterior with a small deviation, exp(-3).
+        """
+        config = self.config
+        if not config.shortcut:
+            raise ValueError(
+                "this autoencoder has no shortcut to set; its config says shortcut=False"
+            )
+        n = config.in_channels * config.downsample**2
+        wanted = ((config.latent_channels, n), (n, config.latent_channels), (n,))
+        if (encode.shape, decode.shape, mean.shape) != wanted:
+            raise ValueError(
+                f"encode, decode and mean have the shapes {tuple(encode.shape)}, "
+                f"{tuple(decode.shape)} and {tuple(mean.shape)}; {wanted} are needed"
+            )
+        assert self.encoder_shortcut.bias is not None and self.decoder_shortcut.bias is not None
+        self.encoder_shortcut.weight.copy_(encode.view_as(self.encoder_shortcut.weight))
+        self.encoder_shortcut.bias.copy_(-encode @ mean)
+        self.decoder_shortcut.weight.copy_(decode[:, :, None, None])
+        self.decoder_shortcut.bias.copy_(mean)
+        for layer in (self.encoder.conv_out, self.decoder.conv_out):
+            for parameter in layer.parameters():
+                parameter.zero_()
+        last = self.quant_conv if config.use_quant_conv else self.encoder.conv_out
+        assert last.bias is not None
+        last.bias.zero_()
+        last.bias[config.latent_channels :] = -6.0
+
+
+class PatchDiscriminator(nn.Module):
+    """Scores overlapping patches as real or made: (B, 3, H, W) -> (B, 1, about H / 8, W / 8).
+
+    Isola et al. 2017 (arXiv:1611.07004), appendix 6.1.2, with group norm in place of batch norm,
+    so that a picture's score does not depend on the others in its batch.
+    """
+
+    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = [
+            nn.Conv2d(in_channels, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
+        for i in range(1, layers + 1):
+            before, after = width * min(2 ** (i - 1), 8), width * min(2**i, 8)
+            blocks += [
+                nn.Conv2d(before, after, 4, stride=2 if i < layers else 1, padding=1, bias=False),
+                nn.GroupNorm(8, after),
+                nn.LeakyReLU(0.2),
+            ]
+        blocks.append(nn.Conv2d(width * min(2**layers, 8), 1, 4, padding=1))
+        self.layers = nn.Sequential(*blocks)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.layers(pixels)
+
+
+def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """Mean absolute difference of each picture, (B,)."""
+    return (decoded - pixels).abs().mean(dim=(1, 2, 3))
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the discriminator's scores, scalar (Lim & Ye 2017, arXiv:1705.02894)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """What the autoencoder pays for scores (any shape) that say "made", scalar."""
+    return -fake.mean()
+
+
+def feature_loss(features: Callable[[Tensor], Sequence[Tensor]], a: Tensor, b: Tensor) -> Tensor:
+    """How different two batches of pictures look to a network, (B,).
+
+    `features` gives maps (B, C, h, w) of several layers; each place's vector is made of unit
+    length, and the squared distances are averaged over places and summed over layers
+    (Zhang et al. 2018, arXiv:1801.03924, equation 1, without learned weights).
+    """
+    distances = [
+        (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(dim=1).mean(dim=(1, 2))
+        for x, y in zip(features(a), features(b), strict=True)
+    ]
+    return torch.stack(distances).sum(dim=0)
