@@ -1,0 +1,339 @@
+"""The captioned emoji pictures: four families of openly licensed art, rendered from SVG.
+
+The art comes from the npm packages ``@iconify-json/{fluent-emoji-flat,fluent-emoji,noto,twemoji}``,
+names and keywords from ``emojibase-data``; ``concepts.tsv`` beside this file says which emoji are
+learnt and what people call them. Three steps:
+
+* ``render``: SVG -> one array of RGBA pictures, (concepts, styles, size, size, 4);
+* ``caption``: what a picture shows -> a sentence, in one of many wordings;
+* ``compose``: a picture from parts with alpha -- shifted, mirrored, tinted, on a coloured ground,
+  two things side by side or one above the other -- with the sentence that says so.
+
+Everything drawn is a function of the random generator that it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+STYLES = {
+    "flat": "fluent-emoji-flat",
+    "3d": "fluent-emoji",
+    "noto": "noto",
+    "twemoji": "twemoji",
+}
+"""Style word in a prompt -> the icon set that is drawn in it."""
+
+COLORS = {
+    "red": (220, 40, 45),
+    "orange": (250, 140, 30),
+    "yellow": (250, 215, 50),
+    "green": (60, 165, 75),
+    "blue": (45, 105, 225),
+    "purple": (135, 65, 190),
+    "pink": (250, 130, 185),
+    "brown": (130, 85, 50),
+    "gray": (140, 145, 150),
+    "black": (35, 35, 40),
+}
+"""Colour words of tints and backgrounds -> sRGB, 0..255."""
+
+TINTS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
+"""Colours that a thing can be painted in: those that have a hue."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing that can be drawn."""
+
+    emoji: str
+    names: tuple[str, ...]
+    """Everyday names, the commonest first."""
+    keywords: tuple[str, ...] = ()
+    """Further words that emojibase gives for it and for no other concept here."""
+    slug: str = ""
+    """Its file name in the icon sets."""
+
+
+@dataclass
+class EmojiArt:
+    """Rendered concepts: ``pixels`` is (concepts, styles, size, size, 4) uint8, straight alpha."""
+
+    concepts: list[Concept]
+    pixels: np.ndarray
+    styles: list[str] = field(default_factory=lambda: list(STYLES))
+
+    @property
+    def size(self) -> int:
+        return int(self.pixels.shape[2])
+
+    def save(self, path: Path) -> None:
+        """Write to a temporary name, then rename."""
+        temporary = path.with_suffix(".tmp.npz")
+        concepts = json.dumps([[c.emoji, c.names, c.keywords, c.slug] for c in self.concepts])
+        np.savez_compressed(temporary, pixels=self.pixels, concepts=concepts, styles=self.styles)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> EmojiArt:
+        """Read what ``save`` wrote. ValueError if the file is missing or of another kind."""
+        if not path.is_file():
+            raise ValueError(f"{path}: no rendered emoji there; run `pellucid data emoji` first")
+        with np.load(path, allow_pickle=False) as file:
+            concepts = [
+                Concept(emoji, tuple(names), tuple(keywords), slug)
+                for emoji, names, keywords, slug in json.loads(str(file["concepts"]))
+            ]
+            return cls(concepts, file["pixels"], [str(s) for s in file["styles"]])
+
+
+def _slug(label: str) -> str:
+    ascii_only = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_only.replace("'", "")).strip("-")
+
+
+def _bare(emoji: str) -> str:
+    """An emoji without its variation selector, which data sets add or leave out at will."""
+    return emoji.replace("\ufe0f", "").replace("\ufe0e", "")
+
+
+def read_concepts(emojibase: Path) -> list[Concept]:
+    """``concepts.tsv`` with the slugs and unambiguous keywords of emojibase's ``data.json``."""
+    table = {_bare(e["emoji"]): e for e in json.loads(emojibase.read_text(encoding="utf-8"))}
+    text = resources.files("pellucid.data").joinpath("concepts.tsv").read_text(encoding="utf-8")
+    rows = [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")][1:]
+    entries = [(emoji, tuple(names.split(", ")), table[_bare(emoji)]) for emoji, names in rows]
+    named = {name for _, names, _ in entries for name in names}
+    counts: dict[str, int] = {}
+    for _, _, entry in entries:
+        for tag in entry.get("tags", []):
+            counts[tag] = counts.get(tag, 0) + 1
+    return [
+        Concept(
+            emoji,
+            names,
+            # A keyword that two concepts share ("food") names neither of them.
+            tuple(t for t in entry.get("tags", []) if counts[t] == 1 and t not in named),
+            _slug(entry["label"]),
+        )
+        for emoji, names, entry in entries
+    ]
+
+
+def render(packages: Path, size: int) -> EmojiArt:
+    """Draw every concept in every style.
+
+    Args:
+        packages: the ``node_modules`` folder with the icon sets and ``emojibase-data``.
+        size: pixels on a side.
+
+    Raises:
+        ValueError: a package or a picture is missing.
+    """
+    import io
+
+    import resvg_py
+
+    emojibase = packages / "emojibase-data" / "en" / "data.json"
+    if not emojibase.is_file():
+        raise ValueError(f"{packages}: emojibase-data is not there; see `make art`")
+    concepts = read_concepts(emojibase)
+    pixels = np.zeros((len(concepts), len(STYLES), size, size, 4), np.uint8)
+    for s, package in enumerate(STYLES.values()):
+        path = packages / "@iconify-json" / package / "icons.json"
+        if not path.is_file():
+            raise ValueError(f"{path}: the icon set is not there; see `make art`")
+        icons = json.loads(path.read_text(encoding="utf-8"))
+        for c, concept in enumerate(concepts):
+            name = concept.slug
+            if name not in icons["icons"]:
+                name = icons.get("aliases", {}).get(name, {}).get("parent", name)
+            if name not in icons["icons"]:
+                raise ValueError(f"{package} has no picture called {concept.slug!r}")
+            icon = icons["icons"][name]
+            w = icon.get("width", icons.get("width", 16))
+            h = icon.get("height", icons.get("height", 16))
+            svg = (
+                f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+                f' viewBox="0 0 {w} {h}" width="{w}" height="{h}">{icon["body"]}</svg>'
+            )
+            # Drawn at twice the size and halved: thin strokes keep their weight.
+            png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size)
+            picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+            pixels[c, s] = np.asarray(picture.resize((size, size), Image.Resampling.BOX))
+    return EmojiArt(concepts, pixels)
+
+
+# ---------------------------------------------------------------- captions
+
+
+def _article(name: str) -> str:
+    if name.startswith(("the ", "a ", "an ")) or name.endswith("s") and not name.endswith("ss"):
+        return name
+    return ("an " if name[0] in "aeiou" else "a ") + name
+
+
+_PLAIN = ("{a}", "{a}", "{name}", "a picture of {a}", "{a} emoji")
+_STYLED = ("{a}, {style} style", "{style} style {name}", "{a} in {style} style", "{a}, {style}")
+
+
+def pick_name(concept: Concept, rng: np.random.Generator) -> str:
+    """One of its names: the commonest half of the time, any keyword one time in six."""
+    chance = rng.random()
+    if chance < 1 / 6 and concept.keywords:
+        return concept.keywords[rng.integers(len(concept.keywords))]
+    if chance < 0.5:
+        return concept.names[rng.integers(len(concept.names))]
+    return concept.names[0]
+
+
+def caption(name: str, style: str | None, rng: np.random.Generator) -> str:
+    """A sentence for a thing, that tells its style if one is given."""
+    wordings = _PLAIN if style is None else _STYLED
+    return wordings[rng.integers(len(wordings))].format(
+        a=_article(name), name=name, style=style or ""
+    )
+
+
+def with_color(name: str, color: str) -> str:
+    """"a rabbit", "blue" -> "a blue rabbit"; a colour already in the name is replaced."""
+    words = [w for w in name.split() if w not in COLORS]
+    return _article(f"{color} {' '.join(words)}")
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def tint(rgba: np.ndarray, color: str) -> np.ndarray:
+    """Paint a picture in one hue, keeping its light and shade. (h, w, 4) uint8 -> the same."""
+    luma = rgba[..., :3].astype(np.float32) @ np.float32([0.299, 0.587, 0.114]) / 255
+    target = np.float32(COLORS[color]) / 255
+    # Dark to black below the colour's own lightness, light to white above it.
+    low = np.clip(luma / 0.65, 0, 1)[..., None] * target
+    high = np.clip((luma - 0.65) / 0.35, 0, 1)[..., None]
+    rgb = low * (1 - 0.75 * high) + 0.75 * high
+    return np.concatenate([(rgb * 255).astype(np.uint8), rgba[..., 3:]], -1)
+
+
+def paste(
+    canvas: np.ndarray, rgba: np.ndarray, cx: float, cy: float, side: int, mirror: bool
+) -> None:
+    """Put a picture on a canvas (h, w, 3) float32 0..255, centred at (cx, cy), `side` wide."""
+    picture = Image.fromarray(rgba)
+    if mirror:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if picture.width != side:
+        # Premultiplied, so that transparent black does not bleed into the edges.
+        picture = picture.convert("RGBa").resize((side, side), Image.Resampling.BILINEAR)
+        picture = picture.convert("RGBA")
+    size = canvas.shape[0]
+    left, top = round(cx - side / 2), round(cy - side / 2)
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, size), min(top + side, size)
+    part = np.asarray(picture, np.float32)[y0 - top : y1 - top, x0 - left : x1 - left]
+    alpha = part[..., 3:] / 255
+    canvas[y0:y1, x0:x1] = canvas[y0:y1, x0:x1] * (1 - alpha) + part[..., :3] * alpha
+
+
+def ground(size: int, color: str | None) -> np.ndarray:
+    """An empty canvas: white, or a pale shade of a colour word."""
+    value = (255, 255, 255) if color is None else COLORS[color]
+    return np.full((size, size, 3), value, np.float32)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How often `compose` draws what; the rest are plain pictures of one thing."""
+
+    tinted: float = 0.12
+    on_color: float = 0.12
+    pair: float = 0.06
+    styled: float = 0.5
+    """Chance that the caption tells the style."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training picture: (size, size, 3) uint8 and what it shows."""
+
+    pixels: np.ndarray
+    caption: str
+    concepts: tuple[int, ...]
+    style: int
+    tint: str | None = None
+    background: str | None = None
+
+
+def held_out(first: int, second: int | str) -> bool:
+    """True for one combination in eight: those are never drawn for training."""
+    import zlib
+
+    return zlib.crc32(f"{first}/{second}".encode()) % 8 == 0
+
+
+def compose(art: EmojiArt, rng: np.random.Generator, mix: Mix | None = None, concept: int = -1,
+            held: bool = False) -> Sample:
+    """Draw one picture.
+
+    Args:
+        mix: how often which kind of picture.
+        concept: the (first) thing to draw; -1 is any.
+        held: draw only combinations that training never sees (tints, grounds and pairs).
+    """
+    mix = Mix() if mix is None else mix
+    size, count = art.size, len(art.concepts)
+    first = int(rng.integers(count)) if concept < 0 else concept
+    style = int(rng.integers(len(art.styles)))
+    told = art.styles[style] if rng.random() < mix.styled else None
+    name = pick_name(art.concepts[first], rng)
+    # Most things are drawn to fill the picture, as they will be asked for.
+    side = size if rng.random() < 0.5 else int(rng.integers(size * 3 // 4, size))
+    play = (size - side) / 2
+    cx, cy = size / 2 + rng.uniform(-play, play), size / 2 + rng.uniform(-play, play)
+    mirror = bool(rng.random() < 0.5)
+    chance = rng.random()
+
+    def allowed(words: tuple[str, ...]) -> str | None:
+        fit = [w for w in words if held_out(first, w) == held]
+        return fit[rng.integers(len(fit))] if fit else None
+
+    if chance < mix.tinted and (color := allowed(TINTS)):
+        canvas = ground(size, None)
+        paste(canvas, tint(art.pixels[first, style], color), cx, cy, side, mirror)
+        text = with_color(name, color) + (f", {told} style" if told else "")
+        return Sample(canvas.astype(np.uint8), text, (first,), style, tint=color)
+    if chance < mix.tinted + mix.on_color and (color := allowed(tuple(COLORS))):
+        canvas = ground(size, color)
+        side = min(side, round(size * 0.875))
+        paste(canvas, art.pixels[first, style], cx, cy, side, mirror)
+        text = f"{_article(name)} on {_article(color)} background"
+        text += f", {told} style" if told else ""
+        return Sample(canvas.astype(np.uint8), text, (first,), style, background=color)
+    if chance < mix.tinted + mix.on_color + mix.pair:
+        second = int(rng.integers(count))
+        while second == first or held_out(first, second) != held:
+            second = int(rng.integers(count))
+        half = round(size * 0.5)
+        other = _article(pick_name(art.concepts[second], rng))
+        canvas = ground(size, None)
+        quarter, near, far = size / 2, size / 4, size * 3 / 4
+        if rng.random() < 0.5:
+            text = f"{_article(name)} and {other}"
+            spots = ((near, quarter), (far, quarter))
+        else:
+            text = f"{_article(name)} above {other}"
+            spots = ((quarter, near), (quarter, far))
+        for thing, (x, y) in zip((first, second), spots, strict=True):
+            paste(canvas, art.pixels[thing, style], x, y, half, bool(rng.random() < 0.5))
+        text += f", {told} style" if told else ""
+        return Sample(canvas.astype(np.uint8), text, (first, second), style)
+    canvas = ground(size, None)
+    paste(canvas, art.pixels[first, style], cx, cy, side, mirror)
+    return Sample(canvas.astype(np.uint8), caption(name, told, rng), (first,), style)

@@ -1,0 +1,1 @@
+"""Training: a visible loop for each thing that can be trained."""

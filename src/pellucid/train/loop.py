@@ -1,0 +1,128 @@
+"""What every training loop here shares: EMA, learning rate, saved state, a line of progress.
+
+The loops themselves stay visible in ``vae.py``, ``clip.py`` and ``diffusion.py``. Randomness is a
+function of (seed, step, rank), never of what was drawn before, so a resumed run goes on bit for
+bit where the unbroken one would have been.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay_from: float) -> float:
+    """Linear warm-up, constant, then a cosine to zero over what is left after `decay_from`.
+
+    Args:
+        step: 0-based step of `steps`.
+        warmup: steps until `peak` is reached.
+        decay_from: fraction of the run at which the decay begins, 0..1.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    start = decay_from * steps
+    if step < start:
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - start) / max(steps - start, 1)))
+
+
+class Ema:
+    """Exponential moving average of a network's weights, with warm-up.
+
+    decay_k = min(decay, (1 + k) / (10 + k)): the first weights, which are noise, are soon
+    forgotten (as in TensorFlow's ExponentialMovingAverage).
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.updates = 0
+        self.weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        state = module.state_dict()
+        names = [k for k in self.weights if self.weights[k].is_floating_point()]
+        torch._foreach_lerp_(
+            [self.weights[k] for k in names], [state[k] for k in names], 1 - decay
+        )
+
+
+def rng_of(seed: int, step: int, rank: int = 0) -> np.random.Generator:
+    """NumPy randomness of one step of one process."""
+    return np.random.default_rng([seed, step, rank])
+
+
+def generator_of(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """Torch randomness (CPU) of one step of one process."""
+    return torch.Generator().manual_seed(int(rng_of(seed, step, rank).integers(2**62)))
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a run's whole state under a temporary name, then rename: a kill never spoils it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The saved state, or None where there is none. Nothing in the file is executed."""
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a saved training state ({error})") from error
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
+    """Mean of the gradients over all processes, in one message."""
+    if world == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= world
+    torch._foreach_copy_(
+        gradients,
+        [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients,
+                                            strict=True)],
+    )
+
+
+class Report:
+    """A line of progress on stderr: step, speed, time left, and what is measured."""
+
+    def __init__(self, name: str, steps: int, start: int = 0, every: int = 50, quiet: bool = False):
+        self.name, self.steps, self.start, self.every, self.quiet = name, steps, start, every, quiet
+        self.began = time.monotonic()
+
+    def __call__(self, step: int, batch: int, **figures: float | Tensor) -> None:
+        done = step + 1 - self.start
+        if self.quiet or (done % self.every and step + 1 != self.steps):
+            return
+        seconds = time.monotonic() - self.began
+        left = seconds / done * (self.steps - step - 1)
+        text = "  ".join(f"{key} {float(value):.4f}" for key, value in figures.items())
+        speed = done * batch / seconds
+        print(
+            f"{self.name} {step + 1}/{self.steps}  {text}  {speed:.0f} pictures/s  "
+            f"{left / 60:.1f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
