@@ -1,4 +1,4 @@
-"""CLIP against Hugging Face's, on tiny random towers; the loss and retrieval against their definitions."""
+"""CLIP against Hugging Face's, on tiny random towers; loss and retrieval by their definitions."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class TextConfig:
     """The shape of a text tower. `eos` is the token whose place gives the pooled vector."""
 
     vocab_size: int = 4096
-    context_length: int = 32
+    context_length: int = 24
     width: int = 256
     layers: int = 6
     heads: int = 4
@@ -180,9 +180,7 @@ class TextTower(nn.Module):
         """
         count = self.config.layers
         if not -count - 1 <= layer <= -1:
-            raise ValueError(
-                f"layer is {layer}; there are -1 (last) to {-count - 1} (embeddings)"
-            )
+            raise ValueError(f"layer is {layer}; there are -1 (last) to {-count - 1} (embeddings)")
         if ids.shape[1] > self.config.context_length:
             raise ValueError(
                 f"ids are {ids.shape[1]} tokens long; at most {self.config.context_length} fit"

@@ -97,9 +97,7 @@ class Tokenizer:
             fields = json.loads(text)
             bpe = tokenizers.Tokenizer.from_str(json.dumps(fields.pop("bpe")))
             return cls(bpe, **{name: int(value) for name, value in fields.items()})
-        except (
-            Exception
-        ) as error:  # tokenizers raises plain Exception for a text that is not its own
+        except Exception as error:  # tokenizers raises plain Exception for what is not its own
             raise ValueError(f"the tokenizer's JSON cannot be read: {error}") from error
 
     @classmethod
@@ -147,7 +145,7 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, corpus: Iterable[str], vocab_size: int = 4096, context_length: int = 32
+        cls, corpus: Iterable[str], vocab_size: int = 4096, context_length: int = 24
     ) -> Tokenizer:
         """A small tokenizer from the captions of a data set; `vocab_size` counts bos and eos.
 

@@ -1,0 +1,120 @@
+"""Models on disk: one file here for each format, chosen by what a file holds and not by its name.
+
+A format is a module with `matches(path) -> bool`, `read(path, device, dtype) -> Model` and, if it
+can be written, `write(model, path, dtype)`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid import plugins
+from pellucid.model import Model
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read as a model, or a model that cannot be written; the message says
+    why."""
+
+
+def load(
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """The model in the file or folder `path`, on `device`, its weights as `dtype`, in eval mode.
+
+    path: None is the model that ships with the package.
+
+    Nothing in the file is run. Raises CheckpointError: no such file, truncated, of another kind,
+    keys that are missing, unknown or of the wrong shape.
+    """
+    path = embedded() if path is None else Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; a checkpoint file is wanted")
+    formats = plugins.discover("pellucid.checkpoints")
+    for form in formats.values():
+        if form.matches(path):
+            model: Model = form.read(path, device, dtype)
+            return model
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder; a .safetensors file that Pellucid wrote is wanted"
+        )
+    read_header(path)  # says what is wrong if it is no safetensors file at all
+    raise CheckpointError(
+        f"{path} has no 'pellucid' entry in its metadata, so it does not say what model it is; "
+        "files that Pellucid wrote can be read"
+    )
+
+
+def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write `model` to `path` as one native file; `dtype` None keeps the weights as they are.
+
+    The file appears whole or not at all. Raises CheckpointError if it cannot be written.
+    """
+    from pellucid.checkpoints import native  # a format module imports this one
+
+    native.write(model, Path(path), dtype)
+
+
+def embedded() -> Path:
+    """Where the model that ships with the package is."""
+    return Path(__file__).parents[1] / "weights" / "emoji.safetensors"
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: key -> dtype, shape, data_offsets; `__metadata__`.
+
+    Checked before anything else touches the file, because a download that stopped halfway and a
+    pickle with the wrong name are what goes wrong most. Raises CheckpointError that says which it
+    is.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; a .safetensors file is wanted")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(9)
+        length = int.from_bytes(start[:8], "little")
+        if len(start) < 9:
+            raise CheckpointError(
+                f"{path} is truncated or no safetensors file: it has only {size} bytes"
+            )
+        if start[8:] != b"{" or length > 100_000_000:  # the format's own limit
+            if start[0] == 0x80 or start[:4] == b"PK\x03\x04":
+                raise CheckpointError(
+                    f"{path} is a pickle (torch.save), whatever its name says; loading one could "
+                    "run code. A safetensors file is wanted"
+                )
+            raise CheckpointError(
+                f"{path} is not a safetensors file; a file that Pellucid wrote is wanted"
+            )
+        text = start[8:] + file.read(length - 1)
+    if len(text) < length:
+        raise CheckpointError(
+            f"{path} is truncated: its header is {length} bytes long, the file {size} bytes"
+        )
+    try:
+        header = dict(json.loads(text))
+        dict(header.get("__metadata__") or {})
+        entries = [value for key, value in header.items() if key != "__metadata__"]
+        if not all(isinstance(side, int) for entry in entries for side in entry["shape"]):
+            raise ValueError("a shape is not made of integers")
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its header cannot be read"
+        ) from error
+    if end > size:
+        raise CheckpointError(
+            f"{path} is truncated: {end} bytes are announced, {size} are there; copy it again"
+        )
+    if end < size:
+        raise CheckpointError(
+            f"{path} is not a safetensors file: {size - end} bytes follow the end that it announces"
+        )
+    return header

@@ -1,0 +1,288 @@
+"""Pellucid's own format: one safetensors file that says by itself what it is.
+
+The weights of every part are under the part's name ("backbone.", "vae.", "text.", "vision."). The
+metadata entry "pellucid" is a JSON object: the class and config of every part, the tokenizer, the
+schedule, the prediction and the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pellucid import plugins
+from pellucid.checkpoints import CheckpointError, read_header
+from pellucid.clip import TextTower, VisionTower
+from pellucid.model import Defaults, Model
+from pellucid.schedule import Schedule
+from pellucid.tokenizer import Tokenizer
+from pellucid.vae import VAE
+
+Config = TypeVar("Config")
+
+VERSION = 1
+REQUIRED = ("backbone", "vae", "text")
+FIRST = 3  # how many wrong keys an error names
+
+T = typing.TypeVar("T")
+
+
+def matches(path: Path) -> bool:
+    """Whether `path` is a safetensors file with Pellucid's metadata."""
+    try:
+        return "pellucid" in (read_header(path).get("__metadata__") or {})
+    except CheckpointError:
+        return False
+
+
+def read(
+    path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Model:
+    """The model in `path`. Raises CheckpointError that names the first keys that are wrong."""
+    header = read_header(path)
+    shapes = {key: tuple(v["shape"]) for key, v in header.items() if key != "__metadata__"}
+    facts = _facts(path, header)
+    parts: dict[str, nn.Module] = {}
+    for part, entry in facts["parts"].items():
+        # On the meta device a network has shapes but no memory, and nothing is initialised in vain.
+        with torch.device("meta"):
+            parts[part] = _build(path, part, entry)
+    _compare(path, parts, shapes)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for part, module in parts.items():
+                weights = {
+                    key: _cast(file.get_tensor(f"{part}.{key}"), dtype).to(device)
+                    for key in module.state_dict()
+                }
+                module.load_state_dict(weights, assign=True, strict=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for module in parts.values():
+        module.eval()
+    try:
+        tokenizer = Tokenizer.from_json(json.dumps(facts["tokenizer"]))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    text = typing.cast(TextTower, parts["text"])
+    if (
+        tokenizer.vocab_size > text.config.vocab_size
+        or tokenizer.context_length > text.config.context_length
+    ):
+        raise CheckpointError(
+            f"{path}: its tokenizer ({tokenizer.vocab_size} pieces, rows of "
+            f"{tokenizer.context_length}) does not fit its text tower ({text.config.vocab_size} "
+            f"pieces, rows of {text.config.context_length})"
+        )
+    return Model(
+        backbone=parts["backbone"],
+        vae=typing.cast(VAE, parts["vae"]),
+        text=text,
+        tokenizer=tokenizer,
+        schedule=_dataclass(path, "schedule", Schedule, facts["schedule"]),
+        prediction=str(facts["prediction"]),
+        name=str(facts["name"]),
+        vision=typing.cast("VisionTower | None", parts.get("vision")),
+        defaults=_dataclass(path, "defaults", Defaults, facts["defaults"]),
+    )
+
+
+def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write `model` to `path`, whole or not at all; `dtype` None keeps the weights as they are.
+
+    Raises CheckpointError: a weight that is not finite (or not any more, as float16), a folder that
+    does not exist, a full disk.
+    """
+    modules: dict[str, nn.Module] = {
+        "backbone": model.backbone,
+        "vae": model.vae,
+        "text": model.text,
+    }
+    if model.vision is not None:
+        modules["vision"] = model.vision
+    weights: dict[str, Tensor] = {}
+    for part, module in modules.items():
+        for key, tensor in module.state_dict().items():
+            weight = _cast(tensor.detach().cpu(), dtype).contiguous()
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise CheckpointError(
+                    f"{part}.{key} has values that are not finite in {weight.dtype}; "
+                    f"{path} was not written"
+                )
+            weights[f"{part}.{key}"] = weight
+    facts = {
+        "version": VERSION,
+        "name": model.name,
+        "prediction": model.prediction,
+        "parts": {
+            part: {"kind": _kind_of(part, module), "config": dataclasses.asdict(_config_of(module))}
+            for part, module in modules.items()
+        },
+        "schedule": dataclasses.asdict(model.schedule),
+        "defaults": dataclasses.asdict(model.defaults),
+        "tokenizer": json.loads(model.tokenizer.to_json()),
+    }
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path} cannot be written: {path.parent} is not a folder")
+    try:
+        # In the same folder, because only there is a rename one step.
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        try:
+            save_file(weights, name, {"pellucid": json.dumps(facts, ensure_ascii=False)})
+            with open(name, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} could not be written: {error}") from error
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _config_of(module: nn.Module) -> Any:
+    config = getattr(module, "config", None)
+    if not dataclasses.is_dataclass(config):
+        raise CheckpointError(
+            f"{type(module).__name__} has no config dataclass, so a file could not say what it is"
+        )
+    return config
+
+
+def _facts(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    text = (header.get("__metadata__") or {}).get("pellucid")
+    if text is None:
+        raise CheckpointError(f"{path} has no 'pellucid' entry in its metadata")
+    try:
+        facts = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its 'pellucid' metadata is not JSON") from error
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path}: its 'pellucid' metadata is not a JSON object")
+    version = facts.get("version")
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path}: its metadata has no format version; {VERSION} is wanted")
+    if version > VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}; this Pellucid reads up to {VERSION}, a newer "
+            "Pellucid is needed"
+        )
+    wanted = {"name", "prediction", "parts", "schedule", "defaults", "tokenizer"}
+    if missing := sorted(wanted - facts.keys()):
+        raise CheckpointError(f"{path}: its metadata has no {', '.join(missing)}")
+    parts = facts["parts"]
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        raise CheckpointError(f"{path}: 'parts' in its metadata is not an object of objects")
+    if missing := [part for part in REQUIRED if part not in parts]:
+        raise CheckpointError(f"{path} has no {', '.join(missing)}; a model needs them")
+    if unknown := sorted(parts.keys() - {*REQUIRED, "vision"}):
+        raise CheckpointError(f"{path} has a part {unknown[0]!r}; known are {REQUIRED} and vision")
+    return facts
+
+
+def _kinds(part: str) -> dict[str, type[nn.Module]]:
+    """What may stand for a part: its name in files -> its class.
+
+    A backbone goes by the name of its file in backbones/: the class there that has a config.
+    """
+    fixed: dict[str, dict[str, type[nn.Module]]] = {
+        "vae": {"vae": VAE},
+        "text": {"clip_text": TextTower},
+        "vision": {"clip_vision": VisionTower},
+    }
+    if part in fixed:
+        return fixed[part]
+    return {
+        stem: thing
+        for stem, module in plugins.discover("pellucid.backbones").items()
+        for name, thing in vars(module).items()
+        if isinstance(thing, type) and issubclass(thing, nn.Module)
+        if f"{name}Config" in vars(module)
+    }
+
+
+def _kind_of(part: str, module: nn.Module) -> str:
+    for kind, known in _kinds(part).items():
+        if type(module) is known:
+            return kind
+    raise CheckpointError(
+        f"the model's {part} is a {type(module).__name__}, which no file can name; "
+        f"known are {', '.join(sorted(_kinds(part)))}"
+    )
+
+
+def _build(path: Path, part: str, entry: Mapping[str, Any]) -> nn.Module:
+    kinds = _kinds(part)
+    kind = entry.get("kind")
+    if kind not in kinds:
+        raise CheckpointError(
+            f"{path}: its {part} is of the kind {kind!r}; known are {', '.join(sorted(kinds))}"
+        )
+    config_type = typing.get_type_hints(kinds[kind].__init__)["config"]
+    config = _dataclass(path, part, config_type, entry.get("config"))
+    try:
+        return kinds[kind](config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise CheckpointError(
+            f"{path}: no {kind} can be built from the config of its {part}: {error}"
+        ) from error
+
+
+def _dataclass(path: Path, what: str, kind: type[Config], values: Any) -> Config:
+    """A config dataclass from JSON, in which tuples have become lists."""
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: the {what} in its metadata is not a JSON object")
+    known = {field.name for field in dataclasses.fields(typing.cast(Any, kind))}
+    if unknown := sorted(values.keys() - known):
+        raise CheckpointError(
+            f"{path}: the {what} in its metadata has an unknown field {unknown[0]!r}; known are "
+            f"{', '.join(sorted(known))}"
+        )
+    try:
+        return kind(**{name: _tuples(value) for name, value in values.items()})
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: the {what} in its metadata is wrong: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _compare(
+    path: Path, parts: Mapping[str, nn.Module], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    wanted = {
+        f"{part}.{key}": tuple(tensor.shape)
+        for part, module in parts.items()
+        for key, tensor in module.state_dict().items()
+    }
+    missing = [key for key in wanted if key not in found]
+    extra = [key for key in found if key not in wanted]
+    wrong = [
+        f"{key} is {found[key]} and not {shape}"
+        for key, shape in wanted.items()
+        if key in found and found[key] != shape
+    ]
+    complaints = [
+        f"{len(keys)} {what}: {', '.join(keys[:FIRST])}" + (", ..." if len(keys) > FIRST else "")
+        for what, keys in (("missing", missing), ("unknown", extra), ("of the wrong shape", wrong))
+        if keys
+    ]
+    if complaints:
+        raise CheckpointError(f"{path}: its keys do not fit its config: {'; '.join(complaints)}")
