@@ -1,0 +1,1 @@
+"""The networks that take the noise out; one file each."""

@@ -1,0 +1,274 @@
+"""The U-Net: from a noisy latent, a time and a text to what the noise is.
+
+The network of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), in the variants of Stable
+Diffusion and SDXL (Podell et al. 2023, arXiv:2307.01952). Going down, each level halves the size;
+going up, each residual block also sees what the one of its size saw on the way down. The
+parameters have the names that diffusers gives them (UNet2DConditionModel).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid.nn import (
+    Downsample,
+    Embedding,
+    Recorder,
+    ResidualBlock,
+    SpatialTransformer,
+    Upsample,
+    sinusoid,
+)
+
+if TYPE_CHECKING:
+    from pellucid.diffusion import Conditioning
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The shape of a U-Net. `transformer_layers` and `heads` are per level, from the largest."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    transformer_layers: tuple[int, ...] = (1, 1, 1, 0)  # 0: no attention at this level
+    mid_transformer_layers: int = 1
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    cross_attention_dim: int = 768
+    use_linear_projection: bool = False
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    pooled_dim: int = 0  # width of the pooled text that is added to the time; 0: none
+    size_conditions: bool = False  # SDXL's six numbers go beside the pooled text
+    map_channels: int = 0  # channels that an MLP draws from the pooled text, beside the input
+    map_size: int = 8
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for name in ("transformer_layers", "heads"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries; block_out_channels has "
+                    f"{levels} levels and each needs one"
+                )
+        if self.pooled_dim == 0 and (self.size_conditions or self.map_channels > 0):
+            raise ValueError(
+                "pooled_dim is 0; size_conditions and map_channels need the pooled text's width"
+            )
+
+
+SD15 = UNetConfig()
+SD21 = UNetConfig(heads=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True)
+SDXL = UNetConfig(
+    block_out_channels=(320, 640, 1280),
+    transformer_layers=(0, 2, 10),
+    mid_transformer_layers=10,
+    heads=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    pooled_dim=1280,
+    size_conditions=True,
+)
+
+SIZE_WIDTH = 256  # of the sinusoid of each of SDXL's six numbers
+SIZE_COUNT = 6
+
+
+class Level(nn.Module):
+    """The residual blocks of one level, each with a transformer behind it if `depth` > 0.
+
+    `widths_in` are the channels that come into each residual block.
+    """
+
+    def __init__(
+        self, config: UNetConfig, level: int, widths_in: list[int], depth: int, transformers: int
+    ) -> None:
+        super().__init__()
+        width = config.block_out_channels[level]
+        self.resnets = nn.ModuleList(
+            ResidualBlock(
+                width_in,
+                width,
+                4 * config.block_out_channels[0],
+                config.norm_groups,
+                config.norm_eps,
+            )
+            for width_in in widths_in
+        )
+        self.attentions = nn.ModuleList(
+            SpatialTransformer(
+                width,
+                config.cross_attention_dim,
+                config.heads[level],
+                depth,
+                config.norm_groups,
+                config.use_linear_projection,
+            )
+            for _ in range(transformers if depth > 0 else 0)
+        )
+
+
+class DownLevel(Level):
+    """One level on the way down; gives the output of every layer, for the way up."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        width, layers = config.block_out_channels[level], config.layers_per_block
+        before = config.block_out_channels[max(level - 1, 0)]
+        depth = config.transformer_layers[level]
+        super().__init__(config, level, [before] + [width] * (layers - 1), depth, layers)
+        last = level == len(config.block_out_channels) - 1
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(width)])
+
+    def forward(
+        self, x: Tensor, time: Tensor, tokens: Tensor, record: Recorder | None
+    ) -> list[Tensor]:
+        outputs = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if len(self.attentions) > 0:
+                x = self.attentions[i](x, tokens, record)
+            outputs.append(x)
+        for downsampler in self.downsamplers:
+            outputs.append(downsampler(x))
+        return outputs
+
+
+class MidLevel(Level):
+    """The bottom: residual block, transformer, residual block."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        width = config.block_out_channels[-1]
+        super().__init__(config, -1, [width, width], config.mid_transformer_layers, 1)
+
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor, record: Recorder | None) -> Tensor:
+        x = self.resnets[0](x, time)
+        for transformer in self.attentions:
+            x = transformer(x, tokens, record)
+        return self.resnets[1](x, time)
+
+
+class UpLevel(Level):
+    """One level on the way up; each residual block takes one of the outputs kept going down."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        widths, layers = config.block_out_channels, config.layers_per_block
+        width = widths[level]
+        coming = [widths[min(level + 1, len(widths) - 1)]] + [width] * layers
+        kept = [width] * layers + [widths[max(level - 1, 0)]]
+        widths_in = [a + b for a, b in zip(coming, kept, strict=True)]
+        super().__init__(config, level, widths_in, config.transformer_layers[level], layers + 1)
+        self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(width)])
+
+    def forward(
+        self, x: Tensor, kept: list[Tensor], time: Tensor, tokens: Tensor, record: Recorder | None
+    ) -> Tensor:
+        """Takes what it needs off the end of `kept`."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, kept.pop()], dim=1), time)
+            if len(self.attentions) > 0:
+                x = self.attentions[i](x, tokens, record)
+        for upsampler in self.upsamplers:
+            # The size of the next level, which is odd at times, so that any size of x will do.
+            x = upsampler(x, (kept[-1].shape[2], kept[-1].shape[3]))
+        return x
+
+
+class UNet(nn.Module):
+    """The U-Net whole."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        time_width = 4 * widths[0]
+        self.conv_in = nn.Conv2d(config.in_channels + config.map_channels, widths[0], 3, padding=1)
+        self.time_embedding = Embedding(widths[0], time_width)
+        if config.pooled_dim > 0:
+            sizes = SIZE_COUNT * SIZE_WIDTH if config.size_conditions else 0
+            self.add_embedding = Embedding(config.pooled_dim + sizes, time_width)
+        if config.map_channels > 0:
+            self.map_embedding = nn.Sequential(
+                nn.Linear(config.pooled_dim, time_width),
+                nn.SiLU(),
+                nn.Linear(time_width, config.map_channels * config.map_size**2),
+            )
+        self.down_blocks = nn.ModuleList(DownLevel(config, i) for i in range(len(widths)))
+        self.mid_block = MidLevel(config)
+        self.up_blocks = nn.ModuleList(UpLevel(config, i) for i in reversed(range(len(widths))))
+        self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Conditioning, record: Recorder | None = None
+    ) -> Tensor:
+        """What the network predicts (noise, or as it was trained), (B, out_channels, h, w).
+
+        x (B, in_channels, h, w); t (B,), from 0 to 1000, may be fractional; cond.tokens
+        (B, L, cross_attention_dim); cond.pooled (B, pooled_dim) and cond.sizes (B, 6) where the
+        config asks for them, ValueError if they are missing. `record`, for instance a list, takes
+        the attention to the text of every transformer block in order, (B, heads, h', w', L).
+        """
+        time = F.silu(self.embed_time(t, cond, x.dtype))
+        if self.config.map_channels > 0:
+            x = torch.cat([x, self.draw_map(x, cond)], dim=1)
+        x = self.conv_in(x)
+        kept = [x]
+        for down in self.down_blocks:
+            kept += down(kept[-1], time, cond.tokens, record)
+        x = self.mid_block(kept[-1], time, cond.tokens, record)
+        for up in self.up_blocks:
+            x = up(x, kept, time, cond.tokens, record)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def embed_time(self, t: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
+        """The time, and with it the pooled text and the sizes: (B, 4 * block_out_channels[0])."""
+        time = self.time_embedding(sinusoid(t, self.config.block_out_channels[0]).to(dtype))
+        if self.config.pooled_dim > 0:
+            extra = pooled_of(cond)
+            if self.config.size_conditions:
+                if cond.sizes is None:
+                    raise ValueError(
+                        "the conditioning has no sizes; this U-Net needs (B, 6): original height "
+                        "and width, top and left of the crop, target height and width"
+                    )
+                waves = sinusoid(cond.sizes.flatten(), SIZE_WIDTH).view(len(cond.sizes), -1)
+                extra = torch.cat([extra, waves.to(extra.dtype)], dim=-1)
+            time = time + self.add_embedding(extra.to(dtype))
+        return time
+
+    def draw_map(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """The text as a map that goes beside x: (B, map_channels, h, w)."""
+        drawn = self.map_embedding(pooled_of(cond).to(x.dtype))
+        drawn = drawn.unflatten(1, (self.config.map_channels, self.config.map_size, -1))
+        if drawn.shape[2:] != x.shape[2:]:
+            drawn = F.interpolate(drawn, size=x.shape[2:], mode="bilinear", align_corners=False)
+        return drawn
+
+
+def pooled_of(cond: Conditioning) -> Tensor:
+    """The pooled text (B, pooled_dim); ValueError if there is none."""
+    if cond.pooled is None:
+        raise ValueError("the conditioning has no pooled text; this U-Net needs (B, pooled_dim)")
+    return cond.pooled
+
+
+@torch.no_grad()
+def init_for_training(unet: UNet) -> None:
+    """Start every residual branch, and the whole output, at zero.
+
+    So each block passes its input on at first, and learns what to add ("Diffusion models beat
+    GANs", Dhariwal & Nichol 2021, and DDPM's own code before it). A branch has one such
+    layer, its last; a second zero inside it would keep gradients out for a step.
+    """
+    layers: list[nn.Module] = [unet.conv_out]
+    layers += [m.conv2 for m in unet.modules() if isinstance(m, ResidualBlock)]
+    layers += [m.proj_out for m in unet.modules() if isinstance(m, SpatialTransformer)]
+    for layer in layers:
+        for parameter in layer.parameters():
+            parameter.zero_()
