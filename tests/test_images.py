@@ -108,7 +108,7 @@ def test_parameters_of_another_program() -> None:
     text = (
         "a (((house:1.3))) [on] a hill\nsun\nNegative prompt: dark, night\nfog\n"
         "Steps: 20, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7, Seed: 965400086, "
-        'Size: 512x768, Model hash: 45dee52b12, Model: name, Clip skip: 2, Lora hashes: "a: 1, b: 2"'
+        'Size: 512x768, Model hash: 45dee52b12, Model: name, Clip skip: 2, Hashes: "a: 1, b: 2"'
     )
     fields = images.read_parameters(text)
     assert fields["prompt"] == "a (((house:1.3))) [on] a hill\nsun"
@@ -116,7 +116,7 @@ def test_parameters_of_another_program() -> None:
     assert (fields["width"], fields["height"]) == (512, 768)
     assert fields["steps"] == 20 and fields["guidance"] == 7.0 and fields["seed"] == 965400086
     assert fields["sampler"] == "Euler a" and fields["model_hash"] == "45dee52b12"
-    assert fields["Clip skip"] == "2" and fields["Lora hashes"] == "a: 1, b: 2"
+    assert fields["Clip skip"] == "2" and fields["Hashes"] == "a: 1, b: 2"
 
 
 def test_text_without_parameters_is_a_prompt() -> None:
