@@ -1,0 +1,53 @@
+"""A plug-in is a file: its stem is its public name. This is the only discovery code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
+
+
+class Plugins(Mapping[str, ModuleType]):
+    """The modules of a package by file stem. A module is imported when it is asked for."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        folders = importlib.import_module(package).__path__
+        found = (module.name for module in pkgutil.iter_modules(folders))
+        self.names = tuple(sorted(name for name in found if not name.startswith("_")))
+
+    def __getitem__(self, name: str) -> ModuleType:
+        if name not in self.names:
+            raise KeyError(name)
+        return importlib.import_module(f"{self.package}.{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def discover(package: str) -> Plugins:
+    """Every module in `package` ("pellucid.samplers") whose name does not start with "_"."""
+    return Plugins(package)
+
+
+def nearest(name: str, choices: Iterable[str]) -> list[str]:
+    """`choices`, those that look most like `name` first."""
+
+    def likeness(choice: str) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio()
+
+    return sorted(choices, key=likeness, reverse=True)
+
+
+def choose(name: str, choices: Iterable[str], what: str) -> str:
+    """`name`, if it is one of `choices`. Else ValueError that lists them, the nearest first."""
+    choices = list(choices)
+    if name in choices:
+        return name
+    known = ", ".join(nearest(str(name), choices))
+    raise ValueError(f"there is no {what} {name!r}; the choices are, nearest first: {known}")
