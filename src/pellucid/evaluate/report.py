@@ -1,0 +1,59 @@
+"""All figures of a model in one go, as JSON, and the sheet of its hundred common things."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pellucid.data.emoji import EmojiArt
+from pellucid.evaluate import classifier as classifiers
+from pellucid.evaluate import quality
+from pellucid.images import grid
+from pellucid.model import Model
+
+
+def report(
+    model: Model,
+    art_path: Path = Path("runs/art64.npz"),
+    classifier_path: Path = Path("runs/classifier/state.pt"),
+    out: Path = Path("runs/evaluation"),
+) -> dict[str, Any]:
+    """Measure everything; writes ``results.json`` and ``sheet.png`` to `out` and returns the figures.
+
+    Raises ValueError if the rendered art or the trained classifier is missing.
+    """
+    art = EmojiArt.load(art_path)
+    classifier = classifiers.trained(classifier_path, art)
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+
+    def note(name: str, value: Any) -> None:
+        results[name] = value
+        print(f"{name}: {value}", file=sys.stderr, flush=True)
+
+    began = time.monotonic()
+    rate, drawn, misses = quality.concept_rate(model, art, classifier, "common")
+    grid(drawn, 10).save(out / "sheet.png")
+    note("common concepts named", rate)
+    note("common concepts missed", misses)
+    note("seconds for 100 pictures", round(time.monotonic() - began, 1))
+    note("common concepts named, guidance 1",
+         quality.concept_rate(model, art, classifier, "common", guidance=1.0)[0])
+    everyday, _, misses = quality.concept_rate(model, art, classifier, "everyday")
+    note("everyday words named", everyday)
+    note("everyday words missed", misses)
+    for name, value in quality.attributes(model, art, classifier).items():
+        note(name, value)
+    note("two objects both named", quality.two_objects(model, art, classifier))
+    for name, value in quality.novelty(model, art).items():
+        note(name, value)
+    note("autoencoder PSNR on held-out pictures, dB", quality.autoencoder_psnr(model, art))
+    note("CLIP: right picture in the first 5 of 100, held-out captions",
+         quality.clip_recall(model, art))
+    temporary = out / "results.json.tmp"
+    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(out / "results.json")
+    return results
