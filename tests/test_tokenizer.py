@@ -27,7 +27,7 @@ def spelt(tokenizer: Tokenizer, text: str) -> str:
     """What the pieces of a text spell, without the spaces."""
     table = {char: byte for byte, char in enumerate(byte_alphabet())}
     pieces = "".join(tokenizer.bpe.id_to_token(i) or "" for i in tokenizer.encode(text))
-    spaces_gone = pieces.replace("Ġ", "").replace("</w>", "")
+    spaces_gone = pieces.replace("Ġ", "")
     return bytes(table[char] for char in spaces_gone).decode("utf-8")
 
 
