@@ -25,6 +25,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing Pellucid into $(VENV); the first time takes some minutes."
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	@touch $@
 
