@@ -35,8 +35,6 @@ VERSION = 1
 REQUIRED = ("backbone", "vae", "text")
 FIRST = 3  # how many wrong keys an error names
 
-T = typing.TypeVar("T")
-
 
 def matches(path: Path) -> bool:
     """Whether `path` is a safetensors file with Pellucid's metadata."""
