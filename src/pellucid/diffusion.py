@@ -1,7 +1,7 @@
 """The forward process: noise is added in one jump, and a network learns to see through it.
 
-Four things that a network may predict are in use. Each is turned into an estimate of x0 here, once, so
-that samplers and guidance never ask.
+Four things that a network may predict are in use. Each is turned into an estimate of x0 here,
+once, so that samplers and guidance never ask.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ class Conditioning:
         weights = [weight for _, weight in parts]
         shares = normalized(weights)
         return _merge(
-            conds, lambda tensors: sum((t * w for t, w in zip(tensors, shares, strict=True)), 0)
+            conds,
+            lambda tensors: torch.stack([t * w for t, w in zip(tensors, shares, strict=True)]).sum(
+                0
+            ),
         )
 
 
@@ -198,8 +201,9 @@ def sample_t(
 ) -> Tensor:
     """Training times (B,) float32 between 0 and T.
 
-    uniform: every t alike. logit_normal: t / T = sigmoid(n), n ~ N(0, 1), so that the middle, where most
-    is to be learnt, comes more often (Esser et al. 2024, eq. 19). discrete: whole t, 0 .. T-1.
+    uniform: every t alike. logit_normal: t / T = sigmoid(n), n ~ N(0, 1), so that the middle,
+    where most is to be learnt, comes more often (Esser et al. 2024, eq. 19). discrete: whole t, 0
+    .. T-1.
     """
     choose(kind, TIMES, "distribution of t")
     if kind == "uniform":
@@ -215,8 +219,9 @@ def loss_weight(
 ) -> Tensor:
     """The weight of each sample's squared error, of alpha's shape.
 
-    uniform: 1. min_snr: as if the squared error of x0 had the weight min(SNR, gamma) (Hang et al. 2023);
-    an error e of the output is an error of x0 of e times what `to_x0` multiplies the output by.
+    uniform: 1. min_snr: as if the squared error of x0 had the weight min(SNR, gamma) (Hang et al.
+    2023); an error e of the output is an error of x0 of e times what `to_x0` multiplies the output
+    by.
     """
     choose(kind, WEIGHTINGS, "loss weighting")
     choose(prediction, PREDICTIONS, "prediction")

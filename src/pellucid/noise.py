@@ -1,7 +1,7 @@
 """Types of noise, and one seed for each image.
 
-Noise is drawn on the CPU, image i from a generator of its own with the seed + i. So the same seed is the
-same picture on every device, and any one image of a batch can be made again alone.
+Noise is drawn on the CPU, image i from a generator of its own with the seed + i. So the same seed
+is the same picture on every device, and any one image of a batch can be made again alone.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def source(generators: Sequence[Generator], kind: str = "gaussian") -> Callable[
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """From a (weight 0) to b (weight 1) along the sphere, each image of the batch by itself.
 
-    A straight mix of two noises is too weak by up to sqrt(2); this keeps the length (Shoemake 1985).
+    A straight mix of two noises is too weak by up to sqrt(2); this keeps the length (Shoemake
+    1985).
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"the weight is {weight}; a number from 0 to 1 is wanted")

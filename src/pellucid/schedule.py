@@ -30,8 +30,8 @@ SPACINGS = (
     "align_your_steps_xl",
 )
 MAX_STEPS = 1000
-# Karras et al. 2022 (EDM) go from s = 80 to 0.002. A schedule whose own range is wider, or infinite,
-# is ramped over this range only; its first level is pure noise all the same.
+# Karras et al. 2022 (EDM) go from s = 80 to 0.002. A schedule whose own range is wider, or
+# infinite, is ramped over this range only; its first level is pure noise all the same.
 NOISIEST, CLEANEST = 80.0, 0.002
 # Sabour et al. 2024, "Align Your Steps": s = sigma / alpha of the ten steps; the last becomes 0.
 ALIGN_YOUR_STEPS = {
@@ -78,8 +78,8 @@ class Schedule:
     (Liu et al. 2022): u = t / T in [0, 1], alpha = 1 - u, sigma = u.
 
     zero_terminal_snr: the last level is made pure noise (Lin et al. 2023, algorithm 1).
-    shift: of "flow" only, > 0; above 1 a run spends more of its steps at high noise (Esser et al. 2024,
-    eq. 23). It moves the levels of a run, not the meaning of t.
+    shift: of "flow" only, > 0; above 1 a run spends more of its steps at high noise (Esser et al.
+    2024, eq. 23). It moves the levels of a run, not the meaning of t.
     Raises ValueError: unknown name, T < 2, betas not in (0, 1) or falling, shift not positive.
     """
 
@@ -114,7 +114,8 @@ class Schedule:
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at times t, which may be fractional and are clamped to the schedule's range.
 
-        The results have t's shape and device, and its dtype if that is floating point, else float32.
+        The results have t's shape and device, and its dtype if that is floating point, else
+        float32.
         """
         dtype = t.dtype if t.is_floating_point() else torch.float32
         if self.name == "flow":
@@ -180,8 +181,8 @@ class Schedule:
 
         final: "clean" ends at x0 itself; "first" ends at t = 0, which still has a little noise
         (the original Stable Diffusion code; diffusers' set_alpha_to_one=False).
-        Raises ValueError: unknown name, steps not in 1 .. 1000 (or T, where t is rounded), a spacing
-        that says nothing about this schedule.
+        Raises ValueError: unknown name, steps not in 1 .. 1000 (or T, where t is rounded), a
+        spacing that says nothing about this schedule.
         """
         choose(spacing, SPACINGS, "spacing")
         choose(final, ("clean", "first"), "final level")
@@ -201,7 +202,7 @@ class Schedule:
         if spacing == "leading":
             ratio = self.T // steps
             offset = min(1, top - (steps - 1) * ratio)  # Stable Diffusion's steps_offset
-            times = np.arange(steps)[::-1] * ratio + offset
+            times = np.arange(steps)[::-1] * float(ratio) + offset
         elif spacing == "trailing":
             times = np.round(self.T - np.arange(steps) * (self.T / steps)) - 1
         elif spacing == "linspace":
@@ -273,7 +274,8 @@ def _alphas_cumprod(schedule: Schedule) -> Tensor:
         betas = torch.linspace(*ends, T, dtype=torch.float64) ** power
         products = torch.cumprod(1 - betas, 0)
     elif schedule.name == "laplace":
-        # Hang et al. 2024, "Improved Noise Schedule", mu = 0, b = 0.5: log SNR is Laplace distributed.
+        # Hang et al. 2024, "Improved Noise Schedule", mu = 0, b = 0.5: log SNR is Laplace
+        # distributed.
         u = (torch.arange(T, dtype=torch.float64) + 0.5) / T
         log_snr = -0.5 * torch.sign(0.5 - u) * torch.log(1 - 2 * (u - 0.5).abs())
         products = torch.sigmoid(log_snr)

@@ -1,12 +1,12 @@
 """Samplers: the ways to take the noise away again. One file each; the stem is the public name.
 
 A sampler is a generator function
-``sample(denoise, x, levels, noise, **options) -> Iterator[Step]``. It walks the levels in pairs, asks
-`denoise` for an estimate of x0, moves x to the next level, and yields. Progress, previews and
+``sample(denoise, x, levels, noise, **options) -> Iterator[Step]``. It walks the levels in pairs,
+asks `denoise` for an estimate of x0, moves x to the next level, and yields. Progress, previews and
 cancelling are the caller's ``for`` loop.
 
-A sampler's file also says ORDER (how the error of a deterministic solver falls with the step; None for
-one that adds noise) and ALIASES (the names that people know from other programs).
+A sampler's file also says ORDER (how the error of a deterministic solver falls with the step; None
+for one that adds noise) and ALIASES (the names that people know from other programs).
 """
 
 from __future__ import annotations

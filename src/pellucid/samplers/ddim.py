@@ -3,8 +3,8 @@
     x' = alpha' x0 + sqrt(sigma'^2 - v) eps + sqrt(v) noise
     v = eta^2 (sigma'^2 / sigma^2) (sigma^2 - sigma'^2 alpha^2 / alpha'^2)
 
-With eta = 0 all of the noise that is put back is the noise that was seen, and the same x always gives
-the same picture. With eta = 1 this is DDPM.
+With eta = 0 all of the noise that is put back is the noise that was seen, and the same x always
+gives the same picture. With eta = 1 this is DDPM.
 """
 
 from __future__ import annotations

@@ -1,0 +1,183 @@
+"""Steering: functions from a Denoiser to a Denoiser that make the picture obey the prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.diffusion import Conditioning, Denoiser, Predict, normalized, target, to_x0
+from pellucid.noise import slerp
+from pellucid.plugins import choose
+from pellucid.schedule import Level
+
+WALKS = ("slerp", "lerp")
+
+
+class Parts(NamedTuple):
+    """Estimates of x0: the guided one, and the two that it was made of (the same if there was one)."""
+
+    guided: Tensor
+    cond: Tensor
+    uncond: Tensor
+
+
+def progress(level: Level) -> float:
+    """How far from noise to picture a level is: 0 is pure noise, 1 is clean."""
+    return level.alpha / (level.alpha + level.sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierFree:
+    """Classifier-free guidance, Ho & Salimans 2022: go on from uncond through cond, `scale` times.
+
+        guided = uncond + scale (cond - uncond)
+
+    cond: what is wanted, of x's batch or of 1; or several with weights, [(cond, weight), ...],
+    which
+        mixes their estimates ("half frog, half rabbit"; Liu et al. 2022, "Composable Diffusion").
+    uncond: the empty or the negative prompt. None is allowed where scale is 1.
+    rescale: 0 to 1, how far the spread of the guided output is brought back to that of cond, which
+        keeps high scales from burning colours (Lin et al. 2023, section 3.4; measured on v).
+    interval: (from, to) in `progress`: outside of it cond alone is used (Kynkaanniemi et al. 2024).
+    The network is called once for each look, with everything in one batch; where scale is 1 and
+    outside of the interval that batch holds no uncond.
+    Raises ValueError: scale not finite, rescale or interval not in 0 .. 1, uncond missing.
+    """
+
+    predict: Predict
+    cond: Conditioning | Sequence[tuple[Conditioning, float]]
+    uncond: Conditioning | None
+    scale: float
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"the guidance scale is {self.scale}; a finite number is wanted")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale is {self.rescale}; a number from 0 to 1 is wanted")
+        start, end = self.interval
+        if not 0 <= start <= end <= 1:
+            raise ValueError(f"the interval is {self.interval}; 0 <= from <= to <= 1 is wanted")
+        if self.uncond is None and self.scale != 1:
+            raise ValueError(f"a guidance scale of {self.scale} needs uncond; only 1 does without")
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """The guided estimate of x0."""
+        return self.parts(x, level).guided
+
+    def parts(self, x: Tensor, level: Level) -> Parts:
+        """The guided estimate and what it was made of."""
+        wanted = [(self.cond, 1.0)] if isinstance(self.cond, Conditioning) else list(self.cond)
+        shares = normalized([weight for _, weight in wanted])
+        conds = [cond for cond, _ in wanted]
+        start, end = self.interval
+        guide = self.scale != 1 and start <= progress(level) <= end
+        if guide and self.uncond is not None:
+            conds.append(self.uncond)
+        batch = Conditioning.cat([_fit(cond, len(x)) for cond in conds])
+        repeated = x.repeat(len(conds), *[1] * (x.ndim - 1))
+        estimates = self.predict(repeated, level, batch).chunk(len(conds))
+        pairs = zip(estimates, shares, strict=False)  # without uncond, which comes last
+        cond = torch.stack([estimate * share for estimate, share in pairs]).sum(0)
+        if not guide:
+            return Parts(cond, cond, cond)
+        uncond = estimates[-1]
+        guided = uncond + self.scale * (cond - uncond)
+        if self.rescale > 0:
+            guided = rescaled(guided, cond, x, level, self.rescale)
+        return Parts(guided, cond, uncond)
+
+
+def _fit(cond: Conditioning, batch: int) -> Conditioning:
+    if len(cond) not in (1, batch):
+        raise ValueError(
+            f"the conditioning is for {len(cond)} pictures and x has {batch}; 1 or {batch} is wanted"
+        )
+    return cond if len(cond) == batch else cond.repeat(batch)
+
+
+def rescaled(guided: Tensor, cond: Tensor, x: Tensor, level: Level, share: float) -> Tensor:
+    """`guided` with the spread of its v moved by `share` to that of cond's v, each picture by itself."""
+    alpha, sigma = level.alpha, level.sigma
+
+    def v_of(x0: Tensor) -> Tensor:
+        return target("v", x0, (x - alpha * x0) / sigma, alpha, sigma)
+
+    over = tuple(range(1, x.ndim))
+    v, wanted = v_of(guided), v_of(cond)
+    factor = wanted.std(over, keepdim=True) / v.std(over, keepdim=True)
+    return to_x0("v", v * (1 + share * (factor - 1)), x, alpha, sigma)
+
+
+def mix_noise(parts: Sequence[tuple[Denoiser, float]]) -> Denoiser:
+    """The weighted mean of several denoisers' estimates, one look each.
+
+    Weights are divided by their sum. At a given x the noise is linear in x0, so that mixing estimates of one is mixing those of the
+    other.
+    """
+    shares = normalized([weight for _, weight in parts])
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        looks = [part(x, level) * w for (part, _), w in zip(parts, shares, strict=True)]
+        return torch.stack(looks).sum(0)
+
+    return denoise
+
+
+def walk(a: Conditioning, b: Conditioning, weight: float, kind: str = "slerp") -> Conditioning:
+    """A conditioning between a (weight 0) and b (weight 1): straight ("lerp"), or each vector on an arc.
+
+    Between two texts' vectors the straight middle is shorter than either; the arc keeps the length.
+    ValueError: weight not in 0 .. 1, unknown kind, conditionings of different kinds.
+    """
+    choose(kind, WALKS, "walk")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"the weight is {weight}; a number from 0 to 1 is wanted")
+    straight = Conditioning.mix([(a, 1 - weight), (b, weight)])
+    if kind == "lerp":
+        return straight
+    tokens = slerp(a.tokens.flatten(0, 1), b.tokens.flatten(0, 1), weight).view_as(a.tokens)
+    pooled = straight.pooled
+    if a.pooled is not None and b.pooled is not None:
+        pooled = slerp(a.pooled, b.pooled, weight)
+    return Conditioning(tokens, pooled, straight.sizes)
+
+
+def clip_guidance(
+    denoise: Denoiser,
+    decode: Callable[[Tensor], Tensor],
+    embed: Callable[[Tensor], Tensor],
+    text: Tensor,
+    scale: float,
+) -> Denoiser:
+    """Move every estimate of x0 to where CLIP sees more of the text in it.
+
+    decode: x0 -> pixels. embed: pixels -> (B, P). text: (B, P) or (1, P). All must be
+    differentiable and not run under torch.inference_mode. scale: 0 is none; several hundred is
+    usual, as the gradient of a cosine is small. At pure noise, where x says nothing about x0,
+    there is no guidance.
+
+    Dhariwal & Nichol 2021, algorithm 2, with log p = scale * cosine(image, text): the score of x
+    gains its gradient with respect to x, and so x0 gains sigma^2 / alpha times that.
+    """
+    if not math.isfinite(scale):
+        raise ValueError(f"the CLIP guidance scale is {scale}; a finite number is wanted")
+
+    def guided(x: Tensor, level: Level) -> Tensor:
+        if scale == 0 or level.alpha == 0:
+            return denoise(x, level)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            x0 = denoise(x, level)
+            likeness = F.cosine_similarity(embed(decode(x0)), text).sum()
+            (slope,) = torch.autograd.grad(likeness, x)
+        return x0.detach() + scale * level.sigma**2 / level.alpha * slope
+
+    return guided

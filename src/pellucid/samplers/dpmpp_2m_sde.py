@@ -1,0 +1,47 @@
+"""DPM-Solver++(2M) SDE, Lu et al. 2022, section 5 and appendix; the midpoint form of k-diffusion.
+
+As dpmpp_2m, on the SDE: with lambda = log(alpha / sigma) and h = lambda' - lambda,
+
+    D = x0 + (x0 - the x0 before) h / (2 (the h before))
+    x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h)) D
+         + sigma' sqrt(1 - e^(-2 eta h)) noise
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+from pellucid.diffusion import Denoiser
+from pellucid.samplers import Noise, Step
+from pellucid.schedule import Level
+
+ORDER = None
+ALIASES = ("DPM++ 2M SDE",)
+
+
+def sample(
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, *, eta: float = 1.0
+) -> Iterator[Step]:
+    """eta: 0 is dpmpp_2m, 1 the reverse SDE of the forward process."""
+    before: Tensor | None = None
+    h_before = 0.0
+    for now, after in pairwise(levels):
+        x0 = denoise(x, now)
+        h = after.log_snr_half - now.log_snr_half
+        if after.sigma == 0:
+            x = after.alpha * x0
+        else:
+            carried = x0
+            if before is not None:
+                carried = x0 + h / (2 * h_before) * (x0 - before)
+            spent = eta * h if eta > 0 else 0.0  # 0 * inf is not a number
+            x = after.sigma / now.sigma * math.exp(-spent) * x
+            x = x - after.alpha * math.expm1(-h - spent) * carried
+            if eta > 0:
+                x = x + after.sigma * math.sqrt(-math.expm1(-2 * spent)) * noise(x)
+        before, h_before = x0, h
+        yield Step(x, x0, after)
