@@ -176,7 +176,7 @@ def render(packages: Path, size: int) -> EmojiArt:
 
 
 def _article(name: str) -> str:
-    if name.startswith(("the ", "a ", "an ")) or name.endswith("s") and not name.endswith("ss"):
+    if name.startswith(("the ", "a ", "an ")) or (name.endswith("s") and not name.endswith("ss")):
         return name
     return ("an " if name[0] in "aeiou" else "a ") + name
 
@@ -204,7 +204,7 @@ def caption(name: str, style: str | None, rng: np.random.Generator) -> str:
 
 
 def with_color(name: str, color: str) -> str:
-    """"a rabbit", "blue" -> "a blue rabbit"; a colour already in the name is replaced."""
+    """ "a rabbit", "blue" -> "a blue rabbit"; a colour already in the name is replaced."""
     words = [w for w in name.split() if w not in COLORS]
     return _article(f"{color} {' '.join(words)}")
 
@@ -214,8 +214,8 @@ def with_color(name: str, color: str) -> str:
 
 def tint(rgba: np.ndarray, color: str) -> np.ndarray:
     """Paint a picture in one hue, keeping its light and shade. (h, w, 4) uint8 -> the same."""
-    luma = rgba[..., :3].astype(np.float32) @ np.float32([0.299, 0.587, 0.114]) / 255
-    target = np.float32(COLORS[color]) / 255
+    luma = rgba[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
+    target = np.array(COLORS[color], np.float32) / 255
     # Dark to black below the colour's own lightness, light to white above it.
     low = np.clip(luma / 0.65, 0, 1)[..., None] * target
     high = np.clip((luma - 0.65) / 0.35, 0, 1)[..., None]
@@ -278,8 +278,13 @@ def held_out(first: int, second: int | str) -> bool:
     return zlib.crc32(f"{first}/{second}".encode()) % 8 == 0
 
 
-def compose(art: EmojiArt, rng: np.random.Generator, mix: Mix | None = None, concept: int = -1,
-            held: bool = False) -> Sample:
+def compose(
+    art: EmojiArt,
+    rng: np.random.Generator,
+    mix: Mix | None = None,
+    concept: int = -1,
+    held: bool = False,
+) -> Sample:
     """Draw one picture.
 
     Args:

@@ -89,7 +89,8 @@ def train(options: ClassifierOptions) -> Path:
     """Run the loop; returns the path of the saved state."""
     art = EmojiArt.load(options.art)
     torch.manual_seed(options.seed)
-    network = Classifier(len(art.concepts), len(art.styles)).to(memory_format=torch.channels_last)
+    network = Classifier(len(art.concepts), len(art.styles))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=0.02)
     ema = Ema(network, 0.99)
     path, first = options.out / "state.pt", 0
@@ -116,11 +117,24 @@ def train(options: ClassifierOptions) -> Path:
         optimizer.step()
         ema.update(network)
         hits = (thing.argmax(1) == things).float().mean()
-        report(step, options.batch, loss=loss.detach(), accuracy=hits,
-               style=(style.argmax(1) == styles).float().mean())
+        report(
+            step,
+            options.batch,
+            loss=loss.detach(),
+            accuracy=hits,
+            style=(style.argmax(1) == styles).float().mean(),
+        )
         if (step + 1) % 200 == 0 or step + 1 == options.steps:
-            save_state(path, {"model": network.state_dict(), "optimizer": optimizer.state_dict(),
-                              "ema": ema.weights, "updates": ema.updates, "step": step + 1})
+            save_state(
+                path,
+                {
+                    "model": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema.weights,
+                    "updates": ema.updates,
+                    "step": step + 1,
+                },
+            )
     return path
 
 

@@ -6,6 +6,7 @@ import colorsys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,24 +40,27 @@ def read_prompts(kind: str) -> list[Prompt]:
     return [Prompt(*row) for row in rows if row[0] == kind]
 
 
-def pictures(model: Model, prompts: Iterable[str], seed: int = 0, **fields: object) -> list[Image.Image]:
+def pictures(
+    model: Model, prompts: Iterable[str], seed: int = 0, **fields: Any
+) -> list[Image.Image]:
     """One picture for each prompt; prompt i has the seed `seed + i`."""
     drawn = []
     for i, prompt in enumerate(prompts):
-        for progress in generate(model, Request(prompt=prompt, seed=seed + i, **fields)):
-            pass
-        assert progress.images is not None
-        drawn.append(progress.images[0])
+        *_, last = generate(model, Request(prompt=prompt, seed=seed + i, **fields))
+        assert last.images is not None
+        drawn.append(last.images[0])
     return drawn
 
 
 def stack(drawn: Iterable[Image.Image], size: int = 64) -> Tensor:
     """(B, 3, size, size) in [-1, 1]."""
     tensors = [to_tensor(p) for p in drawn]
-    return torch.stack([
-        t if t.shape[-1] == size
-        else F.interpolate(t[None], size=size, mode="area")[0] for t in tensors
-    ])
+    return torch.stack(
+        [
+            t if t.shape[-1] == size else F.interpolate(t[None], size=size, mode="area")[0]
+            for t in tensors
+        ]
+    )
 
 
 def dominant_hue(picture: Tensor, where: Tensor) -> str | None:
@@ -86,7 +90,7 @@ def index_of(art: EmojiArt) -> dict[str, int]:
 
 
 def concept_rate(
-    model: Model, art: EmojiArt, classifier: Classifier, kind: str, **fields: object
+    model: Model, art: EmojiArt, classifier: Classifier, kind: str, **fields: Any
 ) -> tuple[float, list[Image.Image], list[str]]:
     """Share of a set's prompts whose picture the classifier names right, the pictures, the misses."""
     prompts = read_prompts(kind)
@@ -95,7 +99,8 @@ def concept_rate(
     seen = named(classifier, stack(drawn, art.size))
     misses = [
         f"{p.text} -> {art.concepts[s].names[0]}"
-        for p, s in zip(prompts, seen, strict=True) if s != places[p.concept]
+        for p, s in zip(prompts, seen, strict=True)
+        if s != places[p.concept]
     ]
     return 1 - len(misses) / len(prompts), drawn, misses
 

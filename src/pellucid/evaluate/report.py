@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pellucid.evaluate import classifier as classifiers
 from pellucid.evaluate import quality
 from pellucid.images import grid
 from pellucid.model import Model
+from pellucid.train.loop import say
 
 
 def report(
@@ -32,7 +32,7 @@ def report(
 
     def note(name: str, value: Any) -> None:
         results[name] = value
-        print(f"{name}: {value}", file=sys.stderr, flush=True)
+        say(f"{name}: {value}")
 
     began = time.monotonic()
     rate, drawn, misses = quality.concept_rate(model, art, classifier, "common")
@@ -40,8 +40,10 @@ def report(
     note("common concepts named", rate)
     note("common concepts missed", misses)
     note("seconds for 100 pictures", round(time.monotonic() - began, 1))
-    note("common concepts named, guidance 1",
-         quality.concept_rate(model, art, classifier, "common", guidance=1.0)[0])
+    note(
+        "common concepts named, guidance 1",
+        quality.concept_rate(model, art, classifier, "common", guidance=1.0)[0],
+    )
     everyday, _, misses = quality.concept_rate(model, art, classifier, "everyday")
     note("everyday words named", everyday)
     note("everyday words missed", misses)
@@ -51,8 +53,10 @@ def report(
     for name, value in quality.novelty(model, art).items():
         note(name, value)
     note("autoencoder PSNR on held-out pictures, dB", quality.autoencoder_psnr(model, art))
-    note("CLIP: right picture in the first 5 of 100, held-out captions",
-         quality.clip_recall(model, art))
+    note(
+        "CLIP: right picture in the first 5 of 100, held-out captions",
+        quality.clip_recall(model, art),
+    )
     temporary = out / "results.json.tmp"
     temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     temporary.replace(out / "results.json")

@@ -42,12 +42,25 @@ def train_tokenizer(art: EmojiArt, vocabulary: int, seed: int) -> Tokenizer:
 def emoji_clip(tokenizer: Tokenizer, size: int) -> CLIP:
     """Both towers of the small model, untrained."""
     text = TextConfig(
-        vocab_size=tokenizer.vocab_size, context_length=CONTEXT, width=192, layers=3, heads=6,
-        mlp_width=768, activation="quick_gelu", projection=192, eos=tokenizer.eos,
+        vocab_size=tokenizer.vocab_size,
+        context_length=CONTEXT,
+        width=192,
+        layers=3,
+        heads=6,
+        mlp_width=768,
+        activation="quick_gelu",
+        projection=192,
+        eos=tokenizer.eos,
     )
     vision = VisionConfig(
-        image_size=size, patch_size=8, width=128, layers=3, heads=4, mlp_width=512,
-        activation="quick_gelu", projection=192,
+        image_size=size,
+        patch_size=8,
+        width=128,
+        layers=3,
+        heads=4,
+        mlp_width=512,
+        activation="quick_gelu",
+        projection=192,
     )
     return CLIP(text, vision)
 
@@ -87,8 +100,15 @@ def train(options: CLIPOptions) -> Path:
         hits = (images @ texts.T).argmax(1) == torch.arange(len(images))
         report(step, options.batch, loss=loss.detach(), accuracy=hits.float().mean())
         if (step + 1) % 100 == 0 or step + 1 == options.steps:
-            save_state(path, {"model": clip.state_dict(), "optimizer": optimizer.state_dict(),
-                              "step": step + 1, "tokenizer": tokenizer.to_json()})
+            save_state(
+                path,
+                {
+                    "model": clip.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "tokenizer": tokenizer.to_json(),
+                },
+            )
     return path
 
 

@@ -7,7 +7,6 @@ pictures and the embeddings of their captions are computed once and kept. One pr
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from pellucid.train.loop import (
     load_state,
     rng_of,
     save_state,
+    say,
 )
 from pellucid.vae import VAE
 
@@ -100,8 +100,16 @@ class Pool:
 
 
 @torch.no_grad()
-def make_pool(art: EmojiArt, vae: VAE, clip: CLIP, tokenizer: Tokenizer, count: int, mix: Mix,
-              seed: int, held: bool = False) -> Pool:
+def make_pool(
+    art: EmojiArt,
+    vae: VAE,
+    clip: CLIP,
+    tokenizer: Tokenizer,
+    count: int,
+    mix: Mix,
+    seed: int,
+    held: bool = False,
+) -> Pool:
     """Draw `count` pictures, encode them and their captions."""
     latents, tokens, pooled = [], [], []
     for start in range(0, count, 250):
@@ -124,7 +132,9 @@ def validation_loss(network: nn.Module, pool: Pool) -> float:
     latents, cond = pool.batch(torch.arange(count), torch.zeros(count, dtype=torch.bool))
     eps = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     t = (torch.arange(count) % times + 0.5) / times * EMOJI_SCHEDULE.T
-    return float(training_loss(network, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps).mean())
+    return float(
+        training_loss(network, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps).mean()
+    )
 
 
 def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
@@ -133,14 +143,16 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
     if world > 1:
         torch.set_num_threads(1)
         torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{(options.out / 'rendezvous').resolve()}",
-            rank=rank, world_size=world,
+            "gloo",
+            init_method=f"file://{(options.out / 'rendezvous').resolve()}",
+            rank=rank,
+            world_size=world,
         )
     torch.manual_seed(options.seed)
     assert held.empty.pooled is not None
     network = UNet(emoji_unet(pool.latents.shape[1], pool.tokens.shape[-1], pool.pooled.shape[-1]))
     init_for_training(network)
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(
         parameters, options.rate, (0.9, 0.99), weight_decay=0.01, foreach=True
@@ -155,9 +167,7 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
     average = 1.0
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step, options.steps, options.rate, 150, options.decay_from
-            )
+            group["lr"] = learning_rate(step, options.steps, options.rate, 150, options.decay_from)
         rng = rng_of(options.seed, step, rank)
         generator = generator_of(options.seed, step, rank + 100)
         index = torch.from_numpy(rng.integers(len(pool.latents), size=options.batch))
@@ -178,12 +188,19 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
             ema.update(network)
             report(step, options.batch * world, loss=average)
             if (step + 1) % 500 == 0 or step + 1 == options.steps:
-                save_state(path, {"model": network.state_dict(), "optimizer": optimizer.state_dict(),
-                                  "ema": ema.weights, "updates": ema.updates, "step": step + 1})
+                save_state(
+                    path,
+                    {
+                        "model": network.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "ema": ema.weights,
+                        "updates": ema.updates,
+                        "step": step + 1,
+                    },
+                )
                 current = {k: v.clone() for k, v in network.state_dict().items()}
                 network.load_state_dict(ema.weights)
-                print(f"  validation loss {validation_loss(network, held):.4f}", file=sys.stderr,
-                      flush=True)
+                say(f"  validation loss {validation_loss(network, held):.4f}")
                 network.load_state_dict(current)
     if world > 1:
         torch.distributed.destroy_process_group()
@@ -195,7 +212,7 @@ def train(options: DiffusionOptions) -> Path:
     vae = train_vae.trained(options.vae)
     clip, tokenizer = train_clip.trained(options.clip, art.size)
     options.out.mkdir(parents=True, exist_ok=True)
-    print(f"encoding {options.pool} pictures and captions", file=sys.stderr, flush=True)
+    say(f"encoding {options.pool} pictures and captions")
     pool = make_pool(art, vae, clip, tokenizer, options.pool, POOL_MIX, options.seed)
     held = make_pool(art, vae, clip, tokenizer, 128, POOL_MIX, options.seed + 1, held=True)
     (options.out / "rendezvous").unlink(missing_ok=True)

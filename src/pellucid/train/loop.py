@@ -20,6 +20,12 @@ import torch
 from torch import Tensor, nn
 
 
+def say(line: str) -> None:
+    """A line of progress, on stderr; stdout is for results."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay_from: float) -> float:
     """Linear warm-up, constant, then a cosine to zero over what is left after `decay_from`.
 
@@ -54,9 +60,7 @@ class Ema:
         self.updates += 1
         state = module.state_dict()
         names = [k for k in self.weights if self.weights[k].is_floating_point()]
-        torch._foreach_lerp_(
-            [self.weights[k] for k in names], [state[k] for k in names], 1 - decay
-        )
+        torch._foreach_lerp_([self.weights[k] for k in names], [state[k] for k in names], 1 - decay)
 
 
 def rng_of(seed: int, step: int, rank: int = 0) -> np.random.Generator:
@@ -100,8 +104,10 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
     flat /= world
     torch._foreach_copy_(
         gradients,
-        [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients,
-                                            strict=True)],
+        [
+            part.view_as(g)
+            for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)
+        ],
     )
 
 
@@ -120,9 +126,7 @@ class Report:
         left = seconds / done * (self.steps - step - 1)
         text = "  ".join(f"{key} {float(value):.4f}" for key, value in figures.items())
         speed = done * batch / seconds
-        print(
+        say(
             f"{self.name} {step + 1}/{self.steps}  {text}  {speed:.0f} pictures/s  "
-            f"{left / 60:.1f} min left",
-            file=sys.stderr,
-            flush=True,
+            f"{left / 60:.1f} min left"
         )

@@ -55,8 +55,12 @@ def train(options: PackOptions) -> Path:
         prediction=EMOJI_PREDICTION,
         name=options.name,
         defaults=Defaults(
-            steps=options.steps, guidance=options.guidance, sampler=options.sampler,
-            spacing=options.spacing, width=options.size, height=options.size,
+            steps=options.steps,
+            guidance=options.guidance,
+            sampler=options.sampler,
+            spacing=options.spacing,
+            width=options.size,
+            height=options.size,
         ),
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)

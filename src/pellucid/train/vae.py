@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from pellucid.train.loop import (
     load_state,
     rng_of,
     save_state,
+    say,
 )
 from pellucid.vae import VAE, VAEConfig
 
@@ -48,7 +50,9 @@ class VAEOptions:
     resume: bool = False
 
 
-def pictures(art: EmojiArt, count: int, rng, mix: Mix, held: bool = False) -> Tensor:
+def pictures(
+    art: EmojiArt, count: int, rng: np.random.Generator, mix: Mix, held: bool = False
+) -> Tensor:
     """`count` composed pictures as (B, 3, size, size) in [-1, 1]."""
     drawn = [compose(art, rng, mix, held=held).pixels for _ in range(count)]
     stacked = torch.stack([torch.from_numpy(p) for p in drawn])
@@ -96,7 +100,7 @@ def train(options: VAEOptions) -> Path:
         ema.weights, ema.updates, first = state["ema"], state["updates"], state["step"]
     held = pictures(art, 64, rng_of(options.seed, 0, 7), mix, held=True)
     report = Report("vae", options.steps, first)
-    vae.train().to(memory_format=torch.channels_last)
+    vae.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.rate, 100, 0.4)
@@ -113,19 +117,35 @@ def train(options: VAEOptions) -> Path:
         ema.update(vae)
         report(step, options.batch, loss=loss.detach(), l2=(decoded - pixels).square().mean())
         if (step + 1) % 200 == 0 or step + 1 == options.steps:
-            save_state(path, {"model": vae.state_dict(), "optimizer": optimizer.state_dict(),
-                              "ema": ema.weights, "updates": ema.updates, "step": step + 1})
+            save_state(
+                path,
+                {
+                    "model": vae.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema.weights,
+                    "updates": ema.updates,
+                    "step": step + 1,
+                },
+            )
     vae.load_state_dict(ema.weights)
     vae.eval()
     with torch.no_grad():
         latents = vae.encode(pictures(art, 500, rng_of(options.seed, 0, 8), mix)).mode()
-        print(f"PSNR on held-out combinations {psnr(vae.decode(vae.encode(held).mode()), held):.2f} dB")
+        quality = psnr(vae.decode(vae.encode(held).mode()), held)
+    say(f"PSNR on held-out combinations {quality:.2f} dB")
     # The scale of the latents is measured and travels with the weights (Rombach et al. 2022, G).
-    vae.config = replace(vae.config, scaling_factor=1 / float(latents.std()),
-                         shift_factor=float(latents.mean()))
+    vae.config = replace(
+        vae.config, scaling_factor=1 / float(latents.std()), shift_factor=float(latents.mean())
+    )
     done = options.out / "vae.pt"
-    save_state(done, {"model": vae.state_dict(), "scale": vae.config.scaling_factor,
-                      "shift": vae.config.shift_factor})
+    save_state(
+        done,
+        {
+            "model": vae.state_dict(),
+            "scale": vae.config.scaling_factor,
+            "shift": vae.config.shift_factor,
+        },
+    )
     return done
 
 
