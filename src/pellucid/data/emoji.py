@@ -105,6 +105,41 @@ def _bare(emoji: str) -> str:
     return emoji.replace("\ufe0f", "").replace("\ufe0e", "")
 
 
+_NOT_A_THING = re.compile(
+    r"[^a-z]|^.{1,2}$|..(ing|ed|ous|ful|ive|ly|al|ic|ical|able|less|ish|tive)$"
+)
+"""Not in plain letters, too short, or with the ending of a verb or an adjective."""
+_NO_NAME = """
+adorbs adorn africa alpha angry anniversary antarctica artsy arty australia baa back bae bald big
+blame bless boo brainy burn caffeine cancel cancer carbs cavities cell check cheerful cheery chin
+city class clean clever climb cold collide complete consider convoluted cool cost country creative
+cry curious curls cute dad dairy danger dark dating dead death deciduous delicious diet dionysus
+direct down drought drove easy employed entry epic europe european expert explode extra family
+father fear feed female first five flex flirt fluffy fml formal four fresh front frozen fry full
+funny gains gay genderqueer glbt glbtq goo gross growl growth haha handy health hear hehe hit hmm
+holiday hot ily indecisive jack job joy jump kick kisses late lather lazy left leo lesbian lgbt
+lgbtq lgbtqia like listen lit litaf lives lol lonely loudly lucky major medium men merry mobile
+moo morning multiply munch nasty nauseated negative nice no not one open order over personal photo
+ponder positive potassium pregnant press pride private proud queer rad rage rawr resort rich ride
+ripe roar rofl roflmao sad safari scared scream screw search send serious settle shade shiny
+showing side silly simple sing sit slide slow sly smell smelly smh smoke snap soar sour speech
+spin spiny split springtime stink stinks study style summer surprise swag tao taoist terrestrial
+text tired total trans two ugly under unlock upset valentine waste whatever where wild wink winks
+woah xoxo yang yes yin yolo yum yummy zap
+"""
+"""Words of emojibase's that are no name for the thing: moods, verbs, what goes with it."""
+
+
+def names_a_thing(keyword: str, label: str) -> bool:
+    """Whether "a {keyword}" reads as the name of what `label` names. Strict: better too few.
+
+    The first words of a compound ("gas" of "gas pump") do not name it either.
+    """
+    if _NOT_A_THING.search(keyword) or keyword in _NO_NAME.split():
+        return False
+    return keyword not in re.split(r"[^a-z]+", label.lower())[:-1]
+
+
 def read_concepts(emojibase: Path) -> list[Concept]:
     """``concepts.tsv`` with the slugs and unambiguous keywords of emojibase's ``data.json``."""
     table = {_bare(e["emoji"]): e for e in json.loads(emojibase.read_text(encoding="utf-8"))}
@@ -121,7 +156,11 @@ def read_concepts(emojibase: Path) -> list[Concept]:
             emoji,
             names,
             # A keyword that two concepts share ("food") names neither of them.
-            tuple(t for t in entry.get("tags", []) if counts[t] == 1 and t not in named),
+            tuple(
+                t
+                for t in entry.get("tags", [])
+                if counts[t] == 1 and t not in named and names_a_thing(t, entry["label"])
+            ),
             _slug(entry["label"]),
         )
         for emoji, names, entry in entries
@@ -176,9 +215,13 @@ def render(packages: Path, size: int) -> EmojiArt:
 
 
 def _article(name: str) -> str:
-    if name.startswith(("the ", "a ", "an ")) or (name.endswith("s") and not name.endswith("ss")):
+    """ "frog" -> "a frog", "owl" -> "an owl", "jeans" -> "jeans", "cactus" -> "a cactus"."""
+    head = name.split(" of ")[0].split(" with ")[0]
+    plural = head.endswith("s") and not head.endswith(("ss", "us", "eros"))
+    if plural or name.startswith(("the ", "a ", "an ")):
         return name
-    return ("an " if name[0] in "aeiou" else "a ") + name
+    vowel = name[0] in "aeiou" and not name.startswith(("uni", "ufo", "eu"))
+    return ("an " if vowel else "a ") + name
 
 
 _PLAIN = ("{a}", "{a}", "{name}", "a picture of {a}", "{a} emoji")
@@ -205,7 +248,7 @@ def caption(name: str, style: str | None, rng: np.random.Generator) -> str:
 
 def with_color(name: str, color: str) -> str:
     """ "a rabbit", "blue" -> "a blue rabbit"; a colour already in the name is replaced."""
-    words = [w for w in name.split() if w not in COLORS]
+    words = [w for w in name.split() if w not in COLORS] or [name]  # an orange stays an orange
     return _article(f"{color} {' '.join(words)}")
 
 
@@ -290,7 +333,8 @@ def compose(
     Args:
         mix: how often which kind of picture.
         concept: the (first) thing to draw; -1 is any.
-        held: draw only combinations that training never sees (tints, grounds and pairs).
+        held: draw tints, grounds and pairs only in combinations that training never sees.
+            Plain pictures of one thing are no combination and are drawn all the same.
     """
     mix = Mix() if mix is None else mix
     size, count = art.size, len(art.concepts)
@@ -321,7 +365,8 @@ def compose(
         text = f"{_article(name)} on {_article(color)} background"
         text += f", {told} style" if told else ""
         return Sample(canvas.astype(np.uint8), text, (first,), style, background=color)
-    if chance < mix.tinted + mix.on_color + mix.pair:
+    pair = mix.tinted + mix.on_color <= chance < mix.tinted + mix.on_color + mix.pair
+    if pair and any(s != first and held_out(first, s) == held for s in range(count)):
         second = int(rng.integers(count))
         while second == first or held_out(first, second) != held:
             second = int(rng.integers(count))

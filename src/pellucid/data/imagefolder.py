@@ -1,0 +1,121 @@
+"""A folder of pictures with captions: what a user has.
+
+The caption of a picture is looked for in this order:
+
+* ``metadata.jsonl`` or ``metadata.csv`` in the folder, with the fields ``file_name`` and ``text``
+  (the convention of Hugging Face's ImageFolder); pictures that it does not name are left out;
+* a text file beside the picture, ``rabbit.txt`` or ``rabbit.caption`` for ``rabbit.png``;
+* the name of the folder inside the folder, ``rabbits/17.png`` (one label for each class).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""What counts as a picture, in lower case."""
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+SIDECARS = (".txt", ".caption")
+
+
+def pictures(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every picture of a folder with its caption, in the order of their names.
+
+    Pictures are not opened here. A label folder's ``_`` and ``-`` are read as spaces.
+
+    Raises:
+        ValueError: there is no such folder; it has no pictures; a picture has no caption; captions
+            name files that are not there; a line of the metadata cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
+    found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    metadata = [folder / name for name in METADATA if (folder / name).is_file()]
+    if len(metadata) > 1:
+        raise ValueError(f"{folder}: has both {' and '.join(METADATA)}; keep one")
+    if not found and not metadata:
+        raise ValueError(f"{folder}: no pictures in it ({', '.join(SUFFIXES)})")
+    if metadata:
+        yield from _listed(metadata[0])
+        return
+    orphans = [
+        p
+        for suffix in SIDECARS
+        for p in sorted(folder.rglob(f"*{suffix}"))
+        if not any(q.parent == p.parent and q.stem == p.stem for q in found)
+    ]
+    # A lone README.txt is no caption, but captions whose picture is missing are a mistake.
+    orphans = [p for p in orphans if p.stem.lower() not in ("readme", "license", "licence")]
+    if orphans:
+        raise ValueError(f"{orphans[0]}: a caption without a picture ({len(orphans)} of them)")
+    pairs = [(path, _beside(path, folder)) for path in found]
+    silent = [path for path, text in pairs if text is None]
+    if silent:
+        raise ValueError(
+            f"{silent[0]}: no caption for it ({len(silent)} such pictures); write a "
+            f"{METADATA[0]}, a {silent[0].stem}.txt, or put it in a folder named after what it shows"
+        )
+    yield from ((path, text) for path, text in pairs if text is not None)
+
+
+def _beside(path: Path, folder: Path) -> str | None:
+    for suffix in SIDECARS:
+        sidecar = path.with_suffix(suffix)
+        if sidecar.is_file():
+            try:
+                return " ".join(sidecar.read_text(encoding="utf-8").split())
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{sidecar}: not UTF-8 text") from error
+    if path.parent == folder:
+        return None
+    return path.parent.name.replace("_", " ").replace("-", " ").strip()
+
+
+def _listed(metadata: Path) -> list[tuple[Path, str]]:
+    """The pictures that a metadata file names. Checked as a whole before any is given out."""
+    pairs: list[tuple[Path, str]] = []
+    for number, row in _rows(metadata):
+        name, text = row.get("file_name"), row.get("text")
+        if not isinstance(name, str) or not name or not isinstance(text, str):
+            raise ValueError(f"{metadata}, line {number}: needs file_name and text, both strings")
+        root, path = metadata.parent.resolve(), (metadata.parent / name).resolve()
+        if not path.is_relative_to(root):
+            raise ValueError(f"{metadata}, line {number}: {name} lies outside the folder")
+        if not path.is_file():
+            raise ValueError(f"{metadata}, line {number}: {name} is not in the folder")
+        pairs.append((metadata.parent / name, text))
+    if not pairs:
+        raise ValueError(f"{metadata}: names no pictures")
+    return sorted(pairs)
+
+
+def _rows(metadata: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """Line number and fields of each entry."""
+    try:
+        # utf-8-sig: spreadsheets begin a CSV file with a byte order mark.
+        text = metadata.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{metadata}: not UTF-8 text") from error
+    # Only a newline ends a line: JSON strings may hold other separators that splitlines() knows.
+    lines = text.split("\n")
+    if metadata.suffix == ".csv":
+        reader = csv.DictReader(text.splitlines(keepends=True))
+        if not {"file_name", "text"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{metadata}, line 1: the columns file_name and text are needed")
+        for row in reader:
+            yield reader.line_num, dict(row)
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{metadata}, line {number}: not JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{metadata}, line {number}: not an object with file_name and text")
+        yield number, row
