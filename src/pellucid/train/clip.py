@@ -28,14 +28,18 @@ class CLIPOptions:
     batch: int = 128
     rate: float = 1e-3
     vocabulary: int = 2000
+    captions: int = 20000
+    """Captions that the vocabulary is made from."""
+    save_every: int = 100
+    """Steps between two saves of the whole state."""
     seed: int = 0
     resume: bool = False
 
 
-def train_tokenizer(art: EmojiArt, vocabulary: int, seed: int) -> Tokenizer:
+def train_tokenizer(art: EmojiArt, vocabulary: int, count: int, seed: int) -> Tokenizer:
     """A byte-pair vocabulary of the captions; unknown words fall back to pieces and bytes."""
     rng = rng_of(seed, 0, 5)
-    captions = [compose(art, rng, MIX).caption for _ in range(20000)]
+    captions = [compose(art, rng, MIX).caption for _ in range(count)]
     return Tokenizer.train(captions, vocabulary, CONTEXT)
 
 
@@ -74,9 +78,14 @@ def pairs(art: EmojiArt, count: int, rng: np.random.Generator) -> tuple[Tensor, 
 
 
 def train(options: CLIPOptions) -> Path:
-    """Run the loop; returns the path of the saved model."""
+    """Run the loop; returns the path of the saved model.
+
+    A killed or interrupted run leaves the state of its last save; with ``resume`` it goes on from
+    there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
+    that has done its steps already is only finished off.
+    """
     art = EmojiArt.load(options.art)
-    tokenizer = train_tokenizer(art, options.vocabulary, options.seed)
+    tokenizer = train_tokenizer(art, options.vocabulary, options.captions, options.seed)
     torch.manual_seed(options.seed)
     clip = emoji_clip(tokenizer, art.size)
     optimizer = torch.optim.AdamW(clip.parameters(), options.rate, (0.9, 0.98), weight_decay=0.05)
@@ -99,7 +108,7 @@ def train(options: CLIPOptions) -> Path:
         optimizer.step()
         hits = (images @ texts.T).argmax(1) == torch.arange(len(images))
         report(step, options.batch, loss=loss.detach(), accuracy=hits.float().mean())
-        if (step + 1) % 100 == 0 or step + 1 == options.steps:
+        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
             save_state(
                 path,
                 {

@@ -78,6 +78,8 @@ class DiffusionOptions:
     ema: float = 0.998
     decay_from: float = 0.6
     processes: int = 1
+    save_every: int = 500
+    """Steps between two saves of the whole state."""
     seed: int = 0
     resume: bool = False
 
@@ -123,6 +125,24 @@ def make_pool(
         pooled.append(cond.pooled.half())
     empty = encode(clip.text, tokenizer, [""])
     return Pool(torch.cat(latents), torch.cat(tokens), torch.cat(pooled), empty)
+
+
+def kept_pool(
+    options: DiffusionOptions, art: EmojiArt, vae: VAE, clip: CLIP, tokenizer: Tokenizer
+) -> Pool:
+    """The pool of this run: read back if it was made from the same parts, else made and kept."""
+    path = options.out / "pool.pt"
+    made_of = [str(options.pool), str(options.seed), repr(POOL_MIX)]
+    made_of += [str(p.stat().st_mtime_ns) for p in (options.art, options.vae, options.clip)]
+    with torch.no_grad():
+        empty = encode(clip.text, tokenizer, [""])
+    if (state := load_state(path)) and state["made_of"] == made_of:
+        return Pool(state["latents"], state["tokens"], state["pooled"], empty)
+    say(f"encoding {options.pool} pictures and captions")
+    pool = make_pool(art, vae, clip, tokenizer, options.pool, POOL_MIX, options.seed)
+    tensors = {"latents": pool.latents, "tokens": pool.tokens, "pooled": pool.pooled}
+    save_state(path, tensors | {"made_of": made_of})
+    return pool
 
 
 @torch.no_grad()
@@ -187,7 +207,7 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
         if rank == 0:
             ema.update(network)
             report(step, options.batch * world, loss=average)
-            if (step + 1) % 500 == 0 or step + 1 == options.steps:
+            if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
                 save_state(
                     path,
                     {
@@ -207,13 +227,17 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
 
 
 def train(options: DiffusionOptions) -> Path:
-    """Run the loop in one or more processes; returns the path of the saved state."""
+    """Run the loop in one or more processes; returns the path of the saved state.
+
+    A killed or interrupted run leaves the state of its last save; with ``resume`` it goes on from
+    there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
+    that has done its steps already is only finished off.
+    """
     art = EmojiArt.load(options.art)
     vae = train_vae.trained(options.vae)
     clip, tokenizer = train_clip.trained(options.clip, art.size)
     options.out.mkdir(parents=True, exist_ok=True)
-    say(f"encoding {options.pool} pictures and captions")
-    pool = make_pool(art, vae, clip, tokenizer, options.pool, POOL_MIX, options.seed)
+    pool = kept_pool(options, art, vae, clip, tokenizer)
     held = make_pool(art, vae, clip, tokenizer, 128, POOL_MIX, options.seed + 1, held=True)
     (options.out / "rendezvous").unlink(missing_ok=True)
     if options.processes == 1:

@@ -29,7 +29,7 @@ class PackOptions:
     steps: int = 20
     guidance: float = 4.0
     sampler: str = "dpmpp_2m"
-    spacing: str = "linspace"
+    spacing: str = "uniform"
     resume: bool = False
 
 

@@ -46,6 +46,8 @@ class VAEOptions:
     batch: int = 16
     rate: float = 1e-3
     kl_weight: float = 1e-5
+    save_every: int = 200
+    """Steps between two saves of the whole state."""
     seed: int = 0
     resume: bool = False
 
@@ -85,7 +87,12 @@ def principal_components(vae: VAE, pixels: Tensor) -> None:
 
 
 def train(options: VAEOptions) -> Path:
-    """Run the loop; returns the path of the saved autoencoder state."""
+    """Run the loop; returns the path of the saved autoencoder.
+
+    A killed or interrupted run leaves the state of its last save; with ``resume`` it goes on from
+    there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
+    that has done its steps already is only finished off.
+    """
     art = EmojiArt.load(options.art)
     mix = Mix(tinted=0.2, on_color=0.2, pair=0.2)
     torch.manual_seed(options.seed)
@@ -116,7 +123,7 @@ def train(options: VAEOptions) -> Path:
         optimizer.step()
         ema.update(vae)
         report(step, options.batch, loss=loss.detach(), l2=(decoded - pixels).square().mean())
-        if (step + 1) % 200 == 0 or step + 1 == options.steps:
+        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
             save_state(
                 path,
                 {

@@ -1,0 +1,381 @@
+"""The command line: ``pellucid generate | info | data | train | evaluate``.
+
+Result paths go to stdout, everything else to stderr. Bad input is one sentence and exit status 2,
+Ctrl-C is 130. Torch is imported inside the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from pellucid.pipeline import Progress, Request
+
+app = typer.Typer(
+    help="A text-to-image diffusion system that people can see through.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Make training data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+MODEL_HELP = "A model file; without it the small model that ships with Pellucid."
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong and leave with status 2."""
+    typer.echo(f"pellucid: {message}", err=True)
+    raise SystemExit(2)
+
+
+def main() -> None:
+    """The ``pellucid`` command: every expected error is a sentence, never a traceback."""
+    from pydantic import ValidationError
+
+    try:
+        app(standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("pellucid: stopped", err=True)
+        raise SystemExit(130) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        given = f" (given: {str(first['input'])[:80]!r})" if field else ""
+        fail(f"{field + ': ' if field else ''}{message}{given}")
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    except Exception as error:
+        # Typer's own errors (an unknown option, say) know how to show themselves.
+        if hasattr(error, "format_message"):
+            fail(error.format_message())
+        raise
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(p.strip().isdecimal() for p in parts):
+        raise ValueError(f"--size is {text!r}; WIDTHxHEIGHT or one number is wanted, such as 64x64")
+    return int(parts[0]), int(parts[-1])
+
+
+def _mix(items: list[str]) -> list[tuple[str, float]]:
+    out = []
+    for item in items:
+        text, colon, weight = item.rpartition(":")
+        try:
+            out.append((text, float(weight)) if colon else (item, 1.0))
+        except ValueError:
+            raise ValueError(f"--mix is {item!r}; TEXT or TEXT:WEIGHT is wanted") from None
+    return out
+
+
+def _from_picture(path: Path) -> dict[str, Any]:
+    """The request that a picture carries."""
+    from pellucid.images import read_metadata
+    from pellucid.pipeline import Request
+
+    found = read_metadata(path)
+    if found.request is not None:
+        return {k: v for k, v in found.request.items() if k in Request.model_fields}
+    if not found.parameters:
+        raise ValueError(f"{path} does not say what made it: it has no request inside")
+    from pellucid.images import read_parameters
+
+    known = read_parameters(found.parameters)
+    return {k: v for k, v in known.items() if k in Request.model_fields}
+
+
+def _free_name(folder: Path, stem: str, suffix: str = ".png") -> Path:
+    """A name that is not taken."""
+    path, number = folder / f"{stem}{suffix}", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}{suffix}", number + 1
+    return path
+
+
+def _stem(prompt: str, seed: int) -> str:
+    words = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
+    return f"{words[:60].strip('-') or 'unconditional'}-{seed}"
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help='What to draw; "" is anything.')] = None,
+    negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How much the text counts; 1: once.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, ...")] = None,
+    spacing: Annotated[
+        str | None, typer.Option("--spacing", "--schedule", help="Where the steps lie: karras, ...")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed is the same picture.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many; seeds follow on.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of it to redraw, 0 to 1.")
+    ] = None,
+    mix: Annotated[
+        list[str] | None, typer.Option(help="A further prompt, TEXT or TEXT:WEIGHT; repeatable.")
+    ] = None,
+    mix_by: Annotated[str | None, typer.Option(help="noise or embedding.")] = None,
+    variation_seed: Annotated[int | None, typer.Option(help="Noise to turn towards.")] = None,
+    variation_strength: Annotated[float | None, typer.Option(help="How far, 0 to 1.")] = None,
+    rescale: Annotated[float | None, typer.Option(help="Guidance rescale, 0 to 1.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise of ddim, 0 to 1.")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="gaussian, offset, pyramid, blue, pink.")
+    ] = None,
+    clip_guidance: Annotated[float | None, typer.Option(help="Scale of CLIP guidance.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="A picture made here or by A1111: do as it was done.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    out: Annotated[
+        Path, typer.Option(help="A folder, or the name of a .png, .jpg or .webp file.")
+    ] = Path("outputs"),
+    film: Annotated[
+        bool, typer.Option("--film", help="Also a strip and a film of how it came out of noise.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--show", help="Draw the picture in the terminal.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
+) -> None:
+    """Draw pictures from words."""
+    from pellucid.pipeline import Request
+
+    if prompt is None and like is None:
+        raise ValueError('a prompt is wanted, such as: pellucid generate "a rabbit"')
+    fields: dict[str, Any] = {} if like is None else _from_picture(like)
+    width, height = (None, None) if size is None else _size(size)
+    asked = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+        "spacing": spacing,
+        "seed": seed,
+        "count": count,
+        "width": width,
+        "height": height,
+        "image": None if image is None else str(image),
+        "strength": strength,
+        "mix": _mix(mix) if mix else None,
+        "mix_by": mix_by,
+        "variation_seed": variation_seed,
+        "variation_strength": variation_strength,
+        "rescale": rescale,
+        "eta": eta,
+        "noise": noise,
+        "clip_guidance": clip_guidance,
+    }
+    fields |= {name: value for name, value in asked.items() if value is not None}
+    request = Request.model_validate(fields)
+    _draw(request, model, out, film, show, as_json)
+
+
+def _draw(
+    request: Request, path: Path | None, out: Path, film: bool, show: bool, as_json: bool
+) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pellucid import checkpoints, images
+    from pellucid.pipeline import generate as run
+
+    is_file = out.suffix.lower() in images.FORMATS
+    if out.suffix and not is_file and not out.is_dir():
+        known = ", ".join(images.FORMATS)
+        raise ValueError(f"--out is {out}; a folder or a file that ends in {known} is wanted")
+    if is_file and request.count > 1:
+        raise ValueError(f"--out is one file, {out}, and --count is {request.count}; name a folder")
+    loaded = checkpoints.load(checkpoints.embedded() if path is None else path)
+    trail: list[Any] = []
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(request.prompt[:40] or "(no prompt)", total=None)
+        last = None
+        for last in run(loaded, request):
+            bar.update(task, total=last.steps, completed=last.step)
+            if film:
+                trail.append(last)
+    assert last is not None and last.images is not None
+    for warning in last.warnings:
+        typer.echo(f"pellucid: {warning}", err=True)
+    folder = out.parent if is_file else out
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for i, (picture, seed) in enumerate(zip(last.images, last.seeds, strict=True)):
+        # What is stored makes this one picture again, alone.
+        alone = last.request.model_copy(update={"seed": seed, "count": 1})
+        record = alone.model_dump(mode="json") | {"model": loaded.name}
+        target = out if is_file else _free_name(folder, _stem(request.prompt, seed))
+        images.save(picture, target, record)
+        result: dict[str, Any] = {"path": str(target), "seed": seed}
+        if film and trail:
+            result |= _film(loaded, trail, i, target)
+        if show:
+            typer.echo(images.draw_in_terminal(picture, 48), err=True)
+        results.append(result | ({"request": record} if as_json else {}))
+    if as_json:
+        typer.echo(json.dumps({"images": results, "warnings": list(last.warnings)}, indent=1))
+    else:
+        for result in results:
+            for name in ("path", "strip", "film"):
+                if name in result:
+                    typer.echo(result[name])
+
+
+def _film(model: Any, trail: list[Progress], i: int, target: Path) -> dict[str, str]:
+    from pellucid import images
+    from pellucid.pipeline import preview
+
+    noisy = [preview(model, step.x[i : i + 1])[0] for step in trail]
+    clean = [preview(model, step.x0[i : i + 1])[0] for step in trail]
+    strip, film = target.with_name(target.stem + "-strip.png"), target.with_suffix(".webp")
+    if film == target:
+        film = target.with_name(target.stem + "-film.webp")
+    images.save(images.film_strip(noisy, clean), strip)
+    images.save_film(noisy, clean, film)
+    return {"strip": str(strip), "film": str(film)}
+
+
+@app.command()
+def info(
+    file: Annotated[Path | None, typer.Argument(help="A model or a picture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What a model is made of, or what made a picture."""
+    from pellucid import checkpoints, images
+
+    path = checkpoints.embedded() if file is None else file
+    facts: dict[str, Any]
+    if path.suffix.lower() in images.FORMATS:
+        found = images.read_metadata(path)
+        facts = {"request": found.request, "parameters": found.parameters}
+    else:
+        model = checkpoints.load(path)
+        parts = {"backbone": model.backbone, "vae": model.vae, "text": model.text}
+        if model.vision is not None:
+            parts["vision"] = model.vision
+        facts = {
+            "name": model.name,
+            "file": str(path),
+            "parameters": {k: sum(p.numel() for p in m.parameters()) for k, m in parts.items()},
+            "prediction": model.prediction,
+            "schedule": dataclasses.asdict(model.schedule),
+            "defaults": dataclasses.asdict(model.defaults),
+            "latents": f"{model.vae.config.latent_channels} channels, 1/{model.vae.config.downsample}"
+            " of the width and height",
+            "prompt": f"{model.tokenizer.context_length - 2} tokens of {model.tokenizer.vocab_size}",
+        }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(
+                f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in value.items()
+            )
+        typer.echo(f"{name + ':':<12} {value}")
+
+
+@data_app.command()
+def emoji(
+    packages: Annotated[Path, typer.Option(help="The node_modules folder with the icon sets.")],
+    out: Annotated[Path, typer.Option(help="Where the rendered pictures go.")] = Path(
+        "runs/art64.npz"
+    ),
+    size: Annotated[int, typer.Option(min=16, max=512, help="Pixels on a side.")] = 64,
+) -> None:
+    """Render the emoji art that the shipped model was trained on."""
+    from pellucid.data.emoji import render
+
+    try:
+        art = render(packages, size)
+    except ImportError:
+        fail("rendering needs resvg-py; install it with: pip install 'pellucid[data]'")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    art.save(out)
+    typer.echo(out)
+
+
+def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
+    """A training options dataclass from "name=value" words."""
+    import typing
+
+    fields = typing.get_type_hints(kind)
+    values: dict[str, Any] = {"resume": resume}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in fields:
+            raise ValueError(f"{setting!r}: NAME=VALUE is wanted, NAME one of {', '.join(fields)}")
+        try:
+            values[name] = fields[name](text)
+        except ValueError:
+            raise ValueError(f"{setting!r}: {name} is a {fields[name].__name__}") from None
+    return kind(**values)
+
+
+@app.command()
+def train(
+    what: Annotated[str, typer.Argument(help="vae, clip, diffusion, classifier or pack.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Options as NAME=VALUE, such as steps=1000.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the last run was stopped.")
+    ] = False,
+) -> None:
+    """Train a part of the small model, or pack the trained parts into one file."""
+    from pellucid.plugins import choose
+
+    kinds = {
+        "vae": "VAE",
+        "clip": "CLIP",
+        "diffusion": "Diffusion",
+        "classifier": "Classifier",
+        "pack": "Pack",
+    }
+    choose(what, kinds, "training")
+    import importlib
+
+    package = "evaluate" if what == "classifier" else "train"
+    module = importlib.import_module(f"pellucid.{package}.{what}")
+    options = _options(getattr(module, kinds[what] + "Options"), settings or [], resume)
+    typer.echo(module.train(options))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    art: Annotated[Path, typer.Option(help="The rendered emoji.")] = Path("runs/art64.npz"),
+    classifier: Annotated[Path, typer.Option(help="The trained judge.")] = Path(
+        "runs/classifier/state.pt"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for results.json and sheet.png.")] = Path(
+        "runs/evaluation"
+    ),
+) -> None:
+    """Measure a model: do its pictures show what the prompts say?"""
+    from pellucid import checkpoints
+    from pellucid.evaluate.report import report
+
+    loaded = checkpoints.load(checkpoints.embedded() if model is None else model)
+    report(loaded, art, classifier, out)
+    typer.echo(out / "results.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
