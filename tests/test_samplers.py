@@ -71,7 +71,7 @@ def start(count=64):
 
 
 def runge_kutta(x, levels):
-    """The classic fourth-order method on dy/ds = (y - x0) / s, y = x / alpha, written without Pellucid."""
+    """The classic fourth-order method on dy/ds = (y - x0) / s, y = x / alpha."""
 
     def slope(y, s):
         level = Level(1 / math.hypot(1, s), s / math.hypot(1, s), 0.0)

@@ -185,7 +185,9 @@ def predictor(network: Network, prediction: str) -> Predict:
     choose(prediction, PREDICTIONS, "prediction")
 
     def predict(x: Tensor, level: Level, cond: Conditioning) -> Tensor:
-        t = torch.full((len(x),), level.t, dtype=x.dtype, device=x.device)
+        # Half precision cannot hold a fractional t.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        t = torch.full((len(x),), level.t, dtype=dtype, device=x.device)
         return to_x0(prediction, network(x, t, cond), x, level.alpha, level.sigma)
 
     return predict
