@@ -122,7 +122,9 @@ def train(options: VAEOptions) -> Path:
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         ema.update(vae)
-        report(step, options.batch, loss=loss.detach(), l2=(decoded - pixels).square().mean())
+        report(
+            step, options.batch, loss=loss.detach(), l2=(decoded - pixels).detach().square().mean()
+        )
         if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
             save_state(
                 path,
