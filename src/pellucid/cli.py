@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -378,4 +377,4 @@ def evaluate(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -38,8 +38,7 @@ class ClassifierFree:
 
         guided = uncond + scale (cond - uncond)
 
-    cond: what is wanted, of x's batch or of 1; or several with weights, [(cond, weight), ...],
-    which
+    cond: what is wanted, of x's batch or of 1; or several with weights, [(cond, weight), ...], which
         mixes their estimates ("half frog, half rabbit"; Liu et al. 2022, "Composable Diffusion").
     uncond: the empty or the negative prompt. None is allowed where scale is 1.
     rescale: 0 to 1, how far the spread of the guided output is brought back to that of cond, which
@@ -119,8 +118,8 @@ def rescaled(guided: Tensor, cond: Tensor, x: Tensor, level: Level, share: float
 def mix_noise(parts: Sequence[tuple[Denoiser, float]]) -> Denoiser:
     """The weighted mean of several denoisers' estimates, one look each.
 
-    Weights are divided by their sum. At a given x the noise is linear in x0, so that mixing estimates of one is mixing those of the
-    other.
+    Weights are divided by their sum. At a given x the noise is linear in x0, so that mixing the
+    estimates of one is mixing those of the other.
     """
     shares = normalized([weight for _, weight in parts])
 

@@ -140,7 +140,7 @@ def resolve(model: Model, request: Request) -> Request:
     name, spacing = samplers.resolve(d.sampler if request.sampler is None else request.sampler)
     if request.spacing is not None:
         spacing = request.spacing
-    fixed = {
+    fixed: dict[str, Any] = {
         "steps": d.steps if request.steps is None else request.steps,
         "guidance": d.guidance if request.guidance is None else request.guidance,
         "sampler": name,
@@ -149,7 +149,6 @@ def resolve(model: Model, request: Request) -> Request:
         "height": d.height if request.height is None else request.height,
         "seed": secrets.randbelow(2**32) if request.seed in (None, -1) else request.seed,
     }
-    # The network halves its input at every level but the last, and cannot halve an odd size evenly.
     unit = model.vae.config.downsample
     for side in ("width", "height"):
         if fixed[side] % unit:
