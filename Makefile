@@ -8,13 +8,14 @@ OUT ?= outputs/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format format-check lint types contract emoji-model clean
+.PHONY: help demo test check format format-check lint types contract art emoji-model clean
 
 help:
 	@echo "make demo         a few pictures from the shipped model, in $(OUT)"
 	@echo "make test         the tests"
 	@echo "make check        format, lint, types, import contract, tests"
 	@echo "make format       put the code into its one format"
+	@echo "make art          fetch the emoji art that the shipped model learns from (needs npm)"
 	@echo "make emoji-model  train the shipped model from nothing (hours)"
 
 # Stamp files, so that each set-up runs once, and again when what it installs has changed.
@@ -60,8 +61,32 @@ types: $(VENV)/.installed-dev
 contract: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
-emoji-model: $(VENV)/.installed-dev
-	@echo "The recipe is not written yet." >&2; exit 1
+# The emoji art and the names of things, from the npm registry, at the versions that were used.
+ART := build/art/node_modules
+ART_PACKAGES := @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/fluent-emoji@1.2.7 \
+	@iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5 emojibase-data@17.0.0
+
+art: build/art/.installed
+
+build/art/.installed: Makefile
+	@command -v npm >/dev/null || { echo "The emoji art comes from the npm registry, and there is no npm here; install Node.js (on Debian: apt-get install npm)." >&2; exit 1; }
+	@mkdir -p build/art
+	npm install --prefix build/art --no-save --no-audit --no-fund --ignore-scripts $(ART_PACKAGES)
+	@touch $@
+
+runs/art64.npz: | $(VENV)/.installed-dev build/art/.installed
+	$(BIN)/pellucid data emoji --packages $(ART) --out $@
+
+# The shipped model from nothing, on two cores. Each part leaves its state in
+# runs/, and a second `make emoji-model` goes on where the first was stopped.
+emoji-model: $(VENV)/.installed-dev runs/art64.npz
+	$(BIN)/pellucid train vae --resume
+	$(BIN)/pellucid train clip --resume
+	$(BIN)/pellucid train diffusion processes=2 --resume
+	$(BIN)/pellucid train classifier --resume
+	$(BIN)/pellucid train pack
+	$(BIN)/pellucid evaluate --model runs/emoji.safetensors
+	@echo "The model is runs/emoji.safetensors; the figures and the sheet are in runs/evaluation/."
 
 clean:
 	rm -rf $(VENV)/.installed $(VENV)/.installed-dev build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
