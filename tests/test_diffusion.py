@@ -175,7 +175,7 @@ def test_discrete_t(kind):
 
 
 def test_min_snr_is_that_of_the_paper():
-    """Hang et al. 2023, section 3.4, gamma = 5."""
+    """Hang et al. 2023, gamma = 5."""
     alpha, sigma = Schedule().alpha_sigma(torch.arange(0, 1000, 37, dtype=torch.float64))
     snr = alpha**2 / sigma**2
     capped = snr.clamp(max=5)

@@ -88,8 +88,8 @@ def _same_kind(parts: Sequence[Conditioning]) -> None:
     if len(kinds) > 1:
         shapes = ", ".join(str(tuple(p.tokens.shape)) for p in parts)
         raise ValueError(
-            f"conditionings of different kinds cannot be joined: tokens are {shapes}; the same token "
-            "count and width, and the same extra parts, are wanted"
+            f"conditionings of different kinds cannot be joined: tokens are {shapes}; the same "
+            "token count and width, and the same extra parts, are wanted"
         )
 
 
@@ -158,8 +158,8 @@ def to_x0(
     if kind == "eps":
         if not isinstance(alpha, Tensor) and alpha == 0:
             raise ValueError(
-                "a network that predicts eps cannot start at alpha = 0; choose a schedule without zero "
-                "terminal SNR, or a network that predicts v, x0 or flow"
+                "a network that predicts eps cannot start at alpha = 0; choose a schedule without "
+                "zero terminal SNR, or a network that predicts v, x0 or flow"
             )
         return (x - sigma * output) / alpha
     if kind == "v":  # the denominator is 1 on variance preserving schedules

@@ -20,7 +20,7 @@ WALKS = ("slerp", "lerp")
 
 
 class Parts(NamedTuple):
-    """Estimates of x0: the guided one, and the two that it was made of (the same if there was one)."""
+    """Estimates of x0: the guided one, and the two that it was made of (all one if unguided)."""
 
     guided: Tensor
     cond: Tensor
@@ -97,13 +97,14 @@ class ClassifierFree:
 def _fit(cond: Conditioning, batch: int) -> Conditioning:
     if len(cond) not in (1, batch):
         raise ValueError(
-            f"the conditioning is for {len(cond)} pictures and x has {batch}; 1 or {batch} is wanted"
+            f"the conditioning is for {len(cond)} pictures and x has {batch}; "
+            f"1 or {batch} is wanted"
         )
     return cond if len(cond) == batch else cond.repeat(batch)
 
 
 def rescaled(guided: Tensor, cond: Tensor, x: Tensor, level: Level, share: float) -> Tensor:
-    """`guided` with the spread of its v moved by `share` to that of cond's v, each picture by itself."""
+    """`guided`, the spread of its v moved by `share` to that of cond's v, each picture alone."""
     alpha, sigma = level.alpha, level.sigma
 
     def v_of(x0: Tensor) -> Tensor:
@@ -131,8 +132,9 @@ def mix_noise(parts: Sequence[tuple[Denoiser, float]]) -> Denoiser:
 
 
 def walk(a: Conditioning, b: Conditioning, weight: float, kind: str = "slerp") -> Conditioning:
-    """A conditioning between a (weight 0) and b (weight 1): straight ("lerp"), or each vector on an arc.
+    """A conditioning between a (weight 0) and b (weight 1).
 
+    kind: "lerp" goes straight, "slerp" moves each vector on an arc.
     Between two texts' vectors the straight middle is shorter than either; the arc keeps the length.
     ValueError: weight not in 0 .. 1, unknown kind, conditionings of different kinds.
     """

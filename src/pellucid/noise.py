@@ -38,13 +38,13 @@ def gaussian(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 
 def offset(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Gaussian plus one shared number per channel (Guttenberg 2023), which frees the mean brightness."""
+    """Gaussian plus one number per channel (Guttenberg 2023), which frees the mean brightness."""
     noise = gaussian(shape, generator)
     return (noise + OFFSET * gaussian((shape[0], 1, 1), generator)) / math.hypot(1, OFFSET)
 
 
 def pyramid(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Gaussian at full size, half, quarter ... added up (Whitaker 2023, "multi-resolution noise")."""
+    """Gaussian at full size, half, quarter ... added up (Whitaker 2023, "multi-resolution")."""
     noise = gaussian(shape, generator)
     channels, height, width = shape
     weight = 1.0
@@ -56,7 +56,7 @@ def pyramid(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 
 def blue(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Power rises with frequency: neighbours repel (Huang et al. 2024, "Blue noise for diffusion")."""
+    """Power rises with frequency: neighbours repel (Huang et al. 2024)."""
     return _colored(shape, generator, 0.5)
 
 

@@ -1,4 +1,4 @@
-"""Noise schedules: how much picture and how much noise there is at every time, and where a run stops.
+"""Noise schedules: how much picture and how much noise there is at every time.
 
 A noisy picture is ``x = alpha * x0 + sigma * eps``. A `Schedule` tells alpha and sigma for every t;
 `Schedule.levels` picks the few t that a sampler visits.
@@ -31,7 +31,7 @@ SPACINGS = (
 )
 MAX_STEPS = 1000
 # Karras et al. 2022 (EDM) go from s = 80 to 0.002. A schedule whose own range is wider, or
-# infinite, is ramped over this range only; its first level is pure noise all the same.
+# infinite, is ramped over this range only; its first level is the schedule's noisiest all the same.
 NOISIEST, CLEANEST = 80.0, 0.002
 # Sabour et al. 2024, "Align Your Steps": s = sigma / alpha of the ten steps; the last becomes 0.
 ALIGN_YOUR_STEPS = {
@@ -112,7 +112,7 @@ class Schedule:
         return _alphas_cumprod(self)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at times t, which may be fractional and are clamped to the schedule's range.
+        """alpha and sigma at times t, fractional or not, clamped to the schedule's range.
 
         The results have t's shape and device, and its dtype if that is floating point, else
         float32.
@@ -216,7 +216,7 @@ class Schedule:
     def _flow_levels(self, steps: int, spacing: str) -> list[Level]:
         if spacing == "leading" or spacing.startswith("align"):
             raise ValueError(
-                f"the spacing {spacing!r} does not reach pure noise, from which the schedule 'flow' "
+                f"the spacing {spacing!r} does not reach pure noise, where the schedule 'flow' "
                 "starts; choose uniform, trailing, linspace, karras, exponential or beta"
             )
         if spacing in ("karras", "exponential"):
@@ -232,7 +232,7 @@ class Schedule:
         return [Level(1 - u, u, self.T * u) for u in map(float, times)]
 
     def _ramp(self, steps: int, spacing: str, low: float, high: float) -> list[Level]:
-        """Levels whose s = sigma / alpha goes from `high` to `low`; the first is the noisiest of all."""
+        """Levels whose s = sigma / alpha goes from `high` to `low`; the first is the noisiest."""
         first = self.level(self.T if self.name == "flow" else self.T - 1)
         low, high = max(low, CLEANEST), min(high, NOISIEST)
         if spacing in ALIGN_YOUR_STEPS:
@@ -283,7 +283,7 @@ def _alphas_cumprod(schedule: Schedule) -> Tensor:
         u = torch.arange(T + 1, dtype=torch.float64) / T
         if schedule.name == "cosine":  # Nichol & Dhariwal 2021, eq. 17
             curve = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-        else:  # Jabri et al. 2022, "Scalable Adaptive Computation", algorithm 1, from -3 to 3
+        else:  # Jabri et al. 2022, "Scalable Adaptive Computation", from -3 to 3
             curve = torch.sigmoid(torch.tensor(3.0, dtype=u.dtype)) - torch.sigmoid(6 * u - 3)
         betas = (1 - curve[1:] / curve[:-1]).clamp(max=0.999)
         products = torch.cumprod(1 - betas, 0)

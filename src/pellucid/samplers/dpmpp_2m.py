@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M), Lu et al. 2022, algorithm 2: the estimate of x0 is carried on in a straight line.
+"""DPM-Solver++(2M), Lu et al. 2022, algorithm 2: x0 is carried on in a straight line.
 
 With lambda = log(alpha / sigma), h = lambda' - lambda, and r = (the h before) / h,
 

@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) SDE, Lu et al. 2022, section 5 and appendix; the midpoint form of k-diffusion.
+"""DPM-Solver++(2M) SDE, Lu et al. 2022; the midpoint form of k-diffusion.
 
 As dpmpp_2m, on the SDE: with lambda = log(alpha / sigma) and h = lambda' - lambda,
 

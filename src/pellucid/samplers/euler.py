@@ -1,4 +1,4 @@
-"""Euler's method on the probability-flow ODE, Karras et al. 2022 (EDM), algorithm 1 without churn.
+"""Euler's method on the probability-flow ODE, Karras et al. 2022 (EDM), algorithm 1 without its correction.
 
 In the coordinates s = sigma / alpha and y = x / alpha the ODE is dy/ds = (y - x0) / s, and that
 slope is the noise eps. A straight step is y' = y + (s' - s) eps = x0 + s' eps, so

@@ -1,4 +1,4 @@
-"""Heun's second-order method on the probability-flow ODE, Karras et al. 2022, algorithm 1, no churn.
+"""Heun's second-order method on the probability-flow ODE, Karras et al. 2022, algorithm 1.
 
 In s = sigma / alpha and y = x / alpha, dy/ds = eps. Take an Euler step, look again from there, and
 step with the mean of the two slopes:

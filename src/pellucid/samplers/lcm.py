@@ -1,4 +1,4 @@
-"""Multistep consistency sampling, Luo et al. 2023, "Latent Consistency Models", algorithm 3.
+"""Multistep consistency sampling, Luo et al. 2023, "Latent Consistency Models".
 
 A consistency model sees the end of the path at once. It is blended with x near t = 0, so that it
 is the identity there, and its answer is noised again to the next level:

@@ -1,4 +1,4 @@
-"""UniPC of order 2 with B(h) = e^h - 1, Zhao et al. 2023, algorithms 5 to 8, predicting x0.
+"""UniPC of order 2 with B(h) = e^h - 1, Zhao et al. 2023, in its form that predicts x0.
 
 The predictor is that of dpmpp_2m. When the network has looked from the new place, the estimate of
 x0 that it gives there also corrects the step that led there, at no extra look. With lambda =
