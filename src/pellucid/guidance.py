@@ -38,7 +38,7 @@ class ClassifierFree:
 
         guided = uncond + scale (cond - uncond)
 
-    cond: what is wanted, of x's batch or of 1; or several with weights, [(cond, weight), ...], which
+    cond: what is wanted, of x's batch or of 1; or several, [(cond, weight), ...], which
         mixes their estimates ("half frog, half rabbit"; Liu et al. 2022, "Composable Diffusion").
     uncond: the empty or the negative prompt. None is allowed where scale is 1.
     rescale: 0 to 1, how far the spread of the guided output is brought back to that of cond, which

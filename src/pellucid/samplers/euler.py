@@ -1,4 +1,4 @@
-"""Euler's method on the probability-flow ODE, Karras et al. 2022 (EDM), algorithm 1 without its correction.
+"""Euler's method on the probability-flow ODE, as in k-diffusion (Karras et al. 2022, eq. 4).
 
 In the coordinates s = sigma / alpha and y = x / alpha the ODE is dy/ds = (y - x0) / s, and that
 slope is the noise eps. A straight step is y' = y + (s' - s) eps = x0 + s' eps, so
