@@ -110,22 +110,33 @@ _NOT_A_THING = re.compile(
 )
 """Not in plain letters, too short, or with the ending of a verb or an adjective."""
 _NO_NAME = """
-adorbs adorn africa alpha angry anniversary antarctica artsy arty australia baa back bae bald big
-blame bless boo brainy burn caffeine cancel cancer carbs cavities cell check cheerful cheery chin
-city class clean clever climb cold collide complete consider convoluted cool cost country creative
-cry curious curls cute dad dairy danger dark dating dead death deciduous delicious diet dionysus
-direct down drought drove easy employed entry epic europe european expert explode extra family
-father fear feed female first five flex flirt fluffy fml formal four fresh front frozen fry full
-funny gains gay genderqueer glbt glbtq goo gross growl growth haha handy health hear hehe hit hmm
-holiday hot ily indecisive jack job joy jump kick kisses late lather lazy left leo lesbian lgbt
-lgbtq lgbtqia like listen lit litaf lives lol lonely loudly lucky major medium men merry mobile
-moo morning multiply munch nasty nauseated negative nice no not one open order over personal photo
-ponder positive potassium pregnant press pride private proud queer rad rage rawr resort rich ride
-ripe roar rofl roflmao sad safari scared scream screw search send serious settle shade shiny
-showing side silly simple sing sit slide slow sly smell smelly smh smoke snap soar sour speech
-spin spiny split springtime stink stinks study style summer surprise swag tao taoist terrestrial
-text tired total trans two ugly under unlock upset valentine waste whatever where wild wink winks
-woah xoxo yang yes yin yolo yum yummy zap
+actor actress admission adorbs adorn africa air alpha angle angry anniversary antarctica archer
+arts artsy arty astronomy attraction australia baa back bae bakery bald bamboo bathroom bearer
+beast bedtime bench bent bet big birth bisque blame bless boo born brainy bull burn button
+caffeine cancel cancer capricorn carbs cavities cell champion champs check cheerful cheery chemist
+chemistry children chin chip christian city class claws clean clever climb cold collar collide
+complete consider contact convoluted cool cops cosmetics cost country creative crops cry curious
+curls cute cyclist dad dairy danger dark dating dead death deciduous delicious dentist diet
+difficult dionysus direct down dressage drought drove drugs easy edge eight electricity elegant
+emergency employed entry epic equine europe european expert explode extra family fashion father
+fear feed female first five flamboyant flex flirt flu fluffy fml forbidden formal fortune four
+fresh front frozen fry full fungus funny future gains gang gas gay genderqueer glbt glbtq goo
+goodnight gross growl growth gym habitat haha handy health hear heartbreaker heartbroken hehe hit
+hmm holiday hot hours hrs idea ily indecisive innocent iron jack job joy jump karaoke kick king
+kisses knit late lather launch lazy left leo lesbian lgbt lgbtq lgbtqia like listen lit litaf
+lives lol lonely loudly lucky lunch major mane math maze medium men merry mobile moo morning movie
+multiplication multiply munch museum music nasty nauseated negative news nice night no nosey not
+odor one open order outdoors over paid painter pan park passenger patrol peace personal photo
+pirate pisces ponder pop positive potassium predator pregnant press pride print prints private
+proud queen queer rad rage ramadan rawr recycle reflection repairs resort rich ride ripe roar rofl
+roflmao roller royalty sad safari sagittarius sand scared scholar scorpio scorpius scream screw
+seafood search seat send serious serve settle shade shape shiny showing side silly simple sing sit
+skater slide slow sly smell smells smelly smh smoke snap soar sour speech spin spiny spirit split
+spots springtime station step stink stinks stinky stripe study style suburban suburbia sugar suit
+summer surfer surprise swag sweat swim tada tao taoist tease terrestrial text theme thespian tired
+total trans transgender transparent treat trip two ugly under unlock upset vaccination valentine
+vampire view virgo voltage waste whatever where wild wink winks witch woah wood woohoo wool
+wrapper xoxo yang yellow yes yin yolo yum yummy zap zoo
 """
 """Words of emojibase's that are no name for the thing: moods, verbs, what goes with it."""
 
