@@ -81,7 +81,7 @@ def unbroken(art: Path) -> Callable[[str], dict[str, Any]]:
     return state
 
 
-LOOPS = {
+LOOPS: dict[str, tuple[Any, Callable[[Path, Path], Any]]] = {
     "vae": (train_vae, vae_options),
     "clip": (train_clip, clip_options),
     "diffusion": (train_diffusion, diffusion_options),
