@@ -196,15 +196,12 @@ def generate(model: Model, request: Request) -> Iterator[Progress]:
         request.rescale,
         request.interval,
     )
-    seen: list[Parts] = []
-
-    def denoise(x: Tensor, level: Level) -> Tensor:
-        seen[:] = [guided.parts(x, level)]
-        return seen[0].guided
-
-    watched: Denoiser = denoise
+    watched = Watched(guided, [])
+    denoise: Denoiser = watched
     if request.clip_guidance:
-        watched = with_clip(model, request, denoise)
+        if request.sampler == "ddim_cfgpp":
+            raise ValueError("clip_guidance does not go with the sampler 'ddim_cfgpp'; ddim does")
+        denoise = with_clip(model, request, watched)
 
     unit = model.vae.config.downsample
     shape = (model.vae.config.latent_channels, request.height // unit, request.width // unit)
@@ -236,7 +233,7 @@ def generate(model: Model, request: Request) -> Iterator[Progress]:
     options = sampler_options(sampler, request)
     total = len(levels) - 1
     fresh = source(streams, request.noise)
-    steps = sampler(Watched(watched, guided), x, levels, fresh, **options)
+    steps = sampler(denoise, x, levels, fresh, **options)
     for number, step in enumerate(steps, 1):
         if not torch.isfinite(step.x).all():
             raise ValueError(
@@ -251,7 +248,7 @@ def generate(model: Model, request: Request) -> Iterator[Progress]:
             step.level,
             step.x,
             step.x0,
-            seen[0] if seen else None,
+            watched.last[0] if watched.last else None,
             request,
             seeds,
             tuple(warnings),
@@ -261,16 +258,18 @@ def generate(model: Model, request: Request) -> Iterator[Progress]:
 
 @dataclass(frozen=True)
 class Watched:
-    """The denoiser of a run; `parts` is there for samplers that need them (CFG++)."""
+    """A guided denoiser that keeps what its last look was made of."""
 
-    denoise: Denoiser
     guided: ClassifierFree
+    last: list[Parts]
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
-        return self.denoise(x, level)
+        return self.parts(x, level).guided
 
     def parts(self, x: Tensor, level: Level) -> Parts:
-        return self.guided.parts(x, level)
+        """For samplers that put back the unconditional noise (CFG++)."""
+        self.last[:] = [self.guided.parts(x, level)]
+        return self.last[0]
 
 
 def with_clip(model: Model, request: Request, denoise: Denoiser) -> Denoiser:
