@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
+
+from pellucid import checkpoints
+from pellucid.backbones.unet import UNet, UNetConfig
+from pellucid.clip import TextConfig, TextTower, VisionConfig, VisionTower
+from pellucid.model import Defaults, Model
+from pellucid.schedule import Schedule
+from pellucid.tokenizer import Tokenizer
+from pellucid.vae import VAE, VAEConfig
 
 # The references in the tests must not look for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,3 +28,48 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 def _same_weights_every_time() -> None:
     """Networks that a test builds have the same random weights whichever tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    """A whole model, tiny and random: 16x16 pictures from 4x8x8 latents on a flow path."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(["a red apple", "a rabbit"], 270, context_length=8)
+    unet = UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        transformer_layers=(0, 1),
+        mid_transformer_layers=1,
+        heads=(2, 2),
+        cross_attention_dim=16,
+        norm_groups=4,
+        pooled_dim=12,
+    )
+    text = TextConfig(tokenizer.vocab_size, 8, 16, 1, 2, 16, projection=12, eos=tokenizer.eos)
+    made = Model(
+        backbone=UNet(unet),
+        vae=VAE(VAEConfig(block_out_channels=(8, 8), layers_per_block=1, norm_groups=4)),
+        text=TextTower(text),
+        tokenizer=tokenizer,
+        schedule=Schedule(name="flow"),
+        prediction="v",
+        name="tiny",
+        vision=VisionTower(VisionConfig(16, 8, 16, 1, 2, 16, projection=12)),
+        defaults=Defaults(steps=3, guidance=2.0, sampler="euler", width=16, height=16),
+    )
+    for part in (made.backbone, made.vae, made.text, made.vision):
+        assert part is not None
+        for parameter in part.parameters():  # layers that begin at zero would hide what they do
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        part.eval().requires_grad_(False)
+    return made
+
+
+@pytest.fixture(scope="session")
+def model_file(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on disk."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    checkpoints.save(model, path)
+    return path
