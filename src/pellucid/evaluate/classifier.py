@@ -67,7 +67,7 @@ class ClassifierOptions:
 
     art: Path = Path("runs/art64.npz")
     out: Path = Path("runs/classifier")
-    steps: int = 1800
+    steps: int = 1500
     batch: int = 64
     rate: float = 2e-3
     seed: int = 1

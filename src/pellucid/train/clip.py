@@ -24,7 +24,7 @@ class CLIPOptions:
 
     art: Path = Path("runs/art64.npz")
     out: Path = Path("runs/clip")
-    steps: int = 500
+    steps: int = 450
     batch: int = 128
     rate: float = 1e-3
     vocabulary: int = 2000

@@ -70,8 +70,8 @@ class DiffusionOptions:
     steps: int = 6000
     batch: int = 32
     """Pictures a step in each process."""
-    rate: float = 1.2e-3
-    pool: int = 40000
+    rate: float = 1e-3
+    pool: int = 20000
     """Pictures whose latents are kept."""
     drop: float = 0.1
     """Chance that a caption is replaced by the empty one, for guidance."""
@@ -175,7 +175,7 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(
-        parameters, options.rate, (0.9, 0.99), weight_decay=0.01, foreach=True
+        parameters, options.rate, (0.9, 0.99), weight_decay=0.01, fused=True
     )
     ema = Ema(network, options.ema)
     path, first = options.out / "state.pt", 0

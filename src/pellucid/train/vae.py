@@ -42,7 +42,7 @@ class VAEOptions:
 
     art: Path = Path("runs/art64.npz")
     out: Path = Path("runs/vae")
-    steps: int = 2000
+    steps: int = 1000
     batch: int = 16
     rate: float = 1e-3
     kl_weight: float = 1e-5
