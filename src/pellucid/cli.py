@@ -39,7 +39,11 @@ def main() -> None:
     from pydantic import ValidationError
 
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
+        if status == 130:  # Typer swallows Ctrl-C and returns this
+            raise KeyboardInterrupt
+        if isinstance(status, int) and status != 0:
+            raise SystemExit(status)
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("pellucid: stopped", err=True)
         raise SystemExit(130) from None
@@ -55,6 +59,9 @@ def main() -> None:
         # Typer's own errors (an unknown option, say) know how to show themselves.
         if hasattr(error, "format_message"):
             fail(error.format_message())
+        # Torch says so with a RuntimeError on the CPU and a sub-class of it on a GPU.
+        if isinstance(error, MemoryError | RuntimeError) and "memory" in repr(error).lower():
+            fail("there is not enough memory for this; a smaller size or count is wanted")
         raise
 
 
@@ -202,7 +209,8 @@ def _draw(
     trail: list[Any] = []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    hidden = not console.is_terminal  # it would still write an empty line
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(request.prompt[:40] or "(no prompt)", total=None)
         last = None
         for last in run(loaded, request):
