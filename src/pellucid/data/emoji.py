@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -151,12 +152,18 @@ def names_a_thing(keyword: str, label: str) -> bool:
     return keyword not in re.split(r"[^a-z]+", label.lower())[:-1]
 
 
+def _rows() -> list[list[str]]:
+    """The lines of ``concepts.tsv``: emoji, names, set."""
+    text = resources.files("pellucid.data").joinpath("concepts.tsv").read_text(encoding="utf-8")
+    return [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")][1:]
+
+
 def read_concepts(emojibase: Path) -> list[Concept]:
     """``concepts.tsv`` with the slugs and unambiguous keywords of emojibase's ``data.json``."""
     table = {_bare(e["emoji"]): e for e in json.loads(emojibase.read_text(encoding="utf-8"))}
-    text = resources.files("pellucid.data").joinpath("concepts.tsv").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")][1:]
-    entries = [(emoji, tuple(names.split(", ")), table[_bare(emoji)]) for emoji, names in rows]
+    entries = [
+        (emoji, tuple(names.split(", ")), table[_bare(emoji)]) for emoji, names, _ in _rows()
+    ]
     named = {name for _, names, _ in entries for name in names}
     counts: dict[str, int] = {}
     for _, _, entry in entries:
@@ -176,6 +183,12 @@ def read_concepts(emojibase: Path) -> list[Concept]:
         )
         for emoji, names, entry in entries
     ]
+
+
+def core_concepts(art: EmojiArt) -> list[int]:
+    """The concepts of the set "core": few enough for a model that is trained on a CPU."""
+    core = {emoji for emoji, _, kind in _rows() if kind == "core"}
+    return [i for i, concept in enumerate(art.concepts) if concept.emoji in core]
 
 
 def render(packages: Path, size: int) -> EmojiArt:
@@ -338,6 +351,7 @@ def compose(
     mix: Mix | None = None,
     concept: int = -1,
     held: bool = False,
+    among: Sequence[int] | None = None,
 ) -> Sample:
     """Draw one picture.
 
@@ -346,10 +360,12 @@ def compose(
         concept: the (first) thing to draw; -1 is any.
         held: draw tints, grounds and pairs only in combinations that training never sees.
             Plain pictures of one thing are no combination and are drawn all the same.
+        among: the concepts to choose from; None is all.
     """
     mix = Mix() if mix is None else mix
-    size, count = art.size, len(art.concepts)
-    first = int(rng.integers(count)) if concept < 0 else concept
+    among = range(len(art.concepts)) if among is None else among
+    size, count = art.size, len(among)
+    first = among[int(rng.integers(count))] if concept < 0 else concept
     style = int(rng.integers(len(art.styles)))
     told = art.styles[style] if rng.random() < mix.styled else None
     name = pick_name(art.concepts[first], rng)
@@ -378,9 +394,9 @@ def compose(
         return Sample(canvas.astype(np.uint8), text, (first,), style, background=color)
     pair = mix.tinted + mix.on_color <= chance < mix.tinted + mix.on_color + mix.pair
     if pair and any(s != first and held_out(first, s) == held for s in range(count)):
-        second = int(rng.integers(count))
+        second = among[int(rng.integers(count))]
         while second == first or held_out(first, second) != held:
-            second = int(rng.integers(count))
+            second = among[int(rng.integers(count))]
         half = round(size * 0.5)
         other = _article(pick_name(art.concepts[second], rng))
         canvas = ground(size, None)

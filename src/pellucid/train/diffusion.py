@@ -7,6 +7,7 @@ pictures and the embeddings of their captions are computed once and kept. One pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
 from pellucid.clip import CLIP
-from pellucid.data.emoji import EmojiArt, Mix, compose
+from pellucid.data.emoji import EmojiArt, Mix, compose, core_concepts
 from pellucid.diffusion import Conditioning, sample_t, training_loss
 from pellucid.prompt import encode
 from pellucid.schedule import Schedule
@@ -37,7 +38,7 @@ from pellucid.vae import VAE
 
 EMOJI_SCHEDULE = Schedule("flow")
 EMOJI_PREDICTION = "flow"
-POOL_MIX = Mix(tinted=0.14, on_color=0.12, pair=0.08)
+POOL_MIX = Mix(tinted=0.12, on_color=0.1, pair=0.05)
 
 
 def emoji_unet(latent_channels: int, text_width: int, pooled: int) -> UNetConfig:
@@ -77,6 +78,8 @@ class DiffusionOptions:
     """Chance that a caption is replaced by the empty one, for guidance."""
     ema: float = 0.998
     decay_from: float = 0.6
+    core: bool = True
+    """Learn the core concepts only, which is what a CPU has time for."""
     processes: int = 1
     save_every: int = 500
     """Steps between two saves of the whole state."""
@@ -111,12 +114,15 @@ def make_pool(
     mix: Mix,
     seed: int,
     held: bool = False,
+    among: Sequence[int] | None = None,
 ) -> Pool:
     """Draw `count` pictures, encode them and their captions."""
     latents, tokens, pooled = [], [], []
     for start in range(0, count, 250):
         rng = rng_of(seed, start, 3)
-        samples = [compose(art, rng, mix, held=held) for _ in range(min(250, count - start))]
+        samples = [
+            compose(art, rng, mix, held=held, among=among) for _ in range(min(250, count - start))
+        ]
         pixels = torch.stack([torch.from_numpy(s.pixels) for s in samples])
         latents.append(vae.to_latents(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).half())
         cond = encode(clip.text, tokenizer, [s.caption for s in samples])
@@ -132,14 +138,15 @@ def kept_pool(
 ) -> Pool:
     """The pool of this run: read back if it was made from the same parts, else made and kept."""
     path = options.out / "pool.pt"
-    made_of = [str(options.pool), str(options.seed), repr(POOL_MIX)]
+    among = core_concepts(art) if options.core else None
+    made_of = [str(options.pool), str(options.seed), repr(POOL_MIX), repr(among)]
     made_of += [str(p.stat().st_mtime_ns) for p in (options.art, options.vae, options.clip)]
     with torch.no_grad():
         empty = encode(clip.text, tokenizer, [""])
     if (state := load_state(path)) and state["made_of"] == made_of:
         return Pool(state["latents"], state["tokens"], state["pooled"], empty)
     say(f"encoding {options.pool} pictures and captions")
-    pool = make_pool(art, vae, clip, tokenizer, options.pool, POOL_MIX, options.seed)
+    pool = make_pool(art, vae, clip, tokenizer, options.pool, POOL_MIX, options.seed, among=among)
     tensors = {"latents": pool.latents, "tokens": pool.tokens, "pooled": pool.pooled}
     save_state(path, tensors | {"made_of": made_of})
     return pool
@@ -238,7 +245,8 @@ def train(options: DiffusionOptions) -> Path:
     clip, tokenizer = train_clip.trained(options.clip, art.size)
     options.out.mkdir(parents=True, exist_ok=True)
     pool = kept_pool(options, art, vae, clip, tokenizer)
-    held = make_pool(art, vae, clip, tokenizer, 128, POOL_MIX, options.seed + 1, held=True)
+    among = core_concepts(art) if options.core else None
+    held = make_pool(art, vae, clip, tokenizer, 128, POOL_MIX, options.seed + 1, True, among)
     (options.out / "rendezvous").unlink(missing_ok=True)
     if options.processes == 1:
         run(0, options, pool, held)
