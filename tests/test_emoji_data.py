@@ -182,10 +182,10 @@ def test_render_without_the_packages(tmp_path: Path) -> None:
 def test_table_of_concepts() -> None:
     text = resources.files("pellucid.data").joinpath("concepts.tsv").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert lines[0] == "emoji\tnames"
+    assert lines[0] == "emoji\tnames\tset"
     rows = [line.split("\t") for line in lines[1:]]
     assert len(rows) == 380
-    assert all(len(row) == 2 for row in rows)
+    assert all(len(row) == 3 and row[2] in ("core", "more") for row in rows)
     emojis = [emoji._bare(row[0]) for row in rows]
     names = [name for row in rows for name in row[1].split(", ")]
     assert len(set(emojis)) == len(emojis)

@@ -226,7 +226,8 @@ def _draw(
     for i, (picture, seed) in enumerate(zip(last.images, last.seeds, strict=True)):
         # What is stored makes this one picture again, alone.
         alone = last.request.model_copy(update={"seed": seed, "count": 1})
-        record = alone.model_dump(mode="json") | {"model": loaded.name}
+        unused = {"strength"} if alone.image is None else set()
+        record = alone.model_dump(mode="json", exclude=unused) | {"model": loaded.name}
         target = out if is_file else _free_name(folder, _stem(request.prompt, seed))
         images.save(picture, target, record)
         result: dict[str, Any] = {"path": str(target), "seed": seed}
