@@ -146,7 +146,7 @@ def test_colour_before_a_name(name: str, color: str, wanted: str) -> None:
     "wanted", ["a frog", "an owl", "a cactus", "a unicorn", "jeans", "a stack of books", "a bus"]
 )
 def test_articles(wanted: str) -> None:
-    assert emoji._article(wanted.removeprefix("a ").removeprefix("an ")) == wanted
+    assert emoji.with_article(wanted.removeprefix("a ").removeprefix("an ")) == wanted
 
 
 def test_a_keyword_must_name_the_thing() -> None:

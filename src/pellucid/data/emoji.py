@@ -238,7 +238,7 @@ def render(packages: Path, size: int) -> EmojiArt:
 # ---------------------------------------------------------------- captions
 
 
-def _article(name: str) -> str:
+def with_article(name: str) -> str:
     """ "frog" -> "a frog", "owl" -> "an owl", "jeans" -> "jeans", "cactus" -> "a cactus"."""
     head = name.split(" of ")[0].split(" with ")[0]
     plural = head.endswith("s") and not head.endswith(("ss", "us", "eros"))
@@ -266,14 +266,14 @@ def caption(name: str, style: str | None, rng: np.random.Generator) -> str:
     """A sentence for a thing, that tells its style if one is given."""
     wordings = _PLAIN if style is None else _STYLED
     return wordings[rng.integers(len(wordings))].format(
-        a=_article(name), name=name, style=style or ""
+        a=with_article(name), name=name, style=style or ""
     )
 
 
 def with_color(name: str, color: str) -> str:
     """ "a rabbit", "blue" -> "a blue rabbit"; a colour already in the name is replaced."""
     words = [w for w in name.split() if w not in COLORS] or [name]  # an orange stays an orange
-    return _article(f"{color} {' '.join(words)}")
+    return with_article(f"{color} {' '.join(words)}")
 
 
 # ---------------------------------------------------------------- pictures
@@ -389,7 +389,7 @@ def compose(
         canvas = ground(size, color)
         side = min(side, round(size * 0.875))
         paste(canvas, art.pixels[first, style], cx, cy, side, mirror)
-        text = f"{_article(name)} on {_article(color)} background"
+        text = f"{with_article(name)} on {with_article(color)} background"
         text += f", {told} style" if told else ""
         return Sample(canvas.astype(np.uint8), text, (first,), style, background=color)
     pair = mix.tinted + mix.on_color <= chance < mix.tinted + mix.on_color + mix.pair
@@ -398,14 +398,14 @@ def compose(
         while second == first or held_out(first, second) != held:
             second = among[int(rng.integers(count))]
         half = round(size * 0.5)
-        other = _article(pick_name(art.concepts[second], rng))
+        other = with_article(pick_name(art.concepts[second], rng))
         canvas = ground(size, None)
         quarter, near, far = size / 2, size / 4, size * 3 / 4
         if rng.random() < 0.5:
-            text = f"{_article(name)} and {other}"
+            text = f"{with_article(name)} and {other}"
             spots = ((near, quarter), (far, quarter))
         else:
-            text = f"{_article(name)} above {other}"
+            text = f"{with_article(name)} above {other}"
             spots = ((quarter, near), (quarter, far))
         for thing, (x, y) in zip((first, second), spots, strict=True):
             paste(canvas, art.pixels[thing, style], x, y, half, bool(rng.random() < 0.5))

@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.clip import CLIP, retrieve
-from pellucid.data.emoji import COLORS, TINTS, EmojiArt, Mix, compose, held_out
+from pellucid.data.emoji import (
+    COLORS,
+    TINTS,
+    EmojiArt,
+    Mix,
+    compose,
+    held_out,
+    with_article,
+    with_color,
+)
 from pellucid.evaluate.classifier import Classifier
 from pellucid.images import to_tensor
 from pellucid.model import Model
@@ -117,7 +126,9 @@ def attributes(model: Model, art: EmojiArt, classifier: Classifier) -> dict[str,
     for what in ("tint", "ground"):
         words = [TINTS[i % len(TINTS)] for i in range(len(prompts))]
         texts = [
-            f"a {w} {p.concept}" if what == "tint" else f"a {p.concept} on a {w} background"
+            with_color(p.concept, w)
+            if what == "tint"
+            else f"{p.text} on {with_article(w)} background"
             for p, w in zip(prompts, words, strict=True)
         ]
         drawn = stack(pictures(model, texts, seed=1000), art.size)
@@ -137,7 +148,7 @@ def attributes(model: Model, art: EmojiArt, classifier: Classifier) -> dict[str,
         out[f"{what}: right hue, combinations held out"] = float(np.mean(np.array(hue)[unseen]))
         out[f"{what}: combinations held out, number"] = float(np.sum(unseen))
     styles = [art.styles[i % len(art.styles)] for i in range(len(prompts))]
-    texts = [f"a {p.concept}, {s} style" for p, s in zip(prompts, styles, strict=True)]
+    texts = [f"{p.text}, {s} style" for p, s in zip(prompts, styles, strict=True)]
     with torch.no_grad():
         guess = classifier(stack(pictures(model, texts, seed=2000), art.size))[1].argmax(1)
     right = [art.styles[g] == s for g, s in zip(guess.tolist(), styles, strict=True)]
@@ -154,7 +165,7 @@ def two_objects(model: Model, art: EmojiArt, classifier: Classifier, count: int 
     for i in range(count):
         a, b = rng.choice(len(prompts), 2, replace=False)
         word = ("and", "above")[i % 2]
-        text = f"a {prompts[a].concept} {word} a {prompts[b].concept}"
+        text = f"{prompts[a].text} {word} {prompts[b].text}"
         drawn = stack(pictures(model, [text], seed=3000 + i), art.size)
         h = art.size // 2
         if word == "and":
