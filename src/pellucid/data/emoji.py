@@ -322,6 +322,8 @@ class Mix:
     tinted: float = 0.12
     on_color: float = 0.12
     pair: float = 0.06
+    play: float = 1.0
+    """Chance that a single thing is shifted, scaled and mirrored; else it is drawn as it was made."""
     styled: float = 0.5
     """Chance that the caption tells the style."""
 
@@ -370,10 +372,13 @@ def compose(
     told = art.styles[style] if rng.random() < mix.styled else None
     name = pick_name(art.concepts[first], rng)
     # Most things are drawn to fill the picture, as they will be asked for.
-    side = size if rng.random() < 0.5 else int(rng.integers(size * 3 // 4, size))
-    play = (size - side) / 2
-    cx, cy = size / 2 + rng.uniform(-play, play), size / 2 + rng.uniform(-play, play)
-    mirror = bool(rng.random() < 0.5)
+    side, mirror = size, False
+    cx = cy = size / 2
+    if rng.random() < mix.play:
+        side = size if rng.random() < 0.5 else int(rng.integers(size * 3 // 4, size))
+        room = (size - side) / 2
+        cx, cy = size / 2 + rng.uniform(-room, room), size / 2 + rng.uniform(-room, room)
+        mirror = bool(rng.random() < 0.5)
     chance = rng.random()
 
     def allowed(words: tuple[str, ...]) -> str | None:
