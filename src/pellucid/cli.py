@@ -6,8 +6,12 @@ Ctrl-C is 130. Torch is imported inside the commands, so that ``--help`` is quic
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -36,10 +40,9 @@ def fail(message: str) -> NoReturn:
 
 def main() -> None:
     """The ``pellucid`` command: every expected error is a sentence, never a traceback."""
-    from pydantic import ValidationError
-
     try:
         status = app(standalone_mode=False)
+        sys.stdout.flush()  # a full disk behind a ">" is met here, where it can be told
         if status == 130:  # Typer swallows Ctrl-C and returns this
             raise KeyboardInterrupt
         if isinstance(status, int) and status != 0:
@@ -47,22 +50,38 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("pellucid: stopped", err=True)
         raise SystemExit(130) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        given = f" (given: {str(first['input'])[:80]!r})" if field else ""
-        fail(f"{field + ': ' if field else ''}{message}{given}")
-    except (ValueError, OSError) as error:
-        fail(str(error))
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
+            # Python flushes stdout once more at the end, and would complain once more.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # who read our output has left: `pellucid ... | head -1`
+            raise SystemExit(1) from None
+        where = "" if error.filename is None else f"{error.filename}: "
+        fail(f"{where}{error.strerror or error}")
+    except ValueError as error:
+        fail(_sentence(error))
     except Exception as error:
         # Typer's own errors (an unknown option, say) know how to show themselves.
         if hasattr(error, "format_message"):
-            fail(error.format_message())
+            message = error.format_message()
+            if not message:  # without a command the help was shown
+                raise SystemExit(2) from None
+            fail(message)
         # Torch says so with a RuntimeError on the CPU and a sub-class of it on a GPU.
         if isinstance(error, MemoryError | RuntimeError) and "memory" in repr(error).lower():
             fail("there is not enough memory for this; a smaller size or count is wanted")
         raise
+
+
+def _sentence(error: ValueError) -> str:
+    """What is wrong; of pydantic's errors the first, with its field and what was given."""
+    if not hasattr(error, "errors"):
+        return str(error)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{field}: {message} (given: {str(first['input'])[:80]!r})" if field else message
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -94,8 +113,13 @@ def _from_picture(path: Path) -> dict[str, Any]:
     if not found.parameters:
         raise ValueError(f"{path} does not say what made it: it has no request inside")
     from pellucid.images import read_parameters
+    from pellucid.samplers import SUFFIXES
+    from pellucid.schedule import SPACINGS
 
     known = read_parameters(found.parameters)
+    if "spacing" in known:  # "SGM Uniform" there, "trailing" here; "Automatic" is the sampler's own
+        spacing = str(known["spacing"]).lower()
+        known["spacing"] = spacing if spacing in SPACINGS else SUFFIXES.get(spacing)
     return {k: v for k, v in known.items() if k in Request.model_fields}
 
 
@@ -109,7 +133,8 @@ def _free_name(folder: Path, stem: str, suffix: str = ".png") -> Path:
 
 def _stem(prompt: str, seed: int) -> str:
     words = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
-    return f"{words[:60].strip('-') or 'unconditional'}-{seed}"
+    short = words[:60].encode()[:150].decode(errors="ignore")  # a file name has at most 255 bytes
+    return f"{short.strip('-') or 'unconditional'}-{seed}"
 
 
 @app.command()
@@ -205,6 +230,9 @@ def _draw(
         raise ValueError(f"--out is {out}; a folder or a file that ends in {known} is wanted")
     if is_file and request.count > 1:
         raise ValueError(f"--out is one file, {out}, and --count is {request.count}; name a folder")
+    folder = out.parent if is_file else out
+    if folder.exists() and not folder.is_dir():  # said now, not after the work is done
+        raise ValueError(f"--out is {out}, and {folder} is a file; a folder is wanted")
     loaded = checkpoints.load(checkpoints.embedded() if path is None else path)
     trail: list[Any] = []
     console = Console(stderr=True)
@@ -220,12 +248,11 @@ def _draw(
     assert last is not None and last.images is not None
     for warning in last.warnings:
         typer.echo(f"pellucid: {warning}", err=True)
-    folder = out.parent if is_file else out
     folder.mkdir(parents=True, exist_ok=True)
     results = []
     for i, (picture, seed) in enumerate(zip(last.images, last.seeds, strict=True)):
         # What is stored makes this one picture again, alone.
-        alone = last.request.model_copy(update={"seed": seed, "count": 1})
+        alone = last.request.alone(i)
         unused = {"strength"} if alone.image is None else set()
         record = alone.model_dump(mode="json", exclude=unused) | {"model": loaded.name}
         target = out if is_file else _free_name(folder, _stem(request.prompt, seed))

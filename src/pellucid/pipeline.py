@@ -65,7 +65,8 @@ class Request(BaseModel):
     mix_by: Literal["embedding", "noise"] = "noise"
     variation_seed: int | None = Field(None, ge=0, le=MAX_SEED)
     variation_strength: Share = 0.0
-    """How far the first noise is turned towards that of `variation_seed`."""
+    """How far the first noise is turned towards that of `variation_seed`, image i's towards that of
+    `variation_seed + i`. None: the seed after the image's own."""
     rescale: Share = 0.0
     interval: tuple[Share, Share] = (0.0, 1.0)
     """The part of the way, from noise 0 to picture 1, on which guidance is used."""
@@ -102,6 +103,13 @@ class Request(BaseModel):
             )
         return self
 
+    def alone(self, i: int) -> Request:
+        """The request of image i by itself; `seed` is filled in, as in `Progress.request`."""
+        if self.seed is None or not 0 <= i < self.count:
+            raise ValueError(f"image {i} of {self.count} with the seed {self.seed} has no request")
+        turned = None if self.variation_seed is None else self.variation_seed + i
+        return self.model_copy(update={"seed": self.seed + i, "variation_seed": turned, "count": 1})
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -127,7 +135,8 @@ class Progress:
 
     @property
     def difference(self) -> Tensor | None:
-        """What the text changes in the estimate, cond - uncond; None without guidance."""
+        """What the text changes in the estimate, cond - uncond: zero without guidance, None where
+        the network was not asked (image to image with strength 0)."""
         return None if self.parts is None else self.parts.cond - self.parts.uncond
 
 
@@ -142,7 +151,11 @@ def resolve(model: Model, request: Request) -> Request:
         spacing = request.spacing
     fixed: dict[str, Any] = {
         "steps": d.steps if request.steps is None else request.steps,
-        "guidance": d.guidance if request.guidance is None else request.guidance,
+        "guidance": (
+            getattr(samplers.get(name), "GUIDANCE", d.guidance)
+            if request.guidance is None
+            else request.guidance
+        ),
         "sampler": name,
         "spacing": d.spacing if spacing is None else spacing,
         "width": d.width if request.width is None else request.width,
@@ -219,10 +232,15 @@ def generate(model: Model, request: Request) -> Iterator[Progress]:
     else:
         picture = fit(open_image(Path(request.image)), request.width, request.height)
         pixels = to_tensor(picture)[None].to(device, dtype)
-        x0 = model.vae.to_latents(pixels)
-        levels = levels[
-            len(levels) - 1 - min(int(request.strength * request.steps), request.steps) :
-        ]
+        x0 = model.vae.to_latents(pixels).expand_as(noise)
+        # As diffusers: int(). The tiny number is because 0.29 * 100 is 28.999...
+        redrawn = int(request.strength * request.steps + 1e-6)
+        if redrawn == 0 < request.strength:
+            warnings.append(
+                f"strength {request.strength:g} of {request.steps} steps is less than one step: "
+                "nothing is drawn anew; more steps or more strength is wanted"
+            )
+        levels = levels[request.steps - redrawn :]
         x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
         if len(levels) == 1:  # strength 0: nothing is drawn anew
             whole = [picture] * request.count
@@ -268,8 +286,9 @@ class Watched:
 
     def parts(self, x: Tensor, level: Level) -> Parts:
         """For samplers that put back the unconditional noise (CFG++)."""
-        self.last[:] = [self.guided.parts(x, level)]
-        return self.last[0]
+        parts = self.guided.parts(x, level)
+        self.last[:] = [Parts(*(part.detach() for part in parts))]  # CLIP guidance makes a graph
+        return parts
 
 
 def with_clip(model: Model, request: Request, denoise: Denoiser) -> Denoiser:

@@ -15,13 +15,32 @@ from pellucid.model import Model
 from pellucid.train.loop import say
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """The figures as a table, and the misses as lists."""
+    lines = ["| what | figure |", "|---|---|"]
+    lists = []
+    for name, value in results.items():
+        if isinstance(value, list):
+            lists.append(f"**{name}**: {'; '.join(value)}.")
+        else:
+            lines.append(f"| {name} | {value:.3g} |")
+    return "\n".join(lines) + "\n\n" + "\n\n".join(lists) + "\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Under a temporary name first, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def report(
     model: Model,
     art_path: Path = Path("runs/art64.npz"),
     classifier_path: Path = Path("runs/classifier/state.pt"),
     out: Path = Path("runs/evaluation"),
 ) -> dict[str, Any]:
-    """Measure everything; writes ``results.json`` and ``sheet.png`` to `out` and returns the figures.
+    """Measure everything; writes ``results.json``, ``results.md`` and ``sheet.png`` to `out` and returns the figures.
 
     Raises ValueError if the rendered art or the trained classifier is missing.
     """
@@ -57,7 +76,6 @@ def report(
         "CLIP: right picture in the first 5 of 100, held-out captions",
         quality.clip_recall(model, art),
     )
-    temporary = out / "results.json.tmp"
-    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(out / "results.json")
+    write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(out / "results.md", markdown(results))
     return results

@@ -21,6 +21,7 @@ from pellucid.schedule import Level
 
 ORDER = 1
 ALIASES = ("DDIM CFG++",)
+GUIDANCE = 0.6  # where a request leaves the scale open; a model's own default is of the other kind
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
