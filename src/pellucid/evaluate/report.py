@@ -40,7 +40,7 @@ def report(
     classifier_path: Path = Path("runs/classifier/state.pt"),
     out: Path = Path("runs/evaluation"),
 ) -> dict[str, Any]:
-    """Measure everything; writes ``results.json``, ``results.md`` and ``sheet.png`` to `out` and returns the figures.
+    """Measure everything; ``results.json``, ``results.md`` and ``sheet.png`` are written to `out`.
 
     Raises ValueError if the rendered art or the trained classifier is missing.
     """
