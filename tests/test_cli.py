@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import save_file
 
 from pellucid import cli, images, pipeline
 
@@ -92,6 +98,17 @@ def test_json_and_info(
         (["--guidance", "nan"], "guidance"),
         (["--seed", str(2**70)], "seed"),
         (["--size", "17x16"], "multiple of 2"),
+        (["--size", "63"], "multiple of 2 is wanted, for instance 64"),
+        (["--size", "0x0"], "width"),
+        (["--size", "99999"], "width"),
+        (["--guidance", "inf"], "guidance"),
+        (["--seed", "-2"], "seed"),
+        (["--count", "0"], "count"),
+        (["--spacing", "karas"], "nearest first: karras"),
+        (["--strength", "2"], "strength"),
+        (["--steps"], "--steps"),
+        (["a second prompt"], "a second prompt"),
+        (["--count", "2", "--out", "a.png"], "--count is 2"),
         (["--size", "big"], "WIDTHxHEIGHT"),
         (["--size", "0"], "width"),
         (["--mix", "frog:much"], "TEXT:WEIGHT"),
@@ -131,6 +148,158 @@ def test_a_picture_that_is_none(
         assert call(monkeypatch, *words, "--out", tmp_path / "out") == 2
         assert "text.png" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_and_models_that_are_broken(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    plain, cut, wide = (tmp_path / f"{name}.png" for name in ("plain", "cut", "wide"))
+    noise = Image.effect_noise((64, 64), 50)
+    noise.save(plain)
+    cut.write_bytes(plain.read_bytes()[:-900])
+    Image.new("1", (30_000, 1)).save(wide)
+    half, pickle, foreign = (tmp_path / f"{name}.safetensors" for name in "hpf")
+    half.write_bytes(model_file.read_bytes()[:-1000])
+    torch.save({"a": torch.zeros(3)}, pickle)
+    save_file({"a": torch.zeros(3)}, foreign)
+    for option, path, sentence in (
+        ("--like", plain, "no request inside"),
+        ("--image", cut, "truncated"),
+        ("--image", wide, "too large"),
+        ("--image", tmp_path, "not a file"),
+        ("--model", half, "truncated"),
+        ("--model", pickle, "pickle"),
+        ("--model", foreign, "'pellucid'"),
+        ("--model", plain, "not a safetensors file"),
+        ("--model", tmp_path, "folder"),
+        ("--out", plain / "in", "plain.png"),
+    ):
+        words = ("generate", "a rabbit", "--model", model_file, "--out", out, option, path)
+        assert call(monkeypatch, *words) == 2
+        stdout, err = capsys.readouterr()
+        assert stdout == "" and err.count("\n") == 1 and sentence in err and path.name in err, err
+    assert not out.exists()
+
+
+def test_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    real = Image.Image.save
+
+    def full(self: Image.Image, file: Any, *_: Any, **__: Any) -> None:
+        file.write(b"half a pict")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    words = ("generate", "a rabbit", "--model", model_file, "--out", tmp_path / "a.png")
+    assert call(monkeypatch, *words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "No space left" in err and "a.png" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Image.Image, "save", real)
+    assert call(monkeypatch, *words) == 0
+
+
+def test_long_empty_and_odd_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    for prompt, name, said in (
+        ("", "unconditional-1.png", ""),
+        ("../*?", "unconditional-1-2.png", ""),  # no name of a path comes from a prompt
+        ("rabbit " * 10_000, f"{'-'.join(['rabbit'] * 9)[:60].strip('-')}-1.png", "too long"),
+        ("\U00020000" * 90, None, "too long"),  # four bytes each, in a name of at most 255
+    ):
+        words = ("generate", prompt, "--model", model_file, "--steps", 1, "--seed", 1)
+        assert call(monkeypatch, *words, "--out", tmp_path) == 0
+        out, err = capsys.readouterr()
+        path = Path(out.strip())
+        assert path.parent == tmp_path and path.is_file() and name in (None, path.name)
+        assert said in err and len(err) < 500 and (said or not err)
+
+
+def test_a_random_seed_is_in_the_name_and_in_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    words = ("generate", "a rabbit", "--model", model_file, "--seed", -1, "--count", 2)
+    assert call(monkeypatch, *words, "--out", tmp_path) == 0
+    seeds = []
+    for line in capsys.readouterr().out.splitlines():
+        request = images.read_metadata(line).request
+        assert request is not None and Path(line).stem == f"a-rabbit-{request['seed']}"
+        seeds.append(request["seed"])
+    assert seeds[0] >= 0 and seeds[1] == seeds[0] + 1
+
+
+def test_like_a_picture_of_another_program(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    theirs, ours = tmp_path / "theirs.png", tmp_path / "ours.png"
+    text = (
+        "a rabbit\nNegative prompt: green\n"
+        "Steps: 2, Sampler: Euler a, Schedule type: {}, CFG scale: 3, Seed: 4, Size: 16x16, "
+        "Model: other"
+    )
+    for schedule, spacing in (("Automatic", "uniform"), ("SGM Uniform", "trailing")):
+        info = PngImagePlugin.PngInfo()
+        info.add_text("parameters", text.format(schedule))
+        Image.new("RGB", (16, 16)).save(theirs, pnginfo=info)
+        words = ("generate", "--like", theirs, "--model", model_file, "--out", ours)
+        assert call(monkeypatch, *words) == 0
+        request = images.read_metadata(ours).request
+        assert request is not None and request["sampler"] == "euler_ancestral"
+        assert (request["spacing"], request["seed"], request["steps"]) == (spacing, 4, 2)
+    capsys.readouterr()
+
+
+def test_help_and_no_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, status in ((["--help"], 0), (["generate", "--help"], 0), ([], 2), (["data"], 2)):
+        assert call(monkeypatch, *words) == status
+        out, err = capsys.readouterr()
+        assert "Usage" in out + err and "pellucid: " not in err
+    assert call(monkeypatch, "generate") == 2
+    assert "a prompt is wanted" in capsys.readouterr().err
+    assert call(monkeypatch, "draw") == 2
+    assert "draw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(errno.EPIPE, 1, ""), (errno.ENOSPC, 2, "No space left")]
+)
+def test_a_stdout_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    number: int,
+    status: int,
+    said: str,
+) -> None:
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as inside:
+        inside.setattr(sys, "stdout", Closed())
+        assert call(inside, "info", model_file) == status
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err and (said or not err)
 
 
 def test_ctrl_c_is_130_and_leaves_nothing(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from pellucid import samplers
+from pellucid.images import read_metadata, save
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, preview, resolve
 
@@ -177,3 +181,107 @@ def test_what_this_model_cannot_do(model: Model) -> None:
         run(model, eta=0.5, sampler="euler")
     with pytest.raises(ValueError, match=r"absent\.png"):
         run(model, image="absent.png")
+
+
+def passes(model: Model, **fields: Any) -> list[int]:
+    """The batch of each call of the network in a run."""
+    batches: list[int] = []
+
+    def note(_: Any, inputs: tuple[torch.Tensor, ...], __: Any) -> None:
+        batches.append(len(inputs[0]))
+
+    hook = model.backbone.register_forward_hook(note)
+    try:
+        run(model, **fields)
+    finally:
+        hook.remove()
+    return batches
+
+
+def test_what_guidance_costs(model: Model) -> None:
+    assert passes(model, steps=2, guidance=1, negative_prompt="a rabbit") == [1, 1]
+    assert passes(model, steps=2, guidance=3) == [2, 2]
+    assert passes(model, steps=2, guidance=3, count=3) == [6, 6]
+    # Outside of the interval there is no second pass. A flow begins at progress 0.
+    assert passes(model, steps=4, guidance=3, interval=(0.3, 1)) == [1, 1, 2, 2]
+
+
+SPACINGS_OF_A_FLOW = ("trailing", "linspace", "uniform", "karras", "exponential", "beta")
+
+
+@pytest.mark.parametrize("spacing", SPACINGS_OF_A_FLOW)
+@pytest.mark.parametrize("sampler", samplers.names())
+def test_every_sampler_with_every_spacing(model: Model, sampler: str, spacing: str) -> None:
+    last = run(model, sampler=sampler, spacing=spacing)
+    assert (last.request.sampler, last.request.spacing) == (sampler, spacing)
+    assert last.images is not None and last.x.isfinite().all()
+    assert last.x.std() > 1e-3 and last.level.sigma == 0
+
+
+def test_a_spacing_that_a_flow_does_not_have(model: Model) -> None:
+    with pytest.raises(ValueError, match="does not reach pure noise"):
+        run(model, spacing="leading")
+
+
+@pytest.mark.parametrize("variation", [{}, {"variation_strength": 0.5, "variation_seed": 9}])
+def test_each_picture_of_a_batch_can_be_made_alone(model: Model, variation: dict[str, Any]) -> None:
+    batch = run(model, count=3, **variation)
+    assert batch.images is not None
+    for i, picture in enumerate(batch.images):
+        *_, alone = generate(model, batch.request.alone(i))
+        assert alone.images is not None
+        levels = [np.asarray(image).astype(int) for image in (picture, alone.images[0])]
+        assert np.abs(levels[0] - levels[1]).max() <= 1
+    with pytest.raises(ValueError, match="image 3 of 3"):
+        batch.request.alone(3)
+
+
+def test_no_variation_is_the_same(model: Model) -> None:
+    assert differ(run(model, variation_seed=7, variation_strength=0), run(model)) == 0
+
+
+def test_image_to_image_of_several(model: Model, tmp_path: Path) -> None:
+    path = str(tmp_path / "start.png")
+    Image.new("RGB", (16, 16), "red").save(path)
+    for strength in (0, 0.5):
+        last = run(model, image=path, strength=strength, steps=4, count=2)
+        assert last.images is not None and len(last.images) == 2
+        assert last.x.shape == last.x0.shape == (2, 4, 8, 8)
+    assert passes(model, image=path, strength=0, steps=4) == []
+    assert len(passes(model, image=path, strength=0.29, steps=100)) == 29
+    (warning,) = run(model, image=path, strength=0.1, steps=4).warnings
+    assert "less than one step" in warning
+
+
+def test_a_network_that_breaks_is_told(model: Model) -> None:
+    hook = model.backbone.register_forward_hook(lambda *call: call[2] * float("nan"))
+    try:
+        with pytest.raises(ValueError, match="step 1 of 3 gave numbers that are not finite"):
+            run(model)
+    finally:
+        hook.remove()
+
+
+def test_the_request_in_a_picture_makes_it_again(model: Model, tmp_path: Path) -> None:
+    first = run(model, negative_prompt="a rabbit", sampler="DPM++ 2M Karras", mix=[("red", 0.5)])
+    assert first.images is not None
+    save(first.images[0], tmp_path / "a.png", first.request.model_dump(mode="json"))
+    *_, again = generate(model, Request.model_validate(read_metadata(tmp_path / "a.png").request))
+    assert again.request == first.request and again.images is not None
+    assert again.images[0].tobytes() == first.images[0].tobytes()
+
+
+def test_cfgpp_has_a_guidance_of_its_own(model: Model) -> None:
+    assert resolve(model, Request(sampler="ddim_cfgpp")).guidance == 0.6
+    assert resolve(model, Request(sampler="ddim_cfgpp", guidance=0.9)).guidance == 0.9
+    assert resolve(model, Request()).guidance == 2.0
+
+
+def test_clip_guidance_keeps_no_graph(model: Model) -> None:
+    parts = run(model, clip_guidance=100).parts
+    assert parts is not None and not any(part.requires_grad for part in parts)
+
+
+def test_clip_guidance_needs_a_tower(model: Model) -> None:
+    with pytest.raises(ValueError, match="picture tower"):
+        run(replace(model, vision=None), clip_guidance=100)
