@@ -333,3 +333,16 @@ def test_help_is_quick_because_torch_is_not_imported() -> None:
     code = "import sys, pellucid.cli; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_picture_takes_no_compiler(model_file: Path, tmp_path: Path) -> None:
+    """Torch imports its compiler, a second of work, when weights on the meta device are drawn."""
+    code = (
+        "import sys; from pellucid.cli import main; main(); "
+        "print([name for name in ('torch._dynamo', 'sympy', 'diffusers') if name in sys.modules])"
+    )
+    words = ["generate", "a rabbit", "--model", str(model_file), "--out", str(tmp_path / "a.png")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [str(tmp_path / "a.png"), "[]"]

@@ -19,7 +19,8 @@ from pellucid.pipeline import Progress, Request, generate, preview, resolve
 
 
 def run(model: Model, **fields: Any) -> Progress:
-    *_, last = generate(model, Request(**{"prompt": "a red apple", "seed": 1} | fields))
+    request = Request.model_validate({"prompt": "a red apple", "seed": 1} | fields)
+    *_, last = generate(model, request)
     return last
 
 
@@ -135,7 +136,7 @@ def test_stopping_to_iterate_cancels(model: Model) -> None:
     try:
         steps = generate(model, Request(prompt="a rabbit", steps=1000))
         next(steps)
-        steps.close()
+        del steps
     finally:
         hook.remove()
     assert calls <= 2

@@ -206,7 +206,8 @@ class VisionEmbeddings(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         patches = (config.image_size // config.patch_size) ** 2
-        self.class_embedding = nn.Parameter(torch.randn(config.width) * config.width**-0.5)
+        self.class_embedding = nn.Parameter(torch.empty(config.width))
+        nn.init.normal_(self.class_embedding, std=config.width**-0.5)
         self.patch_embedding = nn.Conv2d(
             config.channels, config.width, config.patch_size, config.patch_size, bias=False
         )

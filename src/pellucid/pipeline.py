@@ -46,16 +46,16 @@ class Request(BaseModel):
 
     prompt: str = ""
     negative_prompt: str = ""
-    seed: int | None = Field(None, ge=-1, le=MAX_SEED)
+    seed: int | None = Field(default=None, ge=-1, le=MAX_SEED)
     """Image i has the seed `seed + i`. None or -1: chosen at random, and recorded."""
-    count: int = Field(1, ge=1, le=1000)
-    steps: int | None = Field(None, ge=1, le=1000)
+    count: int = Field(default=1, ge=1, le=1000)
+    steps: int | None = Field(default=None, ge=1, le=1000)
     guidance: Finite | None = None
     """Scale of classifier-free guidance; 1 is none."""
     sampler: str | None = None
     spacing: str | None = None
-    width: int | None = Field(None, ge=8, le=MAX_SIDE)
-    height: int | None = Field(None, ge=8, le=MAX_SIDE)
+    width: int | None = Field(default=None, ge=8, le=MAX_SIDE)
+    height: int | None = Field(default=None, ge=8, le=MAX_SIDE)
     image: str | None = None
     """Path of a picture to start from."""
     strength: Share = 0.6
@@ -63,7 +63,7 @@ class Request(BaseModel):
     mix: tuple[tuple[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = ()
     """Further prompts and their weights beside the prompt's own, which is 1."""
     mix_by: Literal["embedding", "noise"] = "noise"
-    variation_seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    variation_seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     variation_strength: Share = 0.0
     """How far the first noise is turned towards that of `variation_seed`, image i's towards that of
     `variation_seed + i`. None: the seed after the image's own."""

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pellucid import plugins
 from pellucid.checkpoints import CheckpointError, read_header
@@ -34,6 +35,19 @@ Config = TypeVar("Config")
 VERSION = 1
 REQUIRED = ("backbone", "vae", "text")
 FIRST = 3  # how many wrong keys an error names
+
+
+class Unfilled(TorchFunctionMode):
+    """Initial weights are not drawn. On the meta device there is nothing to draw into, and yet
+    torch would import its compiler to do so, which takes longer than all else here."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_):  # layers call the one or the other
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def matches(path: Path) -> bool:
@@ -54,7 +68,7 @@ def read(
     parts: dict[str, nn.Module] = {}
     for part, entry in facts["parts"].items():
         # On the meta device a network has shapes but no memory, and nothing is initialised in vain.
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             parts[part] = _build(path, part, entry)
     _compare(path, parts, shapes)
     try:
