@@ -8,7 +8,7 @@ OUT ?= outputs/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format format-check lint types contract art emoji-model clean
+.PHONY: help demo test check format format-check lint types contract art emoji-model emoji-model-gpu clean
 
 help:
 	@echo "make demo         a few pictures from the shipped model, in $(OUT)"
@@ -17,6 +17,7 @@ help:
 	@echo "make format       put the code into its one format"
 	@echo "make art          fetch the emoji art that the shipped model learns from (needs npm)"
 	@echo "make emoji-model  train the shipped model from nothing (hours)"
+	@echo "make emoji-model-gpu  the larger one, 128x128, on a GPU"
 
 # Stamp files, so that each set-up runs once, and again when what it installs has changed.
 $(VENV)/bin/python:
@@ -87,6 +88,24 @@ emoji-model: $(VENV)/.installed-dev runs/art64.npz
 	$(BIN)/pellucid train pack
 	$(BIN)/pellucid evaluate --model runs/emoji.safetensors
 	@echo "The model is runs/emoji.safetensors; the figures and the sheet are in runs/evaluation/."
+
+# The larger one: 128x128 pictures, all concepts, a wider network; for a GPU.
+GPU := runs/gpu
+runs/art128.npz: | $(VENV)/.installed-dev build/art/.installed
+	$(BIN)/pellucid data emoji --packages $(ART) --size 128 --out $@
+
+emoji-model-gpu: $(VENV)/.installed-dev runs/art128.npz
+	$(BIN)/pellucid train vae --resume art=runs/art128.npz out=$(GPU)/vae steps=10000 batch=64
+	$(BIN)/pellucid train clip --resume art=runs/art128.npz out=$(GPU)/clip steps=3000 batch=256
+	$(BIN)/pellucid train diffusion --resume art=runs/art128.npz vae=$(GPU)/vae/vae.pt \
+		clip=$(GPU)/clip/state.pt out=$(GPU)/diffusion channels=192,384,384 core=False \
+		batch=256 steps=30000 rate=5e-4 pool=100000 save_every=2000
+	$(BIN)/pellucid train classifier --resume art=runs/art128.npz out=$(GPU)/classifier steps=4000
+	$(BIN)/pellucid train pack vae=$(GPU)/vae/vae.pt clip=$(GPU)/clip/state.pt \
+		diffusion=$(GPU)/diffusion/state.pt out=runs/emoji128.safetensors
+	$(BIN)/pellucid evaluate --model runs/emoji128.safetensors --art runs/art128.npz \
+		--classifier $(GPU)/classifier/state.pt --out $(GPU)/evaluation
+	@echo "The model is runs/emoji128.safetensors; the figures and the sheet are in $(GPU)/evaluation/."
 
 clean:
 	rm -rf $(VENV)/.installed $(VENV)/.installed-dev build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -346,6 +346,13 @@ def emoji(
     typer.echo(out)
 
 
+def _yes_or_no(text: str) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return known[text.lower()]
+
+
 def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
     """A training options dataclass from "name=value" words."""
     import typing
@@ -357,7 +364,8 @@ def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
         if not equals or name not in fields:
             raise ValueError(f"{setting!r}: NAME=VALUE is wanted, NAME one of {', '.join(fields)}")
         try:
-            values[name] = fields[name](text)
+            kind_of = fields[name]  # bool("False") would be True
+            values[name] = _yes_or_no(text) if kind_of is bool else kind_of(text)
         except ValueError:
             raise ValueError(f"{setting!r}: {name} is a {fields[name].__name__}") from None
     return kind(**values)

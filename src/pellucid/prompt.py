@@ -18,5 +18,5 @@ def encode(text: TextTower, tokenizer: Tokenizer, prompts: Sequence[str]) -> Con
 
     What does not fit in the context is left out; ``tokenizer.cut`` tells what that is.
     """
-    out = text(tokenizer(prompts))
+    out = text(tokenizer(prompts).to(next(text.parameters()).device))
     return Conditioning(out.hidden, out.pooled if out.projected is None else out.projected)

@@ -13,7 +13,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+
+from pellucid.images import fit, open_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """What counts as a picture, in lower case."""
@@ -60,6 +65,32 @@ def pictures(folder: Path) -> Iterator[tuple[Path, str]]:
             f"{METADATA[0]}, a {silent[0].stem}.txt, or put it in a folder named after what it shows"
         )
     yield from ((path, text) for path, text in pairs if text is not None)
+
+
+@dataclass
+class Folder:
+    """The pictures of a folder in memory: ``pixels`` is (N, size, size, 3) uint8."""
+
+    pixels: np.ndarray
+    captions: list[str]
+
+    @property
+    def size(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @classmethod
+    def load(cls, folder: Path, size: int) -> Folder:
+        """Read them all; each fills size x size. ValueError as `pictures` and `open_image` say."""
+        pairs = list(pictures(folder))
+        pixels = [np.asarray(fit(open_image(path), size, size)) for path, _ in pairs]
+        return cls(np.stack(pixels), [text for _, text in pairs])
+
+    def split(self, held: bool) -> list[int]:
+        """The pictures to learn from, or one in twenty to validate on (of fewer than 20: all)."""
+        everything = range(len(self.captions))
+        if len(everything) < 20:
+            return list(everything)
+        return [i for i in everything if (i % 20 == 0) == held]
 
 
 def _beside(path: Path, folder: Path) -> str | None:

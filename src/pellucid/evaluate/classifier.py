@@ -18,6 +18,8 @@ from pellucid.data.emoji import EmojiArt, Mix, compose
 from pellucid.train.loop import (
     Ema,
     Report,
+    autocast,
+    device_of,
     generator_of,
     learning_rate,
     load_state,
@@ -45,7 +47,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Pictures (B, 3, 64, 64) in [-1, 1] -> logits of things (B, concepts), of styles (B, 4)."""
+    """Pictures (B, 3, S, S) in [-1, 1] -> logits of things (B, concepts), of styles (B, 4)."""
 
     def __init__(self, concepts: int, styles: int):
         super().__init__()
@@ -70,6 +72,8 @@ class ClassifierOptions:
     steps: int = 1500
     batch: int = 64
     rate: float = 2e-3
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
     seed: int = 1
     resume: bool = False
 
@@ -87,17 +91,19 @@ def augmented(pixels: Tensor, rng: np.random.Generator, generator: torch.Generat
 
 def train(options: ClassifierOptions) -> Path:
     """Run the loop; returns the path of the saved state."""
+    device = device_of(options.device)
     art = EmojiArt.load(options.art)
     torch.manual_seed(options.seed)
     network = Classifier(len(art.concepts), len(art.styles))
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=0.02)
     ema = Ema(network, 0.99)
     path, first = options.out / "state.pt", 0
     if options.resume and (state := load_state(path)):
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        ema.weights, ema.updates, first = state["ema"], state["updates"], state["step"]
+        ema.restore(state["ema"], state["updates"])
+        first = state["step"]
     report = Report("classifier", options.steps, first)
     network.train()
     for step in range(first, options.steps):
@@ -107,11 +113,13 @@ def train(options: ClassifierOptions) -> Path:
         samples = [compose(art, rng, MIX) for _ in range(options.batch)]
         pixels = torch.stack([torch.from_numpy(s.pixels) for s in samples])
         pixels = augmented(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, rng, generator)
-        things = torch.tensor([s.concepts[0] for s in samples])
-        styles = torch.tensor([s.style for s in samples])
-        thing, style = network(pixels.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(thing, things, label_smoothing=0.05)
-        loss = loss + 0.3 * F.cross_entropy(style, styles)
+        things = torch.tensor([s.concepts[0] for s in samples]).to(device)
+        styles = torch.tensor([s.style for s in samples]).to(device)
+        pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
+        with autocast(device):
+            thing, style = network(pixels)
+            loss = F.cross_entropy(thing, things, label_smoothing=0.05)
+            loss = loss + 0.3 * F.cross_entropy(style, styles)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

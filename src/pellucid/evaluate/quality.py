@@ -207,10 +207,10 @@ def novelty(model: Model, art: EmojiArt, count: int = 40) -> dict[str, float]:
 @torch.no_grad()
 def autoencoder_psnr(model: Model, art: EmojiArt, count: int = 100) -> float:
     """Mean PSNR of pictures of held-out combinations through the autoencoder. dB."""
-    from pellucid.train.vae import pictures as draw
+    from pellucid.train.pictures import draw
     from pellucid.train.vae import psnr
 
-    pixels = draw(art, count, np.random.default_rng(11), Mix(0.3, 0.3, 0.3), held=True)
+    pixels, _ = draw(art, count, np.random.default_rng(11), Mix(0.3, 0.3, 0.3), held=True)
     return psnr(model.vae.to_pixels(model.vae.to_latents(pixels)), pixels)
 
 

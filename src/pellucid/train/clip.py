@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from pellucid.clip import CLIP, TextConfig, VisionConfig, contrastive_loss
-from pellucid.data.emoji import EmojiArt, Mix, compose
+from pellucid.data.emoji import Mix, compose
+from pellucid.data.imagefolder import Folder
 from pellucid.tokenizer import Tokenizer
-from pellucid.train.loop import Report, learning_rate, load_state, rng_of, save_state
+from pellucid.train import pictures
+from pellucid.train.loop import (
+    Report,
+    autocast,
+    device_of,
+    learning_rate,
+    load_state,
+    rng_of,
+    save_state,
+)
 
 CONTEXT = 24
+PATCH = 8
 MIX = Mix(tinted=0.14, on_color=0.12, pair=0.1)
 
 
@@ -32,14 +42,22 @@ class CLIPOptions:
     """Captions that the vocabulary is made from."""
     save_every: int = 100
     """Steps between two saves of the whole state."""
+    data: str = ""
+    """A folder of pictures with captions to learn from in place of the art."""
+    size: int = 64
+    """What a folder's pictures are scaled to; the art has a size of its own."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
     seed: int = 0
     resume: bool = False
 
 
-def train_tokenizer(art: EmojiArt, vocabulary: int, count: int, seed: int) -> Tokenizer:
+def train_tokenizer(source: pictures.Source, vocabulary: int, count: int, seed: int) -> Tokenizer:
     """A byte-pair vocabulary of the captions; unknown words fall back to pieces and bytes."""
+    if isinstance(source, Folder):
+        return Tokenizer.train(source.captions, vocabulary, CONTEXT)
     rng = rng_of(seed, 0, 5)
-    captions = [compose(art, rng, MIX).caption for _ in range(count)]
+    captions = [compose(source, rng, MIX).caption for _ in range(count)]
     return Tokenizer.train(captions, vocabulary, CONTEXT)
 
 
@@ -58,7 +76,7 @@ def emoji_clip(tokenizer: Tokenizer, size: int) -> CLIP:
     )
     vision = VisionConfig(
         image_size=size,
-        patch_size=8,
+        patch_size=PATCH,
         width=128,
         layers=3,
         heads=4,
@@ -69,14 +87,6 @@ def emoji_clip(tokenizer: Tokenizer, size: int) -> CLIP:
     return CLIP(text, vision)
 
 
-def pairs(art: EmojiArt, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-    """A batch in which no two pictures begin with the same thing: each caption fits one picture."""
-    first = rng.permutation(len(art.concepts))[:count]
-    samples = [compose(art, rng, MIX, concept=int(c)) for c in first]
-    pixels = torch.stack([torch.from_numpy(s.pixels) for s in samples])
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, [s.caption for s in samples]
-
-
 def train(options: CLIPOptions) -> Path:
     """Run the loop; returns the path of the saved model.
 
@@ -84,10 +94,11 @@ def train(options: CLIPOptions) -> Path:
     there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
     that has done its steps already is only finished off.
     """
-    art = EmojiArt.load(options.art)
-    tokenizer = train_tokenizer(art, options.vocabulary, options.captions, options.seed)
+    device = device_of(options.device)
+    source = pictures.load(options.art, options.data, options.size)
+    tokenizer = train_tokenizer(source, options.vocabulary, options.captions, options.seed)
     torch.manual_seed(options.seed)
-    clip = emoji_clip(tokenizer, art.size)
+    clip = emoji_clip(tokenizer, source.size).to(device)
     optimizer = torch.optim.AdamW(clip.parameters(), options.rate, (0.9, 0.98), weight_decay=0.05)
     path, first = options.out / "state.pt", 0
     if options.resume and (state := load_state(path)):
@@ -98,15 +109,18 @@ def train(options: CLIPOptions) -> Path:
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.rate, 40, 0.5)
-        pixels, captions = pairs(art, options.batch, rng_of(options.seed, step))
-        images = clip.embed_images(pixels)
-        texts = clip.embed_texts(tokenizer(captions, padded=False))
-        loss = contrastive_loss(images, texts, clip.scale)
+        pixels, captions = pictures.distinct(source, options.batch, rng_of(options.seed, step), MIX)
+        with autocast(device):
+            images = clip.embed_images(pixels.to(device)).float()
+            texts = clip.embed_texts(tokenizer(captions, padded=False).to(device)).float()
+        # In a folder two pictures may have one caption; they are not pushed apart.
+        same = torch.tensor([[a == b for b in captions] for a in captions], device=device)
+        loss = contrastive_loss(images, texts, clip.scale, same)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step()
-        hits = (images @ texts.T).argmax(1) == torch.arange(len(images))
+        hits = (images @ texts.T).argmax(1) == torch.arange(len(images), device=device)
         report(step, options.batch, loss=loss.detach(), accuracy=hits.float().mean())
         if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
             save_state(
@@ -121,12 +135,14 @@ def train(options: CLIPOptions) -> Path:
     return path
 
 
-def trained(path: Path, size: int = 64) -> tuple[CLIP, Tokenizer]:
-    """The towers and the tokenizer that `train` left at `path`."""
+def trained(path: Path) -> tuple[CLIP, Tokenizer]:
+    """The towers and the tokenizer that `train` left at `path`, on the CPU."""
     state = load_state(path)
     if state is None:
         raise ValueError(f"{path}: no trained CLIP there; run `pellucid train clip` first")
     tokenizer = Tokenizer.from_json(state["tokenizer"])
-    clip = emoji_clip(tokenizer, size)
+    # One position for every patch and one for the class token tell the size of the pictures.
+    places = state["model"]["vision.vision_model.embeddings.position_embedding.weight"].shape[0]
+    clip = emoji_clip(tokenizer, math.isqrt(places - 1) * PATCH)
     clip.load_state_dict(state["model"])
     return clip.eval(), tokenizer

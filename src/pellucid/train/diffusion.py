@@ -8,25 +8,32 @@ pictures and the embeddings of their captions are computed once and kept. One pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from pellucid import images, noise
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
 from pellucid.clip import CLIP
-from pellucid.data.emoji import EmojiArt, Mix, compose, core_concepts
-from pellucid.diffusion import Conditioning, sample_t, training_loss
+from pellucid.data.emoji import Mix, core_concepts
+from pellucid.data.imagefolder import Folder
+from pellucid.diffusion import Conditioning, predictor, sample_t, training_loss
+from pellucid.guidance import ClassifierFree
 from pellucid.prompt import encode
+from pellucid.samplers import ddim
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.train import clip as train_clip
+from pellucid.train import pictures
 from pellucid.train import vae as train_vae
 from pellucid.train.loop import (
     Ema,
     Report,
+    autocast,
     average_gradients,
+    device_of,
     generator_of,
     learning_rate,
     load_state,
@@ -41,23 +48,41 @@ EMOJI_PREDICTION = "flow"
 POOL_MIX = Mix(tinted=0.12, on_color=0.1, pair=0.04, play=0.05)
 
 
-def emoji_unet(latent_channels: int, text_width: int, pooled: int) -> UNetConfig:
-    """The network of the embedded model, for 8x8 latents."""
+def emoji_unet(
+    latent_channels: int,
+    text_width: int,
+    pooled: int,
+    map_size: int = 8,
+    channels: tuple[int, ...] = (96, 192),
+) -> UNetConfig:
+    """The network of the embedded model; `map_size` is the side of the latents."""
     return UNetConfig(
         in_channels=latent_channels,
         out_channels=latent_channels,
-        block_out_channels=(96, 192),
+        block_out_channels=channels,
         layers_per_block=1,
-        transformer_layers=(0, 1),
+        # No attention at full size; below it, heads of 32 channels.
+        transformer_layers=(0,) + (1,) * (len(channels) - 1),
         mid_transformer_layers=1,
-        heads=(1, 6),
+        heads=(1, *(c // 32 for c in channels[1:])),
         cross_attention_dim=text_width,
         use_linear_projection=True,
         norm_groups=16,
         pooled_dim=pooled,
         map_channels=32,
-        map_size=8,
+        map_size=map_size,
     )
+
+
+def channels_of(text: str) -> tuple[int, ...]:
+    """ "96,192" -> (96, 192). ValueError if it does not say the widths of two or more levels."""
+    parts = text.split(",")
+    if not all(p.strip().isdecimal() for p in parts) or len(parts) < 2:
+        raise ValueError(f"channels is {text!r}; a number for each level is wanted, such as 96,192")
+    channels = tuple(int(p) for p in parts)
+    if any(c == 0 or c % 32 for c in channels):
+        raise ValueError(f"channels is {text!r}; multiples of 32 are wanted, such as 96,192")
+    return channels
 
 
 @dataclass(frozen=True)
@@ -80,9 +105,20 @@ class DiffusionOptions:
     decay_from: float = 0.6
     core: bool = True
     """Learn the core concepts only, which is what a CPU has time for."""
+    channels: str = "96,192"
+    """Width of the U-Net at each of its levels, from the largest; multiples of 32."""
     processes: int = 1
     save_every: int = 500
     """Steps between two saves of the whole state."""
+    sample_every: int = -1
+    """Steps between two sheets of samples, OUT/samples/STEP.png; 0: none; -1: at each save, when
+    the validation loss is measured."""
+    data: str = ""
+    """A folder of pictures with captions to learn from in place of the art."""
+    size: int = 64
+    """What a folder's pictures are scaled to; the art has a size of its own."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
     seed: int = 0
     resume: bool = False
 
@@ -96,9 +132,15 @@ class Pool:
     pooled: Tensor  # (N, P) float16
     empty: Conditioning  # of the empty caption, (1, L, D)
 
+    def to(self, device: torch.device) -> Pool:
+        """The same on another device, where batches are then made."""
+        latents, tokens, pooled = (x.to(device) for x in (self.latents, self.tokens, self.pooled))
+        return Pool(latents, tokens, pooled, self.empty.to(device))
+
     def batch(self, index: Tensor, dropped: Tensor) -> tuple[Tensor, Conditioning]:
         """Latents (B, C, h, w) and conditioning, float32; `dropped` (B,) bool have no caption."""
         assert self.empty.pooled is not None
+        index, dropped = index.to(self.latents.device), dropped.to(self.latents.device)
         tokens = torch.where(dropped[:, None, None], self.empty.tokens, self.tokens[index].float())
         pooled = torch.where(dropped[:, None], self.empty.pooled, self.pooled[index].float())
         return self.latents[index].float(), Conditioning(tokens, pooled)
@@ -106,7 +148,7 @@ class Pool:
 
 @torch.no_grad()
 def make_pool(
-    art: EmojiArt,
+    source: pictures.Source,
     vae: VAE,
     clip: CLIP,
     tokenizer: Tokenizer,
@@ -116,37 +158,63 @@ def make_pool(
     held: bool = False,
     among: Sequence[int] | None = None,
 ) -> Pool:
-    """Draw `count` pictures, encode them and their captions."""
+    """Draw `count` pictures, encode them and their captions where the networks are; on the CPU.
+
+    A folder's pool is all of its pictures, as they are and mirrored.
+    """
+    if isinstance(source, Folder):
+        index = source.split(held)
+        count = 2 * len(index)
     latents, tokens, pooled = [], [], []
+    device = next(vae.parameters()).device
     for start in range(0, count, 250):
-        rng = rng_of(seed, start, 3)
-        samples = [
-            compose(art, rng, mix, held=held, among=among) for _ in range(min(250, count - start))
-        ]
-        pixels = torch.stack([torch.from_numpy(s.pixels) for s in samples])
-        latents.append(vae.to_latents(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).half())
-        cond = encode(clip.text, tokenizer, [s.caption for s in samples])
+        many, rng = min(250, count - start), rng_of(seed, start, 3)
+        if isinstance(source, Folder):
+            chosen = range(start, start + many)
+            drawn = [source.pixels[index[i // 2]] for i in chosen]
+            drawn = [p[:, ::-1].copy() if i % 2 else p for i, p in zip(chosen, drawn, strict=True)]
+            pixels = pictures.to_pixels(drawn)
+            captions = [source.captions[index[i // 2]] for i in chosen]
+        else:
+            pixels, captions = pictures.draw(source, many, rng, mix, held, among)
+        latents.append(vae.to_latents(pixels.to(device)).half().cpu())
+        cond = encode(clip.text, tokenizer, captions)
         assert cond.pooled is not None
-        tokens.append(cond.tokens.half())
-        pooled.append(cond.pooled.half())
-    empty = encode(clip.text, tokenizer, [""])
+        tokens.append(cond.tokens.half().cpu())
+        pooled.append(cond.pooled.half().cpu())
+    empty = encode(clip.text, tokenizer, [""]).to("cpu")
     return Pool(torch.cat(latents), torch.cat(tokens), torch.cat(pooled), empty)
 
 
+def chosen_concepts(options: DiffusionOptions, source: pictures.Source) -> list[int] | None:
+    """The concepts that this run learns; None is all, as of art that has no core concepts."""
+    if not options.core or isinstance(source, Folder):
+        return None
+    return core_concepts(source) or None
+
+
 def kept_pool(
-    options: DiffusionOptions, art: EmojiArt, vae: VAE, clip: CLIP, tokenizer: Tokenizer
+    options: DiffusionOptions, source: pictures.Source, vae: VAE, clip: CLIP, tokenizer: Tokenizer
 ) -> Pool:
     """The pool of this run: read back if it was made from the same parts, else made and kept."""
     path = options.out / "pool.pt"
-    among = core_concepts(art) if options.core else None
+    among = chosen_concepts(options, source)
     made_of = [str(options.pool), str(options.seed), repr(POOL_MIX), repr(among)]
-    made_of += [str(p.stat().st_mtime_ns) for p in (options.art, options.vae, options.clip)]
+    parts = [options.vae, options.clip]
+    if isinstance(source, Folder):
+        made_of += [str(source.size), repr(source.captions)]
+        parts.insert(0, Path(options.data))
+    else:
+        parts.insert(0, options.art)
+    made_of += [str(p.stat().st_mtime_ns) for p in parts]
     with torch.no_grad():
-        empty = encode(clip.text, tokenizer, [""])
+        empty = encode(clip.text, tokenizer, [""]).to("cpu")
     if (state := load_state(path)) and state["made_of"] == made_of:
         return Pool(state["latents"], state["tokens"], state["pooled"], empty)
-    say(f"encoding {options.pool} pictures and captions")
-    pool = make_pool(art, vae, clip, tokenizer, options.pool, POOL_MIX, options.seed, among=among)
+    say("encoding pictures and captions")
+    pool = make_pool(
+        source, vae, clip, tokenizer, options.pool, POOL_MIX, options.seed, among=among
+    )
     tensors = {"latents": pool.latents, "tokens": pool.tokens, "pooled": pool.pooled}
     save_state(path, tensors | {"made_of": made_of})
     return pool
@@ -155,18 +223,37 @@ def kept_pool(
 @torch.no_grad()
 def validation_loss(network: nn.Module, pool: Pool) -> float:
     """Mean loss over held-out pictures at eight fixed times with fixed noise."""
-    count, times = 128, 8
+    count, times = min(128, len(pool.latents)), 8
     latents, cond = pool.batch(torch.arange(count), torch.zeros(count, dtype=torch.bool))
     eps = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     t = (torch.arange(count) % times + 0.5) / times * EMOJI_SCHEDULE.T
-    return float(
-        training_loss(network, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps).mean()
-    )
+    eps, t = eps.to(latents.device), t.to(latents.device)
+    with autocast(latents.device):
+        losses = training_loss(network, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps)
+    return float(losses.mean())
 
 
-def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
-    """One process of the run."""
-    world = options.processes
+@torch.no_grad()
+def draw_samples(
+    network: nn.Module, vae: VAE, wanted: Conditioning, empty: Conditioning, side: int, path: Path
+) -> None:
+    """A sheet of what the network draws by now: fixed prompts, seeds 0, 1, ..., 12 DDIM steps."""
+    device = next(network.parameters()).device
+    seeds = noise.generators(0, len(wanted))
+    x = noise.draw("gaussian", (vae.config.latent_channels, side, side), seeds).to(device)
+    guided = ClassifierFree(predictor(network, EMOJI_PREDICTION), wanted, empty, 4.0)
+    levels = EMOJI_SCHEDULE.levels(12, "uniform")
+    *_, last = ddim.sample(guided, x * levels[0].sigma, levels, noise.source(seeds))
+    drawn = [images.to_pil(p) for p in vae.to_pixels(last.x)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.save(images.grid(drawn, 4), path)
+
+
+def run(
+    rank: int, options: DiffusionOptions, pool: Pool, held: Pool, vae: VAE, wanted: Conditioning
+) -> None:
+    """One process of the run. `wanted`: the prompts of the samples."""
+    world, device = options.processes, device_of(options.device)
     if world > 1:
         torch.set_num_threads(1)
         torch.distributed.init_process_group(
@@ -176,10 +263,19 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
             world_size=world,
         )
     torch.manual_seed(options.seed)
-    assert held.empty.pooled is not None
-    network = UNet(emoji_unet(pool.latents.shape[1], pool.tokens.shape[-1], pool.pooled.shape[-1]))
+    _, latent_channels, side, _ = pool.latents.shape
+    config = emoji_unet(
+        latent_channels,
+        pool.tokens.shape[-1],
+        pool.pooled.shape[-1],
+        side,
+        channels_of(options.channels),
+    )
+    network = UNet(config)
     init_for_training(network)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pool, held, wanted = pool.to(device), held.to(device), wanted.to(device)
+    vae.to(device)
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(
         parameters, options.rate, (0.9, 0.99), weight_decay=0.01, fused=True
@@ -189,9 +285,11 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
     if options.resume and (state := load_state(path)):
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        ema.weights, ema.updates, first = state["ema"], state["updates"], state["step"]
+        ema.restore(state["ema"], state["updates"])
+        first = state["step"]
     report = Report("diffusion", options.steps, first, every=100, quiet=rank > 0)
-    average = 1.0
+    average: float | Tensor = 1.0
+    sample_every = options.save_every if options.sample_every < 0 else options.sample_every
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.rate, 150, options.decay_from)
@@ -202,15 +300,17 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
         latents, cond = pool.batch(index, dropped)
         t = sample_t("logit_normal", options.batch, EMOJI_SCHEDULE.T, generator)
         eps = torch.randn(latents.shape, generator=generator)
-        loss = training_loss(
-            network, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps
-        ).mean()
+        t, eps = t.to(device), eps.to(device)
+        with autocast(device):
+            loss = training_loss(
+                network, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps
+            ).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(parameters, world)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        average = 0.99 * average + 0.01 * float(loss.detach())
+        average = 0.99 * average + 0.01 * loss.detach()  # not read here: a GPU would wait
         if rank == 0:
             ema.update(network)
             report(step, options.batch * world, loss=average)
@@ -223,12 +323,16 @@ def run(rank: int, options: DiffusionOptions, pool: Pool, held: Pool) -> None:
                         "ema": ema.weights,
                         "updates": ema.updates,
                         "step": step + 1,
+                        "config": asdict(config),
                     },
                 )
-                current = {k: v.clone() for k, v in network.state_dict().items()}
-                network.load_state_dict(ema.weights)
-                say(f"  validation loss {validation_loss(network, held):.4f}")
-                network.load_state_dict(current)
+                with ema.applied(network):
+                    say(f"  validation loss {validation_loss(network, held):.4f}")
+            last = step + 1 == options.steps
+            if sample_every > 0 and ((step + 1) % sample_every == 0 or last):
+                sheet = options.out / "samples" / f"{step + 1:06d}.png"
+                with ema.applied(network):
+                    draw_samples(network, vae, wanted, held.empty, side, sheet)
     if world > 1:
         torch.distributed.destroy_process_group()
 
@@ -240,18 +344,27 @@ def train(options: DiffusionOptions) -> Path:
     there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
     that has done its steps already is only finished off.
     """
-    art = EmojiArt.load(options.art)
-    vae = train_vae.trained(options.vae)
-    clip, tokenizer = train_clip.trained(options.clip, art.size)
+    device = device_of(options.device)
+    channels_of(options.channels)  # a mistake there is told before the work begins
+    if options.processes > 1 and device.type != "cpu":
+        raise ValueError(f"processes is {options.processes}; on {device} only 1 is possible")
+    source = pictures.load(options.art, options.data, options.size)
+    vae = train_vae.trained(options.vae).to(device)
+    clip, tokenizer = train_clip.trained(options.clip)
+    clip.to(device)
     options.out.mkdir(parents=True, exist_ok=True)
-    pool = kept_pool(options, art, vae, clip, tokenizer)
-    among = core_concepts(art) if options.core else None
-    held = make_pool(art, vae, clip, tokenizer, 128, POOL_MIX, options.seed + 1, True, among)
+    pool = kept_pool(options, source, vae, clip, tokenizer)
+    among = chosen_concepts(options, source)
+    held = make_pool(source, vae, clip, tokenizer, 128, POOL_MIX, options.seed + 1, True, among)
+    with torch.no_grad():
+        wanted = encode(clip.text, tokenizer, pictures.prompts(source, 16))
     (options.out / "rendezvous").unlink(missing_ok=True)
     if options.processes == 1:
-        run(0, options, pool, held)
+        run(0, options, pool, held, vae, wanted)
     else:
         for tensor in (pool.latents, pool.tokens, pool.pooled):
             tensor.share_memory_()
-        torch.multiprocessing.spawn(run, (options, pool, held), nprocs=options.processes)
+        torch.multiprocessing.spawn(
+            run, (options, pool, held, vae, wanted), nprocs=options.processes
+        )
     return options.out / "state.pt"

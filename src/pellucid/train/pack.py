@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pellucid import checkpoints
-from pellucid.backbones.unet import UNet
+from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.model import Defaults, Model
 from pellucid.train import clip as train_clip
 from pellucid.train import vae as train_vae
@@ -25,7 +25,8 @@ class PackOptions:
     diffusion: Path = Path("runs/diffusion/state.pt")
     out: Path = Path("runs/emoji.safetensors")
     name: str = "emoji"
-    size: int = 64
+    size: int = 0
+    """Of the pictures that it draws; 0: as those that CLIP was trained on."""
     steps: int = 20
     guidance: float = 4.0
     sampler: str = "dpmpp_2m"
@@ -36,14 +37,20 @@ class PackOptions:
 def train(options: PackOptions) -> Path:
     """Write the model with averaged (EMA) weights in half precision; returns its path."""
     vae = train_vae.trained(options.vae)
-    clip, tokenizer = train_clip.trained(options.clip, options.size)
+    clip, tokenizer = train_clip.trained(options.clip)
+    size = clip.vision.config.image_size if options.size == 0 else options.size
     state = load_state(options.diffusion)
     if state is None:
         raise ValueError(f"{options.diffusion}: no trained network; run `pellucid train diffusion`")
     text = clip.text.config
-    network = UNet(
-        emoji_unet(vae.config.latent_channels, text.width, text.projection or text.width)
+    pooled = text.width if text.projection is None else text.projection
+    # An older state does not say what network they are of.
+    config = (
+        UNetConfig(**state["config"])
+        if "config" in state
+        else emoji_unet(vae.config.latent_channels, text.width, pooled)
     )
+    network = UNet(config)
     network.load_state_dict(state["ema"])
     model = Model(
         backbone=network,
@@ -59,8 +66,8 @@ def train(options: PackOptions) -> Path:
             guidance=options.guidance,
             sampler=options.sampler,
             spacing=options.spacing,
-            width=options.size,
-            height=options.size,
+            width=size,
+            height=size,
         ),
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.data.emoji import EmojiArt, Mix, compose
+from pellucid.clip import VisionTower
+from pellucid.data.emoji import Mix
+from pellucid.train import clip as train_clip
+from pellucid.train import pictures
 from pellucid.train.loop import (
     Ema,
     Report,
+    autocast,
+    device_of,
     generator_of,
     learning_rate,
     load_state,
@@ -22,7 +27,14 @@ from pellucid.train.loop import (
     save_state,
     say,
 )
-from pellucid.vae import VAE, VAEConfig
+from pellucid.vae import (
+    VAE,
+    PatchDiscriminator,
+    VAEConfig,
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+)
 
 EMOJI_VAE = VAEConfig(
     latent_channels=32,
@@ -33,7 +45,7 @@ EMOJI_VAE = VAEConfig(
     mid_attention=False,
     shortcut=True,
 )
-"""64x64 pictures to 8x8x32 latents; small enough to train on two cores in minutes."""
+"""Pictures to latents of 32 channels and 1/8 of the size. Trains in minutes on two cores."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +58,55 @@ class VAEOptions:
     batch: int = 16
     rate: float = 1e-3
     kl_weight: float = 1e-5
+    features: str = ""
+    """A trained CLIP (its state.pt), through whose eyes pictures are compared as well."""
+    perceptual: float = 0.0
+    """Weight of that comparison; 0 is without."""
+    adversarial: float = 0.0
+    """Weight of a discriminator's opinion, which is trained along; 0 is without."""
+    adversarial_from: int = 500
+    """The step at which the discriminator and its weight come in."""
     save_every: int = 200
     """Steps between two saves of the whole state."""
+    data: str = ""
+    """A folder of pictures with captions to learn from in place of the art."""
+    size: int = 64
+    """What a folder's pictures are scaled to; the art has a size of its own."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
     seed: int = 0
     resume: bool = False
 
 
-def pictures(
-    art: EmojiArt, count: int, rng: np.random.Generator, mix: Mix, held: bool = False
-) -> Tensor:
-    """`count` composed pictures as (B, 3, size, size) in [-1, 1]."""
-    drawn = [compose(art, rng, mix, held=held).pixels for _ in range(count)]
-    stacked = torch.stack([torch.from_numpy(p) for p in drawn])
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+class Eyes:
+    """What each layer of a vision tower sees: pixels (B, 3, S, S) -> maps (B, width, h, w)."""
+
+    def __init__(self, tower: VisionTower):
+        self.tower = tower.eval().requires_grad_(False)
+        self.seen: list[Tensor] = []
+        for layer in tower.vision_model.encoder.layers:
+            layer.register_forward_hook(lambda _layer, _inputs, out: self.seen.append(out))
+
+    def __call__(self, pixels: Tensor) -> Sequence[Tensor]:
+        self.seen = []
+        self.tower(pixels)
+        side = self.tower.config.image_size // self.tower.config.patch_size
+        # Without the class token, which has no place in the picture.
+        return [x[:, 1:].transpose(1, 2).unflatten(2, (side, side)) for x in self.seen]
+
+
+def eyes(options: VAEOptions, device: torch.device) -> Eyes | None:
+    """Those of the trained CLIP that the options name. ValueError if a weight asks for none."""
+    if options.perceptual == 0:
+        return None
+    if not options.features:
+        raise ValueError(
+            f"perceptual is {options.perceptual} and features names no trained CLIP; "
+            "for instance features=runs/clip/state.pt is wanted"
+        )
+    clip, _ = train_clip.trained(Path(options.features))
+    assert isinstance(clip.vision, VisionTower)
+    return Eyes(clip.vision.to(device))
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -93,55 +141,81 @@ def train(options: VAEOptions) -> Path:
     there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
     that has done its steps already is only finished off.
     """
-    art = EmojiArt.load(options.art)
+    device = device_of(options.device)
+    source = pictures.load(options.art, options.data, options.size)
     mix = Mix(tinted=0.2, on_color=0.2, pair=0.2)
     torch.manual_seed(options.seed)
     vae = VAE(EMOJI_VAE)
-    principal_components(vae, pictures(art, 500, rng_of(options.seed, 0, 9), mix))
+    principal_components(vae, pictures.draw(source, 500, rng_of(options.seed, 0, 9), mix)[0])
+    vae.to(device)
+    see = eyes(options, device)
     optimizer = torch.optim.AdamW(vae.parameters(), options.rate, (0.9, 0.99), weight_decay=0.01)
     ema = Ema(vae, 0.998)
+    critic: nn.Module | None = None
+    if options.adversarial > 0:
+        critic = PatchDiscriminator().to(device)
+        critic_optimizer = torch.optim.AdamW(critic.parameters(), options.rate / 4, (0.5, 0.9))
     path, first = options.out / "state.pt", 0
     if options.resume and (state := load_state(path)):
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        ema.weights, ema.updates, first = state["ema"], state["updates"], state["step"]
-    held = pictures(art, 64, rng_of(options.seed, 0, 7), mix, held=True)
+        ema.restore(state["ema"], state["updates"])
+        first = state["step"]
+        if critic is not None and "critic" in state:
+            critic.load_state_dict(state["critic"])
+            critic_optimizer.load_state_dict(state["critic_optimizer"])
+    held = pictures.draw(source, 64, rng_of(options.seed, 0, 7), mix, held=True)[0].to(device)
     report = Report("vae", options.steps, first)
     vae.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.rate, 100, 0.4)
-        pixels = pictures(art, options.batch, rng_of(options.seed, step), mix)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(pixels)
-        decoded = vae.decode(posterior.sample(generator_of(options.seed, step)))
-        reconstruction = (decoded - pixels).square().mean() + 0.1 * F.l1_loss(decoded, pixels)
-        loss = reconstruction + options.kl_weight * posterior.kl().mean() / pixels[0].numel() * 100
+        pixels, _ = pictures.draw(source, options.batch, rng_of(options.seed, step), mix)
+        pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
+        judged = critic if step >= options.adversarial_from else None
+        with autocast(device):
+            posterior = vae.encode(pixels)
+            decoded = vae.decode(posterior.sample(generator_of(options.seed, step))).float()
+            reconstruction = (decoded - pixels).square().mean() + 0.1 * F.l1_loss(decoded, pixels)
+            kl = posterior.kl().mean() / pixels[0].numel() * 100
+            loss = reconstruction + options.kl_weight * kl
+            if see is not None:
+                loss = loss + options.perceptual * feature_loss(see, decoded, pixels).mean()
+            if judged is not None:
+                loss = loss + options.adversarial * generator_loss(judged(decoded))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         ema.update(vae)
+        if judged is not None:
+            with autocast(device):
+                opinion = discriminator_loss(judged(pixels), judged(decoded.detach()))
+            critic_optimizer.zero_grad(set_to_none=True)  # also of what came through it above
+            opinion.backward()
+            critic_optimizer.step()
         report(
             step, options.batch, loss=loss.detach(), l2=(decoded - pixels).detach().square().mean()
         )
         if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
-            save_state(
-                path,
-                {
-                    "model": vae.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "ema": ema.weights,
-                    "updates": ema.updates,
-                    "step": step + 1,
-                },
-            )
+            whole = {
+                "model": vae.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "ema": ema.weights,
+                "updates": ema.updates,
+                "step": step + 1,
+            }
+            if critic is not None:
+                whole["critic"] = critic.state_dict()
+                whole["critic_optimizer"] = critic_optimizer.state_dict()
+            save_state(path, whole)
     vae.load_state_dict(ema.weights)
     vae.eval()
     with torch.no_grad():
-        latents = vae.encode(pictures(art, 500, rng_of(options.seed, 0, 8), mix)).mode()
+        drawn, _ = pictures.draw(source, 500, rng_of(options.seed, 0, 8), mix)
+        latents = torch.cat([vae.encode(part.to(device)).mode() for part in drawn.split(50)])
         quality = psnr(vae.decode(vae.encode(held).mode()), held)
-    say(f"PSNR on held-out combinations {quality:.2f} dB")
+    say(f"PSNR on held-out pictures {quality:.2f} dB")
     # The scale of the latents is measured and travels with the weights (Rombach et al. 2022, G).
     vae.config = replace(
         vae.config, scaling_factor=1 / float(latents.std()), shift_factor=float(latents.mean())
@@ -159,7 +233,7 @@ def train(options: VAEOptions) -> Path:
 
 
 def trained(path: Path) -> VAE:
-    """The autoencoder that `train` left at `path`."""
+    """The autoencoder that `train` left at `path`, on the CPU."""
     state = load_state(path)
     if state is None:
         raise ValueError(f"{path}: no trained autoencoder there; run `pellucid train vae` first")

@@ -1,0 +1,272 @@
+"""What the loops can be told: device, size, width, samples, further losses, a folder of pictures.
+
+Three steps of tiny batches each; whether anything is learnt is not asked here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pellucid import checkpoints
+from pellucid.cli import _options
+from pellucid.data.emoji import Concept, EmojiArt
+from pellucid.data.imagefolder import Folder
+from pellucid.evaluate import classifier
+from pellucid.train import clip as train_clip
+from pellucid.train import diffusion as train_diffusion
+from pellucid.train import pack, pictures
+from pellucid.train import vae as train_vae
+from pellucid.train.loop import autocast, device_of, load_state
+
+
+def state_at(path: Path) -> dict[str, Any]:
+    found = load_state(path)
+    assert found is not None
+    return found
+
+
+def train_all(out: Path, **source: Any) -> None:
+    """Three steps of each loop, at the size of the pictures."""
+    train_clip.train(
+        train_clip.CLIPOptions(
+            out=out / "clip", steps=3, batch=4, vocabulary=300, captions=50, device="cpu", **source
+        )
+    )
+    train_vae.train(train_vae.VAEOptions(out=out / "vae", steps=3, batch=2, device="cpu", **source))
+    train_diffusion.train(diffusion_options(out, **source))
+
+
+def diffusion_options(out: Path, **source: Any) -> train_diffusion.DiffusionOptions:
+    return train_diffusion.DiffusionOptions(
+        vae=out / "vae" / "vae.pt",
+        clip=out / "clip" / "state.pt",
+        out=out / "diffusion",
+        steps=3,
+        batch=2,
+        pool=6,
+        core=False,
+        channels="32,64,64",
+        sample_every=2,
+        device="cpu",
+        **source,
+    )
+
+
+def save_art(folder: Path, size: int) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 8, 8, 4), dtype=np.uint8)
+    names = ("frog", "owl", "star", "heart", "boat")
+    pixels = pixels.repeat(size // 8, 2).repeat(size // 8, 3)
+    EmojiArt([Concept("x", (n,)) for n in names], pixels).save(folder / "art.npz")
+    return folder / "art.npz"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All parts, trained on 128x128 art with three levels in the U-Net."""
+    out = tmp_path_factory.mktemp("large")
+    train_all(out, art=save_art(out, 128))
+    return out
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Art of 32x32 and a CLIP."""
+    out = tmp_path_factory.mktemp("small")
+    train_clip.train(
+        train_clip.CLIPOptions(
+            save_art(out, 32), out / "clip", 2, batch=4, vocabulary=300, captions=50, device="cpu"
+        )
+    )
+    return out
+
+
+def test_pictures_of_128_pixels_and_a_wider_network(large: Path) -> None:
+    state = state_at(large / "diffusion" / "state.pt")
+    assert state["config"]["block_out_channels"] == (32, 64, 64)
+    assert state["config"]["map_size"] == 16
+    assert state["model"]["map_embedding.2.weight"].shape[0] == 32 * 16 * 16
+
+
+def test_pack_takes_size_and_network_from_what_was_trained(large: Path) -> None:
+    model = checkpoints.load(
+        pack.train(
+            pack.PackOptions(
+                vae=large / "vae" / "vae.pt",
+                clip=large / "clip" / "state.pt",
+                diffusion=large / "diffusion" / "state.pt",
+                out=large / "model.safetensors",
+            )
+        )
+    )
+    assert (model.defaults.width, model.defaults.height) == (128, 128)
+    averaged = state_at(large / "diffusion" / "state.pt")["ema"]["conv_out.bias"]
+    assert torch.equal(
+        model.backbone.state_dict()["conv_out.bias"].float(), averaged.half().float()
+    )
+
+
+def test_pack_reads_a_state_without_config(large: Path, tmp_path: Path) -> None:
+    out = tmp_path / "state.pt"
+    network = train_diffusion.UNet(train_diffusion.emoji_unet(32, 192, 192))
+    torch.save({"ema": network.state_dict()}, out)
+    options = pack.PackOptions(
+        vae=large / "vae" / "vae.pt",
+        clip=large / "clip" / "state.pt",
+        diffusion=out,
+        out=tmp_path / "model.safetensors",
+        size=64,
+    )
+    model = checkpoints.load(pack.train(options))
+    assert model.backbone.config == train_diffusion.emoji_unet(32, 192, 192)
+    assert model.defaults.width == 64
+
+
+def test_a_sheet_of_samples_now_and_then_and_at_the_end(large: Path) -> None:
+    folder = large / "diffusion" / "samples"
+    assert sorted(p.name for p in folder.iterdir()) == ["000002.png", "000003.png"]
+    with Image.open(folder / "000003.png") as sheet:
+        assert sheet.width >= 4 * 128 and sheet.height >= 2 * 128  # five prompts, four in a row
+
+
+def test_samples_do_not_disturb_the_training(large: Path, tmp_path: Path) -> None:
+    options = diffusion_options(large, art=large / "art.npz")
+    train_diffusion.train(dataclasses.replace(options, out=tmp_path, sample_every=0))
+    assert not (tmp_path / "samples").exists()
+    with_them, without = (state_at(p / "state.pt") for p in (large / "diffusion", tmp_path))
+    assert all(torch.equal(v, without["model"][k]) for k, v in with_them["model"].items())
+    assert all(torch.equal(v, without["ema"][k]) for k, v in with_them["ema"].items())
+
+
+@pytest.mark.parametrize("channels", ["96", "96,a", "96,100", "0,32", ""])
+def test_channels_that_make_no_network(channels: str, tmp_path: Path) -> None:
+    options = train_diffusion.DiffusionOptions(out=tmp_path, channels=channels, device="cpu")
+    with pytest.raises(ValueError, match="channels is"):
+        train_diffusion.train(options)
+
+
+# ---------------------------------------------------------------- further losses
+
+
+def vae_run(small: Path, out: Path, **fields: Any) -> dict[str, Any]:
+    options = train_vae.VAEOptions(
+        small / "art.npz", out, steps=4, batch=2, save_every=2, device="cpu"
+    )
+    train_vae.train(dataclasses.replace(options, **fields))
+    return state_at(out / "state.pt")
+
+
+def test_a_discriminator_and_the_eyes_of_clip(small: Path, tmp_path: Path) -> None:
+    plain = vae_run(small, tmp_path / "plain")
+    assert "critic" not in plain
+    further: dict[str, dict[str, Any]] = {
+        "critic": {"adversarial": 0.5, "adversarial_from": 2},
+        "eyes": {"perceptual": 0.5, "features": str(small / "clip" / "state.pt")},
+    }
+    for name, fields in further.items():
+        state = vae_run(small, tmp_path / name, **fields)
+        weights = [s["model"]["decoder.conv_out.weight"] for s in (plain, state)]
+        assert all(w.isfinite().all() for w in weights)
+        assert not torch.equal(*weights), name
+    late = vae_run(small, tmp_path / "late", adversarial=0.5, adversarial_from=4)
+    assert all(torch.equal(v, plain["model"][k]) for k, v in late["model"].items())
+
+
+def test_a_run_with_a_discriminator_resumes_bit_for_bit(small: Path, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"adversarial": 0.5, "adversarial_from": 1, "steps": 4}
+    whole = vae_run(small, tmp_path / "whole", **fields)
+    kept = train_vae.save_state
+
+    def stop_after_the_first(path: Path, state: dict[str, Any]) -> None:
+        kept(path, state)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_vae, "save_state", stop_after_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            vae_run(small, tmp_path / "cut", **fields)
+    assert state_at(tmp_path / "cut" / "state.pt")["step"] == 2
+    resumed = vae_run(small, tmp_path / "cut", resume=True, **fields)
+    for part in ("model", "ema", "critic"):
+        assert all(torch.equal(v, resumed[part][k]) for k, v in whole[part].items()), part
+
+
+def test_a_perceptual_weight_needs_eyes(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="features names no trained CLIP"):
+        vae_run(small, tmp_path, perceptual=1.0)
+
+
+# ---------------------------------------------------------------- a folder of pictures
+
+
+def test_all_loops_on_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for i, color in enumerate(("red", "green", "blue")):
+        (folder / color).mkdir(parents=True)
+        for j in range(2):
+            Image.new("RGB", (40 + i, 30 + j), color).save(folder / color / f"{j}.png")
+    train_all(tmp_path, data=str(folder), size=32)
+    pool = state_at(tmp_path / "diffusion" / "pool.pt")
+    assert pool["latents"].shape == (12, 32, 4, 4)  # six pictures, each mirrored as well
+    assert state_at(tmp_path / "diffusion" / "state.pt")["config"]["map_size"] == 4
+    assert (tmp_path / "diffusion" / "samples" / "000003.png").is_file()
+
+
+def test_a_folder_keeps_some_back_and_mirrors(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 16, 16, 3), np.uint8)
+    pixels[:, :, :8] = 255  # left half white
+    folder = Folder(pixels, [str(i) for i in range(40)])
+    held, learnt = folder.split(True), folder.split(False)
+    assert held == [0, 20] and sorted(held + learnt) == list(range(40))
+    drawn, captions = pictures.draw(folder, 50, np.random.default_rng(0), train_vae.Mix())
+    assert not {"0", "20"} & set(captions)
+    white_left = drawn[:, 0, 0, 0] > 0
+    assert 0 < int(white_left.sum()) < 50
+    assert torch.equal(drawn[:, 0, 0, -1] > 0, ~white_left)
+
+
+def test_sizes_that_fit_no_network(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size is 50; a multiple of 16"):
+        pictures.load(tmp_path, str(tmp_path), 50)
+
+
+# ---------------------------------------------------------------- devices
+
+
+def test_device_of() -> None:
+    assert device_of("cpu").type == "cpu"
+    assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", ""])
+def test_a_device_that_is_not_there(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"device is .*auto or one that is here is wanted: cpu"):
+        device_of(name)
+    loops: list[tuple[Any, Any]] = [
+        (train_vae, train_vae.VAEOptions(out=tmp_path, device=name)),
+        (train_clip, train_clip.CLIPOptions(out=tmp_path, device=name)),
+        (train_diffusion, train_diffusion.DiffusionOptions(out=tmp_path, device=name)),
+        (classifier, classifier.ClassifierOptions(out=tmp_path, device=name)),
+    ]
+    for module, options in loops:
+        with pytest.raises(ValueError, match="device is"):
+            module.train(options)
+
+
+def test_no_half_precision_on_the_cpu() -> None:
+    with autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_yes_and_no_on_the_command_line() -> None:
+    kind = train_diffusion.DiffusionOptions
+    assert _options(kind, ["core=False"], False).core is False
+    assert _options(kind, ["core=true"], False).core is True
+    with pytest.raises(ValueError, match="core is a bool"):
+        _options(kind, ["core=maybe"], False)
