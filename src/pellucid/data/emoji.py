@@ -398,7 +398,7 @@ def compose(
         text += f", {told} style" if told else ""
         return Sample(canvas.astype(np.uint8), text, (first,), style, background=color)
     pair = mix.tinted + mix.on_color <= chance < mix.tinted + mix.on_color + mix.pair
-    if pair and any(s != first and held_out(first, s) == held for s in range(count)):
+    if pair and any(s != first and held_out(first, s) == held for s in among):
         second = among[int(rng.integers(count))]
         while second == first or held_out(first, second) != held:
             second = among[int(rng.integers(count))]
