@@ -49,8 +49,9 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
 
 def test_readme_options_exist() -> None:
     """Each option that the README shows is one of the command line."""
-    readme, cli = (ROOT / "README.md").read_text("utf-8"), ROOT / "src" / "pellucid" / "cli.py"
-    source = cli.read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    commands = (ROOT / "src" / "pellucid" / "cli").glob("*.py")
+    source = "\n".join(path.read_text("utf-8") for path in commands)
     shown = set(re.findall(r"^pellucid .*$", readme, re.MULTILINE))
     options = {o for line in shown for o in re.findall(r"--([a-z-]+)", line.split("  #")[0])}
     known = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import nn
 
@@ -24,13 +25,35 @@ class Defaults:
     height: int = 64
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the text towers are read, which differs from family to family.
+
+    layer, final_norm: as `TextTower.forward` takes them, the same for every tower.
+    pads: the padding token of each tower's rows; empty: the tokenizer's own.
+    pooled: the vector for the whole text is the last tower's, or all towers' beside each other.
+    zero_empty: an empty negative prompt is all zeros, and is not encoded (SDXL).
+    width: with more than 0 the tokens' vectors are filled up with zeros to this width (SD3).
+    blank: so many zero tokens follow, in the place of a tower that is not there (SD3's T5).
+    """
+
+    layer: int = -1
+    final_norm: bool = True
+    pads: tuple[int, ...] = ()
+    pooled: Literal["last", "all"] = "last"
+    zero_empty: bool = False
+    width: int = 0
+    blank: int = 0
+
+
 @dataclass
 class Model:
     """All that is needed to turn a prompt into a picture.
 
     backbone: the network that sees through the noise, called as backbone(x, t, conditioning).
-    prediction: what it predicts, one of `diffusion.PREDICTIONS`. vision: CLIP's other half, for
-    CLIP guidance and for scores; generating does not need it.
+    prediction: what it predicts, one of `diffusion.PREDICTIONS`. text_2: the second text tower of
+    SDXL and SD3, whose vectors stand beside the first one's; both share the tokenizer. vision:
+    CLIP's other half, for CLIP guidance and for scores; generating does not need it.
     """
 
     backbone: nn.Module
@@ -40,5 +63,7 @@ class Model:
     schedule: Schedule
     prediction: str
     name: str
+    text_2: TextTower | None = None
+    reading: Reading = field(default_factory=Reading)
     vision: VisionTower | None = None
     defaults: Defaults = field(default_factory=Defaults)

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from pellucid import plugins
 from pellucid.checkpoints import CheckpointError, read_header
 from pellucid.clip import TextTower, VisionTower
-from pellucid.model import Defaults, Model
+from pellucid.model import Defaults, Model, Reading
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE
@@ -34,6 +34,7 @@ Config = TypeVar("Config")
 
 VERSION = 1
 REQUIRED = ("backbone", "vae", "text")
+OPTIONAL = ("text_2", "vision")
 FIRST = 3  # how many wrong keys an error names
 
 
@@ -105,6 +106,8 @@ def read(
         schedule=_dataclass(path, "schedule", Schedule, facts["schedule"]),
         prediction=str(facts["prediction"]),
         name=str(facts["name"]),
+        text_2=typing.cast("TextTower | None", parts.get("text_2")),
+        reading=_dataclass(path, "reading", Reading, facts.get("reading", {})),
         vision=typing.cast("VisionTower | None", parts.get("vision")),
         defaults=_dataclass(path, "defaults", Defaults, facts["defaults"]),
     )
@@ -121,8 +124,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
         "vae": model.vae,
         "text": model.text,
     }
-    if model.vision is not None:
-        modules["vision"] = model.vision
+    modules |= {name: part for name in OPTIONAL if (part := getattr(model, name)) is not None}
     weights: dict[str, Tensor] = {}
     for part, module in modules.items():
         for key, tensor in module.state_dict().items():
@@ -142,6 +144,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
             for part, module in modules.items()
         },
         "schedule": dataclasses.asdict(model.schedule),
+        "reading": dataclasses.asdict(model.reading),
         "defaults": dataclasses.asdict(model.defaults),
         "tokenizer": json.loads(model.tokenizer.to_json()),
     }
@@ -203,8 +206,9 @@ def _facts(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: 'parts' in its metadata is not an object of objects")
     if missing := [part for part in REQUIRED if part not in parts]:
         raise CheckpointError(f"{path} has no {', '.join(missing)}; a model needs them")
-    if unknown := sorted(parts.keys() - {*REQUIRED, "vision"}):
-        raise CheckpointError(f"{path} has a part {unknown[0]!r}; known are {REQUIRED} and vision")
+    if unknown := sorted(parts.keys() - {*REQUIRED, *OPTIONAL}):
+        known = ", ".join((*REQUIRED, *OPTIONAL))
+        raise CheckpointError(f"{path} has a part {unknown[0]!r}; known are {known}")
     return facts
 
 
@@ -216,6 +220,7 @@ def _kinds(part: str) -> dict[str, type[nn.Module]]:
     fixed: dict[str, dict[str, type[nn.Module]]] = {
         "vae": {"vae": VAE},
         "text": {"clip_text": TextTower},
+        "text_2": {"clip_text": TextTower},
         "vision": {"clip_vision": VisionTower},
     }
     if part in fixed:

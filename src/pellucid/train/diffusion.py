@@ -45,7 +45,7 @@ from pellucid.vae import VAE
 
 EMOJI_SCHEDULE = Schedule("flow")
 EMOJI_PREDICTION = "flow"
-POOL_MIX = Mix(tinted=0.12, on_color=0.1, pair=0.04, play=0.05)
+POOL_MIX = Mix(tinted=0.2, on_color=0.15, pair=0.05, play=0.05)
 
 
 def emoji_unet(

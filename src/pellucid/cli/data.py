@@ -1,0 +1,33 @@
+"""``pellucid data``: training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pellucid.cli._app import app, fail
+
+data_app = typer.Typer(help="Make training data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def emoji(
+    packages: Annotated[Path, typer.Option(help="The node_modules folder with the icon sets.")],
+    out: Annotated[Path, typer.Option(help="Where the rendered pictures go.")] = Path(
+        "runs/art64.npz"
+    ),
+    size: Annotated[int, typer.Option(min=16, max=512, help="Pixels on a side.")] = 64,
+) -> None:
+    """Render the emoji art that the shipped model was trained on."""
+    from pellucid.data.emoji import render
+
+    try:
+        art = render(packages, size)
+    except ImportError:
+        fail("rendering needs resvg-py; install it with: pip install 'pellucid[data]'")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    art.save(out)
+    typer.echo(out)

@@ -1,0 +1,30 @@
+"""``pellucid evaluate``: how good a model is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pellucid.cli._app import MODEL_HELP, app
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    art: Annotated[Path, typer.Option(help="The rendered emoji.")] = Path("runs/art64.npz"),
+    classifier: Annotated[Path, typer.Option(help="The trained judge.")] = Path(
+        "runs/classifier/state.pt"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for results.json and sheet.png.")] = Path(
+        "runs/evaluation"
+    ),
+) -> None:
+    """Measure a model: do its pictures show what the prompts say?"""
+    from pellucid import checkpoints
+    from pellucid.evaluate.report import report
+
+    loaded = checkpoints.load(checkpoints.embedded() if model is None else model)
+    report(loaded, art, classifier, out)
+    typer.echo(out / "results.json")

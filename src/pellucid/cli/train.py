@@ -1,0 +1,63 @@
+"""``pellucid train``: the parts of the small model, from nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli._app import app
+
+
+def _yes_or_no(text: str) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return known[text.lower()]
+
+
+def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
+    """A training options dataclass from "name=value" words."""
+    import typing
+
+    fields = typing.get_type_hints(kind)
+    values: dict[str, Any] = {"resume": resume}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in fields:
+            raise ValueError(f"{setting!r}: NAME=VALUE is wanted, NAME one of {', '.join(fields)}")
+        try:
+            kind_of = fields[name]  # bool("False") would be True
+            values[name] = _yes_or_no(text) if kind_of is bool else kind_of(text)
+        except ValueError:
+            raise ValueError(f"{setting!r}: {name} is a {fields[name].__name__}") from None
+    return kind(**values)
+
+
+@app.command()
+def train(
+    what: Annotated[str, typer.Argument(help="vae, clip, diffusion, classifier or pack.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Options as NAME=VALUE, such as steps=1000.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the last run was stopped.")
+    ] = False,
+) -> None:
+    """Train a part of the small model, or pack the trained parts into one file."""
+    from pellucid.plugins import choose
+
+    kinds = {
+        "vae": "VAE",
+        "clip": "CLIP",
+        "diffusion": "Diffusion",
+        "classifier": "Classifier",
+        "pack": "Pack",
+    }
+    choose(what, kinds, "training")
+    import importlib
+
+    package = "evaluate" if what == "classifier" else "train"
+    module = importlib.import_module(f"pellucid.{package}.{what}")
+    options = _options(getattr(module, kinds[what] + "Options"), settings or [], resume)
+    typer.echo(module.train(options))
