@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pellucid import checkpoints
-from pellucid.cli import _options
+from pellucid.cli.train import _options
 from pellucid.data.emoji import Concept, EmojiArt
 from pellucid.data.imagefolder import Folder
 from pellucid.evaluate import classifier
