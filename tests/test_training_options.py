@@ -259,9 +259,20 @@ def test_a_device_that_is_not_there(name: str, tmp_path: Path) -> None:
             module.train(options)
 
 
-def test_no_half_precision_on_the_cpu() -> None:
+@pytest.mark.parametrize(
+    ("able", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"avx512_f": True}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_half_precision_on_a_cpu_that_has_it(
+    able: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     with autocast(torch.device("cpu")):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_yes_and_no_on_the_command_line() -> None:
