@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from torch import Tensor
 
 MAX_SIDE = 16_384  # pixels
@@ -26,9 +26,27 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 # EXIF tags: the A1111 text goes where others look for it, the JSON beside it.
 EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
+ORIENTATION = 0x0112
+
+# What A1111 writes for the values of some fields.
+WORDS: dict[str, dict[Any, str]] = {
+    "mask_invert": {False: "Inpaint masked", True: "Inpaint not masked"},
+    "only_masked": {False: "Whole picture", True: "Only masked"},
+    "inpaint_fill": {
+        "fill": "fill",
+        "original": "original",
+        "noise": "latent noise",
+        "blank": "latent nothing",
+    },
+}
+
+
+def _from_words(field: str) -> Callable[[str], Any]:
+    return {words: value for value, words in WORDS[field].items()}.__getitem__
+
 
 # The names of the A1111 text in its order, and Pellucid's names for the same things.
-PARAMETERS: tuple[tuple[str, str, type], ...] = (
+PARAMETERS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("Steps", "steps", int),
     ("Sampler", "sampler", str),
     ("Schedule type", "spacing", str),
@@ -38,6 +56,14 @@ PARAMETERS: tuple[tuple[str, str, type], ...] = (
     ("Model hash", "model_hash", str),
     ("Model", "model", str),
     ("Denoising strength", "strength", float),
+    ("Mask blur", "mask_blur", int),
+    ("Mask mode", "mask_invert", _from_words("mask_invert")),
+    ("Masked content", "inpaint_fill", _from_words("inpaint_fill")),
+    ("Inpaint area", "only_masked", _from_words("only_masked")),
+    ("Masked area padding", "padding", int),
+    ("Hires upscale", "hires", float),
+    ("Hires steps", "hires_steps", int),
+    ("Hires upscaler", "hires_upscaler", str),
 )
 
 
@@ -101,6 +127,36 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     Raises ValueError: no such file, not a picture, truncated, more than MAX_SIDE pixels wide or
     high or MAX_PIXELS in all (judged by its header, before anything is unpacked).
     """
+    return _flatten(_upright(source))
+
+
+def open_mask(source: str | Path | BinaryIO) -> Image.Image:
+    """The mask in a file, mode "L": 255 is to be drawn anew, 0 is to be kept.
+
+    A picture that is transparent somewhere is drawn anew where it is transparent, and its colours
+    do not count (OpenAI's masks). Any other is drawn anew where it is white (A1111's masks). What
+    lies between is between. Raises ValueError as `open_image` does.
+    """
+    image = _upright(source)
+    if _has_alpha(image):
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return ImageChops.invert(alpha)
+    return _flatten(image).convert("L")
+
+
+def picture_size(source: str | Path) -> tuple[int, int]:
+    """Width and height that `open_image` will give, from the header; ValueError as there."""
+    with _header(source) as image:
+        width, height = image.size
+        try:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5  # 5 to 8 are the sideways ones
+        except Exception as error:  # decoders meet hostile bytes with every kind of exception
+            raise ValueError(f"{source} is truncated or damaged: {error}") from error
+    return (height, width) if turned else (width, height)
+
+
+def _header(source: str | Path | BinaryIO) -> Image.Image:
     name = source if isinstance(source, str | Path) else "the picture"
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise ValueError(f"{name} is not a file; a picture (PNG, JPEG, WebP, ...) is wanted")
@@ -115,16 +171,21 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
             raise ValueError(
                 f"{name} is not a picture; PNG, JPEG, WebP and the like are wanted"
             ) from error
-    with image:
-        width, height = image.size
-        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-            raise ValueError(_too_large(name, f"{width}x{height} pixels"))
+    width, height = image.size
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        image.close()
+        raise ValueError(_too_large(name, f"{width}x{height} pixels"))
+    return image
+
+
+def _upright(source: str | Path | BinaryIO) -> Image.Image:
+    name = source if isinstance(source, str | Path) else "the picture"
+    with _header(source) as image:
         try:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image)
         except Exception as error:  # as above
             raise ValueError(f"{name} is truncated or damaged: {error}") from error
-        return _flatten(upright)
 
 
 def _too_large(name: str | Path, size: str) -> str:
@@ -134,10 +195,14 @@ def _too_large(name: str | Path, size: str) -> str:
     )
 
 
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
 def _flatten(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip instead of scale
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if _has_alpha(image):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
@@ -158,12 +223,18 @@ def write_parameters(request: Mapping[str, Any]) -> str:
     """A request in the words that other programs read (A1111's `parameters`).
 
     Known fields take A1111's names and order; other plain values follow under their own names;
-    None, lists and objects are left out (the JSON has them).
+    None, lists and objects are left out (the JSON has them). "Denoising strength" is that of the
+    second pass where there is no picture to start from, as in A1111.
     """
     known = {ours for _, ours, _ in PARAMETERS}
     fields = {name: value for name, value in request.items() if value is not None}
     if "width" in fields and "height" in fields:
         fields["size"] = f"{fields['width']}x{fields['height']}"
+    if "hires" in fields and "strength" not in fields and "hires_strength" in fields:
+        fields["strength"] = fields.pop("hires_strength")
+    fields |= {
+        name: WORDS[name].get(fields[name], fields[name]) for name in WORDS if name in fields
+    }
     pairs = [(theirs, fields[ours]) for theirs, ours, _ in PARAMETERS if ours in fields]
     special = {"prompt", "negative_prompt", "width", "height"}
     pairs += [
@@ -204,11 +275,13 @@ def read_parameters(text: str) -> dict[str, Any]:
         value = _unquote(quoted.strip())
         try:
             fields[name] = kind(value)
-        except ValueError:
+        except (ValueError, KeyError):
             fields[name] = value
     if match := re.fullmatch(r"(\d+)x(\d+)", str(fields.get("size", ""))):
         del fields["size"]
         fields["width"], fields["height"] = int(match[1]), int(match[2])
+    if "hires" in fields and "strength" in fields and "hires_strength" not in fields:
+        fields["hires_strength"] = fields.pop("strength")
     return fields
 
 

@@ -1,114 +1,32 @@
-"""From a request to pictures: everything that can be asked for is a field of `Request`.
+"""From a request to pictures.
 
-Text to image, image to image, mixing, variations: the same loop, ``for step in sample(...)``. To stop
-is to stop iterating.
+Text to image, image to image, inpainting, mixing, variations, a second pass at a larger size: the
+same loop, ``for step in sample(...)``. To stop is to stop iterating.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from torch import Tensor
+from torch import Generator, Tensor
 
-from pellucid import samplers
-from pellucid.diffusion import Conditioning, Denoiser, add_noise, predictor
+from pellucid import hires, inpaint, samplers
+from pellucid.diffusion import Conditioning, Denoiser, Network, add_noise, predictor
 from pellucid.guidance import ClassifierFree, Parts, clip_guidance
-from pellucid.images import fit, open_image, to_pil, to_tensor
-from pellucid.model import Defaults, Model
-from pellucid.noise import MAX_SEED, NOISES, draw, generators, slerp, source
-from pellucid.plugins import choose
+from pellucid.images import picture_size, to_pil, to_tensor
+from pellucid.inpaint import Canvas
+from pellucid.model import Model
+from pellucid.noise import draw, generators, slerp, source
 from pellucid.prompt import encode
-from pellucid.schedule import SPACINGS, Level
-
-MAX_SIDE = 4096
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class Request(BaseModel):
-    """What to draw. None means: as the model's defaults say (`resolve` fills these in).
-
-    A request is plain data: it comes from the command line or from HTTP, and it is stored in the
-    picture that it made, from which it can be made again. Raises pydantic's ValidationError, which
-    is a ValueError, naming the field.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompt: str = ""
-    negative_prompt: str = ""
-    seed: int | None = Field(default=None, ge=-1, le=MAX_SEED)
-    """Image i has the seed `seed + i`. None or -1: chosen at random, and recorded."""
-    count: int = Field(default=1, ge=1, le=1000)
-    steps: int | None = Field(default=None, ge=1, le=1000)
-    guidance: Finite | None = None
-    """Scale of classifier-free guidance; 1 is none."""
-    sampler: str | None = None
-    spacing: str | None = None
-    width: int | None = Field(default=None, ge=8, le=MAX_SIDE)
-    height: int | None = Field(default=None, ge=8, le=MAX_SIDE)
-    image: str | None = None
-    """Path of a picture to start from."""
-    strength: Share = 0.6
-    """How much of `image` is drawn anew: 0 leaves it, 1 keeps nothing."""
-    mix: tuple[tuple[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = ()
-    """Further prompts and their weights beside the prompt's own, which is 1."""
-    mix_by: Literal["embedding", "noise"] = "noise"
-    variation_seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    variation_strength: Share = 0.0
-    """How far the first noise is turned towards that of `variation_seed`, image i's towards that of
-    `variation_seed + i`. None: the seed after the image's own."""
-    rescale: Share = 0.0
-    interval: tuple[Share, Share] = (0.0, 1.0)
-    """The part of the way, from noise 0 to picture 1, on which guidance is used."""
-    noise: str = "gaussian"
-    eta: Share | None = None
-    """Of samplers that have it: how much fresh noise a step adds."""
-    clip_guidance: Finite = 0.0
-    """Scale of the gradient of CLIP's similarity between the picture and the prompt; 0 is none."""
-
-    @field_validator("sampler")
-    @classmethod
-    def _sampler(cls, name: str | None) -> str | None:
-        if name is not None:
-            samplers.resolve(name)
-        return name
-
-    @field_validator("spacing")
-    @classmethod
-    def _spacing(cls, name: str | None) -> str | None:
-        return None if name is None else choose(name, SPACINGS, "spacing")
-
-    @field_validator("noise")
-    @classmethod
-    def _noise(cls, name: str) -> str:
-        return choose(name, NOISES, "noise")
-
-    @model_validator(mode="after")
-    def _together(self) -> Request:
-        if self.interval[0] > self.interval[1]:
-            raise ValueError(f"the interval {self.interval} ends before it begins")
-        if self.seed is not None and self.seed + self.count - 1 > MAX_SEED:
-            raise ValueError(
-                f"seed {self.seed} and count {self.count} pass the last seed {MAX_SEED}"
-            )
-        return self
-
-    def alone(self, i: int) -> Request:
-        """The request of image i by itself; `seed` is filled in, as in `Progress.request`."""
-        if self.seed is None or not 0 <= i < self.count:
-            raise ValueError(f"image {i} of {self.count} with the seed {self.seed} has no request")
-        turned = None if self.variation_seed is None else self.variation_seed + i
-        return self.model_copy(update={"seed": self.seed + i, "variation_seed": turned, "count": 1})
+from pellucid.request import Request, draws_any_size, resolve, unit_of
+from pellucid.samplers import Step
+from pellucid.schedule import MAX_STEPS, Level
 
 
 @dataclass(frozen=True)
@@ -140,138 +58,262 @@ class Progress:
         return None if self.parts is None else self.parts.cond - self.parts.uncond
 
 
-def resolve(model: Model, request: Request) -> Request:
-    """The request with the model's defaults, a seed and plain names filled in.
-
-    Raises ValueError for a size that the model cannot draw.
-    """
-    d: Defaults = model.defaults
-    name, spacing = samplers.resolve(d.sampler if request.sampler is None else request.sampler)
-    if request.spacing is not None:
-        spacing = request.spacing
-    fixed: dict[str, Any] = {
-        "steps": d.steps if request.steps is None else request.steps,
-        "guidance": (
-            getattr(samplers.get(name), "GUIDANCE", d.guidance)
-            if request.guidance is None
-            else request.guidance
-        ),
-        "sampler": name,
-        "spacing": d.spacing if spacing is None else spacing,
-        "width": d.width if request.width is None else request.width,
-        "height": d.height if request.height is None else request.height,
-        "seed": secrets.randbelow(2**32) if request.seed in (None, -1) else request.seed,
-    }
-    unit = model.vae.config.downsample
-    for side in ("width", "height"):
-        if fixed[side] % unit:
-            near = max(round(fixed[side] / unit), 1) * unit
-            raise ValueError(
-                f"{side} is {fixed[side]}; a multiple of {unit} is wanted, for instance {near}"
-            )
-    return request.model_copy(update=fixed)
-
-
 @torch.no_grad()
 def generate(model: Model, request: Request) -> Iterator[Progress]:
     """Draw, and tell after every step; the last Progress has the pictures.
 
     Raises ValueError: a size or a setting that this model cannot do, a picture that cannot be read.
     """
-    request = resolve(model, request)
-    assert request.seed is not None and request.steps is not None
-    assert request.width is not None and request.height is not None
-    assert request.sampler is not None and request.spacing is not None
-    assert request.guidance is not None
+    asked, request = request, resolve(model, request)
+    assert request.seed is not None
+    canvas = None if request.image is None else inpaint.prepare(request, unit_of(model))
+    passes = levels_of(model, request)
+    total = sum(len(levels) - 1 for levels in passes)
+    warnings = warnings_of(model, asked, request)
     seeds = tuple(request.seed + i for i in range(request.count))
-    parameter = next(model.backbone.parameters())
-    device, dtype = parameter.device, parameter.dtype
+    looks: list[Parts] = []
+    for number, step in enumerate(steps_of(model, request, canvas, passes, looks)):
+        if not torch.isfinite(step.x).all():
+            raise ValueError(
+                f"step {number} of {total} gave numbers that are not finite; a lower guidance than "
+                f"{request.guidance:g} or another sampler than {request.sampler!r} is wanted"
+            )
+        images = finished(model, canvas, step.x, drawn=total > 0) if number == total else None
+        if number > 0 or total == 0:  # number 0 is the start
+            look = looks[0] if looks else None
+            yield Progress(
+                number,
+                total,
+                step.level,
+                step.x,
+                step.x0,
+                look,
+                request,
+                seeds,
+                warnings,
+                images,
+            )
 
-    prompts = [request.prompt, *(text for text, _ in request.mix)]
+
+def steps_of(
+    model: Model,
+    request: Request,
+    canvas: Canvas | None,
+    passes: Sequence[Sequence[Level]],
+    looks: list[Parts],
+) -> Iterator[Step]:
+    """The start, then every step of every pass; `looks` holds what the last look was made of."""
+    assert request.seed is not None and request.sampler is not None
+    assert request.width is not None and request.height is not None
+    sampler = samplers.get(request.sampler).sample
+    options = sampler_options(sampler, request)
+    size = (request.width, request.height) if canvas is None else canvas.size
+    streams = generators(request.seed, request.count)
+    step = begin = start(model, request, canvas, size, passes[0][0], streams)
+    yield begin
+    if len(passes[0]) > 1:
+        original = begin.x0 if canvas is not None else None
+        denoise = denoiser(model, request, canvas, size, original, looks)
+        fresh = source(streams, request.noise)
+        for step in sampler(denoise, begin.x, passes[0], fresh, **options):
+            yield step
+    for levels in passes[1:]:
+        size, x0 = enlarge(model, request, size, step.x)
+        streams = generators(request.seed, request.count)
+        noise = first_noise(model, request, size, streams)
+        x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
+        denoise = denoiser(model, request, None, size, None, looks)
+        yield from sampler(denoise, x, levels, source(streams, request.noise), **options)
+
+
+def levels_of(model: Model, request: Request) -> list[list[Level]]:
+    """The levels of each pass; with strength 0 the first one has a single level, the clean one."""
+    assert request.steps is not None and request.spacing is not None
+    levels = model.schedule.levels(request.steps, request.spacing)
+    passes = [levels if request.image is None else levels[request.steps - redrawn(request) :]]
+    if request.hires is not None:
+        assert request.hires_steps is not None
+        whole = hires.levels_for(request.hires_steps, request.hires_strength)
+        if whole > MAX_STEPS:
+            raise ValueError(
+                f"hires_steps {request.hires_steps} at hires_strength {request.hires_strength:g} "
+                f"are a part of {whole} steps; fewer steps or more strength are wanted, for a "
+                f"whole of at most {MAX_STEPS}"
+            )
+        again = model.schedule.levels(whole, request.spacing)
+        passes.append(again[whole - request.hires_steps :])
+    return passes
+
+
+def redrawn(request: Request) -> int:
+    """The steps that are done of a run from a picture."""
+    assert request.steps is not None and request.strength is not None
+    # As diffusers: int(). The tiny number is because 0.29 * 100 is 28.999...
+    return int(request.strength * request.steps + 1e-6)
+
+
+def warnings_of(model: Model, asked: Request, request: Request) -> tuple[str, ...]:
+    """What was done otherwise than asked; `request` is `asked`, resolved."""
+    texts = (request.prompt, *(text for text, _ in request.mix), request.negative_prompt)
     warnings = [
         f"the prompt is too long for this model; left out: {cut[:200]!r}"
-        for text in (*prompts, request.negative_prompt)
+        for text in texts
         if (cut := model.tokenizer.cut(text))
     ]
-    encoded = encode(model.text, model.tokenizer, [*prompts, request.negative_prompt])
-    encoded = encoded.to(device, dtype)
-    conds = [encoded[i : i + 1] for i in range(len(prompts))]
-    weighted = list(zip(conds, (1.0, *(w for _, w in request.mix)), strict=True))
-    uncond = encoded[len(prompts) :] if request.guidance != 1 else None
-    cond: Conditioning | list[tuple[Conditioning, float]] = (
-        Conditioning.mix(weighted) if request.mix_by == "embedding" else weighted
-    )
+    if request.image is not None:
+        if request.strength is not None and redrawn(request) == 0 < request.strength:
+            warnings.append(
+                f"strength {request.strength:g} of {request.steps} steps is less than one step: "
+                "nothing is drawn anew; more steps or more strength is wanted"
+            )
+        open_size = None in (asked.width, asked.height)
+        if open_size and not request.masked and draws_any_size(model):
+            own, size = picture_size(request.image), (request.width, request.height)
+            if own != size:
+                warnings.append(
+                    f"{request.image} is {own[0]}x{own[1]} and is drawn at {size[0]}x{size[1]}: "
+                    f"multiples of {unit_of(model)} are wanted"
+                )
+    if inpaint.sees_masks(model) and not request.masked:
+        warnings.append(
+            f"{model.name} is for inpainting; without a mask it draws the whole picture"
+        )
+    return tuple(warnings)
+
+
+# ---------------------------------------------------------------- where a pass begins
+
+
+def start(
+    model: Model,
+    request: Request,
+    canvas: Canvas | None,
+    size: tuple[int, int],
+    level: Level,
+    streams: Sequence[Generator],
+) -> Step:
+    """The noisy latents that the first pass begins with, and the clean ones of the picture."""
+    noise = first_noise(model, request, size, streams)
+    # Stable Diffusion's own samplers begin with noise of deviation 1, k-diffusion's with sigma.
+    pure = noise if request.spacing == "leading" else level.sigma * noise
+    if canvas is None:
+        return Step(pure, pure, level)
+    x0 = encoded(model, canvas.pixels).expand_as(noise)
+    begin = x0
+    if canvas.mask is not None:
+        if request.strength == 1:  # as diffusers: nothing shines through
+            return Step(pure, x0, level)
+        weights = canvas.latent_weights(model.vae.config.downsample).to(x0)
+        if request.inpaint_fill == "fill":
+            filled = inpaint.surroundings(canvas.pixels, 1 - canvas.weights)
+            begin = encoded(model, filled).expand_as(noise)
+        elif request.inpaint_fill == "noise":
+            other = draw(request.noise, tuple(noise.shape[1:]), streams).to(noise)
+            begin = torch.lerp(x0, other, weights)
+        elif request.inpaint_fill == "blank":
+            begin = x0 * (1 - weights)
+    return Step(add_noise(begin, noise, level.alpha, level.sigma), x0, level)
+
+
+def first_noise(
+    model: Model, request: Request, size: tuple[int, int], streams: Sequence[Generator]
+) -> Tensor:
+    """The noise of each seed, (count, C, h, w), where the network is; size: width, height."""
+    assert request.seed is not None
+    unit = model.vae.config.downsample
+    shape = (model.vae.config.latent_channels, size[1] // unit, size[0] // unit)
+    noise = draw(request.noise, shape, streams)
+    if request.variation_strength > 0:
+        other = request.seed + 1 if request.variation_seed is None else request.variation_seed
+        towards = draw(request.noise, shape, generators(other, request.count))
+        noise = slerp(noise, towards, request.variation_strength)
+    return noise.to(next(model.backbone.parameters()))
+
+
+def enlarge(
+    model: Model, request: Request, size: tuple[int, int], latents: Tensor
+) -> tuple[tuple[int, int], Tensor]:
+    """The size of the second pass and the clean latents enlarged to it."""
+    assert request.hires is not None
+    unit = unit_of(model)
+    width, height = (round(side * request.hires / unit) * unit for side in size)
+    name = request.hires_upscaler
+    if name in hires.LATENT:
+        down = model.vae.config.downsample
+        larger = hires.enlarge_latents(latents, width // down, height // down, name)
+    else:
+        how = hires.PICTURE[name]
+        whole = [picture.resize((width, height), how) for picture in pictures(model, latents)]
+        larger = encoded(model, torch.stack([to_tensor(picture) for picture in whole]))
+    return (width, height), larger
+
+
+# ---------------------------------------------------------------- what sees through the noise
+
+
+def denoiser(
+    model: Model,
+    request: Request,
+    canvas: Canvas | None,
+    size: tuple[int, int],
+    original: Tensor | None,
+    looks: list[Parts],
+) -> Denoiser:
+    """The model as a function (x, level) -> x0: told the prompts, guided, kept to the mask.
+
+    size: width and height of the pass. original: the clean latents of the canvas. What each look
+    was made of goes into `looks`.
+    """
+    cond, uncond = conditionings(model, request)
+    assert request.guidance is not None
     guided = ClassifierFree(
-        predictor(model.backbone, model.prediction),
+        predictor(network(model, canvas, size), model.prediction),
         cond,
         uncond,
         request.guidance,
         request.rescale,
         request.interval,
     )
-    watched = Watched(guided, [])
+    watched = Watched(guided, looks)
     denoise: Denoiser = watched
     if request.clip_guidance:
         if request.sampler == "ddim_cfgpp":
             raise ValueError("clip_guidance does not go with the sampler 'ddim_cfgpp'; ddim does")
         denoise = with_clip(model, request, watched)
+    if canvas is not None and canvas.mask is not None and not inpaint.sees_masks(model):
+        assert original is not None
+        weights = canvas.latent_weights(model.vae.config.downsample).to(original)
+        denoise = inpaint.Keep(denoise, original, weights)
+    return denoise
 
-    unit = model.vae.config.downsample
-    shape = (model.vae.config.latent_channels, request.height // unit, request.width // unit)
-    streams = generators(request.seed, request.count)
-    noise = draw(request.noise, shape, streams)
-    if request.variation_strength > 0:
-        other = request.seed + 1 if request.variation_seed is None else request.variation_seed
-        towards = draw(request.noise, shape, generators(other, request.count))
-        noise = slerp(noise, towards, request.variation_strength)
-    noise = noise.to(device, dtype)
 
-    levels = model.schedule.levels(request.steps, request.spacing)
-    if request.image is None:
-        x = levels[0].sigma * noise
-    else:
-        picture = fit(open_image(Path(request.image)), request.width, request.height)
-        pixels = to_tensor(picture)[None].to(device, dtype)
-        x0 = model.vae.to_latents(pixels).expand_as(noise)
-        # As diffusers: int(). The tiny number is because 0.29 * 100 is 28.999...
-        redrawn = int(request.strength * request.steps + 1e-6)
-        if redrawn == 0 < request.strength:
-            warnings.append(
-                f"strength {request.strength:g} of {request.steps} steps is less than one step: "
-                "nothing is drawn anew; more steps or more strength is wanted"
-            )
-        levels = levels[request.steps - redrawn :]
-        x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
-        if len(levels) == 1:  # strength 0: nothing is drawn anew
-            whole = [picture] * request.count
-            yield Progress(0, 0, levels[0], x, x0, None, request, seeds, tuple(warnings), whole)
-            return
+def conditionings(
+    model: Model, request: Request
+) -> tuple[Conditioning | list[tuple[Conditioning, float]], Conditioning | None]:
+    """What is wanted, mixed as asked, and what is not; None where guidance is 1."""
+    prompts = [request.prompt, *(text for text, _ in request.mix)]
+    together = encode(model.text, model.tokenizer, [*prompts, request.negative_prompt])
+    parameter = next(model.backbone.parameters())
+    together = together.to(parameter.device, parameter.dtype)
+    conds = [together[i : i + 1] for i in range(len(prompts))]
+    weighted = list(zip(conds, (1.0, *(weight for _, weight in request.mix)), strict=True))
+    uncond = together[len(prompts) :] if request.guidance != 1 else None
+    return Conditioning.mix(weighted) if request.mix_by == "embedding" else weighted, uncond
 
-    sampler = samplers.get(request.sampler).sample
-    options = sampler_options(sampler, request)
-    total = len(levels) - 1
-    fresh = source(streams, request.noise)
-    steps = sampler(denoise, x, levels, fresh, **options)
-    for number, step in enumerate(steps, 1):
-        if not torch.isfinite(step.x).all():
-            raise ValueError(
-                f"step {number} of {total} gave numbers that are not finite; a lower guidance than "
-                f"{request.guidance:g} or another sampler than {request.sampler!r} is wanted"
-            )
-        last = number == total
-        images = pictures(model, step.x) if last else None
-        yield Progress(
-            number,
-            total,
-            step.level,
-            step.x,
-            step.x0,
-            watched.last[0] if watched.last else None,
-            request,
-            seeds,
-            tuple(warnings),
-            images,
-        )
+
+def network(model: Model, canvas: Canvas | None, size: tuple[int, int]) -> Network:
+    """The backbone; one for inpainting with the mask and what is to stay beside x.
+
+    Without a mask it is to draw everything.
+    """
+    if not inpaint.sees_masks(model):
+        return model.backbone
+    if canvas is None or canvas.mask is None:
+        grey = Image.new("RGB", size)
+        canvas = Canvas(grey, None, (0, 0, *size), size)
+    channel = inpaint.mask_channel(canvas, model.vae.config.downsample)
+    seen = encoded(model, inpaint.masked_pixels(canvas))
+    return inpaint.beside(model.backbone, torch.cat([channel.to(seen), seen], dim=1))
 
 
 @dataclass(frozen=True)
@@ -315,10 +357,30 @@ def sampler_options(sampler: Callable[..., Any], request: Request) -> dict[str, 
     return {"eta": request.eta}
 
 
+# ---------------------------------------------------------------- pixels and latents
+
+
+def finished(model: Model, canvas: Canvas | None, x: Tensor, drawn: bool) -> list[Image.Image]:
+    """The pictures of the last step; where nothing was drawn, the one that it began with."""
+    if canvas is None:
+        return pictures(model, x)
+    if not drawn:
+        return [canvas.picture] * len(x)
+    return [canvas.paste(picture) for picture in pictures(model, x)]
+
+
+@torch.no_grad()
+def encoded(model: Model, pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in [-1, 1] as scaled latents, where the network is."""
+    latents = model.vae.to_latents(pixels.to(next(model.vae.parameters())))
+    return latents.to(next(model.backbone.parameters()))
+
+
 @torch.no_grad()
 def pictures(model: Model, latents: Tensor) -> list[Image.Image]:
     """Scaled latents (B, C, h, w) as pictures."""
-    return [to_pil(pixels) for pixels in model.vae.to_pixels(latents).float()]
+    pixels = model.vae.to_pixels(latents.to(next(model.vae.parameters())))
+    return [to_pil(picture) for picture in pixels.float()]
 
 
 def preview(model: Model, latents: Tensor) -> list[Image.Image]:

@@ -21,6 +21,13 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def _extend(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--extend is {text!r}; LEFT,TOP,RIGHT,BOTTOM in pixels is wanted")
+    return tuple(int(part) for part in parts)
+
+
 def _mix(items: list[str]) -> list[tuple[str, float]]:
     out = []
     for item in items:
@@ -67,6 +74,15 @@ def _stem(prompt: str, seed: int) -> str:
     return f"{short.strip('-') or 'unconditional'}-{seed}"
 
 
+START, MASK, SECOND = "Picture to start from", "Mask", "Second pass"
+STEER, OUTPUT = "Noise and guidance", "Output"
+
+
+def _panel(panel: str, help: str, *names: str) -> Any:
+    """An option in one of the boxes of --help."""
+    return typer.Option(*names, help=help, rich_help_panel=panel)
+
+
 @app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help='What to draw; "" is anything.')] = None,
@@ -82,34 +98,55 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed is the same picture.")] = None,
     count: Annotated[int | None, typer.Option(help="How many; seeds follow on.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="How much of it to redraw, 0 to 1.")
-    ] = None,
-    mix: Annotated[
-        list[str] | None, typer.Option(help="A further prompt, TEXT or TEXT:WEIGHT; repeatable.")
-    ] = None,
-    mix_by: Annotated[str | None, typer.Option(help="noise or embedding.")] = None,
-    variation_seed: Annotated[int | None, typer.Option(help="Noise to turn towards.")] = None,
-    variation_strength: Annotated[float | None, typer.Option(help="How far, 0 to 1.")] = None,
-    rescale: Annotated[float | None, typer.Option(help="Guidance rescale, 0 to 1.")] = None,
-    eta: Annotated[float | None, typer.Option(help="Fresh noise of ddim, 0 to 1.")] = None,
-    noise: Annotated[
-        str | None, typer.Option(help="gaussian, offset, pyramid, blue, pink.")
-    ] = None,
-    clip_guidance: Annotated[float | None, typer.Option(help="Scale of CLIP guidance.")] = None,
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
     like: Annotated[
         Path | None, typer.Option(help="A picture made here or by A1111: do as it was done.")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    image: Annotated[Path | None, _panel(START, "A picture to start from.")] = None,
+    strength: Annotated[float | None, _panel(START, "How much of it to redraw, 0 to 1.")] = None,
+    extend: Annotated[
+        str | None, _panel(START, "Pixels to add, LEFT,TOP,RIGHT,BOTTOM, and to draw there.")
+    ] = None,
+    mask: Annotated[
+        Path | None, _panel(MASK, "A picture of the same size: redraw where white or transparent.")
+    ] = None,
+    invert_mask: Annotated[
+        bool | None, _panel(MASK, "Redraw the rest instead.", "--invert-mask/--no-invert-mask")
+    ] = None,
+    mask_grow: Annotated[int | None, _panel(MASK, "Widen it by so many pixels.")] = None,
+    mask_blur: Annotated[int | None, _panel(MASK, "Blend its edge over about so many.")] = None,
+    fill: Annotated[
+        str | None, _panel(MASK, "Begin there with: original, fill, noise, blank.")
+    ] = None,
+    only_masked: Annotated[
+        bool | None,
+        _panel(MASK, "Draw that part alone, at full size.", "--only-masked/--whole-picture"),
+    ] = None,
+    padding: Annotated[int | None, _panel(MASK, "Pixels around that part.")] = None,
+    hires: Annotated[float | None, _panel(SECOND, "Enlarge so many times and draw over.")] = None,
+    hires_steps: Annotated[int | None, _panel(SECOND, "Its steps.")] = None,
+    hires_strength: Annotated[float | None, _panel(SECOND, "How much it redraws, 0 to 1.")] = None,
+    hires_upscaler: Annotated[
+        str | None, _panel(SECOND, "latent, latent_bicubic, lanczos, nearest, ...")
+    ] = None,
+    mix: Annotated[
+        list[str] | None, _panel(STEER, "A further prompt, TEXT or TEXT:WEIGHT; repeatable.")
+    ] = None,
+    mix_by: Annotated[str | None, _panel(STEER, "noise or embedding.")] = None,
+    variation_seed: Annotated[int | None, _panel(STEER, "Noise to turn towards.")] = None,
+    variation_strength: Annotated[float | None, _panel(STEER, "How far, 0 to 1.")] = None,
+    rescale: Annotated[float | None, _panel(STEER, "Guidance rescale, 0 to 1.")] = None,
+    eta: Annotated[float | None, _panel(STEER, "Fresh noise of ddim, 0 to 1.")] = None,
+    noise: Annotated[str | None, _panel(STEER, "gaussian, offset, pyramid, blue, pink.")] = None,
+    clip_guidance: Annotated[float | None, _panel(STEER, "Scale of CLIP guidance.")] = None,
     out: Annotated[
-        Path, typer.Option(help="A folder, or the name of a .png, .jpg or .webp file.")
+        Path, _panel(OUTPUT, "A folder, or the name of a .png, .jpg or .webp file.")
     ] = Path("outputs"),
     film: Annotated[
-        bool, typer.Option("--film", help="Also a strip and a film of how it came out of noise.")
+        bool, _panel(OUTPUT, "Also a strip and a film of how it came out of noise.", "--film")
     ] = False,
-    show: Annotated[bool, typer.Option("--show", help="Draw the picture in the terminal.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
+    show: Annotated[bool, _panel(OUTPUT, "Draw the picture in the terminal.", "--show")] = False,
+    as_json: Annotated[bool, _panel(OUTPUT, "Results as JSON on stdout.", "--json")] = False,
 ) -> None:
     """Draw pictures from words."""
     from pellucid.pipeline import Request
@@ -131,6 +168,18 @@ def generate(
         "height": height,
         "image": None if image is None else str(image),
         "strength": strength,
+        "extend": None if extend is None else _extend(extend),
+        "mask": None if mask is None else str(mask),
+        "mask_invert": invert_mask,
+        "mask_grow": mask_grow,
+        "mask_blur": mask_blur,
+        "inpaint_fill": fill,
+        "only_masked": only_masked,
+        "padding": padding,
+        "hires": hires,
+        "hires_steps": hires_steps,
+        "hires_strength": hires_strength,
+        "hires_upscaler": hires_upscaler,
         "mix": _mix(mix) if mix else None,
         "mix_by": mix_by,
         "variation_seed": variation_seed,
@@ -182,9 +231,7 @@ def _draw(
     results = []
     for i, (picture, seed) in enumerate(zip(last.images, last.seeds, strict=True)):
         # What is stored makes this one picture again, alone.
-        alone = last.request.alone(i)
-        unused = {"strength"} if alone.image is None else set()
-        record = alone.model_dump(mode="json", exclude=unused) | {"model": loaded.name}
+        record = last.request.alone(i).record() | {"model": loaded.name}
         target = out if is_file else _free_name(folder, _stem(request.prompt, seed))
         images.save(picture, target, record)
         result: dict[str, Any] = {"path": str(target), "seed": seed}
@@ -208,6 +255,8 @@ def _film(model: Any, trail: list[Progress], i: int, target: Path) -> dict[str, 
 
     noisy = [preview(model, step.x[i : i + 1])[0] for step in trail]
     clean = [preview(model, step.x0[i : i + 1])[0] for step in trail]
+    size = noisy[-1].size  # a second pass is larger than the first
+    noisy, clean = ([frame.resize(size, 0) for frame in frames] for frames in (noisy, clean))
     strip, film = target.with_name(target.stem + "-strip.png"), target.with_suffix(".webp")
     if film == target:
         film = target.with_name(target.stem + "-film.webp")

@@ -1,0 +1,47 @@
+"""Enlarging a picture before a second pass draws it over.
+
+A network that was trained on small pictures repeats itself in large ones. So the first pass finds
+what goes where at the trained size, and a second one, from less than full noise, adds what is fine.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pellucid.plugins import choose
+
+# Latents are enlarged as they are (A1111's "Latent ..."): (interpolation, antialias).
+LATENT = {
+    "latent": ("bilinear", False),
+    "latent_antialiased": ("bilinear", True),
+    "latent_bicubic": ("bicubic", False),
+    "latent_bicubic_antialiased": ("bicubic", True),
+    "latent_nearest": ("nearest", False),
+    "latent_nearest_exact": ("nearest-exact", False),
+}
+# Pictures are decoded, enlarged and encoded again.
+PICTURE = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
+UPSCALERS = (*LATENT, *PICTURE)
+
+
+def resolve(name: str) -> str:
+    """The public name for one of A1111's: "Latent (bicubic)" -> "latent_bicubic".
+
+    ValueError lists the choices, nearest first.
+    """
+    return choose(re.sub(r"\W+", "_", name.lower()).strip("_"), UPSCALERS, "hires upscaler")
+
+
+def enlarge_latents(latents: Tensor, width: int, height: int, name: str) -> Tensor:
+    """Latents (B, C, h, w) -> (B, C, height, width) by an upscaler of LATENT."""
+    mode, antialias = LATENT[name]
+    return F.interpolate(latents, (height, width), mode=mode, antialias=antialias)
+
+
+def levels_for(steps: int, strength: float) -> int:
+    """Of how many steps a whole run has to be so that its last `steps` are `strength` of it."""
+    return int(steps / strength + 1e-6)

@@ -1,0 +1,254 @@
+"""Inpainting: a part of a picture is drawn anew, and the rest stays what it was.
+
+The mask is used three times. The network sees what is to stay: a model for inpainting as further
+input channels (Rombach et al. 2022, section 4.5), an ordinary one because every estimate of x0 is
+overwritten there. And in the end the pixels outside of the mask are taken from the picture itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+from torch import Tensor
+
+from pellucid.diffusion import Conditioning, Denoiser, Network
+from pellucid.guidance import Parts
+from pellucid.images import fit, open_image, open_mask, to_tensor
+from pellucid.model import Model
+from pellucid.request import Request
+from pellucid.schedule import Level
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """A picture to start from, and which part of it is drawn.
+
+    picture: RGB, of the result's size. mask: "L", of the same size, 255 where it is drawn anew;
+    None: everywhere. box: the part that the network sees, which may go beyond the picture, where
+    its edge is repeated. size: width and height at which the network draws that part.
+    """
+
+    picture: Image.Image
+    mask: Image.Image | None
+    box: Box
+    size: tuple[int, int]
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """What the network sees, (1, 3, H, W) in [-1, 1]."""
+        return to_tensor(self._view(self.picture))[None]
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """How much is drawn anew at each of these pixels, (1, 1, H, W) in [0, 1]."""
+        if self.mask is None:
+            return torch.ones(1, 1, self.size[1], self.size[0])
+        view = np.array(self._view(self.mask))
+        return torch.from_numpy(view)[None, None].float() / 255
+
+    def latent_weights(self, unit: int) -> Tensor:
+        """The mean of `weights` over each latent's `unit` x `unit` pixels, (1, 1, h, w)."""
+        return F.avg_pool2d(self.weights, unit)
+
+    def paste(self, drawn: Image.Image) -> Image.Image:
+        """The whole picture with what was drawn, blended by the mask; bit for bit where that is 0."""
+        if self.mask is None:
+            return drawn
+        left, top, right, bottom = self.box
+        if drawn.size != (right - left, bottom - top):
+            drawn = drawn.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+        layer = self.picture.copy()
+        layer.paste(drawn, (left, top))
+        return Image.composite(layer, self.picture, self.mask)
+
+    def _view(self, image: Image.Image) -> Image.Image:
+        view = crop(image, self.box)
+        return view if view.size == self.size else view.resize(self.size, Image.Resampling.LANCZOS)
+
+
+def prepare(request: Request, unit: int) -> Canvas:
+    """The canvas of a request with an image; its width and height are filled in.
+
+    unit: the network draws multiples of so many pixels; a picture of another size is continued at
+    its right and bottom edges, and cut again. Raises ValueError: a file that is no picture, a mask
+    of another size than the picture, a mask that marks nothing.
+    """
+    assert request.image is not None and request.width is not None and request.height is not None
+    picture, wanted = open_image(request.image), (request.width, request.height)
+    if not request.masked:
+        return Canvas(fit(picture, *wanted), None, (0, 0, *wanted), wanted)
+    mask = mask_of(request, picture.size)
+    left, top, right, bottom = request.extend
+    picture = crop(picture, (-left, -top, picture.width + right, picture.height + bottom))
+    if not request.only_masked and picture.size != wanted:
+        picture = fit(picture, *wanted)
+        mask = ImageOps.fit(mask, wanted, Image.Resampling.BILINEAR)
+    marked = mask.getbbox()
+    if marked is None:
+        raise ValueError(
+            f"{request.mask} marks nothing that is to be drawn anew; it has to be white there, or "
+            "transparent"
+        )
+    if request.only_masked:
+        return Canvas(picture, mask, around(marked, request.padding, wanted, picture.size), wanted)
+    size = (-(-wanted[0] // unit) * unit, -(-wanted[1] // unit) * unit)
+    return Canvas(picture, mask, (0, 0, *size), size)
+
+
+def mask_of(request: Request, size: tuple[int, int]) -> Image.Image:
+    """The mask ("L") of a picture of this size after it is extended: inverted, grown, blurred."""
+    width, height = size
+    mask = Image.new("L", size)
+    if request.mask is not None:
+        mask = open_mask(request.mask)
+        if mask.size != size:
+            raise ValueError(
+                f"the mask {request.mask} is {mask.width}x{mask.height} and the picture "
+                f"{request.image} is {width}x{height}; the same size is wanted"
+            )
+    if request.mask_invert:
+        mask = ImageChops.invert(mask)
+    left, top, right, bottom = request.extend
+    whole = Image.new("L", (left + width + right, top + height + bottom))
+    whole.paste(mask, (left, top))
+    beyond = Image.new("L", whole.size, 255)
+    beyond.paste(0, (left, top, left + width, top + height))
+    # What is beyond the picture is never blended with its repeated edge. So the whole blur, which
+    # is about two deviations, lies within the picture.
+    grown = ImageChops.lighter(
+        grow(whole, request.mask_grow), grow(beyond, request.mask_grow + 2 * request.mask_blur)
+    )
+    blurred = grown.filter(ImageFilter.GaussianBlur(request.mask_blur))
+    return ImageChops.lighter(blurred, beyond)
+
+
+def grow(mask: Image.Image, pixels: int) -> Image.Image:
+    """Each value spread over a square of so many pixels on every side."""
+    if pixels == 0 or mask.getbbox() is None:
+        return mask
+    values = torch.from_numpy(np.array(mask))[None].float()
+    for kernel, pad in (((1, 2 * pixels + 1), (0, pixels)), ((2 * pixels + 1, 1), (pixels, 0))):
+        values = F.max_pool2d(values, kernel, stride=1, padding=pad)
+    return Image.fromarray(values[0].byte().numpy())
+
+
+def crop(image: Image.Image, box: Box) -> Image.Image:
+    """A part of a picture; beyond it its edge is repeated."""
+    left, top, right, bottom = box
+    if box == (0, 0, *image.size):
+        return image
+    rows = np.arange(top, bottom).clip(0, image.height - 1)
+    columns = np.arange(left, right).clip(0, image.width - 1)
+    return Image.fromarray(np.asarray(image)[rows][:, columns])
+
+
+def around(marked: Box, padding: int, shape: tuple[int, int], whole: tuple[int, int]) -> Box:
+    """A box of the aspect of `shape` around `marked` and its padding, inside of `whole` if it fits.
+
+    shape, whole: width and height.
+    """
+    left, top = max(marked[0] - padding, 0), max(marked[1] - padding, 0)
+    right, bottom = min(marked[2] + padding, whole[0]), min(marked[3] + padding, whole[1])
+    width = max(right - left, round((bottom - top) * shape[0] / shape[1]))
+    height = max(bottom - top, round((right - left) * shape[1] / shape[0]))
+    left = _within((left + right - width) // 2, width, whole[0])
+    top = _within((top + bottom - height) // 2, height, whole[1])
+    return left, top, left + width, top + height
+
+
+def _within(start: int, length: int, whole: int) -> int:
+    if length > whole:
+        return (whole - length) // 2
+    return min(max(start, 0), whole - length)
+
+
+def surroundings(pixels: Tensor, known: Tensor) -> Tensor:
+    """Pixels (B, C, H, W) with what is not known, (B, 1, H, W) in [0, 1], filled in smoothly.
+
+    Pull-push: means of what is known at half the size, a quarter ..., and back (Gortler et al.
+    1996, "The Lumigraph", section 3.4).
+    """
+    height, width = pixels.shape[2:]
+    if bool(known.min() > 0) or max(height, width) == 1:
+        return pixels
+    share = F.avg_pool2d(known, 2, ceil_mode=True)
+    means = F.avg_pool2d(known * pixels, 2, ceil_mode=True) / share.clamp(min=1e-6)
+    coarse = surroundings(means, (4 * share).clamp(max=1))
+    wide = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    return known * pixels + (1 - known) * wide
+
+
+# ---------------------------------------------------------------- the network's side
+
+
+def sees_masks(model: Model) -> bool:
+    """Whether the network takes a mask and a masked picture beside x.
+
+    Raises ValueError for a network with any other number of input channels than that or x's own.
+    """
+    latent = model.vae.config.latent_channels
+    config = getattr(model.backbone, "config", None)
+    channels = getattr(config, "in_channels", latent)
+    if channels == 2 * latent:
+        raise ValueError(
+            f"{model.name} edits pictures by instruction (InstructPix2Pix: its network has "
+            f"{channels} input channels), which is not supported"
+        )
+    if channels not in (latent, 2 * latent + 1):
+        raise ValueError(
+            f"the network of {model.name} has {channels} input channels; {latent}, or for "
+            f"inpainting {2 * latent + 1}, are wanted"
+        )
+    return channels == 2 * latent + 1
+
+
+def masked_pixels(canvas: Canvas) -> Tensor:
+    """What a network for inpainting sees, (1, 3, H, W): grey, which is 0, where it is to draw."""
+    return canvas.pixels * (canvas.weights < 0.5)
+
+
+def mask_channel(canvas: Canvas, unit: int) -> Tensor:
+    """The mask as a network for inpainting sees it, (1, 1, h, w): 1 where it is to draw, else 0."""
+    return (canvas.weights >= 0.5).float()[:, :, ::unit, ::unit]
+
+
+def beside(network: Network, extra: Tensor) -> Network:
+    """The network with `extra` (1, C, h, w) in the channels behind x's, as it was trained."""
+
+    def seeing(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return network(torch.cat([x, extra.expand(len(x), -1, -1, -1)], dim=1), t, cond)
+
+    return seeing
+
+
+@dataclass(frozen=True, eq=False)
+class Keep:
+    """A denoiser whose estimate of x0 is the original outside of the mask.
+
+    So x stays a noisy version of the original there, on which what is drawn has to fit (as
+    Lugmayr et al. 2022, "RePaint", eq. 8, said of x0 in place of x). original: (1, C, h, w)
+    latents; weights: (1, 1, h, w), 1 where it is drawn.
+    """
+
+    denoise: Denoiser
+    original: Tensor
+    weights: Tensor
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        return self._blend(self.denoise(x, level))
+
+    def parts(self, x: Tensor, level: Level) -> Parts:
+        """For samplers that put back the unconditional noise (CFG++)."""
+        of = getattr(self.denoise, "parts", None)
+        parts = Parts(*[self.denoise(x, level)] * 3) if of is None else of(x, level)
+        return Parts(*(self._blend(part) for part in parts))
+
+    def _blend(self, x0: Tensor) -> Tensor:
+        return torch.lerp(self.original.expand_as(x0), x0, self.weights)

@@ -1,0 +1,245 @@
+"""What can be asked for: every task is a field of `Request`, never another function."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pellucid import hires, samplers
+from pellucid.images import picture_size
+from pellucid.model import Model
+from pellucid.noise import MAX_SEED, NOISES
+from pellucid.plugins import choose
+from pellucid.schedule import SPACINGS
+
+MAX_SIDE = 4096
+# Models of at least this width draw any size; a smaller one draws what it was trained on.
+ANY_SIZE = 256
+STRENGTH, MASK_STRENGTH, EXTEND_STRENGTH = 0.6, 0.75, 1.0
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
+
+# Fields that do nothing without a mask, and without a second pass.
+OF_MASK = {"mask_blur", "mask_grow", "mask_invert", "inpaint_fill", "only_masked", "padding"}
+OF_HIRES = {"hires_steps", "hires_strength", "hires_upscaler"}
+
+
+class Request(BaseModel):
+    """What to draw. None means: as the model's defaults say (`resolve` fills these in).
+
+    A request is plain data: it comes from the command line or from HTTP, and it is stored in the
+    picture that it made, from which it can be made again. Raises pydantic's ValidationError, which
+    is a ValueError, naming the field.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int | None = Field(default=None, ge=-1, le=MAX_SEED)
+    """Image i has the seed `seed + i`. None or -1: chosen at random, and recorded."""
+    count: int = Field(default=1, ge=1, le=1000)
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    guidance: Finite | None = None
+    """Scale of classifier-free guidance; 1 is none."""
+    sampler: str | None = None
+    spacing: str | None = None
+    width: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+    """None, with a picture to start from: its own width; the model's if that is small."""
+    height: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+
+    image: str | None = None
+    """Path of a picture to start from."""
+    strength: Share | None = None
+    """How much of `image` is drawn anew: 0 leaves it, 1 keeps nothing. None: 0.6, or with a mask
+    0.75, or where the picture is extended 1."""
+
+    mask: str | None = None
+    """Path of a picture of `image`'s size that says where to draw, as `images.open_mask` reads it:
+    where it is white, or, if it is transparent anywhere, where it is transparent."""
+    mask_invert: bool = False
+    """Draw where the mask says to keep, and keep the rest."""
+    mask_grow: Annotated[int, Field(ge=0, le=512)] = 0
+    """Pixels by which the mask is made wider on every side, before it is blurred."""
+    mask_blur: Annotated[int, Field(ge=0, le=256)] = 4
+    """Deviation in pixels of the blur of the mask's edge, over which old and new are blended."""
+    inpaint_fill: Literal["original", "fill", "noise", "blank"] = "original"
+    """What the masked part begins with: what is there, the blurred surroundings, noise, nothing."""
+    only_masked: bool = False
+    """Draw only the part around the mask, enlarged to width x height, and put it back."""
+    padding: Pixels = 32
+    """With `only_masked`: pixels around the mask that the network sees too."""
+    extend: tuple[Pixels, Pixels, Pixels, Pixels] = (0, 0, 0, 0)
+    """Pixels that `image` grows by: left, top, right, bottom. They are drawn (outpainting)."""
+
+    hires: Annotated[float, Field(gt=1, le=8, allow_inf_nan=False)] | None = None
+    """Enlarge the picture by this much, and draw it over in a second pass."""
+    hires_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Steps of the second pass; None: as many as of the first."""
+    hires_strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.7
+    """How much the second pass draws anew."""
+    hires_upscaler: str = "latent"
+    """What enlarges, one of `hires.UPSCALERS`."""
+
+    mix: tuple[tuple[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = ()
+    """Further prompts and their weights beside the prompt's own, which is 1."""
+    mix_by: Literal["embedding", "noise"] = "noise"
+    variation_seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    variation_strength: Share = 0.0
+    """How far the first noise is turned towards that of `variation_seed`, image i's towards that of
+    `variation_seed + i`. None: the seed after the image's own."""
+    rescale: Share = 0.0
+    interval: tuple[Share, Share] = (0.0, 1.0)
+    """The part of the way, from noise 0 to picture 1, on which guidance is used."""
+    noise: str = "gaussian"
+    eta: Share | None = None
+    """Of samplers that have it: how much fresh noise a step adds."""
+    clip_guidance: Finite = 0.0
+    """Scale of the gradient of CLIP's similarity between the picture and the prompt; 0 is none."""
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler(cls, name: str | None) -> str | None:
+        if name is not None:
+            samplers.resolve(name)
+        return name
+
+    @field_validator("spacing")
+    @classmethod
+    def _spacing(cls, name: str | None) -> str | None:
+        return None if name is None else choose(name, SPACINGS, "spacing")
+
+    @field_validator("noise")
+    @classmethod
+    def _noise(cls, name: str) -> str:
+        return choose(name, NOISES, "noise")
+
+    @field_validator("hires_upscaler")
+    @classmethod
+    def _upscaler(cls, name: str) -> str:
+        return hires.resolve(name)
+
+    @model_validator(mode="after")
+    def _together(self) -> Request:
+        if self.interval[0] > self.interval[1]:
+            raise ValueError(f"the interval {self.interval} ends before it begins")
+        if self.seed is not None and self.seed + self.count - 1 > MAX_SEED:
+            raise ValueError(
+                f"seed {self.seed} and count {self.count} pass the last seed {MAX_SEED}"
+            )
+        if self.masked and self.image is None:
+            field = "extend" if self.mask is None else "mask"
+            raise ValueError(f"{field} needs an image, of which a part is drawn anew")
+        if self.only_masked and not self.masked:
+            raise ValueError("only_masked needs a mask, or extend")
+        if self.mask_invert and self.mask is None:
+            raise ValueError("mask_invert needs a mask")
+        if self.hires is not None and self.masked:
+            raise ValueError(
+                "hires is for whole pictures and does not go with mask or extend; only_masked "
+                "draws a part at a higher resolution"
+            )
+        return self
+
+    @property
+    def masked(self) -> bool:
+        """Only a part is drawn, and the rest comes back as it was."""
+        return self.mask is not None or any(self.extend)
+
+    def alone(self, i: int) -> Request:
+        """The request of image i by itself; `seed` is filled in, as in `Progress.request`."""
+        if self.seed is None or not 0 <= i < self.count:
+            raise ValueError(f"image {i} of {self.count} with the seed {self.seed} has no request")
+        turned = None if self.variation_seed is None else self.variation_seed + i
+        return self.model_copy(update={"seed": self.seed + i, "variation_seed": turned, "count": 1})
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON values, less the fields that do nothing in this request."""
+        idle = {"strength", "extend"} if self.image is None else set()
+        if not self.masked:
+            idle |= OF_MASK | {"mask", "extend"}
+        if self.hires is None:
+            idle |= OF_HIRES
+        return self.model_dump(mode="json", exclude=idle)
+
+
+def resolve(model: Model, request: Request) -> Request:
+    """The request with the model's defaults, a seed and plain names filled in.
+
+    Raises ValueError for a size that the model cannot draw.
+    """
+    d = model.defaults
+    name, spacing = samplers.resolve(d.sampler if request.sampler is None else request.sampler)
+    if request.spacing is not None:
+        spacing = request.spacing
+    steps = d.steps if request.steps is None else request.steps
+    width, height = size_of(model, request)
+    fixed: dict[str, Any] = {
+        "steps": steps,
+        "guidance": (
+            getattr(samplers.get(name), "GUIDANCE", d.guidance)
+            if request.guidance is None
+            else request.guidance
+        ),
+        "sampler": name,
+        "spacing": d.spacing if spacing is None else spacing,
+        "width": width,
+        "height": height,
+        "seed": secrets.randbelow(2**32) if request.seed in (None, -1) else request.seed,
+    }
+    if request.image is not None and request.strength is None:
+        masked = EXTEND_STRENGTH if any(request.extend) else MASK_STRENGTH
+        fixed["strength"] = masked if request.masked else STRENGTH
+    if request.hires is not None and request.hires_steps is None:
+        fixed["hires_steps"] = steps
+    return request.model_copy(update=fixed)
+
+
+def draws_any_size(model: Model) -> bool:
+    """Whether a picture to start from keeps its own size."""
+    return min(model.defaults.width, model.defaults.height) >= ANY_SIZE
+
+
+def unit_of(model: Model) -> int:
+    """Width and height are multiples of so many pixels."""
+    patch = getattr(getattr(model.backbone, "config", None), "patch_size", 1)
+    return model.vae.config.downsample * patch
+
+
+def size_of(model: Model, request: Request) -> tuple[int, int]:
+    """Width and height of the result, in front of a second pass; with only_masked, of the part.
+
+    ValueError for what is no multiple of the unit, unless it is the very size of a picture of which
+    only a part is drawn.
+    """
+    d, unit = model.defaults, unit_of(model)
+    own, free = (d.width, d.height), False
+    if request.image is not None and not request.only_masked:
+        left, top, right, bottom = request.extend
+        width, height = picture_size(request.image)
+        width, height = width + left + right, height + top + bottom
+        if request.masked:
+            own, free = (width, height), True
+        elif draws_any_size(model):
+            own = (max(width // unit, 1) * unit, max(height // unit, 1) * unit)
+    size = (
+        own[0] if request.width is None else request.width,
+        own[1] if request.height is None else request.height,
+    )
+    for side, pixels in zip(("width", "height"), size, strict=True):
+        if pixels > MAX_SIDE:
+            raise ValueError(
+                f"{request.image} makes a {side} of {pixels}; at most {MAX_SIDE} can be drawn, so "
+                "width and height have to be given"
+            )
+        if pixels % unit and not (free and size == own):
+            near = max(round(pixels / unit), 1) * unit
+            raise ValueError(
+                f"{side} is {pixels}; a multiple of {unit} is wanted, for instance {near}"
+            )
+    if request.hires is not None and max(size) * request.hires > MAX_SIDE:
+        raise ValueError(f"hires is {request.hires:g}; that makes more than {MAX_SIDE} pixels")
+    return size
