@@ -304,6 +304,61 @@ def test_other_modes(tmp_path: Path, mode: str) -> None:
     assert abs(level - 128) <= 2 or mode == "1"
 
 
+# ---------------------------------------------------------------- masks
+
+
+def test_white_is_drawn_anew_or_what_is_transparent(tmp_path: Path) -> None:
+    def read(image: Image.Image) -> list[int]:
+        image.save(tmp_path / "mask.png")
+        mask = images.open_mask(tmp_path / "mask.png")
+        assert mask.mode == "L"
+        return np.asarray(mask).flatten().tolist()
+
+    grey = Image.fromarray(np.array([[0, 100, 255]], dtype=np.uint8))
+    assert read(grey) == read(grey.convert("RGB")) == [0, 100, 255]
+    assert read(grey.convert("RGBA")) == [0, 100, 255]  # nowhere transparent: colours count
+    clear = Image.new("RGBA", (3, 1), "white")
+    clear.putalpha(Image.fromarray(np.array([[0, 100, 255]], dtype=np.uint8)))
+    assert read(clear) == [255, 155, 0]
+    assert read(Image.fromarray(np.array([[0, 65535]], dtype=np.uint16))) == [0, 255]
+    assert read(grey.point(lambda level: 255 * (level > 50)).convert("1")) == [0, 255, 255]
+
+
+def test_the_size_in_the_header_is_that_of_the_picture(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg", "webp"):
+        for orientation in (1, 3, 6, 8):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            path = tmp_path / f"a.{suffix}"
+            gradient(8, 6).save(path, exif=exif)
+            assert images.picture_size(path) == images.open_image(path).size
+    with pytest.raises(ValueError, match="is not a file"):
+        images.picture_size(tmp_path / "absent.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(ValueError, match=r"text\.png is not a picture"):
+        images.picture_size(tmp_path / "text.png")
+
+
+def test_parameters_of_an_inpainted_picture() -> None:
+    request = {
+        "prompt": "a",
+        "strength": 0.75,
+        "mask_blur": 4,
+        "mask_invert": True,
+        "inpaint_fill": "blank",
+        "only_masked": True,
+        "padding": 32,
+    }
+    text = images.write_parameters(request)
+    assert text == (
+        "a\nDenoising strength: 0.75, Mask blur: 4, Mask mode: Inpaint not masked, Masked content: "
+        "latent nothing, Inpaint area: Only masked, Masked area padding: 32"
+    )
+    assert images.read_parameters(text) == {"negative_prompt": ""} | request
+    odd = images.read_parameters(text.replace("Only masked", "A half"))
+    assert odd["only_masked"] == "A half"
+
+
 # ---------------------------------------------------------------- films, terminals
 
 

@@ -15,7 +15,10 @@ from pydantic import ValidationError
 from pellucid import samplers
 from pellucid.images import read_metadata, save
 from pellucid.model import Model
-from pellucid.pipeline import Progress, Request, generate, preview, resolve
+from pellucid.noise import generators
+from pellucid.pipeline import Progress, Request, first_noise, generate, preview, resolve, start
+from pellucid.schedule import Schedule
+from pellucid.vae import VAE, VAEConfig
 
 
 def run(model: Model, **fields: Any) -> Progress:
@@ -286,3 +289,77 @@ def test_clip_guidance_keeps_no_graph(model: Model) -> None:
 def test_clip_guidance_needs_a_tower(model: Model) -> None:
     with pytest.raises(ValueError, match="picture tower"):
         run(replace(model, vision=None), clip_guidance=100)
+
+
+def latent_diffusion(model: Model, **defaults: Any) -> Model:
+    """As Stable Diffusion: 4 channels at an eighth of the size, and its schedule."""
+    config = VAEConfig(block_out_channels=(8,) * 4, layers_per_block=1, norm_groups=4)
+    changed = replace(model.defaults, width=512, height=512, **defaults)
+    return replace(
+        model, vae=VAE(config).eval(), schedule=Schedule(), prediction="eps", defaults=changed
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_noise_that_a_seed_means_elsewhere(model: Model, seed: int) -> None:
+    stable = latent_diffusion(model, spacing="leading")
+    request = resolve(stable, Request(seed=seed))
+    expected = torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(seed))
+    streams = generators(seed, 1)
+    assert torch.equal(first_noise(stable, request, (512, 512), streams), expected)
+    # Where Stable Diffusion's own samplers begin, and where k-diffusion's do.
+    level = stable.schedule.levels(20, "leading")[0]
+    for spacing, scale in (("leading", 1), ("uniform", level.sigma)):
+        asked = request.model_copy(update={"spacing": spacing})
+        begin = start(stable, asked, None, (512, 512), level, generators(seed, 1))
+        assert torch.equal(begin.x, scale * expected)
+
+
+def test_a_large_model_keeps_the_size_of_a_picture(model: Model, tmp_path: Path) -> None:
+    path = str(tmp_path / "start.png")
+    Image.new("RGB", (77, 40), "red").save(path)
+    stable = latent_diffusion(model)
+
+    def size(model: Model, **fields: Any) -> tuple[int | None, int | None]:
+        request = resolve(model, Request(**fields))
+        return request.width, request.height
+
+    assert size(stable) == (512, 512)
+    assert size(stable, image=path) == (72, 40)
+    assert size(stable, image=path, width=64) == (64, 40)
+    assert size(stable, image=path, extend=(0, 2, 1, 0)) == (78, 42)
+    assert size(stable, image=path, extend=(0, 2, 1, 0), only_masked=True) == (512, 512)
+    assert size(model, image=path) == (16, 16)  # a small one draws what it was trained on
+    with pytest.raises(ValueError, match="width is 77; a multiple of 8 is wanted, for instance 80"):
+        size(stable, image=path, width=77)
+    assert size(stable, image=path, extend=(0, 2, 1, 0), height=48) == (72, 48)
+    with pytest.raises(ValueError, match="height is 44"):
+        size(stable, image=path, extend=(0, 2, 1, 0), height=44)
+    wide = str(tmp_path / "wide.png")
+    Image.new("1", (5000, 8)).save(wide)
+    with pytest.raises(ValueError, match=r"wide\.png makes a width of 5000; at most 4096"):
+        size(stable, image=wide)
+    assert size(stable, image=wide, width=64) == (64, 8)
+
+
+def test_a_rounded_size_is_said(model: Model, tmp_path: Path) -> None:
+    path = str(tmp_path / "start.png")
+    Image.new("RGB", (77, 40), "red").save(path)
+    stable = latent_diffusion(model)
+    last = run(stable, image=path, strength=0)
+    assert last.images is not None and last.images[0].size == (72, 40)
+    (warning,) = last.warnings
+    assert "77x40" in warning and "72x40" in warning
+    assert run(stable, image=path, strength=0, width=72, height=40).warnings == ()
+    assert run(model, image=path, strength=0).warnings == ()
+
+
+def test_what_does_nothing_is_not_recorded() -> None:
+    plain = Request(prompt="a rabbit", seed=1).record()
+    assert {"prompt", "seed", "steps", "mix"} <= set(plain)
+    assert not {"strength", "mask", "extend", "padding", "mask_blur", "hires_steps"} & set(plain)
+    assert "strength" in Request(image="a.png").record()
+    masked = Request(image="a.png", mask="m.png", hires_steps=3)
+    assert "padding" in masked.record() and "hires_steps" not in masked.record()
+    for request in (Request(image="a.png", extend=(1, 2, 3, 4)), Request(hires=2, hires_steps=3)):
+        assert Request.model_validate(request.record()) == request

@@ -103,7 +103,10 @@ def prepare(request: Request, unit: int) -> Canvas:
 
 
 def mask_of(request: Request, size: tuple[int, int]) -> Image.Image:
-    """The mask ("L") of a picture of this size after it is extended: inverted, grown, blurred."""
+    """The mask ("L") of a picture of this size after it is extended: inverted, grown, blurred.
+
+    Raises ValueError if the mask has another size.
+    """
     width, height = size
     mask = Image.new("L", size)
     if request.mask is not None:
@@ -116,17 +119,13 @@ def mask_of(request: Request, size: tuple[int, int]) -> Image.Image:
     if request.mask_invert:
         mask = ImageChops.invert(mask)
     left, top, right, bottom = request.extend
-    whole = Image.new("L", (left + width + right, top + height + bottom))
+    whole = Image.new("L", (left + width + right, top + height + bottom), 255)
     whole.paste(mask, (left, top))
-    beyond = Image.new("L", whole.size, 255)
-    beyond.paste(0, (left, top, left + width, top + height))
-    # What is beyond the picture is never blended with its repeated edge. So the whole blur, which
-    # is about two deviations, lies within the picture.
-    grown = ImageChops.lighter(
-        grow(whole, request.mask_grow), grow(beyond, request.mask_grow + 2 * request.mask_blur)
-    )
+    grown = grow(whole, request.mask_grow)
     blurred = grown.filter(ImageFilter.GaussianBlur(request.mask_blur))
-    return ImageChops.lighter(blurred, beyond)
+    # Half of a blur lies within the edge. Doubled it begins at the edge, as in A1111, and what is
+    # marked is drawn whole.
+    return ImageChops.lighter(grown, ImageChops.add(blurred, blurred))
 
 
 def grow(mask: Image.Image, pixels: int) -> Image.Image:

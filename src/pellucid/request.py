@@ -65,7 +65,7 @@ class Request(BaseModel):
     mask_grow: Annotated[int, Field(ge=0, le=512)] = 0
     """Pixels by which the mask is made wider on every side, before it is blurred."""
     mask_blur: Annotated[int, Field(ge=0, le=256)] = 4
-    """Deviation in pixels of the blur of the mask's edge, over which old and new are blended."""
+    """Deviation in pixels of the blur around the mask, over which old and new are blended."""
     inpaint_fill: Literal["original", "fill", "noise", "blank"] = "original"
     """What the masked part begins with: what is there, the blurred surroundings, noise, nothing."""
     only_masked: bool = False
@@ -216,14 +216,17 @@ def size_of(model: Model, request: Request) -> tuple[int, int]:
     only a part is drawn.
     """
     d, unit = model.defaults, unit_of(model)
-    own, free = (d.width, d.height), False
+    own, exact = (d.width, d.height), False
     if request.image is not None and not request.only_masked:
         left, top, right, bottom = request.extend
         width, height = picture_size(request.image)
         width, height = width + left + right, height + top + bottom
-        if request.masked:
-            own, free = (width, height), True
-        elif draws_any_size(model):
+        exact = request.masked and (
+            request.width in (None, width) and request.height in (None, height)
+        )
+        if exact:
+            own = (width, height)
+        elif request.masked or draws_any_size(model):
             own = (max(width // unit, 1) * unit, max(height // unit, 1) * unit)
     size = (
         own[0] if request.width is None else request.width,
@@ -235,7 +238,7 @@ def size_of(model: Model, request: Request) -> tuple[int, int]:
                 f"{request.image} makes a {side} of {pixels}; at most {MAX_SIDE} can be drawn, so "
                 "width and height have to be given"
             )
-        if pixels % unit and not (free and size == own):
+        if pixels % unit and not exact:
             near = max(round(pixels / unit), 1) * unit
             raise ValueError(
                 f"{side} is {pixels}; a multiple of {unit} is wanted, for instance {near}"
