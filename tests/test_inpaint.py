@@ -152,6 +152,15 @@ def test_fields_that_do_not_go_together(fields: dict[str, Any], sentence: str) -
         Request(**fields)
 
 
+def test_a_part_that_is_too_large(model: Model, tmp_path: Path) -> None:
+    """It would be of the shape of what is drawn: 300,000 pixels wide."""
+    path = str(tmp_path / "tall.png")
+    Image.new("1", (8, 600), 1).save(path)
+    fields = {"image": path, "mask": path, "only_masked": True, "width": 4096, "height": 8}
+    with pytest.raises(ValueError, match="307200x600 pixels is too large"):
+        run(model, **fields)
+
+
 sides = st.integers(1, 200)
 
 
@@ -341,6 +350,23 @@ def test_surroundings(height: int, width: int, seed: int) -> None:
         assert filled[:, channel].max() <= values.max() + 1e-5
     other = torch.where(seen, pixels, torch.full_like(pixels, 7.0))
     torch.testing.assert_close(inpaint.surroundings(other, known), filled, rtol=0, atol=1e-4)
+
+
+def test_surroundings_go_on_at_the_edge() -> None:
+    """Also where the edge is that of blocks of 2, 4, 8 ..."""
+    pixels, known = torch.zeros(1, 1, 128, 128), torch.ones(1, 1, 128, 128)
+    known[..., :64] = 0
+    pixels[..., 64:80] = 1  # white next to it, black beyond
+    filled = inpaint.surroundings(pixels, known)
+    assert filled[0, 0, 100, 60:64].min() > 0.8 and filled[0, 0, 100, 0] < 0.75
+
+
+def test_surroundings_of_what_is_half_known() -> None:
+    pixels = torch.zeros(1, 1, 16, 16)
+    pixels[..., 8:] = 1
+    known = torch.full((1, 1, 16, 16), 0.01)
+    known[..., :8] = 1
+    assert inpaint.surroundings(pixels, known)[..., 9:].max() < 0.5
 
 
 # ---------------------------------------------------------------- the network's side

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pellucid.diffusion import Conditioning, Denoiser, Network
 from pellucid.guidance import Parts
-from pellucid.images import fit, open_image, open_mask, to_tensor
+from pellucid.images import MAX_PIXELS, fit, open_image, open_mask, to_tensor
 from pellucid.model import Model
 from pellucid.request import Request
 from pellucid.schedule import Level
@@ -84,9 +84,10 @@ def prepare(request: Request, unit: int) -> Canvas:
     picture, wanted = open_image(request.image), (request.width, request.height)
     if not request.masked:
         return Canvas(fit(picture, *wanted), None, (0, 0, *wanted), wanted)
-    mask = mask_of(request, picture.size)
     left, top, right, bottom = request.extend
-    picture = crop(picture, (-left, -top, picture.width + right, picture.height + bottom))
+    small, box = picture.size, (-left, -top, picture.width + right, picture.height + bottom)
+    picture = crop(picture, box)
+    mask = mask_of(request, small)
     if not request.only_masked and picture.size != wanted:
         picture = fit(picture, *wanted)
         mask = ImageOps.fit(mask, wanted, Image.Resampling.BILINEAR)
@@ -139,8 +140,13 @@ def grow(mask: Image.Image, pixels: int) -> Image.Image:
 
 
 def crop(image: Image.Image, box: Box) -> Image.Image:
-    """A part of a picture; beyond it its edge is repeated."""
+    """A part of a picture; beyond it its edge is repeated. ValueError for more than MAX_PIXELS."""
     left, top, right, bottom = box
+    if (right - left) * (bottom - top) > MAX_PIXELS:
+        raise ValueError(
+            f"a part of {right - left}x{bottom - top} pixels is too large; at most "
+            f"{MAX_PIXELS // 1_000_000} million are allowed"
+        )
     if box == (0, 0, *image.size):
         return image
     rows = np.arange(top, bottom).clip(0, image.height - 1)
@@ -175,13 +181,18 @@ def surroundings(pixels: Tensor, known: Tensor) -> Tensor:
     1996, "The Lumigraph", section 3.4).
     """
     height, width = pixels.shape[2:]
-    if bool(known.min() > 0) or max(height, width) == 1:
+    if bool(known.min() == 1) or max(height, width) == 1:
         return pixels
-    share = F.avg_pool2d(known, 2, ceil_mode=True)
-    means = F.avg_pool2d(known * pixels, 2, ceil_mode=True) / share.clamp(min=1e-6)
-    coarse = surroundings(means, (4 * share).clamp(max=1))
+    share, sums = (_halved(part) for part in (known, known * pixels))
+    coarse = surroundings(sums / share.clamp(min=1e-6), (4 * share).clamp(max=1))
     wide = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
     return known * pixels + (1 - known) * wide
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Means over 4 x 4 that overlap by half, so that no edge is one between blocks at every size."""
+    height, width = x.shape[2:]
+    return F.avg_pool2d(F.pad(x, (1, 1 + width % 2, 1, 1 + height % 2)), 4, stride=2)
 
 
 # ---------------------------------------------------------------- the network's side
@@ -231,9 +242,10 @@ def beside(network: Network, extra: Tensor) -> Network:
 class Keep:
     """A denoiser whose estimate of x0 is the original outside of the mask.
 
-    So x stays a noisy version of the original there, on which what is drawn has to fit (as
-    Lugmayr et al. 2022, "RePaint", eq. 8, said of x0 in place of x). original: (1, C, h, w)
-    latents; weights: (1, 1, h, w), 1 where it is drawn.
+    So x stays a noisy version of the original there, which what is drawn has to fit. In one-step
+    methods it is the same as to put the noisy original into x (Lugmayr et al. 2022, "RePaint",
+    eq. 8); in the others it does not upset what they remember. original: (1, C, h, w) latents;
+    weights: (1, 1, h, w), 1 where it is drawn.
     """
 
     denoise: Denoiser
