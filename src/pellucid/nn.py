@@ -104,20 +104,49 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
+MAP_BYTES = 2**28
+"""A map of attention that is larger than this is not formed whole where that can be avoided."""
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, record: Recorder | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v ("Attention is all you need", equation 1).
 
     q (B, heads, N, d); k, v (B, heads, L, d) -> (B, heads, N, d). The fused kernel never forms
-    the map (B, heads, N, L); with `record` it is formed, appended there, and used.
+    the map (B, heads, N, L); with `record` it is formed, appended there, and used. Where there is
+    no such kernel, a map of more than `MAP_BYTES` is formed a slice of the queries at a time (Rabe
+    & Staats 2021, arXiv:2112.05682, section 2).
     """
-    # On a CPU the backward pass of the fused kernel is slow in bfloat16: 22% of a training step.
-    slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad
-    if record is None and not slow:
-        return F.scaled_dot_product_attention(q, k, v)
-    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+    map_bytes = q.shape[:-1].numel() * k.shape[-2] * q.element_size()
+    if record is None:
+        # On a CPU the backward pass of the fused kernel is slow in bfloat16: 22% of a training
+        # step.
+        slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad
+        if not slow if map_bytes <= MAP_BYTES else avoids_map(q, k, v):
+            return F.scaled_dot_product_attention(q, k, v)
+    rows = max(1, q.shape[-2] * MAP_BYTES // max(map_bytes, 1))
+    maps: list[Tensor] = []
+    parts = []
+    for part in q.split(rows, dim=-2):
+        weights = (part @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        if record is not None:
+            maps.append(weights)
+        parts.append(weights.to(v.dtype) @ v)
     if record is not None:
-        record.append(weights)
-    return weights.to(v.dtype) @ v
+        record.append(torch.cat(maps, dim=-2) if len(maps) > 1 else maps[0])
+    return torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
+
+
+def avoids_map(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether `scaled_dot_product_attention` has a kernel for these that never forms the map.
+
+    On a CPU it always has. On CUDA that depends on the card, the type and the width. On other
+    devices, such as Apple's, there is none for every size.
+    """
+    if q.device.type != "cuda":
+        return q.device.type == "cpu"
+    cuda = torch.backends.cuda
+    asked = cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+    return cuda.can_use_flash_attention(asked) or cuda.can_use_efficient_attention(asked)
 
 
 class Attention(nn.Module):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pellucid import strips
 from pellucid.nn import Downsample, PictureAttention, ResidualBlock, Upsample
 
 
@@ -164,7 +165,22 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
+        return self.end(x)
+
+    def end(self, x: Tensor) -> Tensor:
+        """What comes after the last level, where the picture is small and attention sees it all."""
         return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+    def in_strips(self, pixels: Tensor, places: int) -> Tensor:
+        """As `forward`, with less memory and more time; without gradients."""
+        pixels = F.pixel_unshuffle(pixels, self.patch_size) if self.patch_size > 1 else pixels
+        x = strips.keep(strips.convolution(strips.of(pixels, places), self.conv_in))
+        for block in self.down_blocks:
+            for resnet in block.resnets:
+                x = strips.keep(strips.residual(x, resnet))
+            for downsampler in block.downsamplers:
+                x = strips.keep(strips.downsample(x, downsampler))
+        return self.end(strips.whole(x))
 
 
 class Decoder(nn.Module):
@@ -198,6 +214,21 @@ class Decoder(nn.Module):
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
 
+    def in_strips(self, z: Tensor, places: int) -> Tensor:
+        """As `forward`, with less memory and more time; without gradients."""
+        x = strips.of(self.mid_block(self.conv_in(z)), places)
+        for block in self.up_blocks:
+            for resnet in block.resnets:
+                x = strips.keep(strips.residual(x, resnet))
+            for upsampler in block.upsamplers:
+                x = strips.upsample(x, upsampler)
+                if block is not self.up_blocks[-2]:  # the last would be the largest by far
+                    x = strips.keep(x)
+        pixels = strips.whole(
+            strips.convolution(strips.norm_silu(x, self.conv_norm_out), self.conv_out)
+        )
+        return F.pixel_shuffle(pixels, self.patch_size) if self.patch_size > 1 else pixels
+
 
 class VAE(nn.Module):
     """The autoencoder whole. Pixels are (B, 3, H, W) in [-1, 1]."""
@@ -216,9 +247,11 @@ class VAE(nn.Module):
             self.encoder_shortcut = nn.Conv2d(config.in_channels, latents, f, stride=f)
             self.decoder_shortcut = nn.Conv2d(latents, config.in_channels * f * f, 1)
 
-    def encode(self, pixels: Tensor) -> Posterior:
+    def encode(self, pixels: Tensor, places: int | None = None) -> Posterior:
         """The distribution of latents, (B, latent_channels, H / f, W / f), not scaled.
 
+        `places`: with a number the pictures go through one after the other, each in strips of so
+        many places (`strips.PLACES` is a good one): the same numbers with less memory.
         ValueError if `pixels` is not (B, in_channels, H, W) with H and W multiples of
         ``config.downsample``.
         """
@@ -233,7 +266,12 @@ class VAE(nn.Module):
                 f"pixels are {pixels.shape[3]} wide and {pixels.shape[2]} high; "
                 f"both must be multiples of {config.downsample}"
             )
-        moments = self.encoder(pixels)
+        if places is None:
+            moments = self.encoder(pixels)
+        else:
+            with torch.no_grad():
+                parts = [self.encoder.in_strips(one, places) for one in pixels.split(1)]
+            moments = torch.cat(parts)
         if config.use_quant_conv:
             moments = self.quant_conv(moments)
         mean, logvar = moments.chunk(2, dim=1)
@@ -241,23 +279,51 @@ class VAE(nn.Module):
             mean = mean + self.encoder_shortcut(pixels)
         return Posterior(mean, logvar)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents as `encode` makes them, not scaled, -> pixels, about in [-1, 1]."""
-        pixels = self.decoder(self.post_quant_conv(z) if self.config.use_quant_conv else z)
+    def decode(self, z: Tensor, places: int | None = None) -> Tensor:
+        """Latents as `encode` makes them, not scaled, -> pixels, about in [-1, 1].
+
+        `places`: as in `encode`.
+        """
+        codes = self.post_quant_conv(z) if self.config.use_quant_conv else z
+        if places is None:
+            pixels = self.decoder(codes)
+        else:
+            with torch.no_grad():
+                parts = [self.decoder.in_strips(one, places) for one in codes.split(1)]
+            pixels = torch.cat(parts)
         if self.config.shortcut:
             linear = F.pixel_shuffle(self.decoder_shortcut(z), self.config.downsample)
             pixels = pixels + linear
         return pixels
 
-    def to_latents(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def to_latents(
+        self, pixels: Tensor, generator: torch.Generator | None = None, places: int | None = None
+    ) -> Tensor:
         """Pixels -> scaled latents for diffusion; the likeliest, or with a generator a sample."""
-        posterior = self.encode(pixels)
+        posterior = self.encode(pixels, places)
         z = posterior.mode() if generator is None else posterior.sample(generator)
         return (z - self.config.shift_factor) * self.config.scaling_factor
 
-    def to_pixels(self, latents: Tensor) -> Tensor:
+    def to_pixels(self, latents: Tensor, places: int | None = None) -> Tensor:
         """Scaled latents -> pixels."""
-        return self.decode(latents / self.config.scaling_factor + self.config.shift_factor)
+        z = latents / self.config.scaling_factor + self.config.shift_factor
+        return self.decode(z, places)
+
+    def working_bytes(self, width: int, height: int) -> int:
+        """About what decoding or encoding a picture of so many pixels needs at its peak, whole.
+
+        Four tensors of the size of the largest. Measured for SD_VAE on a CPU: 2.6 with weights in
+        channels_last, 4.1 without; in strips 0.95, and 2.2 times the time.
+        """
+        config = self.config
+        widths = config.block_out_channels
+        # The channels that come into a level's first block on the way up, at the level's size.
+        largest = max(
+            max(here, below) / 4**level
+            for level, (here, below) in enumerate(zip(widths, (*widths[1:], 0), strict=True))
+        )
+        places = width * height / config.patch_size**2
+        return round(4 * largest * places * next(self.parameters()).element_size())
 
     @torch.no_grad()
     def set_shortcut(self, encode: Tensor, decode: Tensor, mean: Tensor) -> None:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pellucid.devices import choose_device
+
 
 def say(line: str) -> None:
     """A line of progress, on stderr; stdout is for results."""
@@ -44,20 +46,11 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay_from: f
 
 
 def device_of(name: str) -> torch.device:
-    """The device that an option names: "auto" is a GPU of NVIDIA's where there is one, else "cpu".
+    """The device that an option names; "auto" is a GPU of NVIDIA's where there is one, else "cpu".
 
-    ValueError for a device that is not there.
+    ValueError for a device that is not there. Training on Apple's was not tried: it must be named.
     """
-    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    there += [f"cuda:{i}" for i in range(torch.cuda.device_count() if len(there) > 1 else 0)]
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    if name == "auto":
-        return torch.device("cuda" if "cuda" in there else "cpu")
-    if name not in there:
-        raise ValueError(
-            f"device is {name!r}; auto or one that is here is wanted: {', '.join(there)}"
-        )
-    return torch.device(name)
+    return choose_device(name, best=("cuda",))
 
 
 def autocast(device: torch.device) -> torch.autocast:

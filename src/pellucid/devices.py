@@ -1,0 +1,107 @@
+"""Which device to work on, how much memory is free there, and making room for what comes next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+HOME = torch.device("cpu")  # where parts go that are in the way
+
+
+def choose_device(name: str, best: Sequence[str] = ("cuda", "mps")) -> torch.device:
+    """The device that is named: "cpu", "cuda", "cuda:1", "mps", or "auto".
+
+    "auto" is the first of `best` that is there, else "cpu". ValueError for one that is not there.
+    """
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    if name == "auto":
+        return torch.device(next((kind for kind in best if kind in there), "cpu"))
+    if name not in there:
+        raise ValueError(
+            f"device is {name!r}; auto or one that is here is wanted: {', '.join(there)}"
+        )
+    return torch.device(name)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had there; None where that cannot be known."""
+    if device.type == "cuda":
+        # What the allocator holds without using it is free too.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    if device.type == "cpu":
+        try:  # Linux; the names are missing elsewhere
+            with open("/proc/meminfo", encoding="ascii") as lines:
+                found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+            return int(found[0][1]) * 1024
+        except (OSError, IndexError, ValueError):
+            pass
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, AttributeError):
+            return None
+    return None
+
+
+def weight_bytes(part: nn.Module) -> int:
+    """Bytes of a part's parameters and buffers."""
+    tensors = [*part.parameters(), *part.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def bring(
+    part: nn.Module, others: Sequence[nn.Module], device: torch.device, work: int = 0
+) -> list[nn.Module]:
+    """Bring a part to the device where it is to work; the others make room, if it is short.
+
+    Call it before each stage of a run: the text towers, the network, the decoder. others: the
+    model's other parts. work: bytes that the stage needs beside the weights. A part that is in the
+    way goes to the CPU and stays there until it is brought itself, so that no part moves twice
+    within a stage. Returns those that went. Nothing moves where the device is the CPU, nor for
+    room where the free memory is not known; with too little room even so, what comes will fail or
+    take the way that needs less.
+    """
+    if device.type == "cpu":
+        return []
+    needed = work
+    if place(part) != device:
+        needed += weight_bytes(part)
+    away: list[nn.Module] = []
+    here = [other for other in others if other is not part and place(other) == device]
+    while here and (free := free_memory(device)) is not None and free < needed:
+        going = in_the_way(here, needed - free)
+        here.remove(going)
+        going.to(HOME)
+        away.append(going)
+        empty_cache(device)
+    part.to(device)
+    return away
+
+
+def in_the_way(parts: Sequence[nn.Module], missing: int) -> nn.Module:
+    """Which part goes first: the smallest that is enough by itself, else the largest."""
+    enough = [part for part in parts if weight_bytes(part) >= missing]
+    return min(enough, key=weight_bytes) if enough else max(parts, key=weight_bytes)
+
+
+def place(part: nn.Module) -> torch.device:
+    """The device that a part is on, with its number."""
+    return next(part.parameters()).device
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back what the allocator holds without using it."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

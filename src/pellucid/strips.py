@@ -1,0 +1,152 @@
+"""A convolutional network over a large picture, a strip of rows at a time, so that memory suffices.
+
+The usual way, tiles that overlap, leaves seams: a group norm that sees one tile measures that tile,
+and each tile gets a contrast of its own; measuring a smaller picture or a sample of places gives
+all tiles one contrast that is off by some percent. Here the network goes through the picture layer
+by layer, and only what lies between two residual blocks is held whole. A norm measures all strips
+first, and a convolution reads one row more on either side: the result is that of the whole picture
+at once but for rounding, and there is nothing to blend. What it costs is that half of the
+convolutions are computed twice, once for the norm behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid.nn import Downsample, ResidualBlock, Upsample
+
+PLACES = 2**18
+"""Places (rows times width) in a strip."""
+
+
+@dataclass(frozen=True)
+class Strips:
+    """A picture or a layer's output that is computed when it is asked for."""
+
+    height: int
+    width: int
+    rows: Callable[[int, int], Tensor]
+    """The rows from .. to (excluded), (B, C, to - from, width)."""
+    places: int = PLACES
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """All of it, strip by strip."""
+        step = max(1, self.places // self.width)
+        for start in range(0, self.height, step):
+            yield self.rows(start, min(start + step, self.height))
+
+
+def of(x: Tensor, places: int = PLACES) -> Strips:
+    """(B, C, h, w) as strips of at most so many places, at least one row."""
+    return Strips(x.shape[2], x.shape[3], lambda start, end: x[:, :, start:end], places)
+
+
+def whole(x: Strips) -> Tensor:
+    """Compute all strips and put them together."""
+    out: Tensor | None = None
+    start = 0
+    for part in x:
+        if out is None:
+            last = part.is_contiguous(memory_format=torch.channels_last)
+            out = torch.empty(
+                (*part.shape[:2], x.height, x.width),
+                dtype=part.dtype,
+                device=part.device,
+                memory_format=torch.channels_last if last else torch.contiguous_format,
+            )
+        out[:, :, start : start + part.shape[2]] = part
+        start += part.shape[2]
+    assert out is not None
+    return out
+
+
+def keep(x: Strips) -> Strips:
+    """Compute all strips once and hold them, so that they can be read several times."""
+    return of(whole(x), x.places)
+
+
+def convolution(x: Strips, layer: nn.Conv2d) -> Strips:
+    """A convolution with stride 1 that keeps the size."""
+    edge = layer.kernel_size[0] // 2
+
+    def rows(start: int, end: int) -> Tensor:
+        above, below = max(edge - start, 0), max(end + edge - x.height, 0)  # rows of zeros
+        part = x.rows(start - edge + above, end + edge - below)
+        return F.conv2d(F.pad(part, (edge, edge, above, below)), layer.weight, layer.bias)
+
+    return replace(x, rows=rows)
+
+
+def exact(x: Tensor) -> Tensor:
+    """At least float32, in which norms are computed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def norm_silu(x: Strips, norm: nn.GroupNorm) -> Strips:
+    """Group norm, with the statistics of the whole, and SiLU. Goes through `x` once."""
+    counts, means, variances = [], [], []
+    for part in x:
+        var, mean = torch.var_mean(
+            exact(part).unflatten(1, (norm.num_groups, -1)), dim=(2, 3, 4), correction=0
+        )
+        counts.append(part.shape[2])
+        means.append(mean)
+        variances.append(var)
+    share = means[0].new_tensor(counts) / x.height
+    each = torch.stack(means, dim=-1)  # (B, groups, strips)
+    mean = (each * share).sum(-1)
+    # The variance of the whole: that inside of the strips, and that between them.
+    var = ((torch.stack(variances, dim=-1) + (each - mean[..., None]).square()) * share).sum(-1)
+
+    width = norm.num_channels // norm.num_groups
+    factor = (var + norm.eps).rsqrt().repeat_interleave(width, dim=1) * norm.weight
+    offset = norm.bias - mean.repeat_interleave(width, dim=1) * factor
+    factor, offset = factor[:, :, None, None], offset[:, :, None, None]
+
+    def rows(start: int, end: int) -> Tensor:
+        part = x.rows(start, end)
+        return F.silu(torch.addcmul(offset, exact(part), factor).to(part.dtype), inplace=True)
+
+    return replace(x, rows=rows)
+
+
+def residual(x: Strips, block: ResidualBlock) -> Strips:
+    """A residual block without time. `x` is gone through often: `keep` it first."""
+    h = convolution(norm_silu(x, block.norm1), block.conv1)
+    h = convolution(norm_silu(h, block.norm2), block.conv2)
+
+    def rows(start: int, end: int) -> Tensor:
+        part = x.rows(start, end)
+        return h.rows(start, end).add_(
+            part if block.conv_shortcut is None else block.conv_shortcut(part)
+        )
+
+    return replace(x, rows=rows)
+
+
+def upsample(x: Strips, layer: Upsample) -> Strips:
+    """Twice the height and width."""
+
+    def nearest(start: int, end: int) -> Tensor:
+        first = start // 2
+        part = F.interpolate(x.rows(first, (end + 1) // 2), scale_factor=2.0, mode="nearest")
+        return part[:, :, start - 2 * first : end - 2 * first]
+
+    return convolution(replace(x, height=2 * x.height, width=2 * x.width, rows=nearest), layer.conv)
+
+
+def downsample(x: Strips, layer: Downsample) -> Strips:
+    """Half the height and width, both even, as the autoencoder does it (not `layer.symmetric`)."""
+    conv = layer.conv
+
+    def rows(start: int, end: int) -> Tensor:
+        below = max(2 * end + 1 - x.height, 0)
+        part = x.rows(2 * start, 2 * end + 1 - below)
+        return F.conv2d(F.pad(part, (0, 1, 0, below)), conv.weight, conv.bias, stride=2)
+
+    return replace(x, height=x.height // 2, width=x.width // 2, rows=rows)
