@@ -85,6 +85,14 @@ def test_eps_says_nothing_at_pure_noise():
         to_x0("eps", eps, x0, 0.0, 1.0)
 
 
+def test_eps_says_nothing_where_one_of_the_batch_is_pure_noise():
+    x0, eps = pair()
+    alpha = torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64).view(3, 1, 1, 1)
+    with pytest.raises(ValueError, match="alpha = 0"):
+        to_x0("eps", eps, x0, alpha, (1 - alpha**2).sqrt())
+    assert to_x0("eps", eps[::2], x0[::2], alpha[::2], 0.5).isfinite().all()
+
+
 def test_v_is_that_of_the_paper():
     """Salimans & Ho 2022: v is the derivative of x by the angle, alpha = cos, sigma = sin."""
     x0, eps = pair()
@@ -232,6 +240,20 @@ def test_training_loss(prediction, weighting):
 
 
 NONE = cond(0, 3)
+
+
+@pytest.mark.parametrize(("name", "last"), [("cosine", 999.0), ("flow", 999.75)])
+def test_no_network_is_told_a_time_past_the_last(name, last):
+    """Continuous t go up to T, and the betas only to T - 1."""
+    (x0, eps), told = pair(dtype=torch.float32), []
+
+    def network(x, t, cond):
+        told.extend(t.tolist())
+        return torch.zeros_like(x)
+
+    t = torch.tensor([0.25, 998.5, 999.75])
+    training_loss(network, x0, NONE, Schedule(name), "v", t, eps)
+    assert told == [0.25, 998.5, last]
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -1,6 +1,7 @@
 """Samplers against two independent statements: an exact denoiser, and diffusers' solvers."""
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 
 import diffusers
@@ -28,6 +29,9 @@ VP = Schedule()
 ZERO_SNR = Schedule(zero_terminal_snr=True)
 FLOW = Schedule("flow")
 DETERMINISTIC = [name for name in samplers.names() if samplers.get(name).ORDER is not None]
+# Single-step solvers look once more between two levels, or at the next one.
+TWO_LOOKS = {"heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "restart"}
+OWN_LEVELS = {"dpm_fast", "dpm_adaptive"}
 STOCHASTIC = [name for name in samplers.names() if samplers.get(name).ORDER is None]
 
 
@@ -88,9 +92,14 @@ def runge_kutta(x, levels):
     return y * levels[-1].alpha
 
 
+@lru_cache(maxsize=1)
+def far_end():
+    return runge_kutta(start(), even_in_log_snr(1200))
+
+
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_of_convergence(name):
-    exact = runge_kutta(start(), even_in_log_snr(1200))
+    exact = far_end()
     errors = [
         (last(name, mixture, start(), even_in_log_snr(n)) - exact).norm().item() for n in (80, 160)
     ]
@@ -99,10 +108,11 @@ def test_order_of_convergence(name):
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_lms_has_the_order_that_was_asked_for(order):
-    exact = runge_kutta(start(), even_in_log_snr(1200))
+@pytest.mark.parametrize("name", ["lms", "deis"])
+def test_multistep_has_the_order_that_was_asked_for(name, order):
+    exact = far_end()
     errors = [
-        (last("lms", mixture, start(), even_in_log_snr(n), order=order) - exact).norm().item()
+        (last(name, mixture, start(), even_in_log_snr(n), order=order) - exact).norm().item()
         for n in (80, 160)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
@@ -311,6 +321,14 @@ def test_names_that_mean_the_same_numbers():
     assert torch.allclose(ddpm, last("euler_ancestral", mixture, start(), levels, fresh()))
     still = last("dpmpp_2m_sde", mixture, start(), levels, eta=0)
     assert torch.allclose(still, last("dpmpp_2m", mixture, start(), levels))
+    assert torch.allclose(euler, last("deis", mixture, start(), levels, order=1))
+    midpoint = last("dpm2", mixture, start(), levels)
+    assert torch.allclose(midpoint, last("dpm2_ancestral", mixture, start(), levels, eta=0))
+    single = last("dpmpp_sde", mixture, start(), levels, eta=0)
+    assert torch.allclose(single, last("dpmpp_2s_ancestral", mixture, start(), levels, eta=0))
+    assert torch.allclose(
+        last("restart", mixture, start(), levels), last("heun", mixture, start(), levels)
+    )
 
 
 @pytest.mark.parametrize("schedule", [VP, ZERO_SNR, FLOW], ids=["vp", "zero_snr", "flow"])
@@ -326,17 +344,26 @@ def test_yields_each_level_and_is_finite(name, steps, schedule):
         return mixture(x, level)
 
     out = list(samplers.get(name).sample(denoise, start(), levels, fresh()))
-    assert [step.level for step in out] == levels[1:]
     assert all(step.x.isfinite().all() and step.x0.isfinite().all() for step in out)
-    assert list(dict.fromkeys(looked)) == levels[:-1]  # the clean level is never looked from
-    assert len(looked) == steps or name == "heun"
+    assert all(level.sigma > 0 for level in looked)  # the clean level is never looked from
+    assert looked[0] == levels[0] and out[-1].level == levels[-1]
+    if name in OWN_LEVELS:
+        assert name == "dpm_adaptive" or len(out) == len(looked) == steps
+        return
+    assert [step.level for step in out] == levels[1:]
+    assert [level for level in dict.fromkeys(looked) if level in levels] == levels[:-1]
+    if name in TWO_LOOKS:
+        first = 1 if levels[0].alpha == 0 and steps > 1 else 0  # Euler's step, as the last
+        assert len(looked) == 2 * steps - 1 - first
+    else:
+        assert len(looked) == steps + (name == "plms" and steps > 1 + (levels[0].alpha == 0))
 
 
 @pytest.mark.parametrize("name", [name for name in samplers.names() if name != "lcm"])
 def test_the_last_step_lands_on_the_last_estimate(name):
-    """The step to sigma = 0 is of first order, but for lms, whose polynomial goes on."""
+    """The step to sigma = 0 is of first order, but for those whose polynomial goes on."""
     *_, end = samplers.get(name).sample(mixture, start(), VP.levels(12, "karras"), fresh())
-    if name == "lms":
+    if name in ("lms", "plms"):
         assert torch.allclose(end.x, end.x0, atol=0.01)
     else:
         assert torch.allclose(end.x, end.x0)
@@ -376,7 +403,7 @@ def test_cfgpp_puts_the_unguided_noise_back():
         ("dpm++ 2m sde exponential", ("dpmpp_2m_sde", "exponential")),
         ("Euler a", ("euler_ancestral", None)),
         ("DDIM CFG++", ("ddim_cfgpp", None)),
-        ("UniPC SGM Uniform", ("unipc", "trailing")),
+        ("UniPC SGM Uniform", ("unipc", "sgm_uniform")),
         ("Heun Align Your Steps", ("heun", "align_your_steps")),
         ("ddim_karras", ("ddim", "karras")),
     ],
@@ -392,9 +419,10 @@ def test_unknown_sampler_names_the_nearest_first(ask):
 
 
 @pytest.mark.parametrize("order", [0, 5])
-def test_lms_order_out_of_range(order):
+@pytest.mark.parametrize("name", ["lms", "deis"])
+def test_order_out_of_range(name, order):
     with pytest.raises(ValueError, match="1 to 4"):
-        last("lms", mixture, start(), VP.levels(3), order=order)
+        last(name, mixture, start(), VP.levels(3), order=order)
 
 
 @pytest.mark.parametrize("name", samplers.names())

@@ -13,10 +13,12 @@ from pellucid.schedule import (
     ALIGN_YOUR_STEPS,
     CLEAN,
     SCHEDULES,
+    SPACING_ALIASES,
     SPACINGS,
     Level,
     Schedule,
     beta_quantile,
+    spacing_named,
 )
 
 # diffusers and not Pellucid: numpy reads a tensor.
@@ -120,9 +122,150 @@ def test_beta_quantile_is_scipy_s():
     assert np.abs(beta_quantile(p) - scipy.stats.beta.ppf(p, 0.6, 0.6)).max() < 1e-6
 
 
-def test_beta_spacing():
+def test_beta_in_time():
+    """Lee et al. 2024, and ComfyUI, which rounds."""
     wanted = 999 * scipy.stats.beta.ppf(1 - np.arange(12) / 12, 0.6, 0.6)
-    assert times(SD.levels(12, "beta")[:-1]) == pytest.approx(wanted.tolist(), abs=1e-3)
+    assert times(SD.levels(12, "beta_time")[:-1]) == pytest.approx(wanted.tolist(), abs=1e-3)
+
+
+# --- transcribed from A1111's modules/sd_schedulers.py, of one sigma per whole t ---
+
+SIGMAS = ((1 - SD.alphas_cumprod) / SD.alphas_cumprod).sqrt().tolist()
+LOW, HIGH = SIGMAS[0], SIGMAS[-1]
+
+
+def t_to_sigma(t):
+    return math.exp(np.interp(t, range(1000), np.log(SIGMAS)))
+
+
+def a1111_sgm_uniform(n):
+    return [t_to_sigma(t) for t in np.linspace(999, 0, n + 1)[:-1]]
+
+
+def a1111_normal(n):
+    return [t_to_sigma(t) for t in np.linspace(999, 0, n)]
+
+
+def a1111_simple(n):
+    return [SIGMAS[-(1 + int(x * (1000 / n)))] for x in range(n)]
+
+
+def a1111_kl_optimal(n):  # which ends at the last of these, not at 0
+    part = np.arange(n + 1) / n
+    return np.tan(part * np.arctan(LOW) + (1 - part) * np.arctan(HIGH)).tolist()
+
+
+def a1111_beta(n):
+    p = [scipy.stats.beta.ppf(x, 0.6, 0.6) for x in 1 - np.linspace(0, 1, n)]
+    return [LOW + x * (HIGH - LOW) for x in p]
+
+
+def a1111_polyexponential(n, rho=1.0):
+    ramp = np.linspace(1, 0, n) ** rho
+    return np.exp(ramp * (math.log(HIGH) - math.log(LOW)) + math.log(LOW)).tolist()
+
+
+def a1111_ddim(n):
+    return [SIGMAS[x] for x in range(1, 1000, max(1000 // n, 1))][::-1]
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20, 40])
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("Uniform", a1111_normal),
+        ("Normal", a1111_normal),
+        ("SGM Uniform", a1111_sgm_uniform),
+        ("Simple", a1111_simple),
+        ("Beta", a1111_beta),
+        ("Polyexponential", a1111_polyexponential),
+        ("Exponential", a1111_polyexponential),
+        ("ddim_uniform", a1111_ddim),
+        ("DDIM", a1111_ddim),
+    ],
+)
+def test_spacings_are_those_of_a1111(name, formula, steps):
+    assert [x.s for x in SD.levels(steps, name)] == pytest.approx([*formula(steps), 0], rel=2e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_kl_optimal_is_a1111_s(steps):
+    """A1111 ends at the schedule's least sigma, as `final="first"` does."""
+    ours = SD.levels(steps, "kl_optimal", final="first")
+    assert [x.s for x in ours] == pytest.approx(a1111_kl_optimal(steps))
+    assert SD.levels(steps, "kl_optimal")[:-1] == ours[:-1]
+
+
+@pytest.mark.parametrize("steps", [2, 12, 20])
+def test_beta_is_diffusers(steps):
+    scheduler = diffusers.EulerDiscreteScheduler(
+        **BETAS, timestep_spacing="linspace", use_beta_sigmas=True
+    )
+    scheduler.set_timesteps(steps)
+    wanted = scheduler.sigmas.tolist()
+    assert [x.s for x in SD.levels(steps, "beta")] == pytest.approx(wanted, rel=3e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
+def test_lcm_is_diffusers(steps):
+    scheduler = diffusers.LCMScheduler(**BETAS)
+    scheduler.set_timesteps(steps)
+    assert times(SD.levels(steps, "lcm")[:-1]) == scheduler.timesteps.tolist()
+
+
+def test_names_of_spacings():
+    assert {spacing_named(name) for name in SPACING_ALIASES} <= set(SPACINGS)
+    assert all(spacing_named(name) == name for name in SPACINGS)
+    assert spacing_named("Align Your Steps") == "align_your_steps"
+    assert SD.levels(7, "Karras") == SD.levels(7, "karras")
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 9])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_final_first_repeats_nothing(spacing, steps, skip):
+    levels = SD.levels(steps, spacing, final="first", skip_penultimate=skip)
+    assert len(levels) == steps + 1
+    assert levels[-1] == SD.level(0)
+    assert all(a.s > b.s for a, b in pairwise(levels))
+
+
+@pytest.mark.parametrize("final", ["clean", "first"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_skip_penultimate_leaves_out_one_of_a_longer_run(spacing, final):
+    longer = SD.levels(10, spacing, final)
+    assert SD.levels(9, spacing, final, skip_penultimate=True) == [*longer[:-2], longer[-1]]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_final_first_wants_a_step_in_front_of_t_0(spacing):
+    with pytest.raises(ValueError, match=r"steps is 1000; .* reaches t = 0 before its last step"):
+        SD.levels(1000, spacing, final="first")
+
+
+def test_bounds_of_steps_with_one_more():
+    assert len(SD.levels(999, "leading", skip_penultimate=True)) == 1000
+    assert len(SD.levels(1000, "karras", skip_penultimate=True)) == 1001
+    with pytest.raises(ValueError, match="steps is 1000; a whole number from 1 to 999"):
+        SD.levels(1000, "leading", skip_penultimate=True)
+    with pytest.raises(ValueError, match="steps is 51; a whole number from 1 to 50"):
+        SD.levels(51, "lcm")
+
+
+@pytest.mark.parametrize("schedule", [SD, Schedule("flow"), Schedule(zero_terminal_snr=True)])
+def test_a_level_knows_its_schedule(schedule):
+    for level in schedule.levels(6, "karras")[:-1]:
+        between = level.at(1.5)
+        assert between == schedule.level_at_sigma(1.5)
+        assert between.at(0.3) == schedule.level_at_sigma(0.3)
+    with pytest.raises(ValueError, match="belongs to no schedule"):
+        Level(0.6, 0.8, 3.0).at(1.0)
+
+
+def test_products_are_a_copy():
+    before = SD.level(500)
+    SD.alphas_cumprod.fill_(0.5)
+    assert SD.level(500) == before and SD.alphas_cumprod[-1].item() < 0.005
 
 
 @pytest.mark.parametrize(
@@ -223,17 +366,27 @@ def test_flow_is_a_straight_line():
     ]
 
 
+@pytest.mark.parametrize("steps", [1, 12, 28])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_linspace_is_diffusers_flow_match(shift):
+def test_flow_linspace_is_diffusers_flow_match(shift, steps):
+    """Stable Diffusion 3 has shift 3; its end is shifted twice there."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    sigmas = np.linspace(1, 1 / 1000, 12)
-    scheduler.set_timesteps(sigmas=sigmas)
-    levels = Schedule("flow", shift=shift).levels(12, "linspace")
+    scheduler.set_timesteps(steps)
+    levels = Schedule("flow", shift=shift).levels(steps, "linspace")
     assert [x.sigma for x in levels] == pytest.approx(scheduler.sigmas.tolist(), abs=1e-6)
     assert times(levels[:-1]) == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)
 
 
-@pytest.mark.parametrize("spacing", spacings_of(Schedule("flow")))
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_uniform_is_diffusers_flow_match_of_even_sigmas(shift):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 12, 12))
+    for spacing in ("uniform", "trailing", "sgm_uniform"):
+        levels = Schedule("flow", shift=shift).levels(12, spacing)
+        assert [x.sigma for x in levels] == pytest.approx(scheduler.sigmas.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [s for s in spacings_of(Schedule("flow")) if s != "linspace"])
 def test_shift_multiplies_sigma_over_alpha(spacing):
     plain = Schedule("flow").levels(8, spacing)
     shifted = Schedule("flow", shift=2.5).levels(8, spacing)

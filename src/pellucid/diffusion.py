@@ -156,7 +156,7 @@ def to_x0(
     if kind == "x0":
         return output
     if kind == "eps":
-        if not isinstance(alpha, Tensor) and alpha == 0:
+        if bool((alpha == 0).any()) if isinstance(alpha, Tensor) else alpha == 0:
             raise ValueError(
                 "a network that predicts eps cannot start at alpha = 0; choose a schedule without "
                 "zero terminal SNR, or a network that predicts v, x0 or flow"
@@ -249,8 +249,10 @@ def training_loss(
 ) -> Tensor:
     """The weighted squared error of each sample, (B,): add noise, let the network look, compare.
 
-    x0, eps: (B, ...). t: (B,), between 0 and schedule.T.
+    x0, eps: (B, ...). t: (B,), between 0 and schedule.T; what is past the schedule's last t is
+    taken for that, and the network is told so.
     """
+    t = t.clamp(max=schedule.last_t)
     alpha, sigma = schedule.alpha_sigma(t)
     wide = (-1, *[1] * (x0.ndim - 1))
     a, s = alpha.to(x0).view(wide), sigma.to(x0).view(wide)  # (B, 1, 1, 1)

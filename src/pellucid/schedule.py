@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,30 @@ SPACINGS = (
     "trailing",
     "linspace",
     "uniform",
+    "sgm_uniform",
+    "simple",
     "karras",
     "exponential",
+    "kl_optimal",
     "beta",
+    "beta_time",
     "align_your_steps",
     "align_your_steps_xl",
+    "lcm",
 )
+# Names of other programs for the same thing.
+SPACING_ALIASES = {
+    "normal": "uniform",
+    "polyexponential": "exponential",  # with rho = 1, as k-diffusion and A1111 have it
+    "ddim": "leading",
+    "ddim_uniform": "leading",
+    "turbo": "trailing",
+    "sgmuniform": "sgm_uniform",
+    "ays": "align_your_steps",
+    "ays_xl": "align_your_steps_xl",
+}
 MAX_STEPS = 1000
+LCM_TIMES = 50
 # Karras et al. 2022 (EDM) go from s = 80 to 0.002. A schedule whose own range is wider, or
 # infinite, is ramped over this range only; its first level is the schedule's noisiest all the same.
 NOISIEST, CLEANEST = 80.0, 0.002
@@ -51,6 +69,13 @@ class Level:
     alpha: float
     sigma: float
     t: float
+    schedule: Schedule | None = field(default=None, repr=False, compare=False)
+
+    def at(self, s: float) -> Level:
+        """The level of the same schedule with sigma / alpha = s, for samplers that look between."""
+        if self.schedule is None:
+            raise ValueError(f"{self} belongs to no schedule; make it with Schedule.level")
+        return self.schedule.level_at_sigma(s)
 
     @property
     def log_snr_half(self) -> float:
@@ -105,11 +130,16 @@ class Schedule:
             raise ValueError(f"shift is for the schedule 'flow' and not for {self.name!r}")
 
     @property
+    def last_t(self) -> int:
+        """The noisiest t: T for "flow", else T - 1."""
+        return self.T if self.name == "flow" else self.T - 1
+
+    @property
     def alphas_cumprod(self) -> Tensor:
         """(T,) float64, alpha^2 at every whole t. ValueError for "flow", which has no betas."""
         if self.name == "flow":
             raise ValueError("the schedule 'flow' has no alphas_cumprod; use alpha_sigma(t)")
-        return _alphas_cumprod(self)
+        return _alphas_cumprod(self).clone()
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at times t, fractional or not, clamped to the schedule's range.
@@ -121,24 +151,25 @@ class Schedule:
         if self.name == "flow":
             u = (t.to(dtype) / self.T).clamp(0, 1)
             return 1 - u, u
-        t = t.to(torch.float64).clamp(0, self.T - 1)
+        device = t.device
+        # MPS has no float64.
+        t = t.to("cpu" if device.type == "mps" else device, torch.float64).clamp(0, self.T - 1)
         below = t.floor().long().clamp(max=self.T - 2)
         part = t - below
         log_s = _log_s(self).to(t.device)
         # Linear in log(sigma / alpha) between whole times, as in k-diffusion.
         at = torch.lerp(log_s[below], log_s[below + 1], part)
         alpha, sigma = torch.sigmoid(-2 * at).sqrt(), torch.sigmoid(2 * at).sqrt()
-        last = (t == self.T - 1) & (self.alphas_cumprod[-1].item() == 0)
+        last = (t == self.T - 1) & (_alphas_cumprod(self)[-1].item() == 0)
         alpha, sigma = alpha.masked_fill(last, 0), sigma.masked_fill(last, 1)
-        return alpha.to(dtype), sigma.to(dtype)
+        return alpha.to(dtype).to(device), sigma.to(dtype).to(device)
 
     def level(self, t: float) -> Level:
         """The level at time t, 0 .. T-1 (flow: 0 .. T), fractional allowed."""
-        top = self.T if self.name == "flow" else self.T - 1
-        if not 0 <= t <= top:
-            raise ValueError(f"t is {t}; this schedule goes from 0 to {top}")
+        if not 0 <= t <= self.last_t:
+            raise ValueError(f"t is {t}; this schedule goes from 0 to {self.last_t}")
         alpha, sigma = self.alpha_sigma(torch.tensor(t, dtype=torch.float64))
-        return Level(alpha.item(), sigma.item(), float(t))
+        return Level(alpha.item(), sigma.item(), float(t), self)
 
     def level_at_sigma(self, s: float) -> Level:
         """The level with sigma / alpha = s >= 0; t is fractional, and log s is linear in it.
@@ -149,14 +180,14 @@ class Schedule:
             raise ValueError(f"sigma is {s}; a number that is not negative is wanted")
         if self.name == "flow":
             u = s / (1 + s) if s < math.inf else 1.0
-            return Level(1 - u, u, self.T * u)
+            return Level(1 - u, u, self.T * u, self)
         if s == 0:
             return CLEAN
         if s == math.inf:
-            return Level(0.0, 1.0, float(self.T - 1))
+            return Level(0.0, 1.0, float(self.T - 1), self)
         log_s = _log_s(self).numpy()
         t = float(np.interp(math.log(s), log_s, np.arange(self.T)))
-        return Level(1 / math.hypot(1, s), s / math.hypot(1, s), t)
+        return Level(1 / math.hypot(1, s), s / math.hypot(1, s), t, self)
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -165,52 +196,84 @@ class Schedule:
             return CLEANEST, math.inf
         return self.level(0).s, self.level(self.T - 1).s
 
-    def levels(self, steps: int, spacing: str = "leading", final: str = "clean") -> list[Level]:
+    def levels(
+        self,
+        steps: int,
+        spacing: str = "leading",
+        final: str = "clean",
+        *,
+        skip_penultimate: bool = False,
+    ) -> list[Level]:
         """The steps + 1 levels of a run, from the noisiest to the last.
 
-        Spacings, all but the first three with fractional t:
+        Spacings, of which leading, trailing, linspace, simple and lcm have whole t:
             leading     t = 1, 1 + T//steps, ... (DDIM and Stable Diffusion); not for flow
             trailing    t = T-1, T-1 - T/steps, ... (Lin et al. 2023), rounded
-            linspace    T-1 .. 0 evenly, rounded (Nichol & Dhariwal 2021); flow: T .. 1, not rounded
+            simple      the same, rounded upwards (ComfyUI, A1111)
+            linspace    T-1 .. 0 evenly, rounded (Nichol & Dhariwal 2021); flow: SD3's own, T to the
+                        shifted time 1, not rounded (diffusers' FlowMatchEulerDiscreteScheduler)
             uniform     T-1 .. 0 evenly, not rounded (k-diffusion); flow: equal steps from T to 0
+            sgm_uniform the same of one step more, of which the last is left out
             karras      s^(1/7) evenly (Karras et al. 2022, eq. 5)
             exponential log s evenly
-            beta        quantiles of Beta(0.6, 0.6) (Lee et al. 2024)
+            kl_optimal  arctan s evenly (Sabour et al. 2024, KL-optimal for Gaussian data)
+            beta        s, or of flow t, at quantiles of Beta(0.6, 0.6) (A1111, diffusers)
+            beta_time   t at these quantiles (Lee et al. 2024; ComfyUI)
             align_your_steps, align_your_steps_xl   the tables for SD1.5 and SDXL (Sabour et al.
                         2024), log s interpolated if steps is not 10; not for flow
+            lcm         of the 50 times that the teacher of a latent consistency model was asked at,
+                        T-1, T-1 - T/50, ... (Luo et al. 2023)
+        The names in SPACING_ALIASES mean one of these.
 
         final: "clean" ends at x0 itself; "first" ends at t = 0, which still has a little noise
         (the original Stable Diffusion code; diffusers' set_alpha_to_one=False).
-        Raises ValueError: unknown name, steps not in 1 .. 1000 (or T, where t is rounded), a
+        skip_penultimate: the levels of a run of one step more, but its last but one is left out.
+        Raises ValueError: unknown name, steps not in 1 .. 1000 (or T, where t is whole, or 50), a
         spacing that says nothing about this schedule.
         """
-        choose(spacing, SPACINGS, "spacing")
+        spacing = spacing_named(spacing)
         choose(final, ("clean", "first"), "final level")
-        rounded = spacing in ("leading", "trailing", "linspace") and self.name != "flow"
-        most = min(self.T, MAX_STEPS) if rounded else MAX_STEPS
+        # Where the last step is t = 0 already, "first" needs one level more on the way.
+        more = skip_penultimate + (final == "first" and spacing in _REACH_FIRST)
+        most = MAX_STEPS
+        if spacing == "lcm":
+            most = min(self.T, LCM_TIMES) - more
+        elif spacing in _WHOLE and self.name != "flow":
+            most = min(self.T, MAX_STEPS) - more
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
             raise ValueError(f"steps is {steps}; a whole number from 1 to {most} is wanted")
         make = self._flow_levels if self.name == "flow" else self._vp_levels
         end = CLEAN if final == "clean" else self.level(0)
-        return [*make(steps, spacing), end]
+        levels = make(steps + more, spacing)[:steps]
+        if final == "first" and levels[-1].s <= end.s:
+            raise ValueError(
+                f"steps is {steps}; the spacing {spacing!r} then reaches t = 0 before its last step"
+            )
+        return [*levels, end]
 
     def _vp_levels(self, steps: int, spacing: str) -> list[Level]:
         top = self.T - 1
-        if spacing in ("karras", "exponential", "align_your_steps", "align_your_steps_xl"):
-            low, high = self.sigma_range
-            return self._ramp(steps, spacing, low, high)
+        i = np.arange(steps)
         if spacing == "leading":
             ratio = self.T // steps
             offset = min(1, top - (steps - 1) * ratio)  # Stable Diffusion's steps_offset
-            times = np.arange(steps)[::-1] * float(ratio) + offset
+            times = i[::-1] * float(ratio) + offset
         elif spacing == "trailing":
-            times = np.round(self.T - np.arange(steps) * (self.T / steps)) - 1
+            times = np.round(self.T - i * (self.T / steps)) - 1
+        elif spacing == "simple":
+            times = top - np.floor(i * (self.T / steps))
         elif spacing == "linspace":
             times = np.round(np.linspace(0, top, steps))[::-1] if steps > 1 else np.array([top])
         elif spacing == "uniform":
             times = np.linspace(top, 0, steps)
+        elif spacing == "sgm_uniform":
+            times = np.linspace(top, 0, steps + 1)[:-1]
+        elif spacing == "beta_time":
+            times = top * beta_quantile(1 - i / steps)
+        elif spacing == "lcm":
+            times = top - self._lcm_indices(steps) * (self.T // min(self.T, LCM_TIMES))
         else:
-            times = top * beta_quantile(1 - np.arange(steps) / steps)
+            return self._ramp(steps, spacing)
         return [self.level(float(t)) for t in times]
 
     def _flow_levels(self, steps: int, spacing: str) -> list[Level]:
@@ -219,36 +282,73 @@ class Schedule:
                 f"the spacing {spacing!r} does not reach pure noise, where the schedule 'flow' "
                 "starts; choose uniform, trailing, linspace, karras, exponential or beta"
             )
-        if spacing in ("karras", "exponential"):
-            low, high = self.sigma_range
-            return self._ramp(steps, spacing, low, high)
-        if spacing == "linspace":
-            times = np.linspace(1, 1 / self.T, steps)
+        least = 1 / self.T
+        if spacing == "linspace":  # SD3 shifts its end before the whole is shifted
+            times = np.linspace(1, self._shifted(least), steps)
         elif spacing == "beta":
+            times = least + (1 - least) * beta_quantile(np.linspace(1, 0, steps))
+        elif spacing == "beta_time":
             times = beta_quantile(1 - np.arange(steps) / steps)
+        elif spacing == "simple":
+            times = 1 - np.floor(np.arange(steps) * (self.T / steps)) / self.T
+        elif spacing == "lcm":
+            times = 1 - self._lcm_indices(steps) / min(self.T, LCM_TIMES)
+        elif spacing in _CURVES:
+            return self._ramp(steps, spacing)
         else:
             times = 1 - np.arange(steps) / steps
-        times = self.shift * times / (1 + (self.shift - 1) * times)
-        return [Level(1 - u, u, self.T * u) for u in map(float, times)]
+        return [Level(1 - u, u, self.T * u, self) for u in map(float, self._shifted(times))]
 
-    def _ramp(self, steps: int, spacing: str, low: float, high: float) -> list[Level]:
-        """Levels whose s = sigma / alpha goes from `high` to `low`; the first is the noisiest."""
-        first = self.level(self.T if self.name == "flow" else self.T - 1)
-        low, high = max(low, CLEANEST), min(high, NOISIEST)
+    def _shifted(self, u: Any) -> Any:
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def _lcm_indices(self, steps: int) -> np.ndarray:
+        return np.floor(np.linspace(0, min(self.T, LCM_TIMES), steps, endpoint=False))
+
+    def _ramp(self, steps: int, spacing: str) -> list[Level]:
+        """Levels whose s = sigma / alpha falls along a curve; the first is the noisiest."""
         if spacing in ALIGN_YOUR_STEPS:
             table = np.log(ALIGN_YOUR_STEPS[spacing])
             at = np.linspace(0, len(table) - 1, steps + 1)[:-1]
             ramp = np.exp(np.interp(at, np.arange(len(table)), table))
             return [self.level_at_sigma(float(s)) for s in ramp]
-        to, back = _POWERS[spacing]
-        ramp = self.shift * back(np.linspace(to(high), to(low), steps))  # the shift multiplies s
-        return [first, *(self.level_at_sigma(float(s)) for s in ramp[1:])]
+        least, greatest = self.sigma_range
+        ramp = curve(spacing, steps, min(greatest, NOISIEST), max(least, CLEANEST))
+        first = self.level(self.last_t)
+        # The shift multiplies s.
+        return [first, *(self.level_at_sigma(self.shift * float(s)) for s in ramp[1:])]
 
 
-_POWERS: dict[str, tuple[Callable, Callable]] = {
+_WHOLE = ("leading", "trailing", "simple", "linspace")
+_REACH_FIRST = ("linspace", "uniform", "karras", "exponential", "beta")
+_CURVES: dict[str, tuple[Callable, Callable]] = {
     "karras": (lambda s: s ** (1 / 7), lambda y: y**7),
     "exponential": (np.log, np.exp),
+    "kl_optimal": (np.arctan, np.tan),
 }
+
+
+def curve(spacing: str, steps: int, high: float, low: float) -> np.ndarray:
+    """(steps,), s = sigma / alpha from `high` down to `low`: "karras", "exponential", "beta".
+
+    "kl_optimal" has `low` as what follows its last.
+    """
+    if spacing == "beta":
+        return low + (high - low) * beta_quantile(np.linspace(1, 0, steps))
+    to, back = _CURVES[spacing]
+    if spacing == "kl_optimal":
+        return back(np.linspace(to(high), to(low), steps + 1))[:-1]
+    return back(np.linspace(to(high), to(low), steps))
+
+
+def spacing_named(name: str) -> str:
+    """The spacing of this name or of this name in another program ("SGM Uniform", "DDIM").
+
+    ValueError lists the choices, nearest first.
+    """
+    plain = name.strip().lower().replace(" ", "_").replace("-", "_")
+    plain = SPACING_ALIASES.get(plain, plain)
+    return plain if plain in SPACINGS else choose(name, SPACINGS, "spacing")
 
 
 def beta_quantile(p: np.ndarray) -> np.ndarray:
@@ -297,7 +397,7 @@ def _alphas_cumprod(schedule: Schedule) -> Tensor:
 @lru_cache(maxsize=32)
 def _log_s(schedule: Schedule) -> Tensor:
     """log(sigma / alpha) at every whole t, rising."""
-    products = schedule.alphas_cumprod
+    products = _alphas_cumprod(schedule)
     log_s = 0.5 * (torch.log1p(-products) - torch.log(products))
     if products[-1] == 0:  # between the last two times go on at the slope before; the end is exact
         log_s[-1] = 2 * log_s[-2] - log_s[-3]

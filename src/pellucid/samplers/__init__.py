@@ -6,7 +6,9 @@ asks `denoise` for an estimate of x0, moves x to the next level, and yields. Pro
 cancelling are the caller's ``for`` loop.
 
 A sampler's file also says ORDER (how the error of a deterministic solver falls with the step; None
-for one that adds noise) and ALIASES (the names that people know from other programs).
+for one that adds noise) and ALIASES (the names that people know from other programs). Where it is
+not so for all, it says too: SPACING, the spacing that suits it best, which "automatic" means
+("uniform"); SKIP_PENULTIMATE, that the last but one of the levels is left out, as in A1111 (False).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pellucid import plugins
-from pellucid.schedule import Level
+from pellucid.schedule import Level, Schedule, spacing_named
 
 Noise = Callable[[Tensor], Tensor]
 """x -> fresh noise of x's shape."""
@@ -34,13 +36,29 @@ class Step(NamedTuple):
 
 # What A1111 appends to a sampler's name, and the spacing that it means here.
 SUFFIXES = {
+    "automatic": "automatic",
+    "uniform": "uniform",
     "karras": "karras",
     "exponential": "exponential",
-    "uniform": "uniform",
-    "sgm uniform": "trailing",
+    "polyexponential": "exponential",
+    "sgm uniform": "sgm_uniform",
+    "kl optimal": "kl_optimal",
     "align your steps": "align_your_steps",
+    "simple": "simple",
+    "normal": "uniform",
+    "ddim": "leading",
     "beta": "beta",
+    "ka": "karras",  # k_dpmpp_2m_ka
 }
+
+
+def ancestral(s: float, s_after: float, eta: float) -> tuple[float, float]:
+    """(down, up): step to s = sigma / alpha = down, then noise of deviation up leads to s_after.
+
+    eta: how much of the noise is fresh. s may be infinite.
+    """
+    up = min(s_after, eta * s_after * max(1 - (s_after / s) ** 2, 0) ** 0.5)
+    return (s_after**2 - up**2) ** 0.5, up
 
 
 def names() -> tuple[str, ...]:
@@ -57,7 +75,8 @@ def get(name: str) -> ModuleType:
 def resolve(name: str) -> tuple[str, str | None]:
     """(sampler, spacing or None) for a public name or one of another program.
 
-    "dpmpp_2m" -> ("dpmpp_2m", None); "DPM++ 2M Karras" -> ("dpmpp_2m", "karras").
+    "dpmpp_2m" -> ("dpmpp_2m", None); "DPM++ 2M Karras" -> ("dpmpp_2m", "karras"). The spacing may
+    be "automatic".
     ValueError lists the choices, nearest first.
     """
     found = plugins.discover(__name__)
@@ -67,9 +86,33 @@ def resolve(name: str) -> tuple[str, str | None]:
     wanted = name.strip().lower()
     if wanted in known:
         return known[wanted], None
+    spaced = wanted.replace("_", " ")
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        start = wanted.removesuffix(suffix).rstrip(" _")
-        if wanted.endswith(suffix) and start in known:
+        start = wanted[: -len(suffix) - 1]
+        if spaced.endswith(" " + suffix) and start in known:
             return known[start], SUFFIXES[suffix]
     plugins.choose(name, found, "sampler")
     raise AssertionError("a known name was not resolved")
+
+
+def spacing_of(name: str, spacing: str, schedule: Schedule) -> str:
+    """The spacing's plain name; "automatic" is the sampler's own, or of flow SD3's.
+
+    spacing: one of `schedule.SPACINGS`, of another program, or "automatic". ValueError lists the
+    choices, nearest first.
+    """
+    if spacing.strip().lower() != "automatic":
+        return spacing_named(spacing)
+    return "linspace" if schedule.name == "flow" else getattr(get(name), "SPACING", "uniform")
+
+
+def levels_for(
+    name: str, schedule: Schedule, steps: int, spacing: str = "automatic", final: str = "clean"
+) -> list[Level]:
+    """The steps + 1 levels of a run of this sampler; see `Schedule.levels`."""
+    return schedule.levels(
+        steps,
+        spacing_of(name, spacing, schedule),
+        final,
+        skip_penultimate=getattr(get(name), "SKIP_PENULTIMATE", False),
+    )

@@ -19,7 +19,8 @@ from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
 ORDER = 1
-ALIASES = ("DDIM",)
+ALIASES = ("DDIM", "k_ddim", "DDIMScheduler")
+SPACING = "leading"
 
 
 def sample(

@@ -20,7 +20,8 @@ from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
 ORDER = 1
-ALIASES = ("DDIM CFG++",)
+ALIASES = ("DDIM CFG++", "ddim_cfg++")
+SPACING = "leading"
 GUIDANCE = 0.6  # where a request leaves the scale open; a model's own default is of the other kind
 
 

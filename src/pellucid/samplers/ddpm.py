@@ -19,7 +19,7 @@ from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
 ORDER = None
-ALIASES = ("DDPM",)
+ALIASES = ("DDPM", "DDPMScheduler")
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

@@ -20,7 +20,8 @@ from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
 ORDER = 2
-ALIASES = ("DPM++ 2M",)
+ALIASES = ("DPM++ 2M", "k_dpmpp_2m", "DPMSolverMultistepScheduler")
+SPACING = "karras"
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

@@ -20,7 +20,7 @@ from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
 ORDER = 1
-ALIASES = ("Euler",)
+ALIASES = ("Euler", "k_euler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

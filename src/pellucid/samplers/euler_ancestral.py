@@ -16,11 +16,17 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, Step, ancestral
 from pellucid.schedule import Level
 
 ORDER = None
-ALIASES = ("Euler a", "Euler ancestral")
+ALIASES = (
+    "Euler a",
+    "Euler ancestral",
+    "k_euler_a",
+    "k_euler_ancestral",
+    "EulerAncestralDiscreteScheduler",
+)
 
 
 def sample(
@@ -29,9 +35,7 @@ def sample(
     """eta: how much of the noise is fresh; 0 is Euler."""
     for now, after in pairwise(levels):
         x0 = denoise(x, now)
-        s = after.s
-        up = min(s, eta * s * max(1 - (s / now.s) ** 2, 0) ** 0.5)
-        down = (s**2 - up**2) ** 0.5
+        down, up = ancestral(now.s, after.s, eta)
         x = after.alpha * (x0 + down * eps_from_x0(x, x0, now))
         if up > 0:
             x = x + after.alpha * up * noise(x)

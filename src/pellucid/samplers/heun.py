@@ -21,7 +21,7 @@ from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
 ORDER = 2
-ALIASES = ("Heun",)
+ALIASES = ("Heun", "k_heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

@@ -22,7 +22,8 @@ from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
 ORDER = None
-ALIASES = ("LCM",)
+ALIASES = ("LCM", "LCMScheduler")
+SPACING = "lcm"
 SIGMA_DATA = 0.5
 TIME_SCALE = 10.0
 

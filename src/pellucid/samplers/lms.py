@@ -19,7 +19,7 @@ from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
 ORDER = 4
-ALIASES = ("LMS",)
+ALIASES = ("LMS", "k_lms", "LMSDiscreteScheduler")
 
 
 def sample(

@@ -25,7 +25,7 @@ from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
 ORDER = 3
-ALIASES = ("UniPC",)
+ALIASES = ("UniPC", "UniPCMultistepScheduler")
 
 
 class _Look(NamedTuple):
