@@ -255,7 +255,7 @@ def test_like_a_picture_of_another_program(
         "Steps: 2, Sampler: Euler a, Schedule type: {}, CFG scale: 3, Seed: 4, Size: 16x16, "
         "Model: other"
     )
-    for schedule, spacing in (("Automatic", "uniform"), ("SGM Uniform", "trailing")):
+    for schedule, spacing in (("Automatic", "uniform"), ("SGM Uniform", "sgm_uniform")):
         info = PngImagePlugin.PngInfo()
         info.add_text("parameters", text.format(schedule))
         Image.new("RGB", (16, 16)).save(theirs, pnginfo=info)

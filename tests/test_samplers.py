@@ -348,7 +348,7 @@ def test_yields_each_level_and_is_finite(name, steps, schedule):
     assert all(level.sigma > 0 for level in looked)  # the clean level is never looked from
     assert looked[0] == levels[0] and out[-1].level == levels[-1]
     if name in OWN_LEVELS:
-        assert name == "dpm_adaptive" or len(out) == len(looked) == steps
+        assert len(out) == steps and len(looked) in ([steps] if name == "dpm_fast" else range(300))
         return
     assert [step.level for step in out] == levels[1:]
     assert [level for level in dict.fromkeys(looked) if level in levels] == levels[:-1]

@@ -440,14 +440,25 @@ def test_adaptive_takes_more_looks_for_less_error():
     levels, found = VP.levels(10, "karras", "first"), []
     exact = last("heun", mixture, start(), VP.levels(1000, "exponential", "first"))
     for rtol in (0.2, 0.02, 0.002):
-        steps = list(
-            samplers.get("dpm_adaptive").sample(
-                mixture, start(), levels, no_noise, eta=0, rtol=rtol, atol=rtol / 10
-            )
-        )
-        found.append((len(steps), (steps[-1].x - exact).norm().item()))
+        looks = []
+
+        def denoise(x, level, looks=looks):
+            looks.append(level)
+            return mixture(x, level)
+
+        options = {"eta": 0, "rtol": rtol, "atol": rtol / 10}
+        end = last("dpm_adaptive", denoise, start(), levels, no_noise, **options)
+        found.append((len(looks), (end - exact).norm().item()))
     (few, worst), (more, better), (most, best) = found
     assert few < more < most and worst > better > best and best < 0.01
+
+
+def test_adaptive_says_where_it_is_when_it_has_passed_a_level():
+    levels = VP.levels(50, "karras")
+    out = list(samplers.get("dpm_adaptive").sample(mixture, start(), levels, fresh()))
+    assert len(out) == 50
+    assert all(step.level.s <= level.s for step, level in zip(out, levels[1:], strict=True))
+    assert len({step.level.s for step in out}) > 10
 
 
 def test_adaptive_ends_when_every_look_is_broken():
@@ -575,9 +586,9 @@ def test_older_names_with_a_spacing():
     assert samplers.resolve("dpmpp_2m_sde_kl_optimal") == ("dpmpp_2m_sde", "kl_optimal")
 
 
-def test_automatic_of_flow_is_sd3_s():
+def test_automatic_of_flow_is_uniform():
     for name in ("euler", "dpmpp_2m", "ddim"):
-        assert samplers.levels_for(name, FLOW, 8) == FLOW.levels(8, "linspace")
+        assert samplers.levels_for(name, FLOW, 8) == FLOW.levels(8, "uniform")
 
 
 @pytest.mark.parametrize("name", samplers.names())

@@ -129,7 +129,9 @@ def steps_of(
 def levels_of(model: Model, request: Request) -> list[list[Level]]:
     """The levels of each pass; with strength 0 the first one has a single level, the clean one."""
     assert request.steps is not None and request.spacing is not None
-    levels = model.schedule.levels(request.steps, request.spacing)
+    assert request.sampler is not None
+    name, schedule = request.sampler, model.schedule
+    levels = samplers.levels_for(name, schedule, request.steps, request.spacing)
     passes = [levels if request.image is None else levels[request.steps - redrawn(request) :]]
     if request.hires is not None:
         assert request.hires_steps is not None
@@ -140,7 +142,7 @@ def levels_of(model: Model, request: Request) -> list[list[Level]]:
                 f"are a part of {whole} steps; fewer steps or more strength are wanted, for a "
                 f"whole of at most {MAX_STEPS}"
             )
-        again = model.schedule.levels(whole, request.spacing)
+        again = samplers.levels_for(name, schedule, whole, request.spacing)
         passes.append(again[whole - request.hires_steps :])
     return passes
 

@@ -12,7 +12,6 @@ from pellucid.images import picture_size
 from pellucid.model import Model
 from pellucid.noise import MAX_SEED, NOISES
 from pellucid.plugins import choose
-from pellucid.schedule import SPACINGS
 
 MAX_SIDE = 4096
 # Models of at least this width draw any size; a smaller one draws what it was trained on.
@@ -110,7 +109,7 @@ class Request(BaseModel):
     @field_validator("spacing")
     @classmethod
     def _spacing(cls, name: str | None) -> str | None:
-        return None if name is None else choose(name, SPACINGS, "spacing")
+        return None if name is None else samplers.spacing_named(name)
 
     @field_validator("noise")
     @classmethod
@@ -185,7 +184,9 @@ def resolve(model: Model, request: Request) -> Request:
             else request.guidance
         ),
         "sampler": name,
-        "spacing": d.spacing if spacing is None else spacing,
+        "spacing": samplers.spacing_of(
+            name, d.spacing if spacing is None else spacing, model.schedule
+        ),
         "width": width,
         "height": height,
         "seed": secrets.randbelow(2**32) if request.seed in (None, -1) else request.seed,

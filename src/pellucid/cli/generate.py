@@ -54,7 +54,7 @@ def _from_picture(path: Path) -> dict[str, Any]:
     from pellucid.schedule import SPACINGS
 
     known = read_parameters(found.parameters)
-    if "spacing" in known:  # "SGM Uniform" there, "trailing" here; "Automatic" is the sampler's own
+    if "spacing" in known:  # labels such as "SGM Uniform"
         spacing = str(known["spacing"]).lower()
         known["spacing"] = spacing if spacing in SPACINGS else SUFFIXES.get(spacing)
     return {k: v for k, v in known.items() if k in Request.model_fields}

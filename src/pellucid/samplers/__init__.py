@@ -20,7 +20,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pellucid import plugins
-from pellucid.schedule import Level, Schedule, spacing_named
+from pellucid.schedule import Level, Schedule
+from pellucid.schedule import spacing_named as schedule_spacing
 
 Noise = Callable[[Tensor], Tensor]
 """x -> fresh noise of x's shape."""
@@ -95,15 +96,21 @@ def resolve(name: str) -> tuple[str, str | None]:
     raise AssertionError("a known name was not resolved")
 
 
+def spacing_named(name: str) -> str:
+    """As `schedule.spacing_named`, and "automatic" besides."""
+    return "automatic" if name.strip().lower() == "automatic" else schedule_spacing(name)
+
+
 def spacing_of(name: str, spacing: str, schedule: Schedule) -> str:
-    """The spacing's plain name; "automatic" is the sampler's own, or of flow SD3's.
+    """The spacing's plain name; "automatic" is the sampler's own, or of flow "uniform".
 
     spacing: one of `schedule.SPACINGS`, of another program, or "automatic". ValueError lists the
     choices, nearest first.
     """
-    if spacing.strip().lower() != "automatic":
-        return spacing_named(spacing)
-    return "linspace" if schedule.name == "flow" else getattr(get(name), "SPACING", "uniform")
+    plain = spacing_named(spacing)
+    if plain != "automatic":
+        return plain
+    return "uniform" if schedule.name == "flow" else getattr(get(name), "SPACING", "uniform")
 
 
 def levels_for(

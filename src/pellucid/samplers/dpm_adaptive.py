@@ -37,7 +37,7 @@ def sample(
     rtol: float = 0.05,
     atol: float = 0.0078,
 ) -> Iterator[Step]:
-    """As many steps as it takes, whatever `levels` has between the first and the last.
+    """As many looks as it takes. It yields once for each of `levels` that it has passed.
 
     All of a batch goes in the same steps. eta: how much of the noise is fresh (A1111: 1); 0 is
     deterministic. rtol, atol: a step may be off by the greater of atol and rtol |x|. The steps from
@@ -50,7 +50,7 @@ def sample(
             yield step
         ends = ends[1:]
     clean = ends.pop() if len(ends) > 1 and ends[-1].sigma == 0 else None
-    now, end = ends[0], ends[-1]
+    now, end, due = ends[0], ends[-1], [level.s for level in ends[1:]]
     h, tries, low_before = FIRST_H, 0, x / now.alpha
     while now.s > end.s * math.exp(1e-5):
         s = now.s * math.exp(-h)
@@ -74,6 +74,8 @@ def sample(
             if down < after.s:
                 y = y + (after.s**2 - down**2) ** 0.5 * noise(x)
             x, now, low_before = after.alpha * y, after, low
-            yield Step(x, one.x0, after)
+            while due and now.s <= due[0]:
+                yield Step(x, one.x0, now)
+                del due[0]
     if clean is not None:
         yield from euler.sample(denoise, x, [end, clean], noise)
