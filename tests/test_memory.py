@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pellucid import devices, precision, strips
+from pellucid import devices, images, precision, strips
 from pellucid import nn as blocks
+from pellucid.cli import main
 from pellucid.devices import bring, choose_device, free_memory, in_the_way, weight_bytes
 from pellucid.diffusion import Conditioning
+from pellucid.model import Model
 from pellucid.nn import Downsample, ResidualBlock, Upsample, attend
+from pellucid.pipeline import pictures
 from pellucid.precision import Careful, NotFinite, choose_dtype, finite
+from pellucid.vae import SD_VAE, VAE, load_latents, save_latents
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -165,6 +174,23 @@ def test_strips_of_half_precision_have_norms_in_float32() -> None:
     torch.testing.assert_close(got.float(), expected, rtol=0, atol=2e-3)
 
 
+@torch.no_grad()
+def test_strips_need_less_memory() -> None:
+    """SD's autoencoder at an eighth of its width: half of what it needs whole, or less."""
+    vae = VAE(replace(SD_VAE, block_out_channels=(16, 32, 64, 64), norm_groups=8))
+    vae.to(memory_format=torch.channels_last)
+    z = noise(1, 4, 32, 32)
+    pixels = vae.decode(z)  # all that is made once is made now
+    for run, given in ((vae.decode, z), (vae.encode, pixels)):
+        peaks = []
+        for places in (None, 1024):
+            with Peak() as peak:
+                run(given, places)
+            peaks.append(peak.most)
+        assert peaks[1] < 0.6 * peaks[0]
+        assert peaks[0] < vae.working_bytes(256, 256)
+
+
 # ---------------------------------------------------------------- devices
 
 
@@ -255,6 +281,16 @@ def test_nothing_moves_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bring(a, [a, b], CUDA, work=10**6) == []
     assert bring(a, [a, b], CPU, work=10**6) == []
     assert len(machine.moves) == 2
+
+
+def test_a_device_without_a_number_is_any_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(100, monkeypatch)
+    a, b = Part("a", 60, machine), Part("b", 60, machine)
+    machine.here = [b]
+    assert devices.is_on(b, torch.device("cuda"))
+    assert devices.is_on(b, CUDA)
+    assert not devices.is_on(b, torch.device("cuda:1"))
+    assert not devices.is_on(a, torch.device("cuda"))
 
 
 def test_who_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,3 +401,50 @@ def test_careful_network() -> None:
         assert network.told.sizes is sizes
     assert len(careful.warnings) == 1
     assert "the U-Net" in careful.warnings[0]
+
+
+# ---------------------------------------------------------------- latents that are kept
+
+
+def test_kept_latents_are_decoded_by_the_command(
+    model: Model,
+    model_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    latents = noise(2, 4, 8, 8)
+    path = tmp_path / "a-rabbit.latents.safetensors"
+    save_latents(path, latents, {"request": '{"prompt": "a rabbit"}'})
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    again, about = load_latents(path)
+    assert torch.equal(again, latents)
+    assert about == {"request": '{"prompt": "a rabbit"}'}
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["pellucid", "decode", str(path), "--model", str(model_file), "--out", str(out)],
+    )
+    main()
+    written = [Path(line) for line in capsys.readouterr().out.split()]
+    assert written == [out / "a-rabbit.png", out / "a-rabbit-2.png"]
+    for file, expected in zip(written, pictures(model, latents), strict=True):
+        assert Image.open(file).tobytes() == expected.tobytes()
+        found = images.read_metadata(file).request
+        assert found is not None
+        assert found["prompt"] == "a rabbit"
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", None, "other"])
+def test_other_files_are_no_latents(content: bytes | str | None, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    if content is None:
+        save_latents(path, noise(4), {})
+    elif isinstance(content, str):
+        save_file({"latents": noise(1, 4, 2, 2)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a file of latents"):
+        load_latents(path)

@@ -73,10 +73,10 @@ def bring(
     if device.type == "cpu":
         return []
     needed = work
-    if place(part) != device:
+    if not is_on(part, device):
         needed += weight_bytes(part)
     away: list[nn.Module] = []
-    here = [other for other in others if other is not part and place(other) == device]
+    here = [other for other in others if other is not part and is_on(other, device)]
     while here and (free := free_memory(device)) is not None and free < needed:
         going = in_the_way(here, needed - free)
         here.remove(going)
@@ -94,8 +94,14 @@ def in_the_way(parts: Sequence[nn.Module], missing: int) -> nn.Module:
 
 
 def place(part: nn.Module) -> torch.device:
-    """The device that a part is on, with its number."""
+    """The device that a part is on; that of a GPU has a number."""
     return next(part.parameters()).device
+
+
+def is_on(part: nn.Module, device: torch.device) -> bool:
+    """Whether a part is on the device, or on any of its kind if that has no number."""
+    here = place(part)
+    return here.type == device.type and device.index in (None, here.index)
 
 
 def empty_cache(device: torch.device) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pellucid.nn import Downsample, ResidualBlock, Upsample
 
-PLACES = 2**18
+PLACES = 2**15
 """Places (rows times width) in a strip."""
 
 

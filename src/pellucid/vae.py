@@ -7,11 +7,16 @@ parameters have the names that diffusers gives them (AutoencoderKL).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pellucid import strips
@@ -47,6 +52,7 @@ SD_VAE = VAEConfig()
 SDXL_VAE = VAEConfig(scaling_factor=0.13025)
 
 NORM_EPS = 1e-6
+LATENTS_FORMAT = "pellucid latents 1"
 
 
 class Posterior:
@@ -175,7 +181,7 @@ class Encoder(nn.Module):
         """As `forward`, with less memory and more time; without gradients."""
         pixels = F.pixel_unshuffle(pixels, self.patch_size) if self.patch_size > 1 else pixels
         x = strips.keep(strips.convolution(strips.of(pixels, places), self.conv_in))
-        for block in self.down_blocks:
+        for block in cast("Iterable[Any]", self.down_blocks):
             for resnet in block.resnets:
                 x = strips.keep(strips.residual(x, resnet))
             for downsampler in block.downsamplers:
@@ -217,7 +223,7 @@ class Decoder(nn.Module):
     def in_strips(self, z: Tensor, places: int) -> Tensor:
         """As `forward`, with less memory and more time; without gradients."""
         x = strips.of(self.mid_block(self.conv_in(z)), places)
-        for block in self.up_blocks:
+        for block in cast("Iterable[Any]", self.up_blocks):
             for resnet in block.resnets:
                 x = strips.keep(strips.residual(x, resnet))
             for upsampler in block.upsamplers:
@@ -313,7 +319,7 @@ class VAE(nn.Module):
         """About what decoding or encoding a picture of so many pixels needs at its peak, whole.
 
         Four tensors of the size of the largest. Measured for SD_VAE on a CPU: 2.6 with weights in
-        channels_last, 4.1 without; in strips 0.95, and 2.2 times the time.
+        channels_last, 4.1 without; in strips 1.0, in 1.7 times the time.
         """
         config = self.config
         widths = config.block_out_channels
@@ -358,6 +364,31 @@ class VAE(nn.Module):
         assert last.bias is not None
         last.bias.zero_()
         last.bias[config.latent_channels :] = -6.0
+
+
+def save_latents(path: Path, latents: Tensor, about: Mapping[str, str]) -> None:
+    """Write scaled latents (B, C, h, w), so that they can be decoded later, and what they are."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        tensors = {"latents": latents.detach().cpu().contiguous()}
+        save_file(tensors, temporary, {"format": LATENTS_FORMAT, **about})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
+    """What `save_latents` wrote. ValueError for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+            latents = file.get_tensor("latents") if about.get("format") == LATENTS_FORMAT else None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a file of latents ({error})") from error
+    if latents is None or latents.ndim != 4 or not latents.is_floating_point():
+        raise ValueError(f"{path} is not a file of latents")
+    del about["format"]
+    return latents, about
 
 
 class PatchDiscriminator(nn.Module):
