@@ -310,8 +310,8 @@ def grow_tokenizer(facts: dict[str, Any]) -> None:
         (add_part, "a part 'nose'"),
         (drop_fact, "has no schedule"),
         (add_option, "unknown field 'colour'; known are block_out_channels"),
-        (break_config, "no clip_text can be built .* heads 3"),
-        (break_type, "no clip_text can be built"),
+        (break_config, "no TextTower can be built .* heads 3"),
+        (break_type, "no TextTower can be built"),
         (break_schedule, "schedule in its metadata is not a JSON object"),
         (break_tokenizer, "tokenizer's JSON cannot be read"),
         (grow_tokenizer, r"tokenizer \(\d+ pieces, rows of 9\) does not fit its text tower"),
@@ -347,7 +347,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
         Path(name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pellucid.checkpoints.native.save_file", full)
+    monkeypatch.setattr("pellucid.checkpoints._assemble.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save(tiny(), path)
     assert path.read_bytes() == b"the old one"
@@ -358,7 +358,7 @@ def test_stopping_a_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     def stopped(weights: object, name: str, metadata: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pellucid.checkpoints.native.save_file", stopped)
+    monkeypatch.setattr("pellucid.checkpoints._assemble.save_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         save(tiny(), tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []

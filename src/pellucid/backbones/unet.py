@@ -45,7 +45,8 @@ class UNetConfig:
     norm_groups: int = 32
     norm_eps: float = 1e-5
     pooled_dim: int = 0  # width of the pooled text that is added to the time; 0: none
-    size_conditions: bool = False  # SDXL's six numbers go beside the pooled text
+    size_conditions: bool = False  # SDXL's size_count numbers go beside the pooled text
+    size_count: int = 6  # the refiner has 5: its last, a score of beauty, is in the target's place
     map_channels: int = 0  # channels that an MLP draws from the pooled text, beside the input
     map_size: int = 8
 
@@ -76,8 +77,7 @@ SDXL = UNetConfig(
     size_conditions=True,
 )
 
-SIZE_WIDTH = 256  # of the sinusoid of each of SDXL's six numbers
-SIZE_COUNT = 6
+SIZE_WIDTH = 256  # of the sinusoid of each of SDXL's size_count numbers
 
 
 class Level(nn.Module):
@@ -190,7 +190,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels + config.map_channels, widths[0], 3, padding=1)
         self.time_embedding = Embedding(widths[0], time_width)
         if config.pooled_dim > 0:
-            sizes = SIZE_COUNT * SIZE_WIDTH if config.size_conditions else 0
+            sizes = config.size_count * SIZE_WIDTH if config.size_conditions else 0
             self.add_embedding = Embedding(config.pooled_dim + sizes, time_width)
         if config.map_channels > 0:
             self.map_embedding = nn.Sequential(
@@ -210,9 +210,10 @@ class UNet(nn.Module):
         """What the network predicts (noise, or as it was trained), (B, out_channels, h, w).
 
         x (B, in_channels, h, w); t (B,), from 0 to 1000, may be fractional; cond.tokens
-        (B, L, cross_attention_dim); cond.pooled (B, pooled_dim) and cond.sizes (B, 6) where the
-        config asks for them, ValueError if they are missing. `record`, for instance a list, takes
-        the attention to the text of every transformer block in order, (B, heads, h', w', L).
+        (B, L, cross_attention_dim); cond.pooled (B, pooled_dim) and cond.sizes (B, size_count)
+        where the config asks for them, ValueError if they are missing. `record`, for instance a
+        list, takes the attention to the text of every transformer block in order,
+        (B, heads, h', w', L).
         """
         time = F.silu(self.embed_time(t, cond, x.dtype))
         if self.config.map_channels > 0:
@@ -232,10 +233,13 @@ class UNet(nn.Module):
         if self.config.pooled_dim > 0:
             extra = pooled_of(cond)
             if self.config.size_conditions:
-                if cond.sizes is None:
+                if cond.sizes is None or cond.sizes.shape[-1] != self.config.size_count:
+                    has = "no sizes" if cond.sizes is None else f"{cond.sizes.shape[-1]} sizes"
+                    last = "target height and width" if self.config.size_count == 6 else "score"
                     raise ValueError(
-                        "the conditioning has no sizes; this U-Net needs (B, 6): original height "
-                        "and width, top and left of the crop, target height and width"
+                        f"the conditioning has {has}; this U-Net needs (B, "
+                        f"{self.config.size_count}): original height and width, top and left of "
+                        f"the crop, {last}"
                     )
                 waves = sinusoid(cond.sizes.flatten(), SIZE_WIDTH).view(len(cond.sizes), -1)
                 extra = torch.cat([extra, waves.to(extra.dtype)], dim=-1)

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from pellucid import plugins
 from pellucid.checkpoints import CheckpointError, read_header
+from pellucid.checkpoints._assemble import Part, assemble, build, gather, same_names, write_file
+from pellucid.checkpoints._weights import open_weights
 from pellucid.clip import TextTower, VisionTower
 from pellucid.model import Defaults, Model, Reading
 from pellucid.schedule import Schedule
@@ -35,20 +32,6 @@ Config = TypeVar("Config")
 VERSION = 1
 REQUIRED = ("backbone", "vae", "text")
 OPTIONAL = ("text_2", "vision")
-FIRST = 3  # how many wrong keys an error names
-
-
-class Unfilled(TorchFunctionMode):
-    """Initial weights are not drawn. On the meta device there is nothing to draw into, and yet
-    torch would import its compiler to do so, which takes longer than all else here."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (nn.init.normal_, Tensor.normal_):  # layers call the one or the other
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def matches(path: Path) -> bool:
@@ -60,30 +43,25 @@ def matches(path: Path) -> bool:
 
 
 def read(
-    path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prediction: str | None = None,
 ) -> Model:
-    """The model in `path`. Raises CheckpointError that names the first keys that are wrong."""
-    header = read_header(path)
-    shapes = {key: tuple(v["shape"]) for key, v in header.items() if key != "__metadata__"}
-    facts = _facts(path, header)
-    parts: dict[str, nn.Module] = {}
-    for part, entry in facts["parts"].items():
-        # On the meta device a network has shapes but no memory, and nothing is initialised in vain.
-        with torch.device("meta"), Unfilled():
-            parts[part] = _build(path, part, entry)
-    _compare(path, parts, shapes)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for part, module in parts.items():
-                weights = {
-                    key: _cast(file.get_tensor(f"{part}.{key}"), dtype).to(device)
-                    for key in module.state_dict()
-                }
-                module.load_state_dict(weights, assign=True, strict=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    for module in parts.values():
-        module.eval()
+    """The model in `path`; `prediction` None is what the file says.
+
+    Raises CheckpointError that names the first keys that are wrong.
+    """
+    facts = _facts(path, read_header(path))
+    parts = {part: _build(path, part, entry) for part, entry in facts["parts"].items()}
+    weights = open_weights(path)
+    places = {part: same_names(module, f"{part}.") for part, module in parts.items()}
+    assemble(
+        path,
+        {part: Part(module, weights, places[part]) for part, module in parts.items()},
+        device,
+        dtype,
+    )
     try:
         tokenizer = Tokenizer.from_json(json.dumps(facts["tokenizer"]))
     except ValueError as error:
@@ -104,7 +82,7 @@ def read(
         text=text,
         tokenizer=tokenizer,
         schedule=_dataclass(path, "schedule", Schedule, facts["schedule"]),
-        prediction=str(facts["prediction"]),
+        prediction=str(facts["prediction"]) if prediction is None else prediction,
         name=str(facts["name"]),
         text_2=typing.cast("TextTower | None", parts.get("text_2")),
         reading=_dataclass(path, "reading", Reading, facts.get("reading", {})),
@@ -125,16 +103,8 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
         "text": model.text,
     }
     modules |= {name: part for name in OPTIONAL if (part := getattr(model, name)) is not None}
-    weights: dict[str, Tensor] = {}
-    for part, module in modules.items():
-        for key, tensor in module.state_dict().items():
-            weight = _cast(tensor.detach().cpu(), dtype).contiguous()
-            if weight.is_floating_point() and not weight.isfinite().all():
-                raise CheckpointError(
-                    f"{part}.{key} has values that are not finite in {weight.dtype}; "
-                    f"{path} was not written"
-                )
-            weights[f"{part}.{key}"] = weight
+    places = {part: same_names(module, f"{part}.") for part, module in modules.items()}
+    weights = gather(path, {part: (modules[part], places[part]) for part in modules}, dtype)
     facts = {
         "version": VERSION,
         "name": model.name,
@@ -148,27 +118,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
         "defaults": dataclasses.asdict(model.defaults),
         "tokenizer": json.loads(model.tokenizer.to_json()),
     }
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path} cannot be written: {path.parent} is not a folder")
-    try:
-        # In the same folder, because only there is a rename one step.
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        try:
-            save_file(weights, name, {"pellucid": json.dumps(facts, ensure_ascii=False)})
-            with open(name, "rb+") as file:
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} could not be written: {error}") from error
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    write_file(path, weights, {"pellucid": json.dumps(facts, ensure_ascii=False)})
 
 
 def _config_of(module: nn.Module) -> Any:
@@ -253,12 +203,7 @@ def _build(path: Path, part: str, entry: Mapping[str, Any]) -> nn.Module:
         )
     config_type = typing.get_type_hints(kinds[kind].__init__)["config"]
     config = _dataclass(path, part, config_type, entry.get("config"))
-    try:
-        return kinds[kind](config)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise CheckpointError(
-            f"{path}: no {kind} can be built from the config of its {part}: {error}"
-        ) from error
+    return build(path, part, kinds[kind], config)
 
 
 def _dataclass(path: Path, what: str, kind: type[Config], values: Any) -> Config:
@@ -279,27 +224,3 @@ def _dataclass(path: Path, what: str, kind: type[Config], values: Any) -> Config
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _compare(
-    path: Path, parts: Mapping[str, nn.Module], found: Mapping[str, tuple[int, ...]]
-) -> None:
-    wanted = {
-        f"{part}.{key}": tuple(tensor.shape)
-        for part, module in parts.items()
-        for key, tensor in module.state_dict().items()
-    }
-    missing = [key for key in wanted if key not in found]
-    extra = [key for key in found if key not in wanted]
-    wrong = [
-        f"{key} is {found[key]} and not {shape}"
-        for key, shape in wanted.items()
-        if key in found and found[key] != shape
-    ]
-    complaints = [
-        f"{len(keys)} {what}: {', '.join(keys[:FIRST])}" + (", ..." if len(keys) > FIRST else "")
-        for what, keys in (("missing", missing), ("unknown", extra), ("of the wrong shape", wrong))
-        if keys
-    ]
-    if complaints:
-        raise CheckpointError(f"{path}: its keys do not fit its config: {'; '.join(complaints)}")

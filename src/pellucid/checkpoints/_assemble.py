@@ -1,0 +1,210 @@
+"""From weights in a file to networks that have them; every format does it so.
+
+A network is built on the meta device, where it has shapes and no memory, compared with the file key
+by key, and then filled tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pellucid.checkpoints import CheckpointError
+from pellucid.checkpoints._weights import Stored
+
+Network = TypeVar("Network", bound=nn.Module)
+Layout = Literal["plain", "transposed", "conv", "third"]
+
+FIRST = 3  # how many wrong keys an error names
+
+
+class Place(NamedTuple):
+    """Where a parameter stands in a file, and how.
+
+    layout: "plain"; "transposed"; "conv", a linear layer that is stored as a convolution of size 1;
+    "third", one of three parameters of one shape that are stored as one, `part` says which.
+    """
+
+    key: str
+    layout: Layout = "plain"
+    part: int = 0
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in the file of a parameter of this shape."""
+        if self.layout == "transposed":
+            return shape[::-1]
+        if self.layout == "conv" and len(shape) == 2:
+            return (*shape, 1, 1)
+        return (3 * shape[0], *shape[1:]) if self.layout == "third" else shape
+
+    def unpack(self, tensor: Tensor) -> Tensor:
+        """What is in the file -> the parameter."""
+        if self.layout == "transposed":
+            return tensor.T.contiguous()
+        if self.layout == "conv" and tensor.ndim == 4:
+            return tensor[:, :, 0, 0]
+        return tensor.chunk(3)[self.part] if self.layout == "third" else tensor
+
+
+class Part(NamedTuple):
+    """A network and where the file has its parameters: name -> place."""
+
+    module: nn.Module
+    weights: Mapping[str, Stored]
+    places: Mapping[str, Place]
+
+
+class Unfilled(TorchFunctionMode):
+    """Initial weights are not drawn. On the meta device there is nothing to draw into, and yet
+    torch would import its compiler to do so, which takes longer than all else here."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_):  # layers call the one or the other
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build(path: Path, what: str, kind: Callable[[Any], Network], config: Any) -> Network:
+    """`kind(config)` on the meta device. Raises CheckpointError if there is no such network."""
+    try:
+        with torch.device("meta"), Unfilled():
+            return kind(config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        name = getattr(kind, "__name__", what)
+        raise CheckpointError(
+            f"{path}: no {name} can be built from the config of its {what}: {error}"
+        ) from error
+
+
+def same_names(module: nn.Module, prefix: str = "") -> dict[str, Place]:
+    """The places of a file whose keys are `prefix` and the parameters' own names."""
+    return {name: Place(prefix + name) for name in module.state_dict()}
+
+
+def compare(path: Path, parts: Mapping[str, Part], unused: Collection[str] = ()) -> None:
+    """Whether the file has every parameter in its shape, and nothing else but `unused`.
+
+    Raises CheckpointError that names the first keys that are wrong.
+    """
+    missing, wrong, used, found = [], [], set(unused), dict[str, None]()
+    for module, weights, places in parts.values():
+        found |= dict.fromkeys(weights)
+        for name, tensor in module.state_dict().items():
+            key, shape = places[name].key, places[name].shape(tuple(tensor.shape))
+            used.add(key)
+            if key not in weights:
+                missing.append(key)
+            elif weights[key].shape != shape and not _is_squeezed(places[name], weights[key]):
+                wrong.append(f"{key} is {weights[key].shape} and not {shape}")
+            elif not weights[key].dtype.is_floating_point:
+                wrong.append(f"{key} is {str(weights[key].dtype).removeprefix('torch.')}")
+    extra = [key for key in found if key not in used]
+    missing = list(dict.fromkeys(missing))  # three parameters may share a key
+    wrong = list(dict.fromkeys(wrong))
+    complaints = [
+        f"{len(keys)} {what}: {', '.join(keys[:FIRST])}" + (", ..." if len(keys) > FIRST else "")
+        for what, keys in (("missing", missing), ("unknown", extra), ("of the wrong shape", wrong))
+        if keys
+    ]
+    if complaints:
+        raise CheckpointError(f"{path}: its keys do not fit its config: {'; '.join(complaints)}")
+
+
+def _is_squeezed(place: Place, stored: Stored) -> bool:
+    """Some files have the linear layer itself where others have a convolution of size 1."""
+    return place.layout == "conv" and len(stored.shape) == 2
+
+
+def fill(part: Part, device: str | torch.device, dtype: torch.dtype) -> None:
+    """Give the network its weights, one after the other, and put it in eval mode."""
+    filled = {}
+    for name in part.module.state_dict():
+        place = part.places[name]
+        tensor = place.unpack(part.weights[place.key].get(dtype))
+        filled[name] = tensor.to(device)
+    part.module.load_state_dict(filled, assign=True, strict=True)
+    part.module.eval()
+
+
+def assemble(
+    path: Path,
+    parts: Mapping[str, Part],
+    device: str | torch.device,
+    dtype: torch.dtype,
+    unused: Collection[str] = (),
+) -> None:
+    """`compare`, then `fill` every part."""
+    compare(path, parts, unused)
+    for part in parts.values():
+        fill(part, device, dtype)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def gather(
+    path: Path,
+    parts: Mapping[str, tuple[nn.Module, Mapping[str, Place]]],
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """The tensors of a file: every parameter at its place. `dtype` None keeps the weights' own.
+
+    Raises CheckpointError for a weight that is not finite, or not any more as `dtype`.
+    """
+    stored: dict[str, Tensor] = {}
+    thirds: dict[str, dict[int, Tensor]] = {}
+    for what, (module, places) in parts.items():
+        for name, tensor in module.state_dict().items():
+            place = places[name]
+            weight = cast(tensor.detach().cpu(), dtype)
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise CheckpointError(
+                    f"{what}.{name} has values that are not finite in {weight.dtype}; "
+                    f"{path} was not written"
+                )
+            if place.layout == "third":
+                thirds.setdefault(place.key, {})[place.part] = weight
+                continue
+            if place.layout == "transposed":
+                weight = weight.T
+            stored[place.key] = weight.reshape(place.shape(tuple(tensor.shape))).contiguous()
+    for key, three in thirds.items():
+        stored[key] = torch.cat([three[i] for i in range(3)])
+    return stored
+
+
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def write_file(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, whole or not at all. Raises CheckpointError."""
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path} cannot be written: {path.parent} is not a folder")
+    try:
+        # In the same folder, because only there is a rename one step.
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        try:
+            save_file(dict(weights), name, dict(metadata))
+            with open(name, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} could not be written: {error}") from error
