@@ -1,7 +1,8 @@
 """Models on disk: one file here for each format, chosen by what a file holds and not by its name.
 
-A format is a module with `matches(path) -> bool`, `read(path, device, dtype) -> Model` and, if it
-can be written, `write(model, path, dtype)`.
+A format is a module with `matches(path) -> bool`, `read(path, device, dtype, prediction) -> Model`,
+`describe(path) -> dict` if more can be said without reading the weights, and, if it can be written,
+`write(model, path, dtype)`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from typing import Any
 import torch
 
 from pellucid import plugins
+from pellucid.diffusion import PREDICTIONS
 from pellucid.model import Model
+from pellucid.plugins import choose
+from pellucid.vae import VAE, VAEConfig
+
+HEADER_BYTES = 2**24  # of a safetensors file; those of the largest models have a sixth of it
 
 
 class CheckpointError(ValueError):
@@ -25,10 +31,13 @@ def load(
     path: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    prediction: str | None = None,
 ) -> Model:
     """The model in the file or folder `path`, on `device`, its weights as `dtype`, in eval mode.
 
-    path: None is the model that ships with the package.
+    path: None is the model that ships with the package. prediction: what the network predicts, one
+    of `diffusion.PREDICTIONS`, where the file does not say it; None asks the file. Weights that are
+    of `dtype` already stay in the file until they are used, so it must not be written over.
 
     Nothing in the file is run. Raises CheckpointError: no such file, truncated, of another kind,
     keys that are missing, unknown or of the wrong shape.
@@ -36,20 +45,63 @@ def load(
     path = embedded() if path is None else Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; a checkpoint file is wanted")
-    formats = plugins.discover("pellucid.checkpoints")
-    for form in formats.values():
+    form = format_of(path)
+    if prediction is None:
+        model: Model = form.read(path, device, dtype)
+        return model
+    choose(prediction, PREDICTIONS, "prediction")
+    told: Model = form.read(path, device, dtype, prediction)
+    return told
+
+
+def format_of(path: Path) -> Any:
+    """The module that reads `path`. Raises CheckpointError that says what it is instead."""
+    for form in plugins.discover("pellucid.checkpoints").values():
         if form.matches(path):
-            model: Model = form.read(path, device, dtype)
-            return model
+            return form
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is a folder; a .safetensors file that Pellucid wrote is wanted"
+            f"{path} is a folder, and not one of diffusers' with a model_index.json; such a folder "
+            "or a .safetensors file is wanted"
         )
-    read_header(path)  # says what is wrong if it is no safetensors file at all
+    from pellucid.checkpoints import _families, _weights  # which import this module
+
+    weights = _weights.open_weights(path)  # says what is wrong if it is no file of weights at all
+    what = _families.what_is(weights)
+    if what is not None:
+        raise CheckpointError(f"{path} is {what}, not a model")
     raise CheckpointError(
-        f"{path} has no 'pellucid' entry in its metadata, so it does not say what model it is; "
-        "files that Pellucid wrote can be read"
+        f"{path} has no 'pellucid' entry in its metadata, and its keys are no known model's: they "
+        f"begin with {', '.join(list(weights)[:3])}"
     )
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What can be said of the model in `path` from its header alone; {} where that is nothing."""
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; a checkpoint file is wanted")
+    tell = getattr(format_of(path), "describe", None)
+    return {} if tell is None else dict(tell(path))
+
+
+def load_vae(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    like: VAEConfig | None = None,
+) -> VAE:
+    """The autoencoder in a file of its own, or out of a whole model's.
+
+    like: the config of the autoencoder in whose place it is put, from which it takes the scale and
+    shift of the latents: a file of weights does not say them.
+    """
+    from pellucid.checkpoints import ldm
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; an autoencoder's weights are wanted")
+    return ldm.read_vae(path, device, dtype, like)
 
 
 def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -84,7 +136,7 @@ def read_header(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} is truncated or no safetensors file: it has only {size} bytes"
             )
-        if start[8:] != b"{" or length > 100_000_000:  # the format's own limit
+        if start[8:] != b"{" or length > HEADER_BYTES:
             if start[0] == 0x80 or start[:4] == b"PK\x03\x04":
                 raise CheckpointError(
                     f"{path} is a pickle (torch.save), whatever its name says; loading one could "

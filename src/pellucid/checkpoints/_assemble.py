@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from pellucid.checkpoints import CheckpointError
 from pellucid.checkpoints._weights import Stored
+from pellucid.clip import TextConfig
+from pellucid.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["plain", "transposed", "conv", "third"]
@@ -149,6 +151,16 @@ def assemble(
     compare(path, parts, unused)
     for part in parts.values():
         fill(part, device, dtype)
+
+
+def check_tokenizer(path: Path, tokenizer: Tokenizer, text: TextConfig) -> None:
+    """The text tower has a row for every piece, and a place for every token of a row."""
+    if tokenizer.vocab_size > text.vocab_size or tokenizer.context_length > text.context_length:
+        raise CheckpointError(
+            f"{path}: its tokenizer ({tokenizer.vocab_size} pieces, rows of "
+            f"{tokenizer.context_length}) does not fit its text tower ({text.vocab_size} "
+            f"pieces, rows of {text.context_length})"
+        )
 
 
 # ---------------------------------------------------------------- writing

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import count
 
 from pellucid.backbones.unet import SD15, SD21, SDXL, SIZE_WIDTH, UNetConfig
 from pellucid.checkpoints import CheckpointError
@@ -17,6 +16,7 @@ from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig
 from pellucid.model import Defaults, Reading
 from pellucid.presets import preset
 from pellucid.schedule import Schedule
+from pellucid.tokenizer import Tokenizer
 from pellucid.vae import SD_VAE, SDXL_VAE, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 HEAD_WIDTH = 64  # of all attention but that of SD1's U-Net, which has 8 heads at every level
 SD1_HEADS = 8
 EOS = 49407  # CLIP's
-BLOCKS = 1000  # more of anything is no model
+BLOCKS = 100  # so many of anything are no model
 
 REFINER_UNET = replace(
     SDXL,
@@ -136,8 +136,7 @@ def unet_config(shapes: Shapes, family: Family) -> UNetConfig:
     first = shapes["input_blocks.0.0.weight"]
     layers: list[list[int]] = [[]]  # the depth of every layer's transformer, level by level
     widths: list[int] = []
-    number = 1
-    for number in count(1):
+    for number in range(1, BLOCKS):
         block = f"input_blocks.{number}.0"
         if f"{block}.op.weight" in shapes:
             layers.append([])
@@ -203,7 +202,7 @@ def vae_config(shapes: Shapes, like: VAEConfig) -> VAEConfig:
         if key.format(0) not in shapes:
             break
         widths.append(shapes[key.format(0)][0])
-        layers = next(i for i in count() if key.format(i) not in shapes)
+        layers = next(i for i in range(BLOCKS) if key.format(i) not in shapes)
     latents, channels = shapes["decoder.conv_in.weight"][1], shapes["encoder.conv_in.weight"][1]
     return replace(
         like,
@@ -251,7 +250,10 @@ def clip_config(shapes: Shapes) -> TextConfig:
 
 def _count(shapes: Shapes, prefix: str) -> int:
     """How many different numbers follow `prefix`."""
-    return len({k.removeprefix(prefix).split(".")[0] for k in shapes if k.startswith(prefix)})
+    numbers = {key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)}
+    if len(numbers) >= BLOCKS:
+        raise ValueError(f"it has {len(numbers)} {prefix}*")
+    return len(numbers)
 
 
 def sd2_layer(text: TextConfig) -> int:
@@ -262,6 +264,15 @@ def sd2_layer(text: TextConfig) -> int:
     """
     left_out = text.layers == 23 or (text.projection is None and text.layers != 24)
     return -1 if left_out else -2
+
+
+def clip_tokenizer() -> Tokenizer:
+    """The tokenizer of all Stable Diffusion models."""
+    make = getattr(Tokenizer, "clip", None)
+    if make is None:
+        raise CheckpointError("this Pellucid has no CLIP vocabulary")
+    tokenizer: Tokenizer = make()
+    return tokenizer
 
 
 # ---------------------------------------------------------------- what a file is

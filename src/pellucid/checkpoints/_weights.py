@@ -295,6 +295,9 @@ def _load(path: Path, mapped: bool) -> Any:
     allowed: list[Any] = [(Inert, name) for name in BESIDE]
     try:
         with torch.serialization.safe_globals(allowed):
+            if path.suffix == ".safetensors":  # of which torch believes the name
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         reason = str(error)

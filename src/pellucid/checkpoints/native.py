@@ -19,7 +19,15 @@ from torch import nn
 
 from pellucid import plugins
 from pellucid.checkpoints import CheckpointError, read_header
-from pellucid.checkpoints._assemble import Part, assemble, build, gather, same_names, write_file
+from pellucid.checkpoints._assemble import (
+    Part,
+    assemble,
+    build,
+    check_tokenizer,
+    gather,
+    same_names,
+    write_file,
+)
 from pellucid.checkpoints._weights import open_weights
 from pellucid.clip import TextTower, VisionTower
 from pellucid.model import Defaults, Model, Reading
@@ -67,15 +75,7 @@ def read(
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     text = typing.cast(TextTower, parts["text"])
-    if (
-        tokenizer.vocab_size > text.config.vocab_size
-        or tokenizer.context_length > text.config.context_length
-    ):
-        raise CheckpointError(
-            f"{path}: its tokenizer ({tokenizer.vocab_size} pieces, rows of "
-            f"{tokenizer.context_length}) does not fit its text tower ({text.config.vocab_size} "
-            f"pieces, rows of {text.config.context_length})"
-        )
+    check_tokenizer(path, tokenizer, text.config)
     return Model(
         backbone=parts["backbone"],
         vae=typing.cast(VAE, parts["vae"]),

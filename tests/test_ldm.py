@@ -1,0 +1,910 @@
+"""The original layout: what is written here, diffusers' converters read, and the other way round."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pellucid import checkpoints
+from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
+from pellucid.checkpoints import CheckpointError, _families, _keys, _weights, ldm, load, load_vae
+from pellucid.checkpoints._families import FAMILIES, REFINER, REFINER_UNET, SD1, SD2, SDXL_BASE
+from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
+from pellucid.diffusion import Conditioning
+from pellucid.model import Model
+from pellucid.schedule import Schedule
+from pellucid.tokenizer import Tokenizer
+from pellucid.vae import VAE, VAEConfig
+
+# The families' shapes, thinner; all that differs between them is kept.
+VAE_TINY = {"block_out_channels": (32, 32, 64), "layers_per_block": 1}
+TEXT_L = replace(SD1_TEXT, vocab_size=400, width=64, layers=2, heads=1, mlp_width=96)
+TEXT_H = replace(SD2_TEXT, vocab_size=400, width=64, layers=3, heads=1, mlp_width=96, projection=48)
+TEXT_G = replace(
+    SDXL_TEXT, vocab_size=400, width=128, layers=3, heads=2, mlp_width=96, projection=80
+)
+UNETS = {
+    "sd1": replace(SD15, block_out_channels=(32, 64, 64, 64), cross_attention_dim=64),
+    "sd2": replace(
+        SD21, block_out_channels=(64, 64, 128, 128), heads=(1, 1, 2, 2), cross_attention_dim=64
+    ),
+    "sdxl": replace(
+        SDXL,
+        block_out_channels=(64, 64, 128),
+        transformer_layers=(0, 2, 3),
+        mid_transformer_layers=3,
+        heads=(1, 1, 2),
+        cross_attention_dim=192,
+        pooled_dim=80,
+    ),
+    "sdxl_refiner": replace(
+        REFINER_UNET,
+        block_out_channels=(64, 64, 128, 128),
+        transformer_layers=(0, 2, 2, 0),
+        mid_transformer_layers=2,
+        heads=(1, 1, 2, 2),
+        cross_attention_dim=128,
+        pooled_dim=80,
+    ),
+}
+TEXTS = {
+    "sd1": (TEXT_L,),
+    "sd2": (TEXT_H,),
+    "sdxl": (TEXT_L, TEXT_G),
+    "sdxl_refiner": (TEXT_G,),
+}
+NAMES = tuple(UNETS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_vocabulary() -> Any:
+    """CLIP's vocabulary is looked at elsewhere."""
+    tokenizer = Tokenizer.train(["a red apple"], 270, context_length=77)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(_families, "clip_tokenizer", lambda: tokenizer)
+    yield
+    patch.undo()
+
+
+def model_of(name: str, prediction: str | None = None, **unet: Any) -> Model:
+    torch.manual_seed(1)
+    family = FAMILIES[name]
+    texts = TEXTS[name]
+    parts: list[nn.Module] = [
+        UNet(replace(UNETS[name], **unet)),
+        VAE(replace(family.vae, **VAE_TINY)),
+        *(TextTower(text) for text in texts),
+    ]
+    with torch.no_grad():
+        for part in parts:
+            for key, parameter in part.state_dict().items():
+                if "embedding.weight" not in key:  # norms and biases that are not ones and zeros
+                    parameter += 0.03 * torch.randn(parameter.shape)
+            part.eval()
+    prediction = prediction or family.prediction or "eps"
+    return Model(
+        parts[0],
+        parts[1],  # type: ignore[arg-type]
+        parts[2],  # type: ignore[arg-type]
+        _families.clip_tokenizer(),
+        family.schedule,
+        prediction,
+        "tiny",
+        text_2=parts[3] if len(parts) > 3 else None,  # type: ignore[arg-type]
+        reading=family.reading,
+        defaults=family.defaults(prediction),
+    )
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Model]:
+    return {name: model_of(name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def files(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("ldm")
+    for name, model in models.items():
+        ldm.write(model, folder / f"{name}.safetensors")
+    return {name: folder / f"{name}.safetensors" for name in models}
+
+
+def rewrite(
+    source: Path,
+    path: Path,
+    change: Callable[[dict[str, Tensor]], object] = lambda weights: None,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    weights = load_file(source)
+    change(weights)
+    save_file(weights, path, metadata)
+    return path
+
+
+def parts_of(model: Model) -> dict[str, nn.Module]:
+    parts = {name: getattr(model, name) for name in ("backbone", "vae", "text", "text_2")}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def assert_same(model: Model, other: Model) -> None:
+    for name, part in parts_of(model).items():
+        again = getattr(other, name)
+        assert again.config == part.config
+        expected, got = part.state_dict(), again.state_dict()
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[key], expected[key]) for key in expected)
+        assert not again.training
+    assert (other.text_2 is None) == (model.text_2 is None)
+    for name in ("reading", "schedule", "prediction", "defaults"):
+        assert getattr(other, name) == getattr(model, name)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    assert float((a - b).abs().max() / b.abs().max()) < 1e-4
+
+
+# ---------------------------------------------------------------- against diffusers
+
+
+def their_unet(config: UNetConfig) -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    crossed = [depth > 0 for depth in config.transformer_layers]
+    sized = config.size_conditions
+    return diffusers.UNet2DConditionModel(
+        in_channels=config.in_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=[("CrossAttnDownBlock2D" if c else "DownBlock2D") for c in crossed],
+        up_block_types=[("CrossAttnUpBlock2D" if c else "UpBlock2D") for c in crossed[::-1]],
+        transformer_layers_per_block=[
+            d if d > 0 else config.mid_transformer_layers for d in config.transformer_layers
+        ],
+        attention_head_dim=config.heads,
+        cross_attention_dim=config.cross_attention_dim,
+        use_linear_projection=config.use_linear_projection,
+        addition_embed_type="text_time" if sized else None,
+        addition_time_embed_dim=256 if sized else None,
+        projection_class_embeddings_input_dim=(
+            config.pooled_dim + config.size_count * 256 if sized else None
+        ),
+    ).eval()
+
+
+def their_vae(config: VAEConfig) -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    levels = len(config.block_out_channels)
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+    ).eval()
+
+
+def their_text(config: TextConfig, projected: bool) -> Any:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.CLIPTextConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp_width,
+        hidden_act=config.activation,
+        projection_dim=config.projection or 512,
+        bos_token_id=7,
+        eos_token_id=99,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    return kind(theirs).eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_diffusers_reads_what_is_written(name: str, files: dict[str, Path]) -> None:
+    """Their converters have their own tables; names and numbers, and what comes out, are equal."""
+    single = pytest.importorskip("diffusers.loaders.single_file_utils")
+    stored, ours = load_file(files[name]), load(files[name], prediction="eps")
+    assert isinstance(ours.backbone, UNet)
+    config = ours.backbone.config
+
+    theirs = their_unet(config)
+    got = single.convert_ldm_unet_checkpoint(dict(stored), dict(theirs.config))
+    expected = ours.backbone.state_dict()
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    theirs.load_state_dict(got, strict=True)
+    sized = config.size_conditions
+    pooled = noise(2, config.pooled_dim, seed=2) if sized else None
+    sizes = 100 * torch.rand(2, config.size_count) if sized else None
+    x, t = noise(2, 4, 16, 16), torch.tensor([3.0, 700.0])
+    tokens = noise(2, 7, config.cross_attention_dim, seed=1)
+    extra = {"text_embeds": pooled, "time_ids": sizes} if sized else None
+    said = theirs(x, t, tokens, added_cond_kwargs=extra).sample
+    close(ours.backbone(x, t, Conditioning(tokens, pooled, sizes)), said)
+
+    vae = their_vae(ours.vae.config)
+    got = single.convert_ldm_vae_checkpoint(dict(stored), dict(vae.config))
+    expected = ours.vae.state_dict()
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    vae.load_state_dict(got, strict=True)
+    pixels = noise(1, 3, 16, 16)
+    close(ours.vae.encode(pixels).mean, vae.encode(pixels).latent_dist.mean)
+    close(ours.vae.decode(x[:1]), vae.decode(x[:1]).sample)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_transformers_reads_what_is_written(name: str, files: dict[str, Path]) -> None:
+    single = pytest.importorskip("diffusers.loaders.single_file_utils")
+    stored, ours = load_file(files[name]), load(files[name], prediction="eps")
+    ids = torch.tensor([[7, 320, 125, 99, 99], [7, 5, 99, 0, 0]])
+    starts = ldm.TEXTS[name]
+    for tower, start in zip(filter(None, (ours.text, ours.text_2)), starts, strict=True):
+        open_clip = start.endswith(".model.")
+        projected = open_clip and name != "sd2"  # of which diffusers leaves the projection out
+        theirs = their_text(tower.config, projected)
+        if open_clip:
+            got = single.convert_open_clip_checkpoint(theirs, dict(stored), prefix=start)
+        else:
+            got = single.convert_ldm_clip_checkpoint(dict(stored))
+        expected = tower.state_dict()
+        if name == "sd2":
+            del expected["text_projection.weight"]
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[key], expected[key]) for key in expected)
+        if not any(key.startswith("text_model.") for key in theirs.state_dict()):
+            got = {key.removeprefix("text_model."): value for key, value in got.items()}
+        theirs.load_state_dict(got, strict=True)
+        said = theirs(ids, output_hidden_states=True)
+        tower.config = replace(tower.config, eos=99)
+        read = tower(ids, -2, final_norm=False)
+        close(read.hidden, said.hidden_states[-2])
+        close(tower(ids).hidden, said.last_hidden_state)
+        if projected:
+            assert read.projected is not None
+            close(read.projected, said.text_embeds)
+
+
+# ---------------------------------------------------------------- reading and writing
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip(name: str, models: dict[str, Model], files: dict[str, Path]) -> None:
+    again = load(files[name])
+    assert_same(models[name], again)
+    assert again.name == name
+
+
+def test_what_a_family_is(files: dict[str, Path]) -> None:
+    """The published conventions, written down a second time."""
+    read = {name: load(path) for name, path in files.items()}
+    assert [m.vae.config.scaling_factor for m in read.values()] == [0.18215] * 2 + [0.13025] * 2
+    assert [m.reading.layer for m in read.values()] == [-1, -2, -2, -2]
+    assert [m.reading.final_norm for m in read.values()] == [True, True, False, False]
+    assert [m.reading.pads for m in read.values()] == [(49407,), (0,), (49407, 0), (0,)]
+    assert [m.reading.zero_empty for m in read.values()] == [False, False, True, False]
+    assert [m.text.config.activation for m in read.values()] == [
+        *("quick_gelu", "gelu", "quick_gelu", "gelu")
+    ]
+    assert [m.defaults.width for m in read.values()] == [512, 512, 1024, 1024]
+    for model in read.values():
+        assert model.schedule == Schedule("scaled_linear", 1000, 0.00085, 0.012)
+        assert model.text.config.eos == 49407
+
+
+@pytest.mark.parametrize(
+    ("family", "unet", "texts", "start"),
+    [
+        (SD1, SD15, (SD1_TEXT,), "sd1"),
+        (SD2, SD21, (SD2_TEXT,), "sd2"),
+        (SDXL_BASE, SDXL, (SD1_TEXT, SDXL_TEXT), "sdxl"),
+        (REFINER, REFINER_UNET, (SDXL_TEXT,), "sdxl_refiner"),
+    ],
+    ids=NAMES,
+)
+def test_published_shapes_give_the_published_configs(
+    family: Any, unet: UNetConfig, texts: tuple[TextConfig, ...], start: str
+) -> None:
+    def shapes(network: nn.Module, places: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        stored = network.state_dict()
+        return {place.key: place.shape(tuple(stored[k].shape)) for k, place in places.items()}
+
+    with torch.device("meta"):
+        networks = UNet(unet), VAE(family.vae), [TextTower(text) for text in texts]
+    names = networks[0].state_dict()
+    found = _families.unet_config(shapes(networks[0], _keys.unet_places(names, unet)), family)
+    assert found == unet
+    places = _keys.vae_places(networks[1].state_dict(), 4)
+    assert _families.vae_config(shapes(networks[1], places), family.vae) == family.vae
+    for tower, prefix in zip(networks[2], ldm.TEXTS[start], strict=True):
+        keys = tower.state_dict()
+        if prefix.endswith("transformer."):
+            config = _families.clip_config(shapes(tower, _keys.clip_places(keys)))
+        else:
+            config = _families.open_clip_config(shapes(tower, _keys.open_clip_places(keys)))
+        assert config == tower.config
+
+
+def test_refiner_has_the_published_size() -> None:
+    with torch.device("meta"):
+        ours, theirs = UNet(REFINER_UNET), their_unet(REFINER_UNET)
+    mine = {name: p.shape for name, p in ours.state_dict().items()}
+    assert mine == {name: p.shape for name, p in theirs.state_dict().items()}
+
+
+@pytest.mark.parametrize(("channels", "use"), [(9, "inpainting"), (8, "pix2pix")])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_more_channels(name: str, channels: int, use: str, tmp_path: Path) -> None:
+    path = tmp_path / "more.safetensors"
+    model = model_of(name, in_channels=channels)
+    ldm.write(model, path)
+    assert_same(model, load(path))
+    assert ldm.describe(path)["family"] == f"{FAMILIES[name].title} {use}"
+
+
+def test_channels_of_no_known_use(files: dict[str, Path], tmp_path: Path) -> None:
+    def deepen(weights: dict[str, Tensor]) -> None:
+        weights["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(32, 5, 3, 3)
+
+    path = rewrite(files["sd1"], tmp_path / "depth.safetensors", deepen)
+    with pytest.raises(CheckpointError, match="takes 5 channels; known are 4, 9 inpainting"):
+        load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("to", [torch.float16, torch.float32])
+def test_types(
+    dtype: torch.dtype,
+    to: torch.dtype,
+    models: dict[str, Model],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "typed.safetensors"
+    ldm.write(models["sd1"], path, dtype)
+    assert {w.dtype for w in load_file(path).values()} == {dtype}
+    again = load(path, dtype=to)
+    for name, part in parts_of(models["sd1"]).items():
+        expected, got = part.state_dict(), getattr(again, name).state_dict()
+        assert all(torch.equal(got[k], expected[k].to(dtype).to(to)) for k in expected)
+
+
+def test_mixed_types(models: dict[str, Model], files: dict[str, Path], tmp_path: Path) -> None:
+    def halve(weights: dict[str, Tensor]) -> None:
+        for key in [key for key in weights if key.startswith(ldm.UNET)]:
+            weights[key] = weights[key].half()
+
+    path = rewrite(files["sd1"], tmp_path / "mixed.safetensors", halve)
+    assert ldm.describe(path)["types"].keys() == {"float16", "float32"}
+    again = load(path, dtype=torch.bfloat16)
+    parameters = [p for part in parts_of(again).values() for p in part.parameters()]
+    assert {p.dtype for p in parameters} == {torch.bfloat16}
+    weight = models["sd1"].vae.decoder.conv_in.weight
+    assert torch.equal(again.vae.decoder.conv_in.weight, weight.bfloat16())
+
+
+def test_an_sd2_tower_of_diffusers_has_its_last_layer_left_out(tmp_path: Path) -> None:
+    model = model_of("sd2")
+    text = replace(TEXT_H, projection=None)
+    model = replace(model, text=TextTower(text).eval(), reading=replace(SD2.reading, layer=-1))
+    path = tmp_path / "short.safetensors"
+    ldm.write(model, path)
+    assert_same(model, load(path, prediction="eps"))
+    # Its last layer is the file's last; with the projection it would be the one before.
+    wrong = replace(model, reading=SD2.reading)
+    with pytest.raises(CheckpointError, match="how the text encoders are read"):
+        ldm.write(wrong, path)
+    assert _families.sd2_layer(SD2_TEXT) == -2
+    assert _families.sd2_layer(replace(SD2_TEXT, layers=23)) == -1
+
+
+# ---------------------------------------------------------------- what an SD2 file predicts
+
+
+def test_sd2_asks_what_it_predicts(files: dict[str, Path], tmp_path: Path) -> None:
+    path = rewrite(files["sd2"], tmp_path / "silent.safetensors")
+    with pytest.raises(CheckpointError, match=r"--prediction eps .* or --prediction v"):
+        load(path)
+    assert "--prediction" in ldm.describe(path)["prediction"]
+    assert load(path, prediction="eps").defaults.width == 512
+    assert load(path, prediction="v").prediction == "v"
+    assert load(path, prediction="v").defaults.width == 768
+    with pytest.raises(ValueError, match="no prediction 'w'"):
+        load(path, prediction="w")
+
+
+@pytest.mark.parametrize(
+    ("text", "prediction"),
+    [
+        ('model:\n  params:\n    parameterization: "v"\n', "v"),
+        ("model:\n  params:\n    parameterization: v\n", "v"),
+        ("model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n", "eps"),
+    ],
+)
+def test_the_config_beside_it(
+    text: str, prediction: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    path = rewrite(files["sd2"], tmp_path / "beside.safetensors")
+    path.with_suffix(".yaml").write_text(text)
+    assert load(path).prediction == prediction
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_v_is_written_so_that_it_is_read(name: str, tmp_path: Path) -> None:
+    schedule = replace(FAMILIES[name].schedule, zero_terminal_snr=True)
+    model = replace(model_of(name, "v"), schedule=schedule)
+    path = tmp_path / "v.safetensors"
+    ldm.write(model, path)
+    assert_same(model, load(path))
+    # The keys of newer merges say it without any metadata.
+    bare = rewrite(path, tmp_path / "bare.safetensors")
+    assert_same(model, load(bare))
+    assert ldm.describe(bare)["unused keys"] == ["v_pred", "ztsnr"]
+
+
+# ---------------------------------------------------------------- how files differ
+
+
+def nest(weights: dict[str, Tensor]) -> None:
+    for key in list(weights):
+        weights[f"state_dict.{key}"] = weights.pop(key)
+
+
+def average(weights: dict[str, Tensor]) -> None:
+    """As LitEma names what it keeps."""
+    for key in [key for key in weights if key.startswith("model.")]:
+        weights["model_ema." + key.removeprefix("model.").replace(".", "")] = weights[key] + 1
+    weights["model_ema.decay"] = torch.tensor(0.9999)
+    weights["model_ema.num_updates"] = torch.tensor(3, dtype=torch.int32)
+
+
+def only_average(weights: dict[str, Tensor]) -> None:
+    for key in [key for key in weights if key.startswith("model.")]:
+        name = "model_ema." + key.removeprefix("model.").replace(".", "")
+        weights[name] = weights.pop(key)
+
+
+def leave_rubbish(weights: dict[str, Tensor]) -> None:
+    for key in ("betas", "alphas_cumprod_prev", "sqrt_one_minus_alphas_cumprod", "logvar"):
+        weights[key] = torch.zeros(1000)
+    for key in ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "scale_factor"):
+        weights[key] = torch.zeros(1000)
+    weights["first_stage_model.loss.discriminator.main.0.weight"] = torch.zeros(3)
+    name = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    weights[name] = torch.arange(77)[None]
+
+
+def flatten_text(weights: dict[str, Tensor]) -> None:
+    for key in [key for key in weights if "text_model." in key]:
+        weights[key.replace("text_model.", "")] = weights.pop(key)
+
+
+def rename_vae(weights: dict[str, Tensor]) -> None:
+    for key in [key for key in weights if key.startswith("first_stage_model.")]:
+        weights[key.replace("first_stage_model.", "vae.")] = weights.pop(key)
+
+
+def squeeze(weights: dict[str, Tensor]) -> None:
+    for key in [key for key in weights if "attn_1" in key and weights[key].ndim == 4]:
+        weights[key] = weights[key][:, :, 0, 0].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "unused"),
+    [
+        (nest, 0),
+        (average, 686),  # 684 parameters and two numbers of its own
+        (only_average, 0),
+        (leave_rubbish, 9),
+        (flatten_text, 0),
+        (rename_vae, 0),
+        (squeeze, 0),
+    ],
+)
+def test_files_that_differ(
+    change: Callable[[dict[str, Tensor]], None],
+    unused: int,
+    models: dict[str, Model],
+    files: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    path = rewrite(files["sd1"], tmp_path / "other.safetensors", change)
+    assert_same(models["sd1"], load(path))
+    told = ldm.describe(path)
+    assert len(told["unused keys"]) == unused
+    assert told["averaged"] == (change is only_average)
+    assert told["format"] == "ldm" and told["parameters"].keys() == {"backbone", "vae", "text"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_without_dots(name: str) -> None:
+    with torch.device("meta"):
+        names = UNet(UNETS[name]).state_dict()
+    for place in _keys.unet_places(names, UNETS[name]).values():
+        assert _keys.dotted(place.key.replace(".", "")) == place.key
+    assert _keys.dotted("decay") is None
+
+
+def test_names_are_all_different() -> None:
+    for name in NAMES:
+        with torch.device("meta"):
+            names = list(UNet(UNETS[name]).state_dict())
+        places = _keys.unet_places(names, UNETS[name])
+        assert list(places) == names and len(set(places.values())) == len(names)
+
+
+def test_several_files(models: dict[str, Model], files: dict[str, Path], tmp_path: Path) -> None:
+    weights = load_file(files["sd1"])
+    names = sorted(weights)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, keys in shards.items():
+        save_file({key: weights[key] for key in keys}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    places = {key: file for file, keys in shards.items() for key in keys}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert_same(models["sd1"], load(index))
+    assert load(index).name == "model"
+
+
+# ---------------------------------------------------------------- pickles
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model"])
+def test_pickles(
+    zipped: bool, name: str, models: dict[str, Model], files: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    whole = {"state_dict": load_file(files["sd1"]), "epoch": 3, "global_step": 7}
+    torch.save(whole, path, _use_new_zipfile_serialization=zipped)
+    assert_same(models["sd1"], load(path))
+    half = load(path, dtype=torch.float16)  # in several mappings
+    assert torch.equal(half.vae.decoder.conv_in.bias, models["sd1"].vae.decoder.conv_in.bias.half())
+    assert ldm.describe(path)["format"] == "ldm (pickle)"
+
+
+class Runs:
+    """A pickle of it runs a command when it is opened by the usual means."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_nothing_is_run(zipped: bool, tmp_path: Path) -> None:
+    path, touched = tmp_path / "model.ckpt", tmp_path / "touched"
+    whole = {"state_dict": {"a": torch.zeros(2)}, "more": Runs(touched)}
+    torch.save(whole, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="wants to run code"):
+        load(path)
+    assert not touched.exists()
+    torch.load(path, weights_only=False)
+    assert touched.exists()
+
+
+def test_what_lightning_leaves_is_passed_over(files: dict[str, Path], tmp_path: Path) -> None:
+    """As sd-v1-4.ckpt: a class of Lightning's as a key, numbers of numpy's."""
+    import sys
+    import types
+
+    lightning = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+
+    class ModelCheckpoint:
+        pass
+
+    ModelCheckpoint.__module__ = lightning.__name__
+    ModelCheckpoint.__qualname__ = "ModelCheckpoint"
+    lightning.ModelCheckpoint = ModelCheckpoint  # type: ignore[attr-defined]
+    import numpy
+
+    path = tmp_path / "sd-v1-4.ckpt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
+        callbacks = types.ModuleType("pytorch_lightning.callbacks")
+        patch.setitem(sys.modules, "pytorch_lightning.callbacks", callbacks)
+        patch.setitem(sys.modules, lightning.__name__, lightning)
+        score = {"best_model_score": numpy.float64(0.5), "kept": ModelCheckpoint()}
+        whole = {"state_dict": load_file(files["sd1"]), "callbacks": {ModelCheckpoint: score}}
+        torch.save(whole, path)
+    assert load(path).name == "sd-v1-4"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(3), "is a pickle of a Tensor"),
+        ([torch.zeros(3)], "is a pickle of a list"),
+        ({}, "is a pickle of a dict"),
+        ({"a": 3}, "'a' is a int"),
+        ({3: torch.zeros(3)}, "'3' is a Tensor"),
+        ({"a": torch.zeros(3).to_sparse()}, "'a' is a Tensor"),
+        ({"a": torch.zeros(1).expand(10**9)}, "a is larger than the memory"),
+        ({"string_to_param": {"*": torch.zeros(3)}}, "textual-inversion embedding"),
+        ({"a.lora_up.weight": torch.zeros(3)}, "is a pickle .*it is a LoRA"),
+        ({"a": torch.zeros(3)}, "is a pickle .* they begin with a"),
+    ],
+)
+def test_pickles_of_something_else(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
+def test_a_zip_that_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(CheckpointError, match=r"not one that torch\.save wrote"):
+        load(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**8))
+    assert path.stat().st_size < 10**6
+    with pytest.raises(CheckpointError, match="is compressed"):
+        load(path)
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\x02", b"\x80\x04"])
+def test_rubbish_behind_a_good_start(start: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    for length in (0, 10, 1000):
+        path.write_bytes(start + noise(length, seed=length).numpy().tobytes())
+        with pytest.raises(CheckpointError):
+            load(path)
+    path.write_bytes(start + pickle.dumps({"a": 1})[2:])
+    with pytest.raises(CheckpointError):
+        load(path)
+
+
+def test_truncated_pickles(files: dict[str, Path], tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    torch.save(load_file(files["sd1"]), whole)
+    path = tmp_path / "cut.ckpt"
+    for part in (0.001, 0.5, 0.999):
+        path.write_bytes(whole.getvalue()[: int(part * len(whole.getvalue()))])
+        with pytest.raises(CheckpointError, match=r"truncated|damaged"):
+            load(path)
+
+
+# ---------------------------------------------------------------- what is wrong with a file
+
+
+@pytest.mark.parametrize("part", [0.0001, 0.3, 0.9999])
+def test_truncated(part: float, files: dict[str, Path], tmp_path: Path) -> None:
+    whole = files["sdxl"].read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load(path)
+
+
+def without(start: str) -> Callable[[dict[str, Tensor]], None]:
+    def change(weights: dict[str, Tensor]) -> None:
+        for key in [key for key in weights if key.startswith(start)]:
+            del weights[key]
+
+    return change
+
+
+def widen_context(weights: dict[str, Tensor]) -> None:
+    for key in [key for key in weights if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]:
+        weights[key] = torch.zeros(len(weights[key]), 77)
+
+
+def change_type(weights: dict[str, Tensor]) -> None:
+    key = "model.diffusion_model.out.2.bias"
+    weights[key] = weights[key].to(torch.int64)
+
+
+def add_key(weights: dict[str, Tensor]) -> None:
+    weights["model.diffusion_model.more.weight"] = torch.zeros(3)
+    weights["more"] = torch.zeros(3)
+
+
+def reshape_key(weights: dict[str, Tensor]) -> None:
+    weights["model.diffusion_model.out.0.bias"] = torch.zeros(31)
+
+
+def add_edm(weights: dict[str, Tensor]) -> None:
+    weights["edm_mean"] = torch.zeros(4)
+
+
+def thin_out(weights: dict[str, Tensor]) -> None:
+    without("model.diffusion_model.input_blocks.1.1.transformer_blocks.0")(weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("sd1", without("first_stage_model."), "Stable Diffusion 1 without its autoencoder"),
+        ("sd1", without("cond_stage_model."), "without its text encoder"),
+        ("sdxl", without("conditioner.embedders.1."), "XL without its text encoder .*embedders.1"),
+        ("sdxl", without("conditioner.embedders.0."), "XL without its text encoder .*embedders.0"),
+        ("sd1", without("model.diffusion_model."), "it is a VAE alone"),
+        ("sd1", without("model.diffusion_model.out.0"), "2 missing: .*out.0"),
+        ("sd1", without("model.diffusion_model.out.2.weight"), "with keys missing: out.2.weight"),
+        ("sd1", without("model.diffusion_model.output_blocks.11."), "has no output_blocks.11"),
+        ("sd1", without("first_stage_model.decoder.conv_in"), "missing: decoder.conv_in.weight"),
+        ("sd1", thin_out, "differ in depth"),
+        ("sd1", widen_context, "sees texts of width 77, its text encoders make 64"),
+        ("sd1", change_type, "out.2.bias is int64"),
+        ("sd1", add_key, "2 unknown: .*model.diffusion_model.more.weight"),
+        ("sd1", reshape_key, r"out.0.bias is \(31,\) and not \(32,\)"),
+        ("sdxl", add_edm, "trained with EDM's noise levels"),
+    ],
+)
+def test_files_that_are_wrong(
+    name: str,
+    change: Callable[[dict[str, Tensor]], None],
+    message: str,
+    files: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    path = rewrite(files[name], tmp_path / "wrong.safetensors", change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        (["lora_unet_down_blocks_0.lora_up.weight"], "a LoRA"),
+        (["unet.down_blocks.0.attn.to_q.lora_A.weight"], "a LoRA"),
+        (["unet:0:up", "unet:0:down"], "a LoRA"),
+        (["emb_params"], "a textual-inversion embedding"),
+        (["<frog>"], "a textual-inversion embedding"),
+        (["clip_l", "clip_g"], "a textual-inversion embedding"),
+        (["encoder.down.0.block.0.norm1.weight"], "a VAE alone"),
+        (["decoder.up_blocks.0.resnets.0.norm1.weight"], "a VAE alone"),
+        (["text_model.embeddings.position_ids"], "a text encoder alone"),
+        (["down_blocks.0.resnets.0.norm1.weight"], "a U-Net alone"),
+        (["control_model.time_embed.0.weight"], "a ControlNet"),
+        (["joint_blocks.0.x_block.attn.proj.weight"], "Stable Diffusion 3 as a single file"),
+        (["0.weight", "1.conv.0.weight"], r"a tiny autoencoder \(TAESD\) alone"),
+    ],
+)
+def test_other_files_are_named(keys: list[str], kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({key: torch.zeros(3) for key in keys}, path)
+    with pytest.raises(CheckpointError, match=f"is {kind}, not a model"):
+        load(path)
+
+
+def index_of(folder: Path, places: Any) -> Path:
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": places}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({"a": "none.safetensors"}, "which does not exist"),
+        ({"a": "../one.safetensors"}, "a file in the same folder is wanted"),
+        ({"a": "/etc/passwd"}, "a file in the same folder is wanted"),
+        ({"a": "..\\one.safetensors"}, "a file in the same folder is wanted"),
+        ({"a": ".."}, "a file in the same folder is wanted"),
+        ({"a": "model.safetensors.index.json"}, "is itself an index"),
+        ({"b": "one.safetensors"}, "does not say that a is in"),
+        ({"a": "one.safetensors", "b": "one.safetensors"}, "says that b is in"),
+        ({"a": "one.safetensors", "b": "two.safetensors"}, "a is in two.* and in one"),
+        ([], "is not an index of weights"),
+        ({"a": 3}, "which does not exist"),
+    ],
+)
+def test_indices_that_are_wrong(places: Any, message: str, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3)}, tmp_path / "one.safetensors")
+    save_file({"a": torch.zeros(3), "b": torch.zeros(3)}, tmp_path / "two.safetensors")
+    path = index_of(tmp_path, places)
+    with pytest.raises(CheckpointError, match=message):
+        _weights.open_weights(path)
+    with pytest.raises(CheckpointError):
+        load(path)
+
+
+# ---------------------------------------------------------------- models that have no place
+
+
+def test_models_that_cannot_be_written(models: dict[str, Model], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    sd1 = models["sd1"]
+    for model, message in (
+        (replace(sd1, backbone=nn.Linear(1, 1)), "the backbone is a Linear"),
+        (replace(sd1, prediction="flow"), "the prediction"),
+        (replace(sd1, schedule=Schedule("cosine")), "the schedule is not said"),
+        (replace(sd1, reading=SD2.reading), "how the text encoders are read"),
+        (model_of("sd1", heads=(4,) * 4), "the shape of the U-Net"),
+        (model_of("sd1", map_channels=2, pooled_dim=8), "has no name in the original layout"),
+        (model_of("sd1", in_channels=5), "takes 5 channels"),
+        (
+            replace(sd1, vae=VAE(replace(sd1.vae.config, scaling_factor=0.5))),
+            "the shape of the autoencoder",
+        ),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            ldm.write(model, path)
+        assert not path.exists()
+
+
+# ---------------------------------------------------------------- the autoencoder alone
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
+def test_vae_alone(
+    prefix: str, models: dict[str, Model], files: dict[str, Path], tmp_path: Path
+) -> None:
+    stored = load_file(files["sd1"])
+    start = "first_stage_model."
+    alone = {prefix + k.removeprefix(start): w for k, w in stored.items() if k.startswith(start)}
+    alone[f"{prefix}loss.logvar"] = torch.zeros(1)
+    path = tmp_path / "vae.safetensors"
+    save_file(alone, path)
+    vae = load_vae(path)
+    assert vae.config == models["sd1"].vae.config and not vae.training
+    expected = models["sd1"].vae.state_dict()
+    assert all(torch.equal(weight, expected[key]) for key, weight in vae.state_dict().items())
+    assert load_vae(path, like=SDXL_BASE.vae).config.scaling_factor == 0.13025
+    assert next(load_vae(path, dtype=torch.float16).parameters()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_vae_of_diffusers(old: bool, models: dict[str, Model], tmp_path: Path) -> None:
+    theirs = their_vae(models["sd1"].vae.config).state_dict()
+    weights = dict(theirs)
+    if old:
+        names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        for new, name in names.items():
+            for key in [key for key in weights if f".{new}." in key]:
+                weights[key.replace(f".{new}.", f".{name}.")] = weights.pop(key)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file(weights, path)
+    vae = load_vae(path)
+    assert vae.config == models["sd1"].vae.config
+    assert all(torch.equal(weight, theirs[key]) for key, weight in vae.state_dict().items())
+
+
+def test_vae_out_of_a_model(models: dict[str, Model], files: dict[str, Path]) -> None:
+    for name in NAMES:
+        vae = load_vae(files[name])
+        assert vae.config == models[name].vae.config
+        expected = models[name].vae.state_dict()
+        assert all(torch.equal(w, expected[key]) for key, w in vae.state_dict().items())
+
+
+def test_vae_errors(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a file"):
+        load_vae(tmp_path / "none.safetensors")
+    path = tmp_path / "vae.safetensors"
+    save_file({"lora_unet_a.lora_up.weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match="no autoencoder in it: it is a LoRA"):
+        load_vae(path)
+    save_file({"decoder.up.0.block.0.norm1.weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match="is no whole autoencoder"):
+        load_vae(path)
+
+
+def test_metadata_says_what_it_is(files: dict[str, Path]) -> None:
+    with safe_open(files["sd2"], framework="pt") as file:
+        assert file.metadata()["modelspec.prediction_type"] == "epsilon"
+    assert checkpoints.describe(files["sd2"])["prediction"] == "eps"
