@@ -143,7 +143,7 @@ def read_header(path: Path) -> dict[str, Any]:
                     "run code. A safetensors file is wanted"
                 )
             raise CheckpointError(
-                f"{path} is not a safetensors file; a file that Pellucid wrote is wanted"
+                f"{path} is not a safetensors file; a checkpoint in that format is wanted"
             )
         text = start[8:] + file.read(length - 1)
     if len(text) < length:

@@ -88,7 +88,7 @@ def place(name: str, rules: Sequence[Rule], levels: int = 0) -> Place | None:
                 groups.remove(found["level"])
             for group in groups:
                 theirs = theirs.replace("*", group, 1)
-            return Place(theirs, *how)  # type: ignore[arg-type]
+            return Place(theirs, *how)
     return None
 
 

@@ -7,8 +7,10 @@ index.json that says in which of several files each tensor is; and what torch.sa
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,7 +38,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 INDEX_BYTES = 2**24
-PICKLE_BYTES = 2**26  # of the part that is not tensors
+READ_BYTES = 2**22  # at a time, of a tensor that is cast
+PICKLE_BYTES = 2**23  # of the part that is not tensors; an original file's has a twentieth of it
 RENEW_BYTES = 2**26  # of a mapped pickle, read and cast, before the mapping is made anew
 
 
@@ -146,12 +149,19 @@ def _reader(
                 mapped: Tensor = file.get_tensor(key)
                 return mapped
             # Through the mapping its pages would stay in memory beside what is made of them.
-            buffer = torch.empty(size, dtype=torch.uint8)
+            whole = torch.empty(shape, dtype=dtype)
+            flat, done = whole.view(-1), 0
+            buffer = bytearray(min(size, READ_BYTES))
             with path.open("rb") as raw:
                 raw.seek(begin)
-                if raw.readinto(buffer.numpy()) != size:
-                    raise CheckpointError(f"{path} became shorter while it was read")
-            return buffer.view(kind).view(shape).to(dtype)
+                for left in range(size, 0, -READ_BYTES):
+                    count = min(left, READ_BYTES)
+                    if raw.readinto(memoryview(buffer)[:count]) != count:
+                        raise CheckpointError(f"{path} became shorter while it was read")
+                    piece = torch.frombuffer(buffer, dtype=kind, count=count // kind.itemsize)
+                    flat[done : done + len(piece)].copy_(piece)
+                    done += len(piece)
+            return whole
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
@@ -228,11 +238,11 @@ BESIDE = (
 
 
 def _pickled(path: Path) -> Weights:
-    zipped = zipfile.is_zipfile(path)
+    zipped = _first(path, 4) == b"PK\x03\x04"
     if zipped:
         _check_zip(path)
-    elif _first(path, 4) == b"PK\x03\x04":
-        raise CheckpointError(f"{path} is truncated: a zip file (torch.save) without its end")
+    else:
+        _check_legacy(path)
     source = _Pickle(path, zipped)
     stored: dict[str, Stored] = {}
     room = 4 * path.stat().st_size + 2**20  # several tensors may share their memory
@@ -250,8 +260,10 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is a damaged zip file (torch.save): {error}") from error
+    except Exception as error:  # zipfile's own, and what damaged numbers lead it to
+        raise CheckpointError(
+            f"{path} is a damaged or truncated zip file (torch.save): {error}"
+        ) from error
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise CheckpointError(f"{path} is a zip file, but not one that torch.save wrote")
     for entry in entries:
@@ -261,6 +273,21 @@ def _check_zip(path: Path) -> None:
             )
         if entry.filename.endswith(".pkl") and entry.file_size > PICKLE_BYTES:
             raise CheckpointError(f"{path}: {entry.filename} has {entry.file_size} bytes")
+
+
+def _check_legacy(path: Path) -> None:
+    """Before 2020: the format's number, its version, the machine, the tensors' shapes, all as
+    pickles one after the other, and then the numbers."""
+    with path.open("rb") as file:
+        start = io.BytesIO(file.read(PICKLE_BYTES))
+    try:
+        for _ in range(4):
+            for _ in pickletools.genops(start):
+                pass
+    except Exception as error:  # whatever damaged bytes lead it to
+        raise CheckpointError(
+            f"{path} is a damaged or truncated pickle (torch.save): {error}"
+        ) from error
 
 
 class _Pickle:
