@@ -48,11 +48,16 @@ TEXT_G = replace(
 UNETS = {
     "sd1": replace(SD15, block_out_channels=(32, 64, 96, 96), cross_attention_dim=64),
     "sd2": replace(
-        SD21, block_out_channels=(64, 64, 128, 128), heads=(1, 1, 2, 2), cross_attention_dim=64
+        SD21,
+        block_out_channels=(64, 64, 64, 128),
+        layers_per_block=1,
+        heads=(1, 1, 1, 2),
+        cross_attention_dim=64,
     ),
     "sdxl": replace(
         SDXL,
         block_out_channels=(64, 64, 128),
+        layers_per_block=1,
         transformer_layers=(0, 2, 3),
         mid_transformer_layers=3,
         heads=(1, 1, 2),
@@ -61,10 +66,11 @@ UNETS = {
     ),
     "sdxl_refiner": replace(
         REFINER_UNET,
-        block_out_channels=(64, 64, 128, 128),
+        block_out_channels=(64, 64, 64, 128),
+        layers_per_block=1,
         transformer_layers=(0, 2, 2, 0),
         mid_transformer_layers=2,
-        heads=(1, 1, 2, 2),
+        heads=(1, 1, 1, 2),
         cross_attention_dim=128,
         pooled_dim=80,
     ),
@@ -868,7 +874,7 @@ def content_of(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "index", "zip", "legacy"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(changes=MUTATIONS)
 def test_damaged_files(kind: str, changes: list[tuple[float, str, bytes]]) -> None:
     """A file with damage anywhere gives its tensors or a CheckpointError, and nothing else."""
@@ -915,9 +921,7 @@ print((peak() - before) / sum(tensor.nbytes for tensor in kept))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is Linux's")
-@pytest.mark.parametrize(
-    ("pickled", "dtype"), [(False, "float16"), (False, "float32"), (True, "float32")]
-)
+@pytest.mark.parametrize(("pickled", "dtype"), [(False, "float32"), (True, "float32")])
 def test_no_second_copy(pickled: bool, dtype: str, tmp_path: Path) -> None:
     weights = {str(i): torch.ones(2**22, dtype=torch.float16) for i in range(20)}
     path = tmp_path / "weights"

@@ -282,7 +282,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"(lora_(unet|te\d?|transformer)_|.*\.(lora_[AB]|lora_down|lora_up|hada_w1_a|lokr_w1)\.)",
         "a LoRA",
     ),
-    (r".*(_lora|\.lora)\.(down|up)\.weight$", "a LoRA"),
+    (r".*(_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight$", "a LoRA"),
     (r"(unet|text_encoder):\d+:(up|down)$", "a LoRA"),
     (r"(emb_params|clip_l|clip_g|string_to_param|<.*>)$", "a textual-inversion embedding"),
     (r"(control_model\.|controlnet_cond_embedding\.|input_hint_block\.)", "a ControlNet"),
