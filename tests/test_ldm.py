@@ -482,7 +482,8 @@ def test_v_is_written_so_that_it_is_read(name: str, tmp_path: Path) -> None:
     # The keys of newer merges say it without any metadata.
     bare = rewrite(path, tmp_path / "bare.safetensors")
     assert_same(model, load(bare))
-    assert ldm.describe(bare)["unused keys"] == ["v_pred", "ztsnr"]
+    assert ldm.describe(bare)["unused keys"] == []
+    assert ldm.describe(bare)["prediction"] == "v"
 
 
 # ---------------------------------------------------------------- how files differ
@@ -747,6 +748,18 @@ def reshape_key(weights: dict[str, Tensor]) -> None:
     weights["model.diffusion_model.out.0.bias"] = torch.zeros(31)
 
 
+def reshape_to(key: str, *shape: int) -> Callable[[dict[str, Tensor]], None]:
+    def change(weights: dict[str, Tensor]) -> None:
+        assert key in weights
+        weights[key] = torch.zeros(shape)
+
+    return change
+
+
+def deepen_vae(weights: dict[str, Tensor]) -> None:
+    weights["first_stage_model.decoder.conv_in.weight"] = torch.zeros(64, 16, 3, 3)
+
+
 def add_edm(weights: dict[str, Tensor]) -> None:
     weights["edm_mean"] = torch.zeros(4)
 
@@ -772,6 +785,27 @@ def thin_out(weights: dict[str, Tensor]) -> None:
         ("sd1", change_type, "out.2.bias is int64"),
         ("sd1", add_key, "2 unknown: .*model.diffusion_model.more.weight"),
         ("sd1", reshape_key, r"out.0.bias is \(31,\) and not \(32,\)"),
+        (
+            "sd1",
+            reshape_to("model.diffusion_model.out.2.weight"),
+            r"out.2.weight has the shape \(\), and not 4 sides",
+        ),
+        (
+            "sd1",
+            reshape_to("first_stage_model.encoder.mid.attn_1.q.bias", 0, 2**40),
+            r"q.bias is \(0, 1099511627776\) and not \(64,\)",
+        ),
+        (
+            "sd2",
+            reshape_to("model.diffusion_model.input_blocks.0.0.weight", 64, 4, 0, 3),
+            "of the wrong shape",
+        ),
+        (
+            "sdxl",
+            reshape_to("model.diffusion_model.label_emb.0.0.weight", 256, 80),
+            "too narrow for the size conditions",
+        ),
+        ("sd1", deepen_vae, "its U-Net makes 4 channels, its autoencoder takes 16"),
         ("sdxl", add_edm, "trained with EDM's noise levels"),
     ],
 )

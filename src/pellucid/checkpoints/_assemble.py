@@ -48,6 +48,10 @@ class Place(NamedTuple):
             return (*shape, 1, 1)
         return (3 * shape[0], *shape[1:]) if self.layout == "third" else shape
 
+    def squeezed(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """As `shape`, but some files have the linear layer itself in a convolution's place."""
+        return shape if self.layout == "conv" else self.shape(shape)
+
     def unpack(self, tensor: Tensor) -> Tensor:
         """What is in the file -> the parameter."""
         if self.layout == "transposed":
@@ -65,6 +69,9 @@ class Part(NamedTuple):
     places: Mapping[str, Place]
 
 
+DRAWS = (nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_)
+
+
 class Unfilled(TorchFunctionMode):
     """Initial weights are not drawn. On the meta device there is nothing to draw into, and yet
     torch would import its compiler to do so, which takes longer than all else here."""
@@ -73,7 +80,7 @@ class Unfilled(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (nn.init.normal_, Tensor.normal_):  # layers call the one or the other
+        if func in DRAWS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
@@ -108,8 +115,10 @@ def compare(path: Path, parts: Mapping[str, Part], unused: Collection[str] = ())
             used.add(key)
             if key not in weights:
                 missing.append(key)
-            elif weights[key].shape != shape and not _is_squeezed(places[name], weights[key]):
+            elif weights[key].shape not in (shape, places[name].squeezed(tuple(tensor.shape))):
                 wrong.append(f"{key} is {weights[key].shape} and not {shape}")
+            elif 0 in shape:
+                wrong.append(f"{key} is empty")
             elif not weights[key].dtype.is_floating_point:
                 wrong.append(f"{key} is {str(weights[key].dtype).removeprefix('torch.')}")
     extra = [key for key in found if key not in used]
@@ -122,11 +131,6 @@ def compare(path: Path, parts: Mapping[str, Part], unused: Collection[str] = ())
     ]
     if complaints:
         raise CheckpointError(f"{path}: its keys do not fit its config: {'; '.join(complaints)}")
-
-
-def _is_squeezed(place: Place, stored: Stored) -> bool:
-    """Some files have the linear layer itself where others have a convolution of size 1."""
-    return place.layout == "conv" and len(stored.shape) == 2
 
 
 def fill(part: Part, device: str | torch.device, dtype: torch.dtype) -> None:

@@ -126,6 +126,15 @@ def variant(family: Family, in_channels: int) -> str:
 
 # ---------------------------------------------------------------- shapes -> configs
 
+
+def _sides(shapes: Shapes, key: str, count: int) -> tuple[int, ...]:
+    """The shape of `key`, which must have so many sides."""
+    shape = shapes[key]
+    if len(shape) != count:
+        raise ValueError(f"{key} has the shape {shape}, and not {count} sides")
+    return shape
+
+
 # The keys of these are the original ones (latent diffusion, OpenCLIP) or, for towers that say
 # "text_model", Hugging Face's, all without their prefix. ValueError and KeyError say that it is no
 # such network.
@@ -133,7 +142,7 @@ def variant(family: Family, in_channels: int) -> str:
 
 def unet_config(shapes: Shapes, family: Family) -> UNetConfig:
     """The U-Net that has these weights; `family` says how many heads there are."""
-    first = shapes["input_blocks.0.0.weight"]
+    first = _sides(shapes, "input_blocks.0.0.weight", 4)
     layers: list[list[int]] = [[]]  # the depth of every layer's transformer, level by level
     widths: list[int] = []
     for number in range(1, BLOCKS):
@@ -141,7 +150,7 @@ def unet_config(shapes: Shapes, family: Family) -> UNetConfig:
         if f"{block}.op.weight" in shapes:
             layers.append([])
         elif f"{block}.out_layers.3.weight" in shapes:
-            widths.append(shapes[f"{block}.out_layers.3.weight"][0])
+            widths.append(_sides(shapes, f"{block}.out_layers.3.weight", 4)[0])
             layers[-1].append(_depth(shapes, f"input_blocks.{number}.1"))
         else:
             break
@@ -155,7 +164,7 @@ def unet_config(shapes: Shapes, family: Family) -> UNetConfig:
     last = f"output_blocks.{len(layers) * (per_level + 1) - 1}"
     if f"{last}.0.out_layers.3.weight" not in shapes:
         raise ValueError(f"it has no {last}, where as many are needed as on the way down")
-    seen = next((s for k, s in shapes.items() if k.endswith("attn2.to_k.weight")), None)
+    seen = next((key for key in shapes if key.endswith("attn2.to_k.weight")), None)
     if seen is None:
         raise ValueError("its U-Net sees no text")
     projection = next(s for k, s in shapes.items() if k.endswith("1.proj_in.weight"))
@@ -163,18 +172,18 @@ def unet_config(shapes: Shapes, family: Family) -> UNetConfig:
     if "label_emb.0.0.weight" in shapes:
         # The refiner's numbers are five: original size, crop, and one score of beauty.
         sizes = 5 if family is REFINER else 6
-        pooled = shapes["label_emb.0.0.weight"][1] - sizes * SIZE_WIDTH
+        pooled = _sides(shapes, "label_emb.0.0.weight", 2)[1] - sizes * SIZE_WIDTH
         if pooled <= 0:
             raise ValueError("label_emb.0.0.weight is too narrow for the size conditions")
     return UNetConfig(
         in_channels=first[1],
-        out_channels=shapes["out.2.weight"][0],
+        out_channels=_sides(shapes, "out.2.weight", 4)[0],
         block_out_channels=at_level,
         layers_per_block=per_level,
         transformer_layers=depths,
         mid_transformer_layers=_depth(shapes, "middle_block.1"),
         heads=tuple(heads_of(width, family) for width in at_level),
-        cross_attention_dim=seen[1],
+        cross_attention_dim=_sides(shapes, seen, 2)[1],
         use_linear_projection=len(projection) == 2,
         pooled_dim=pooled,
         size_conditions=pooled > 0,
@@ -201,9 +210,10 @@ def vae_config(shapes: Shapes, like: VAEConfig) -> VAEConfig:
         key = f"encoder.down.{level}.block.{{}}.conv2.weight"
         if key.format(0) not in shapes:
             break
-        widths.append(shapes[key.format(0)][0])
+        widths.append(_sides(shapes, key.format(0), 4)[0])
         layers = next(i for i in range(BLOCKS) if key.format(i) not in shapes)
-    latents, channels = shapes["decoder.conv_in.weight"][1], shapes["encoder.conv_in.weight"][1]
+    latents = _sides(shapes, "decoder.conv_in.weight", 4)[1]
+    channels = _sides(shapes, "encoder.conv_in.weight", 4)[1]
     return replace(
         like,
         in_channels=channels,
@@ -217,31 +227,31 @@ def vae_config(shapes: Shapes, like: VAEConfig) -> VAEConfig:
 
 def open_clip_config(shapes: Shapes) -> TextConfig:
     """The text tower that OpenCLIP's weights make."""
-    pieces, width = shapes["token_embedding.weight"]
+    pieces, width = _sides(shapes, "token_embedding.weight", 2)
     layers = _count(shapes, "transformer.resblocks.")
     return TextConfig(
         vocab_size=pieces,
-        context_length=shapes["positional_embedding"][0],
+        context_length=_sides(shapes, "positional_embedding", 2)[0],
         width=width,
         layers=layers,
         heads=max(width // HEAD_WIDTH, 1),
-        mlp_width=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        mlp_width=_sides(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         activation="gelu",
-        projection=shapes["text_projection"][1] if "text_projection" in shapes else None,
+        projection=_sides(shapes, "text_projection", 2)[1] if "text_projection" in shapes else None,
         eos=EOS,
     )
 
 
 def clip_config(shapes: Shapes) -> TextConfig:
     """The text tower that OpenAI's weights make, with Hugging Face's names."""
-    pieces, width = shapes["text_model.embeddings.token_embedding.weight"]
+    pieces, width = _sides(shapes, "text_model.embeddings.token_embedding.weight", 2)
     return TextConfig(
         vocab_size=pieces,
-        context_length=shapes["text_model.embeddings.position_embedding.weight"][0],
+        context_length=_sides(shapes, "text_model.embeddings.position_embedding.weight", 2)[0],
         width=width,
         layers=_count(shapes, "text_model.encoder.layers."),
         heads=max(width // HEAD_WIDTH, 1),
-        mlp_width=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
+        mlp_width=_sides(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
         activation="quick_gelu",
         projection=None,
         eos=EOS,

@@ -53,7 +53,7 @@ class Stored:
     get: Callable[[torch.dtype], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights(Mapping[str, Stored]):
     """key -> `Stored`, over all files that belong together; `metadata` is safetensors' own."""
 

@@ -59,6 +59,7 @@ UNUSED = re.compile(
     r"posterior_(variance|log_variance_clipped|mean_coef[12])|lvlb_weights|logvar|scale_factor|"
     r"denoiser\.sigmas|v_pred|ztsnr)$"
 )
+MARKS = ("v_pred", "ztsnr")  # empty tensors, which say what the network predicts
 YAML_V = re.compile(r"""^\s*parameterization\s*:\s*["']?(\w+)""", re.MULTILINE)
 
 
@@ -110,13 +111,14 @@ def read(
     shape, a prediction that can't be known.
     """
     found = examine(path, prediction)
+    parts = _parts(path, found)
     if found.prediction is None:
+        compare(path, parts, (*found.unused, *MARKS))
         raise CheckpointError(
             f"{path} is {found.title}, and its weights do not say what they predict: give "
             "--prediction eps (the 512 pixel models) or --prediction v (the 768 pixel models)"
         )
-    parts = _parts(path, found)
-    assemble(path, parts, device, dtype, found.unused)
+    assemble(path, parts, device, dtype, (*found.unused, *MARKS))
     texts = [parts[name].module for name in ("text", "text_2") if name in parts]
     text, text_2 = texts[0], texts[1] if len(texts) > 1 else None
     tokenizer = _families.clip_tokenizer()
@@ -143,7 +145,7 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     """What `pellucid info` says of a file, from its header alone."""
     found = examine(path, prediction)
     parts = _parts(path, found)
-    compare(path, parts, found.unused)
+    compare(path, parts, (*found.unused, *MARKS))
     types: dict[str, int] = {}
     for stored in found.weights.values():
         name = str(stored.dtype).removeprefix("torch.")
@@ -254,7 +256,7 @@ def examine(path: Path, prediction: str | None = None) -> Found:
         raise CheckpointError(
             f"{path} is {family.title} with keys missing: {' '.join(map(str, error.args))}"
         ) from error
-    _check(path, family, unet, towers)
+    _check(path, family, unet, vae, towers)
     told = _prediction(path, family, unet, weights, stored) if prediction is None else prediction
     if told is not None:
         choose(told, [kind for kind in PREDICTIONS if kind != "flow"], "prediction")
@@ -262,7 +264,8 @@ def examine(path: Path, prediction: str | None = None) -> Found:
     if family is SD2:
         reading = replace(reading, layer=_families.sd2_layer(towers[0]))
     zero_snr = told == "v" and "ztsnr" in stored
-    unused = tuple(key for key in stored if UNUSED.match(key))
+    heard = MARKS if told == "v" else ()
+    unused = tuple(key for key in stored if UNUSED.match(key) and key not in heard)
     return Found(
         weights=weights,
         stored=stored,
@@ -319,8 +322,8 @@ def _family(path: Path, weights: Weights, shapes: _families.Shapes) -> Family:
     for family in (REFINER, SDXL_BASE, SD2, SD1):
         if any(key.startswith(TEXTS[family.name][0]) for key in shapes):
             return _complete(path, family, shapes)
-    seen = next((s[-1] for k, s in shapes.items() if k.endswith("attn2.to_k.weight")), 0)
-    family_seen = CONTEXTS.get(seen)
+    seen = next((s for k, s in shapes.items() if k.endswith("attn2.to_k.weight")), ())
+    family_seen = CONTEXTS.get(seen[-1]) if seen else None
     title = "a U-Net of an unknown family" if family_seen is None else family_seen.title
     raise CheckpointError(
         f"{path} is {title} without its text encoder (cond_stage_model.* or conditioner.*), as some "
@@ -351,8 +354,19 @@ def _leveled(shapes: _families.Shapes) -> dict[str, tuple[int, ...]]:
     return {f"text_model.{key}": shape for key, shape in shapes.items()}
 
 
-def _check(path: Path, family: Family, unet: UNetConfig, towers: tuple[TextConfig, ...]) -> None:
+def _check(
+    path: Path,
+    family: Family,
+    unet: UNetConfig,
+    vae: VAEConfig,
+    towers: tuple[TextConfig, ...],
+) -> None:
     """The parts of a file fit each other."""
+    if unet.out_channels != vae.latent_channels:
+        raise CheckpointError(
+            f"{path}: its U-Net makes {unet.out_channels} channels, its autoencoder takes "
+            f"{vae.latent_channels}"
+        )
     width = sum(tower.width for tower in towers)
     if unet.cross_attention_dim != width:
         raise CheckpointError(
