@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pellucid import images, noise
+from pellucid import checkpoints, images, noise
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
 from pellucid.clip import CLIP
 from pellucid.data.emoji import Mix, core_concepts
@@ -45,7 +45,7 @@ from pellucid.vae import VAE
 
 EMOJI_SCHEDULE = Schedule("flow")
 EMOJI_PREDICTION = "flow"
-POOL_MIX = Mix(tinted=0.2, on_color=0.15, pair=0.05, play=0.05)
+POOL_MIX = Mix(tinted=0.22, on_color=0.18, pair=0.05, play=0.1)
 
 
 def emoji_unet(
@@ -103,6 +103,10 @@ class DiffusionOptions:
     """Chance that a caption is replaced by the empty one, for guidance."""
     ema: float = 0.998
     decay_from: float = 0.6
+    start: str = ""
+    """A model file whose network is trained further; "" begins from nothing. `channels` is its own."""
+    compiled: bool = False
+    """Run the network through torch.compile: needs a C++ compiler on a CPU, and is faster."""
     core: bool = True
     """Learn the core concepts only, which is what a CPU has time for."""
     channels: str = "96,192"
@@ -249,6 +253,29 @@ def draw_samples(
     images.save(images.grid(drawn, 4), path)
 
 
+def first_network(options: DiffusionOptions, config: UNetConfig) -> UNet:
+    """The network that a run begins with: a new one, or that of the model `options.start`.
+
+    ValueError if the model's network has other inputs than the run's latents and text.
+    """
+    if not options.start:
+        network = UNet(config)
+        init_for_training(network)
+        return network
+    kept = checkpoints.load(options.start).backbone
+    same = isinstance(kept, UNet) and all(
+        getattr(kept.config, name) == getattr(config, name)
+        for name in ("in_channels", "cross_attention_dim", "pooled_dim", "map_size")
+    )
+    if not isinstance(kept, UNet) or not same:
+        raise ValueError(
+            f"start is {options.start}, whose network does not fit these latents "
+            f"({config.in_channels} channels, {config.map_size} wide) and this text "
+            f"({config.cross_attention_dim} wide)"
+        )
+    return kept.train()
+
+
 def run(
     rank: int, options: DiffusionOptions, pool: Pool, held: Pool, vae: VAE, wanted: Conditioning
 ) -> None:
@@ -264,15 +291,15 @@ def run(
         )
     torch.manual_seed(options.seed)
     _, latent_channels, side, _ = pool.latents.shape
-    config = emoji_unet(
+    wanted_shape = emoji_unet(
         latent_channels,
         pool.tokens.shape[-1],
         pool.pooled.shape[-1],
         side,
         channels_of(options.channels),
     )
-    network = UNet(config)
-    init_for_training(network)
+    network = first_network(options, wanted_shape)
+    config = network.config
     pool, held, wanted = pool.to(device), held.to(device), wanted.to(device)
     vae.to(device)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -288,6 +315,7 @@ def run(
         ema.restore(state["ema"], state["updates"])
         first = state["step"]
     report = Report("diffusion", options.steps, first, every=100, quiet=rank > 0)
+    ask = torch.compile(network) if options.compiled else network
     average: float | Tensor = 1.0
     sample_every = options.save_every if options.sample_every < 0 else options.sample_every
     for step in range(first, options.steps):
@@ -303,7 +331,7 @@ def run(
         t, eps = t.to(device), eps.to(device)
         with autocast(device):
             loss = training_loss(
-                network, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps
+                ask, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps
             ).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

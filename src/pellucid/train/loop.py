@@ -60,7 +60,8 @@ def autocast(device: torch.device) -> torch.autocast:
     """
     fast = device.type == "cuda"
     if device.type == "cpu":
-        able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and newer
+        # torch 2.10 and newer
+        able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
