@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from pellucid.tokenizer import Tokenizer
+from pellucid.tokenizer import CLIP_MERGES, Tokenizer
 
 CAPTIONS = [
     "a rabbit",
@@ -206,3 +208,72 @@ def test_clip_files_that_are_not(tmp_path: Path, clip_files: tuple[Path, Path]) 
     other.write_text("not JSON")
     with pytest.raises(ValueError, match="not a BPE vocabulary"):
         Tokenizer.from_files(other, clip_files[1])
+
+
+CORPUS = [
+    "a photo of an astronaut riding a horse, highly detailed, 8k, by greg rutkowski",
+    "((masterpiece)), [best quality:0.3], 1girl, it's Bob's; they'll've said: don't! #1 @home",
+    "  MANY\t spaces\n\r\nand\u00a0others\u2003here\u3000",
+    "Zürich, São Paulo, Ångström, naïve café, Zu\u0308rich, ǅ, İstanbul, ΑΣ ας, STRASSE ß ẞ",
+    "🐇 on a 🌙, 👨‍👩‍👧‍👦 👍🏽 🇨🇭 ❤️‍🔥 1️⃣ \U0001fae8",
+    "水墨画 一只兔子，在月光下。かわいい うさぎ、토끼 กระต่าย أرنب ארנב кролик खरगोश",
+    "\x00\x01\x07\x08\x1b[31mred\x7f\x85\u200b\u200d\u2028\u2029\ufeff\ufffd",
+    "½ ⅷ ٣ ² x² 3.14 1,000,000 10:30 50% $5 €9 <lora:x:0.5> a_b-c~d`e ^f {g} |h| \\",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa " + "antidisestablishmentarianism" * 20,
+    "ﬁne ﬂow ① Å \u1e9b\u0323 ㎏ ℌ e\u0301\u0327 \u0344",
+    "",
+    " ",
+]
+# The planes that people write in, and now and then any character at all.
+BLOCKS = [(0x20, 0x7F), (0, 0x20), (0x80, 0x250), (0x300, 0x600), (0x3040, 0x3100)]
+BLOCKS += [(0x4E00, 0x9FFF), (0xAC00, 0xD7A4), (0x1F300, 0x1FB00), (0x2000, 0x2070), (0, 0x110000)]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """transformers' tokenizer, from vocab.json and merges.txt that are made of the same table."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    merges = CLIP_MERGES.read_text("utf-8")
+    letters = [*map(chr, [*range(33, 127), *range(161, 173), *range(174, 256)])]
+    letters += [letter for letter in byte_alphabet() if letter not in letters]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters)]
+    pieces += [line.replace(" ", "") for line in merges.split("\n")[:-1]]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    assert len(set(pieces)) == 49408
+    numbers = {piece: i for i, piece in enumerate(pieces)}
+    (folder / "vocab.json").write_text(json.dumps(numbers), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, "utf-8")
+    return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def test_published_clip_equals_transformers(published: Any) -> None:
+    ours = Tokenizer.clip()
+    rng = random.Random(0)
+    texts = list(CORPUS)
+    for _ in range(10_000):
+        blocks = rng.sample(BLOCKS, rng.randint(1, 3))
+        chars = [chr(rng.randrange(*rng.choice(blocks))) for _ in range(rng.randint(1, 30))]
+        texts.append("".join(char for char in chars if not "\ud800" <= char <= "\udfff"))
+    theirs = published(texts, padding=False)["input_ids"]
+    wrong = [
+        text
+        for text, ids in zip(texts, theirs, strict=True)
+        if [ours.bos, *ours.encode(text), ours.eos] != ids
+    ]
+    assert not wrong
+    padded = published(CORPUS, padding="max_length", truncation=True, max_length=77)["input_ids"]
+    assert ours(CORPUS).tolist() == padded
+
+
+def test_published_clip_numbers() -> None:
+    """The numbers that published models were trained with."""
+    clip = Tokenizer.clip(pad=0)
+    assert (clip.bos, clip.eos, clip.pad, clip.vocab_size) == (49406, 49407, 0, 49408)
+    assert clip.context_length == 77
+    assert clip.encode("a photo of an astronaut riding a horse") == [
+        *(320, 1125, 539, 550),
+        *(18376, 6765, 320, 4558),
+    ]
+    assert clip.tokens("Rabbits, 2") == ["Rabbits", ",", "2"]
+    assert Tokenizer.from_json(clip.to_json())(["a rabbit"]).tolist() == clip(["a rabbit"]).tolist()

@@ -7,6 +7,7 @@ spelt out.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+CLIP_MERGES = Path(__file__).parent / "data" / "clip_merges.txt"
+END_OF_WORD = "</w>"  # CLIP's mark on the last piece of a word
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 WORDS = r"[\p{L}\p{M}]+|[\p{N}]|[^\s\p{L}\p{M}\p{N}]+"
 NOT_A_WORD = r"^Ġ(?=[^a-z])"  # a comma or a digit needs no mark that a word starts here
@@ -124,24 +127,22 @@ class Tokenizer:
             raise ValueError(f"{vocab} and {merges} are not a BPE vocabulary: {error}") from error
         if BOS not in numbers or EOS not in numbers:
             raise ValueError(f"{vocab} has no {BOS} and {EOS}: it is not CLIP's vocabulary")
-        bpe = tokenizers.Tokenizer(models.BPE(numbers, pairs, end_of_word_suffix="</w>"))
-        bpe.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-        )
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        eos = numbers[EOS]
-        return cls(
-            bpe,
-            context_length=context_length,
-            bos=numbers[BOS],
-            eos=eos,
-            pad=eos if pad is None else pad,
-        )
+        return cls._of_clip(clip_bpe(numbers, pairs), context_length, pad)
+
+    @classmethod
+    def clip(cls, *, context_length: int = 77, pad: int | None = None) -> Tokenizer:
+        """CLIP's own tokenizer, which all Stable Diffusion models use; its table is in the package.
+
+        pad: None pads with eos, as SD1 does; SD2 pads with 0.
+        """
+        return cls._of_clip(published_bpe(), context_length, pad)
+
+    @classmethod
+    def _of_clip(cls, bpe: tokenizers.Tokenizer, context_length: int, pad: int | None) -> Tokenizer:
+        bos, eos = bpe.token_to_id(BOS), bpe.token_to_id(EOS)
+        assert bos is not None and eos is not None
+        pad = eos if pad is None else pad
+        return cls(bpe, context_length=context_length, bos=bos, eos=eos, pad=pad)
 
     @classmethod
     def train(
@@ -179,3 +180,34 @@ class Tokenizer:
         # can encode.
         clean = text.encode("utf-8", "replace").decode("utf-8")
         return self.bpe.encode(clean, add_special_tokens=False)
+
+
+def clip_bpe(numbers: dict[str, int], pairs: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """CLIP's way of cutting a text, with the pieces and merges that are given."""
+    bpe = tokenizers.Tokenizer(models.BPE(numbers, pairs, end_of_word_suffix=END_OF_WORD))
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return bpe
+
+
+@functools.cache
+def published_bpe() -> tokenizers.Tokenizer:
+    """The tokenizer of Radford et al. 2021, from its table of merges.
+
+    Its pieces are numbered in this order: the letters that stand for the 256 bytes, the same at the
+    end of a word, what each merge makes, bos and eos.
+    """
+    lines = CLIP_MERGES.read_text("utf-8").rstrip("\n").split("\n")
+    pairs = [(first, second) for first, second in (line.split(" ") for line in lines)]
+    # Bytes that can be printed stand for themselves and come first; the library's letters of the
+    # others begin at U+0100, so that sorting gives CLIP's order.
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*letters, *(letter + END_OF_WORD for letter in letters), *map("".join, pairs)]
+    return clip_bpe({piece: i for i, piece in enumerate([*pieces, BOS, EOS])}, pairs)

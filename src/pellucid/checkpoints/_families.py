@@ -278,11 +278,7 @@ def sd2_layer(text: TextConfig) -> int:
 
 def clip_tokenizer() -> Tokenizer:
     """The tokenizer of all Stable Diffusion models."""
-    make = getattr(Tokenizer, "clip", None)
-    if make is None:
-        raise CheckpointError("this Pellucid has no CLIP vocabulary")
-    tokenizer: Tokenizer = make()
-    return tokenizer
+    return Tokenizer.clip()
 
 
 # ---------------------------------------------------------------- what a file is
