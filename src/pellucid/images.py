@@ -311,7 +311,7 @@ def save(image: Image.Image, path: str | Path, request: Mapping[str, Any] | None
         options["exif"] = exif.tobytes()
         if kind == "JPEG" and len(options["exif"]) > 65_533:
             raise ValueError(f"{path}: the request is too long for a JPEG (64 kB); use .png")
-    _write_whole(path, lambda file: image.save(file, kind, **options))
+    write_whole(path, lambda file: image.save(file, kind, **options))
 
 
 def read_metadata(path: str | Path) -> Metadata:
@@ -370,8 +370,11 @@ def _user_comment(value: Any) -> str | None:
     return (text if code == b"ASCII\0\0\0" else value).decode("utf-8", "replace")
 
 
-def _write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write beside `path`, then rename, so that no half a file ever has the final name."""
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write beside `path`, then rename, so that no half a file ever has the final name.
+
+    Raises ValueError: no such folder, a full disk.
+    """
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: {path.parent} is not a folder")
     try:
@@ -433,7 +436,7 @@ def save_film(
     ]
     duration = max(20, round(1000 * seconds / len(frames)))  # ms; browsers slow down what is faster
     durations = [duration] * (len(frames) - 1) + [duration + 1000]
-    _write_whole(
+    write_whole(
         path,
         lambda file: frames[0].save(
             file,

@@ -1,0 +1,113 @@
+"""Pages that open in any browser: one HTML file with its pictures and plots inside.
+
+A page asks for nothing else: its pictures are data: URLs, its plots SVG, its style is in it, and
+its content security policy forbids the rest. Every function here gives HTML; text that it is handed
+is escaped, parts named `content` or `body` are HTML already.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from pellucid import plots
+from pellucid.images import write_whole
+from pellucid.plugins import choose
+
+KINDS = ("PNG", "WEBP", "JPEG")
+CSS = """
+:root{color-scheme:light dark}
+body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;
+ background:#fdfdfc;color:#1c1c1c}
+h1,h2,h3{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid #8885}
+p{max-width:46rem}code{font:.92em ui-monospace,monospace}
+.row{display:flex;flex-wrap:wrap;gap:.8rem;align-items:flex-end;margin:.8rem 0}
+figure{margin:0;text-align:center}figcaption{font-size:.8rem;opacity:.8}
+img{image-rendering:pixelated;max-width:100%;height:auto;display:block;margin:auto}
+.scroll{overflow-x:auto}table{border-collapse:collapse;margin:.8rem 0}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8883}
+th:first-child,td:first-child{text-align:left}
+@media(prefers-color-scheme:dark){body{background:#161616;color:#e8e8e8}}
+"""
+
+
+def page(title: str, *body: str, script: str = "", style: str = "") -> str:
+    """A whole HTML document. script: JavaScript that runs when the page is there; style: more CSS."""
+    scripts = "script-src 'unsafe-inline'; " if script else ""
+    policy = f"default-src 'none'; img-src data:; {scripts}style-src 'unsafe-inline'"
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<link rel="icon" href="data:,"><title>{escape(title)}</title>',
+            f"<style>{CSS}{plots.CSS}{style}</style></head><body><h1>{escape(title)}</h1>",
+            *body,
+            *([f"<script>{script}</script>"] if script else []),
+            "</body></html>\n",
+        ]
+    )
+
+
+def section(heading: str, *content: str) -> str:
+    """A heading of the second order and what stands below it."""
+    return f"<section><h2>{escape(heading)}</h2>\n" + "\n".join(content) + "</section>"
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def row(*content: str) -> str:
+    """Figures side by side, in as many lines as the window needs."""
+    return f'<div class="row">{"".join(content)}</div>'
+
+
+def figure(content: str, caption: str = "") -> str:
+    """A plot or other HTML with words below it."""
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{content}{below}</figure>"
+
+
+def picture(image: Image.Image, caption: str, width: int | None = None, kind: str = "PNG") -> str:
+    """A picture with words below it, shown `width` pixels wide (None: as many as it has)."""
+    width = image.width if width is None else width
+    height = round(image.height * width / image.width)
+    return figure(
+        f'<img src="{data_url(image, kind)}" width="{width}" height="{height}" '
+        f'alt="{escape(caption)}">',
+        caption,
+    )
+
+
+def data_url(image: Image.Image, kind: str = "PNG", quality: int = 85) -> str:
+    """A picture as a URL that holds it. kind: PNG; WEBP or JPEG, of this quality, are smaller."""
+    choose(kind, KINDS, "kind of picture")
+    file = io.BytesIO()
+    image.save(file, kind, optimize=True, quality=quality)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows under a head; floats with four digits, whole numbers with commas."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = ["".join(f"<td>{escape(_cell(value))}</td>" for value in line) for line in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def write(path: str | Path, text: str) -> None:
+    """Write a page. It appears whole or not at all; ValueError: no such folder, a full disk."""
+    data = text.encode("utf-8", "replace")
+    write_whole(Path(path), lambda file: file.write(data))

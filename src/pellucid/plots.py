@@ -1,0 +1,223 @@
+"""Plots of a few curves or points, drawn once as SVG for a page and once as a picture.
+
+A plot is laid out as a list of marks, and each of the two forms only draws marks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Style = Literal["line", "dashed", "dots"]
+
+# One colour for each series, on white and on black (after Okabe & Ito 2008: told apart by all eyes).
+LIGHT = ("#0072b2", "#c24e00", "#00805c", "#a8487f", "#8a6d00", "#3a86c8", "#555555", "#7a3fb0")
+DARK = ("#5ab4f0", "#ff9050", "#35d0a0", "#f09acb", "#e6c84a", "#9fd0ff", "#bbbbbb", "#c79bff")
+INK, FAINT = "#222222", "#c8c8c8"
+LEFT, TOP, RIGHT, BOTTOM, LEGEND = 52, 44, 14, 42, 118  # margins in pixels
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve: y over x. Where either is not finite the curve is broken."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: Style = "line"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A path through `points` (N, 2), or `text` at the one point. color: a series, or None: ink."""
+
+    points: np.ndarray
+    text: str = ""
+    style: str = "line"  # of a text: "start", "middle" or "end", where its point is
+    color: int | None = None
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Numbers from `low` to `high` as places from `start` to `end` in pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def __call__(self, values: Sequence[float]) -> np.ndarray:
+        """(N,) places; NaN for what is not finite or out of range."""
+        numbers = np.asarray(values, dtype=float)
+        slack = 1e-9 * (self.high - self.low)
+        inside = (numbers >= self.low - slack) & (numbers <= self.high + slack)
+        numbers = np.where(inside, numbers, np.nan)
+        low, high = self.low, self.high
+        if self.log:
+            numbers, low, high = np.log(numbers), math.log(low), math.log(high)
+        return self.start + (numbers - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Four to eight round numbers; of a long logarithmic axis whole powers of ten."""
+        if self.log and self.high / self.low >= 100:
+            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
+            return [10.0**power for power in range(first, last + 1, 1 + (last - first) // 7)]
+        rough = (self.high - self.low) / 5
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = min((unit * m for m in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [step * i for i in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves over one pair of axes, with a legend where there are several.
+
+    x_range, y_range: None takes in all that is finite; what lies outside is left out.
+    Raises ValueError: no series, x and y of unequal length, a logarithmic axis that reaches 0.
+    """
+
+    title: str
+    series: Sequence[Series]
+    x_label: str = ""
+    y_label: str = ""
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    log_x: bool = False
+    log_y: bool = False
+    width: int = 460
+    height: int = 280
+
+    def __post_init__(self) -> None:
+        if not self.series:
+            raise ValueError(f"the plot {self.title!r} has no series; at least one is wanted")
+        for one in self.series:
+            if len(one.x) != len(one.y):
+                raise ValueError(f"{one.name!r} has {len(one.x)} x and {len(one.y)} y")
+
+    def marks(self) -> list[Mark]:
+        """Axes, legend and curves, in the order in which they are drawn."""
+        legend = LEGEND if len(self.series) > 1 else 0
+        left, right = float(LEFT), float(self.width - RIGHT - legend)
+        top, bottom = float(TOP), float(self.height - BOTTOM)
+        x = self._axis("x", left, right)
+        y = self._axis("y", bottom, top)
+        marks = [_text(left, 16, self.title, "start")]
+        if self.y_label:
+            marks.append(_text(left, 34, self.y_label, "start", faint=True))
+        if self.x_label:
+            middle = (left + right) / 2
+            marks.append(_text(middle, self.height - 8, self.x_label, "middle", faint=True))
+        for tick, place in zip(x.ticks(), x(x.ticks()), strict=True):
+            marks.append(Mark(np.array([[place, top], [place, bottom]]), faint=True))
+            marks.append(_text(place, bottom + 15, f"{tick:.6g}", "middle", faint=True))
+        for tick, place in zip(y.ticks(), y(y.ticks()), strict=True):
+            marks.append(Mark(np.array([[left, place], [right, place]]), faint=True))
+            marks.append(_text(left - 6, place + 4, f"{tick:.6g}", "end", faint=True))
+        for number, one in enumerate(self.series):
+            color = number % len(LIGHT)
+            points = np.stack([x(one.x), y(one.y)], axis=1)
+            whole = np.isfinite(points).all(axis=1)
+            ends = np.flatnonzero(np.diff(whole)) + 1
+            for run in np.split(points, ends):
+                if len(run) and np.isfinite(run[0]).all():
+                    style = "dots" if len(run) == 1 else one.style
+                    marks.append(Mark(run, style=style, color=color))
+            if legend:
+                at = top + 6 + 17 * number
+                sample = np.array([[right + 12, at], [right + 32, at]])
+                marks.append(Mark(sample, style=one.style, color=color))
+                marks.append(_text(right + 38, at + 4, one.name, "start"))
+        return marks
+
+    def _axis(self, name: Literal["x", "y"], start: float, end: float) -> Axis:
+        log = self.log_x if name == "x" else self.log_y
+        wanted = self.x_range if name == "x" else self.y_range
+        if wanted is None:
+            values = np.concatenate([np.asarray(getattr(s, name), float) for s in self.series])
+            values = values[np.isfinite(values) & ((values > 0) | (not log))]
+            wanted = (float(values.min()), float(values.max())) if len(values) else (0.1, 1.0)
+        low, high = wanted
+        if log and low <= 0:
+            raise ValueError(
+                f"the {name} axis of {self.title!r} is logarithmic and begins at {low}"
+            )
+        if high <= low:  # one value only
+            low, high = (low / 2, low * 2) if log else (low - 0.5, low + 0.5)
+        return Axis(low, high, start, end, log)
+
+    def svg(self) -> str:
+        """An <svg> element; its colours are those of `CSS`, which a page has."""
+        drawn = "".join(_svg(mark) for mark in self.marks())
+        return (
+            f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
+            f'height="{self.height}" role="img" aria-label="{escape(self.title)}">{drawn}</svg>'
+        )
+
+    def image(self, scale: int = 2) -> Image.Image:
+        """The same as a picture on white, each pixel scale x scale."""
+        picture = Image.new("RGB", (self.width * scale, self.height * scale), "white")
+        brush, font = ImageDraw.Draw(picture), ImageFont.load_default(11 * scale)
+        for mark in self.marks():
+            _paint(brush, mark, scale, font)
+        return picture
+
+
+def _text(x: float, y: float, text: str, anchor: str, faint: bool = False) -> Mark:
+    return Mark(np.array([[x, y]]), text, anchor, faint=faint)
+
+
+def _svg(mark: Mark) -> str:
+    name = f"s{mark.color}" if mark.color is not None else "faint" if mark.faint else "ink"
+    if mark.text:
+        (x, y), anchor = mark.points[0], mark.style
+        text = escape(mark.text)
+        return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+    if mark.style == "dots":
+        path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in mark.points)
+    else:
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in mark.points)
+    return f'<path class="{name} {mark.style}" d="{path}"/>'
+
+
+def _paint(brush: ImageDraw.ImageDraw, mark: Mark, scale: int, font: Font) -> None:
+    points = mark.points * scale
+    if mark.text:
+        anchor = {"start": "ls", "middle": "ms", "end": "rs"}[mark.style]
+        brush.text(tuple(points[0]), mark.text, fill=INK, font=font, anchor=anchor)
+        return
+    ink = LIGHT[mark.color] if mark.color is not None else FAINT if mark.faint else INK
+    if mark.style == "dots":
+        for x, y in points:
+            brush.ellipse((x - scale, y - scale, x + scale, y + scale), fill=ink)
+    elif mark.style == "dashed":
+        length = np.r_[0, np.hypot(*np.diff(points, axis=0).T).cumsum()]
+        ends = np.arange(0, length[-1], 4.5 * scale)  # of the dashes and the gaps in turn
+        x, y = (np.interp(ends, length, side) for side in points.T)
+        for i in range(0, len(ends) - 1, 2):
+            brush.line((x[i], y[i], x[i + 1], y[i + 1]), fill=ink, width=round(1.6 * scale))
+    else:
+        width = max(1, scale // 2) if mark.faint else round(1.6 * scale)
+        brush.line([tuple(point) for point in points], fill=ink, width=width, joint="curve")
+
+
+def _colors(colors: Sequence[str]) -> str:
+    return "".join(f".s{i}{{stroke:{color}}}" for i, color in enumerate(colors))
+
+
+CSS = (
+    ".plot{max-width:100%;height:auto;font:11px system-ui,sans-serif}"
+    ".plot path{fill:none;stroke-width:1.6}.plot path.faint{stroke:#8885;stroke-width:1}"
+    ".plot text{fill:currentColor}.plot text.faint{opacity:.75}"
+    ".plot .dashed{stroke-dasharray:5 4}.plot .dots{stroke-width:3.2;stroke-linecap:round}"
+    f"{_colors(LIGHT)}@media(prefers-color-scheme:dark){{{_colors(DARK)}}}"
+)
