@@ -36,52 +36,20 @@ from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
-from pellucid.vae import VAE, VAEConfig
-
-# The families' shapes, thinner; all that differs between them is kept.
-VAE_TINY = {"block_out_channels": (32, 32, 64), "layers_per_block": 1}
-TEXT_L = replace(SD1_TEXT, vocab_size=400, width=64, layers=2, heads=1, mlp_width=96)
-TEXT_H = replace(SD2_TEXT, vocab_size=400, width=64, layers=3, heads=1, mlp_width=96, projection=48)
-TEXT_G = replace(
-    SDXL_TEXT, vocab_size=400, width=128, layers=3, heads=2, mlp_width=96, projection=80
+from pellucid.vae import VAE
+from references import (
+    NAMES,
+    TEXT_H,
+    UNETS,
+    assert_same,
+    close,
+    model_of,
+    noise,
+    parts_of,
+    their_text,
+    their_unet,
+    their_vae,
 )
-UNETS = {
-    "sd1": replace(SD15, block_out_channels=(32, 64, 96, 96), cross_attention_dim=64),
-    "sd2": replace(
-        SD21,
-        block_out_channels=(64, 64, 64, 128),
-        layers_per_block=1,
-        heads=(1, 1, 1, 2),
-        cross_attention_dim=64,
-    ),
-    "sdxl": replace(
-        SDXL,
-        block_out_channels=(64, 64, 128),
-        layers_per_block=1,
-        transformer_layers=(0, 2, 3),
-        mid_transformer_layers=3,
-        heads=(1, 1, 2),
-        cross_attention_dim=192,
-        pooled_dim=80,
-    ),
-    "sdxl_refiner": replace(
-        REFINER_UNET,
-        block_out_channels=(64, 64, 64, 128),
-        layers_per_block=1,
-        transformer_layers=(0, 2, 2, 0),
-        mid_transformer_layers=2,
-        heads=(1, 1, 1, 2),
-        cross_attention_dim=128,
-        pooled_dim=80,
-    ),
-}
-TEXTS = {
-    "sd1": (TEXT_L,),
-    "sd2": (TEXT_H,),
-    "sdxl": (TEXT_L, TEXT_G),
-    "sdxl_refiner": (TEXT_G,),
-}
-NAMES = tuple(UNETS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -92,36 +60,6 @@ def small_vocabulary() -> Any:
     patch.setattr(_families, "clip_tokenizer", lambda: tokenizer)
     yield
     patch.undo()
-
-
-def model_of(name: str, prediction: str | None = None, **unet: Any) -> Model:
-    torch.manual_seed(1)
-    family = FAMILIES[name]
-    texts = TEXTS[name]
-    parts: list[nn.Module] = [
-        UNet(replace(UNETS[name], **unet)),
-        VAE(replace(family.vae, **VAE_TINY)),
-        *(TextTower(text) for text in texts),
-    ]
-    with torch.no_grad():
-        for part in parts:
-            for key, parameter in part.state_dict().items():
-                if "embedding.weight" not in key:  # norms and biases that are not ones and zeros
-                    parameter += 0.03 * torch.randn(parameter.shape)
-            part.eval()
-    prediction = prediction or family.prediction or "eps"
-    return Model(
-        parts[0],
-        parts[1],  # type: ignore[arg-type]
-        parts[2],  # type: ignore[arg-type]
-        _families.clip_tokenizer(),
-        family.schedule,
-        prediction,
-        "tiny",
-        text_2=parts[3] if len(parts) > 3 else None,  # type: ignore[arg-type]
-        reading=family.reading,
-        defaults=family.defaults(prediction),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -149,86 +87,7 @@ def rewrite(
     return path
 
 
-def parts_of(model: Model) -> dict[str, nn.Module]:
-    parts = {name: getattr(model, name) for name in ("backbone", "vae", "text", "text_2")}
-    return {name: part for name, part in parts.items() if part is not None}
-
-
-def assert_same(model: Model, other: Model) -> None:
-    for name, part in parts_of(model).items():
-        again = getattr(other, name)
-        assert again.config == part.config
-        expected, got = part.state_dict(), again.state_dict()
-        assert got.keys() == expected.keys()
-        assert all(torch.equal(got[key], expected[key]) for key in expected)
-        assert not again.training
-    assert (other.text_2 is None) == (model.text_2 is None)
-    for name in ("reading", "schedule", "prediction", "defaults"):
-        assert getattr(other, name) == getattr(model, name)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    assert float((a - b).abs().max() / b.abs().max()) < 1e-4
-
-
 # ---------------------------------------------------------------- against diffusers
-
-
-def their_unet(config: UNetConfig) -> Any:
-    diffusers = pytest.importorskip("diffusers")
-    crossed = [depth > 0 for depth in config.transformer_layers]
-    sized = config.size_conditions
-    return diffusers.UNet2DConditionModel(
-        in_channels=config.in_channels,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        down_block_types=[("CrossAttnDownBlock2D" if c else "DownBlock2D") for c in crossed],
-        up_block_types=[("CrossAttnUpBlock2D" if c else "UpBlock2D") for c in crossed[::-1]],
-        transformer_layers_per_block=[
-            d if d > 0 else config.mid_transformer_layers for d in config.transformer_layers
-        ],
-        attention_head_dim=config.heads,
-        cross_attention_dim=config.cross_attention_dim,
-        use_linear_projection=config.use_linear_projection,
-        addition_embed_type="text_time" if sized else None,
-        addition_time_embed_dim=256 if sized else None,
-        projection_class_embeddings_input_dim=(
-            config.pooled_dim + config.size_count * 256 if sized else None
-        ),
-    ).eval()
-
-
-def their_vae(config: VAEConfig) -> Any:
-    diffusers = pytest.importorskip("diffusers")
-    levels = len(config.block_out_channels)
-    return diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        latent_channels=config.latent_channels,
-    ).eval()
-
-
-def their_text(config: TextConfig, projected: bool) -> Any:
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.CLIPTextConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=config.mlp_width,
-        hidden_act=config.activation,
-        projection_dim=config.projection or 512,
-        bos_token_id=7,
-        eos_token_id=99,
-    )
-    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
-    return kind(theirs).eval()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -30,14 +30,15 @@ class CheckpointError(ValueError):
 def load(
     path: str | Path | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     prediction: str | None = None,
 ) -> Model:
     """The model in the file or folder `path`, on `device`, its weights as `dtype`, in eval mode.
 
-    path: None is the model that ships with the package. prediction: what the network predicts, one
-    of `diffusion.PREDICTIONS`, where the file does not say it; None asks the file. Weights that are
-    of `dtype` already stay in the file until they are used, so it must not be written over.
+    path: None is the model that ships with the package. dtype: None leaves every weight its own.
+    prediction: what the network predicts, one of `diffusion.PREDICTIONS`, where the file does not
+    say it; None asks the file. Weights that are of `dtype` already stay in the file until they are
+    used, so it must not be written over.
 
     Nothing in the file is run. Raises CheckpointError: no such file, truncated, of another kind,
     keys that are missing, unknown or of the wrong shape.

@@ -70,11 +70,19 @@ class Part(NamedTuple):
 
 
 DRAWS = (nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_)
+PARAMETERS = 2**14  # the largest published networks have a quarter of it
 
 
 class Unfilled(TorchFunctionMode):
     """Initial weights are not drawn. On the meta device there is nothing to draw into, and yet
-    torch would import its compiler to do so, which takes longer than all else here."""
+    torch would import its compiler to do so, which takes longer than all else here.
+
+    A network of more than `PARAMETERS` tensors is a ValueError: a file can ask for any number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -82,6 +90,10 @@ class Unfilled(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in DRAWS:
             return args[0] if args else kwargs["tensor"]
+        if func is torch.empty:
+            self.made += 1
+            if self.made > PARAMETERS:
+                raise ValueError(f"it would have more than {PARAMETERS} parameters")
         return func(*args, **kwargs)
 
 
@@ -133,12 +145,14 @@ def compare(path: Path, parts: Mapping[str, Part], unused: Collection[str] = ())
         raise CheckpointError(f"{path}: its keys do not fit its config: {'; '.join(complaints)}")
 
 
-def fill(part: Part, device: str | torch.device, dtype: torch.dtype) -> None:
-    """Give the network its weights, one after the other, and put it in eval mode."""
+def fill(part: Part, device: str | torch.device, dtype: torch.dtype | None) -> None:
+    """Give the network its weights, one after the other, and put it in eval mode; `dtype` None
+    leaves each its own."""
     filled = {}
     for name in part.module.state_dict():
         place = part.places[name]
-        tensor = place.unpack(part.weights[place.key].get(dtype))
+        stored = part.weights[place.key]
+        tensor = place.unpack(stored.get(stored.dtype if dtype is None else dtype))
         filled[name] = tensor.to(device)
     part.module.load_state_dict(filled, assign=True, strict=True)
     part.module.eval()
@@ -148,7 +162,7 @@ def assemble(
     path: Path,
     parts: Mapping[str, Part],
     device: str | torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     unused: Collection[str] = (),
 ) -> None:
     """`compare`, then `fill` every part."""

@@ -166,6 +166,17 @@ def clip_places(names: Iterable[str], prefix: str = "", level: bool = True) -> d
     }
 
 
+# diffusers' names of the autoencoder's attention before 0.17.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def modern(key: str) -> str:
+    """diffusers' present name of a parameter of an autoencoder."""
+    head, _, rest = key.partition(".attentions.0.")
+    piece, _, end = rest.partition(".")
+    return f"{head}.attentions.0.{OLD_ATTENTION[piece]}.{end}" if piece in OLD_ATTENTION else key
+
+
 # ---------------------------------------------------------------- averages of the weights
 
 # The running averages that training keeps beside a U-Net have its names without the dots. In every

@@ -101,7 +101,7 @@ def matches(path: Path) -> bool:
 def read(
     path: Path,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     prediction: str | None = None,
 ) -> Model:
     """The model in `path`.
@@ -184,8 +184,8 @@ def read_vae(
         told = f"its keys begin with {next(iter(stored), 'nothing')}" if what is None else what
         raise CheckpointError(f"{path} has no autoencoder in it: it is {told}")
     if ours:
-        stored = {_modern(key): value for key, value in stored.items()}
-        shapes = {_modern(key): shape for key, shape in shapes.items()}
+        stored = {_keys.modern(key): value for key, value in stored.items()}
+        shapes = {_keys.modern(key): shape for key, shape in shapes.items()}
     try:
         if like is None:
             wide = shapes["decoder.conv_in.weight"][1] == _families.SD3.vae.latent_channels
@@ -204,16 +204,6 @@ def read_vae(
     unused = [key for key in inside if UNUSED.match(f"{VAES[0]}{key.removeprefix(prefix)}")]
     assemble(path, {"vae": Part(vae, inside, places)}, device, dtype, unused)
     return vae
-
-
-# diffusers' names of the autoencoder's attention before 0.17.
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def _modern(key: str) -> str:
-    head, _, rest = key.partition(".attentions.0.")
-    piece, _, end = rest.partition(".")
-    return f"{head}.attentions.0.{OLD_ATTENTION[piece]}.{end}" if piece in OLD_ATTENTION else key
 
 
 def _original(shapes: _families.Shapes) -> dict[str, tuple[int, ...]]:

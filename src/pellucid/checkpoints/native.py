@@ -53,7 +53,7 @@ def matches(path: Path) -> bool:
 def read(
     path: Path,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     prediction: str | None = None,
 ) -> Model:
     """The model in `path`; `prediction` None is what the file says.

@@ -1,0 +1,248 @@
+"""Models in the shapes of the published families, but thin: ours, and the same in real diffusers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+
+from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
+from pellucid.checkpoints import _families
+from pellucid.checkpoints._families import FAMILIES, REFINER_UNET
+from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
+from pellucid.model import Model
+from pellucid.vae import VAE, VAEConfig
+
+# The families' shapes, thinner; all that differs between them is kept.
+VAE_TINY = {"block_out_channels": (32, 32, 64), "layers_per_block": 1}
+TEXT_L = replace(SD1_TEXT, vocab_size=520, width=64, layers=2, heads=1, mlp_width=96)
+TEXT_H = replace(SD2_TEXT, vocab_size=520, width=64, layers=3, heads=1, mlp_width=96, projection=48)
+TEXT_G = replace(
+    SDXL_TEXT, vocab_size=520, width=128, layers=3, heads=2, mlp_width=96, projection=80
+)
+UNETS = {
+    "sd1": replace(SD15, block_out_channels=(32, 64, 96, 96), cross_attention_dim=64),
+    "sd2": replace(
+        SD21,
+        block_out_channels=(64, 64, 64, 128),
+        layers_per_block=1,
+        heads=(1, 1, 1, 2),
+        cross_attention_dim=64,
+    ),
+    "sdxl": replace(
+        SDXL,
+        block_out_channels=(64, 64, 128),
+        layers_per_block=1,
+        transformer_layers=(0, 2, 3),
+        mid_transformer_layers=3,
+        heads=(1, 1, 2),
+        cross_attention_dim=192,
+        pooled_dim=80,
+    ),
+    "sdxl_refiner": replace(
+        REFINER_UNET,
+        block_out_channels=(64, 64, 64, 128),
+        layers_per_block=1,
+        transformer_layers=(0, 2, 2, 0),
+        mid_transformer_layers=2,
+        heads=(1, 1, 1, 2),
+        cross_attention_dim=128,
+        pooled_dim=80,
+    ),
+}
+TEXTS = {
+    "sd1": (TEXT_L,),
+    "sd2": (TEXT_H,),
+    "sdxl": (TEXT_L, TEXT_G),
+    "sdxl_refiner": (TEXT_G,),
+}
+NAMES = tuple(UNETS)
+
+
+def model_of(name: str, prediction: str | None = None, **unet: Any) -> Model:
+    torch.manual_seed(1)
+    family = FAMILIES[name]
+    texts = TEXTS[name]
+    parts: list[nn.Module] = [
+        UNet(replace(UNETS[name], **unet)),
+        VAE(replace(family.vae, **VAE_TINY)),
+        *(TextTower(text) for text in texts),
+    ]
+    with torch.no_grad():
+        for part in parts:
+            for key, parameter in part.state_dict().items():
+                if "embedding.weight" not in key:  # norms and biases that are not ones and zeros
+                    parameter += 0.03 * torch.randn(parameter.shape)
+            part.eval()
+    prediction = prediction or family.prediction or "eps"
+    return Model(
+        parts[0],
+        parts[1],  # type: ignore[arg-type]
+        parts[2],  # type: ignore[arg-type]
+        _families.clip_tokenizer(),
+        family.schedule,
+        prediction,
+        "tiny",
+        text_2=parts[3] if len(parts) > 3 else None,  # type: ignore[arg-type]
+        reading=family.reading,
+        defaults=family.defaults(prediction),
+    )
+
+
+def parts_of(model: Model) -> dict[str, nn.Module]:
+    parts = {name: getattr(model, name) for name in ("backbone", "vae", "text", "text_2")}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def assert_same(model: Model, other: Model) -> None:
+    for name, part in parts_of(model).items():
+        again = getattr(other, name)
+        assert again.config == part.config
+        expected, got = part.state_dict(), again.state_dict()
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[key], expected[key]) for key in expected)
+        assert not again.training
+    assert (other.text_2 is None) == (model.text_2 is None)
+    for name in ("reading", "schedule", "prediction", "defaults"):
+        assert getattr(other, name) == getattr(model, name)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    assert float((a - b).abs().max() / b.abs().max()) < 1e-4
+
+
+def their_unet(config: UNetConfig) -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    crossed = [depth > 0 for depth in config.transformer_layers]
+    sized = config.size_conditions
+    return diffusers.UNet2DConditionModel(
+        in_channels=config.in_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=[("CrossAttnDownBlock2D" if c else "DownBlock2D") for c in crossed],
+        up_block_types=[("CrossAttnUpBlock2D" if c else "UpBlock2D") for c in crossed[::-1]],
+        transformer_layers_per_block=[
+            d if d > 0 else config.mid_transformer_layers for d in config.transformer_layers
+        ],
+        attention_head_dim=config.heads,
+        cross_attention_dim=config.cross_attention_dim,
+        use_linear_projection=config.use_linear_projection,
+        addition_embed_type="text_time" if sized else None,
+        addition_time_embed_dim=256 if sized else None,
+        projection_class_embeddings_input_dim=(
+            config.pooled_dim + config.size_count * 256 if sized else None
+        ),
+    ).eval()
+
+
+def their_vae(config: VAEConfig) -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    levels = len(config.block_out_channels)
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        scaling_factor=config.scaling_factor,
+    ).eval()
+
+
+def their_text(config: TextConfig, projected: bool, eos: int = 99) -> Any:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.CLIPTextConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp_width,
+        hidden_act=config.activation,
+        projection_dim=config.projection or 512,
+        bos_token_id=7,
+        eos_token_id=eos,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    return kind(theirs).eval()
+
+
+# ---------------------------------------------------------------- whole folders of diffusers
+
+PIPELINES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "sdxl_refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+
+
+def small_vocabulary(folder: Path) -> Path:
+    """A folder with the two files of a CLIP vocabulary of 516 pieces."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>"]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    numbers = {piece: i for i, piece in enumerate(pieces)}
+    (folder / "vocab.json").write_text(json.dumps(numbers))
+    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
+    return folder
+
+
+def shake(network: Any) -> Any:
+    """Weights as after training: no norm is one, no bias zero."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "embedding.weight" not in name:
+                parameter += 0.03 * torch.randn(parameter.shape)
+    return network.eval()
+
+
+def their_pipeline(name: str, vocabulary: Path, prediction: str = "epsilon", **unet: Any) -> Any:
+    """diffusers' pipeline of a family, thin and random; SD2's tower is the 23 layers it stores."""
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(2)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(str(vocabulary))
+    # SD2 and the second tower of SDXL pad with the token 0.
+    padded = transformers.CLIPTokenizer.from_pretrained(str(vocabulary), pad_token="!")
+    towers = []
+    for config in TEXTS[name]:
+        projected = name.startswith("sdxl") and config.projection is not None
+        towers.append(shake(their_text(config, projected, tokenizer.eos_token_id)))
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        set_alpha_to_one=False,
+        clip_sample=False,
+        prediction_type=prediction,
+    )
+    parts: dict[str, Any] = {
+        "unet": shake(their_unet(replace(UNETS[name], **unet))),
+        "vae": shake(their_vae(replace(FAMILIES[name].vae, **VAE_TINY))),
+        "scheduler": scheduler,
+    }
+    if name in ("sd1", "sd2"):
+        parts |= {"text_encoder": towers[0], "tokenizer": tokenizer if name == "sd1" else padded}
+        parts |= {"safety_checker": None, "feature_extractor": None}
+    elif name == "sdxl":
+        parts |= {"text_encoder": towers[0], "tokenizer": tokenizer}
+        parts |= {"text_encoder_2": towers[1], "tokenizer_2": padded, "add_watermarker": False}
+    else:
+        parts |= {"text_encoder": None, "tokenizer": None}
+        parts |= {"text_encoder_2": towers[0], "tokenizer_2": padded, "add_watermarker": False}
+        parts |= {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    return getattr(diffusers, PIPELINES[name])(**parts)
