@@ -16,7 +16,8 @@ from pellucid import samplers
 from pellucid.images import read_metadata, save
 from pellucid.model import Model
 from pellucid.noise import generators
-from pellucid.pipeline import Progress, Request, first_noise, generate, preview, resolve, start
+from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
+from pellucid.preview import preview
 from pellucid.schedule import Schedule
 from pellucid.vae import VAE, VAEConfig
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from pellucid.clip import TextTower, VisionTower
 from pellucid.schedule import Schedule
+from pellucid.tiny_vae import TinyVAE
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE
 
@@ -53,7 +54,8 @@ class Model:
     backbone: the network that sees through the noise, called as backbone(x, t, conditioning).
     prediction: what it predicts, one of `diffusion.PREDICTIONS`. text_2: the second text tower of
     SDXL and SD3, whose vectors stand beside the first one's; both share the tokenizer. vision:
-    CLIP's other half, for CLIP guidance and for scores; generating does not need it.
+    CLIP's other half, for CLIP guidance and for scores; generating does not need it. tiny_vae: a
+    quicker decoder of the same latents, for previews and where a request asks for it.
     """
 
     backbone: nn.Module
@@ -66,4 +68,5 @@ class Model:
     text_2: TextTower | None = None
     reading: Reading = field(default_factory=Reading)
     vision: VisionTower | None = None
+    tiny_vae: TinyVAE | None = None
     defaults: Defaults = field(default_factory=Defaults)

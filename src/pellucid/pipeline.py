@@ -7,7 +7,6 @@ same loop, ``for step in sample(...)``. To stop is to stop iterating.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +18,11 @@ from torch import Generator, Tensor
 from pellucid import hires, inpaint, samplers
 from pellucid.diffusion import Conditioning, Denoiser, Network, add_noise, predictor
 from pellucid.guidance import ClassifierFree, Parts, clip_guidance
-from pellucid.images import picture_size, to_pil, to_tensor
+from pellucid.images import picture_size, to_tensor
 from pellucid.inpaint import Canvas
 from pellucid.model import Model
 from pellucid.noise import draw, generators, slerp, source
+from pellucid.preview import decoder_of, pictures
 from pellucid.prompt import encode
 from pellucid.request import Request, draws_any_size, resolve, unit_of
 from pellucid.samplers import Step
@@ -66,6 +66,7 @@ def generate(model: Model, request: Request) -> Iterator[Progress]:
     """
     asked, request = request, resolve(model, request)
     assert request.seed is not None
+    decoder_of(model, request.decoder)  # said now, not after the work is done
     canvas = None if request.image is None else inpaint.prepare(request, unit_of(model))
     passes = levels_of(model, request)
     total = sum(len(levels) - 1 for levels in passes)
@@ -78,7 +79,9 @@ def generate(model: Model, request: Request) -> Iterator[Progress]:
                 f"step {number} of {total} gave numbers that are not finite; a lower guidance than "
                 f"{request.guidance:g} or another sampler than {request.sampler!r} is wanted"
             )
-        images = finished(model, canvas, step.x, drawn=total > 0) if number == total else None
+        images = (
+            finished(model, canvas, step.x, total > 0, request.decoder) if number == total else None
+        )
         if number > 0 or total == 0:  # number 0 is the start
             look = looks[0] if looks else None
             yield Progress(
@@ -245,7 +248,8 @@ def enlarge(
         larger = hires.enlarge_latents(latents, width // down, height // down, name)
     else:
         how = hires.PICTURE[name]
-        whole = [picture.resize((width, height), how) for picture in pictures(model, latents)]
+        drawn = pictures(model, latents, request.decoder)
+        whole = [picture.resize((width, height), how) for picture in drawn]
         larger = encoded(model, torch.stack([to_tensor(picture) for picture in whole]))
     return (width, height), larger
 
@@ -362,13 +366,15 @@ def sampler_options(sampler: Callable[..., Any], request: Request) -> dict[str, 
 # ---------------------------------------------------------------- pixels and latents
 
 
-def finished(model: Model, canvas: Canvas | None, x: Tensor, drawn: bool) -> list[Image.Image]:
+def finished(
+    model: Model, canvas: Canvas | None, x: Tensor, drawn: bool, decoder: str
+) -> list[Image.Image]:
     """The pictures of the last step; where nothing was drawn, the one that it began with."""
     if canvas is None:
-        return pictures(model, x)
+        return pictures(model, x, decoder)
     if not drawn:
         return [canvas.picture] * len(x)
-    return [canvas.paste(picture) for picture in pictures(model, x)]
+    return [canvas.paste(picture) for picture in pictures(model, x, decoder)]
 
 
 @torch.no_grad()
@@ -376,17 +382,3 @@ def encoded(model: Model, pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] as scaled latents, where the network is."""
     latents = model.vae.to_latents(pixels.to(next(model.vae.parameters())))
     return latents.to(next(model.backbone.parameters()))
-
-
-@torch.no_grad()
-def pictures(model: Model, latents: Tensor) -> list[Image.Image]:
-    """Scaled latents (B, C, h, w) as pictures."""
-    pixels = model.vae.to_pixels(latents.to(next(model.vae.parameters())))
-    return [to_pil(picture) for picture in pixels.float()]
-
-
-def preview(model: Model, latents: Tensor) -> list[Image.Image]:
-    """x_t or x0 of any step as pictures; x_t is what the decoder makes of noise."""
-    if not math.isfinite(float(latents.abs().max())):
-        raise ValueError("the latents are not finite")
-    return pictures(model, latents)

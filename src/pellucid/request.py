@@ -98,6 +98,8 @@ class Request(BaseModel):
     """Of samplers that have it: how much fresh noise a step adds."""
     clip_guidance: Finite = 0.0
     """Scale of the gradient of CLIP's similarity between the picture and the prompt; 0 is none."""
+    decoder: Literal["vae", "tiny"] = "vae"
+    """What makes pixels of the latents: the autoencoder, or a tiny one that imitates it."""
 
     @field_validator("sampler")
     @classmethod
@@ -162,6 +164,8 @@ class Request(BaseModel):
             idle |= OF_MASK | {"mask", "extend"}
         if self.hires is None:
             idle |= OF_HIRES
+        if self.decoder == "vae":
+            idle |= {"decoder"}
         return self.model_dump(mode="json", exclude=idle)
 
 

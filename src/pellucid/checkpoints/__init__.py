@@ -17,6 +17,7 @@ from pellucid import plugins
 from pellucid.diffusion import PREDICTIONS
 from pellucid.model import Model
 from pellucid.plugins import choose
+from pellucid.tiny_vae import TinyVAE, wanted
 from pellucid.vae import VAE, VAEConfig
 
 HEADER_BYTES = 2**24  # of a safetensors file; those of the largest models have a sixth of it
@@ -78,10 +79,17 @@ def format_of(path: Path) -> Any:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What can be said of the model in `path` from its header alone; {} where that is nothing."""
+    """What can be said of the model in `path` from its header alone; {} where that is nothing.
+
+    A tiny autoencoder, which is no model, is described too.
+    """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; a checkpoint file is wanted")
+    if is_tiny_vae(path):
+        from pellucid.checkpoints import _tiny_vae
+
+        return _tiny_vae.describe(path)
     tell = getattr(format_of(path), "describe", None)
     return {} if tell is None else dict(tell(path))
 
@@ -103,6 +111,50 @@ def load_vae(
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; an autoencoder's weights are wanted")
     return ldm.read_vae(path, device, dtype, like)
+
+
+def is_tiny_vae(path: str | Path) -> bool:
+    """Whether `path` is a file with a tiny autoencoder, or half of one."""
+    from pellucid.checkpoints import _tiny_vae
+
+    return _tiny_vae.matches(Path(path))
+
+
+def load_tiny_vae(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    of: VAEConfig | None = None,
+) -> TinyVAE:
+    """The tiny autoencoder in `path`: TAESD's own files, or a file or folder of diffusers'.
+
+    of: the config of the autoencoder that it is to imitate. Raises CheckpointError: no such file,
+    another kind of file, latents of another kind than `of` has, no decoder where `of` is given.
+    """
+    from pellucid.checkpoints import _tiny_vae
+
+    path = Path(path)
+    asked = "a tiny autoencoder" if of is None else wanted(of)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; {asked} is wanted")
+    tiny = _tiny_vae.read(path, device, dtype)
+    if of is not None and tiny.config.latent_channels != of.latent_channels:
+        raise CheckpointError(
+            f"{path} is for {tiny.config.latent_channels} latent channels, and the model has "
+            f"{of.latent_channels}; {asked} is wanted"
+        )
+    if of is not None and tiny.decoder is None:
+        raise CheckpointError(f"{path} is the encoder alone; {asked} is wanted")
+    return tiny
+
+
+def tiny_vae_of(model: Model, path: str | Path) -> TinyVAE | None:
+    """The tiny autoencoder that lies beside the model's file or folder `path`, or in it, under its
+    published name, such as taesd_decoder.safetensors; None if there is none."""
+    from pellucid.checkpoints import _tiny_vae
+
+    found = _tiny_vae.beside(Path(path), model.vae.config)
+    return None if found is None else load_tiny_vae(found, of=model.vae.config)
 
 
 def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -32,6 +32,7 @@ from pellucid.checkpoints._weights import open_weights
 from pellucid.clip import TextTower, VisionTower
 from pellucid.model import Defaults, Model, Reading
 from pellucid.schedule import Schedule
+from pellucid.tiny_vae import TinyVAE
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE
 
@@ -39,7 +40,7 @@ Config = TypeVar("Config")
 
 VERSION = 1
 REQUIRED = ("backbone", "vae", "text")
-OPTIONAL = ("text_2", "vision")
+OPTIONAL = ("text_2", "vision", "tiny_vae")
 
 
 def matches(path: Path) -> bool:
@@ -87,6 +88,7 @@ def read(
         text_2=typing.cast("TextTower | None", parts.get("text_2")),
         reading=_dataclass(path, "reading", Reading, facts.get("reading", {})),
         vision=typing.cast("VisionTower | None", parts.get("vision")),
+        tiny_vae=typing.cast("TinyVAE | None", parts.get("tiny_vae")),
         defaults=_dataclass(path, "defaults", Defaults, facts["defaults"]),
     )
 
@@ -172,6 +174,7 @@ def _kinds(part: str) -> dict[str, type[nn.Module]]:
         "text": {"clip_text": TextTower},
         "text_2": {"clip_text": TextTower},
         "vision": {"clip_vision": VisionTower},
+        "tiny_vae": {"tiny_vae": TinyVAE},
     }
     if part in fixed:
         return fixed[part]

@@ -11,7 +11,10 @@ import typer
 from pellucid.cli._app import MODEL_HELP, app
 
 if TYPE_CHECKING:
+    from pellucid.model import Model
     from pellucid.pipeline import Progress, Request
+
+SMALL = 256  # pictures of no more pixels on a side are shown twice as large in a film
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -142,14 +145,26 @@ def generate(
     out: Annotated[
         Path, _panel(OUTPUT, "A folder, or the name of a .png, .jpg or .webp file.")
     ] = Path("outputs"),
+    decoder: Annotated[
+        str | None, _panel(OUTPUT, "What makes pixels of latents: vae, or tiny, which is faster.")
+    ] = None,
+    tiny_vae: Annotated[
+        Path | None, _panel(OUTPUT, "The tiny autoencoder, if it does not lie beside the model.")
+    ] = None,
     film: Annotated[
         bool, _panel(OUTPUT, "Also a strip and a film of how it came out of noise.", "--film")
     ] = False,
+    preview: Annotated[
+        str, _panel(OUTPUT, "How the film shows a step: linear, tiny, vae, or what is quick.")
+    ] = "auto",
     show: Annotated[bool, _panel(OUTPUT, "Draw the picture in the terminal.", "--show")] = False,
     as_json: Annotated[bool, _panel(OUTPUT, "Results as JSON on stdout.", "--json")] = False,
 ) -> None:
     """Draw pictures from words."""
+    from pellucid import images
     from pellucid.pipeline import Request
+    from pellucid.plugins import choose
+    from pellucid.preview import PREVIEWS
 
     if prompt is None and like is None:
         raise ValueError('a prompt is wanted, such as: pellucid generate "a rabbit"')
@@ -188,78 +203,101 @@ def generate(
         "eta": eta,
         "noise": noise,
         "clip_guidance": clip_guidance,
+        "decoder": decoder,
     }
     fields |= {name: value for name, value in asked.items() if value is not None}
     request = Request.model_validate(fields)
-    _draw(request, model, out, film, show, as_json)
-
-
-def _draw(
-    request: Request, path: Path | None, out: Path, film: bool, show: bool, as_json: bool
-) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from pellucid import checkpoints, images
-    from pellucid.pipeline import generate as run
-
-    is_file = out.suffix.lower() in images.FORMATS
-    if out.suffix and not is_file and not out.is_dir():
-        known = ", ".join(images.FORMATS)
-        raise ValueError(f"--out is {out}; a folder or a file that ends in {known} is wanted")
-    if is_file and request.count > 1:
-        raise ValueError(f"--out is one file, {out}, and --count is {request.count}; name a folder")
-    folder = out.parent if is_file else out
-    if folder.exists() and not folder.is_dir():  # said now, not after the work is done
-        raise ValueError(f"--out is {out}, and {folder} is a file; a folder is wanted")
-    loaded = checkpoints.load(checkpoints.embedded() if path is None else path)
-    trail: list[Any] = []
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal  # it would still write an empty line
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(request.prompt[:40] or "(no prompt)", total=None)
-        last = None
-        for last in run(loaded, request):
-            bar.update(task, total=last.steps, completed=last.step)
-            if film:
-                trail.append(last)
-    assert last is not None and last.images is not None
+    choose(preview, PREVIEWS, "preview")
+    is_file = _is_file(out, request.count)
+    loaded = _load(model, tiny_vae)
+    last, trail = _run(loaded, request, film)
     for warning in last.warnings:
         typer.echo(f"pellucid: {warning}", err=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    (out.parent if is_file else out).mkdir(parents=True, exist_ok=True)
+    assert last.images is not None
     results = []
     for i, (picture, seed) in enumerate(zip(last.images, last.seeds, strict=True)):
         # What is stored makes this one picture again, alone.
         record = last.request.alone(i).record() | {"model": loaded.name}
-        target = out if is_file else _free_name(folder, _stem(request.prompt, seed))
+        target = out if is_file else _free_name(out, _stem(request.prompt, seed))
         images.save(picture, target, record)
         result: dict[str, Any] = {"path": str(target), "seed": seed}
         if film and trail:
-            result |= _film(loaded, trail, i, target)
+            result |= _film(loaded, trail, i, target, preview)
         if show:
             typer.echo(images.draw_in_terminal(picture, 48), err=True)
         results.append(result | ({"request": record} if as_json else {}))
     if as_json:
         typer.echo(json.dumps({"images": results, "warnings": list(last.warnings)}, indent=1))
-    else:
-        for result in results:
-            for name in ("path", "strip", "film"):
-                if name in result:
-                    typer.echo(result[name])
+        return
+    for result in results:
+        for name in ("path", "strip", "film"):
+            if name in result:
+                typer.echo(result[name])
 
 
-def _film(model: Any, trail: list[Progress], i: int, target: Path) -> dict[str, str]:
+def _is_file(out: Path, count: int) -> bool:
+    """Whether --out names a file; a folder otherwise."""
+    from pellucid.images import FORMATS
+
+    is_file = out.suffix.lower() in FORMATS
+    if out.suffix and not is_file and not out.is_dir():
+        known = ", ".join(FORMATS)
+        raise ValueError(f"--out is {out}; a folder or a file that ends in {known} is wanted")
+    if is_file and count > 1:
+        raise ValueError(f"--out is one file, {out}, and --count is {count}; name a folder")
+    folder = out.parent if is_file else out
+    if folder.exists() and not folder.is_dir():  # said now, not after the work is done
+        raise ValueError(f"--out is {out}, and {folder} is a file; a folder is wanted")
+    return is_file
+
+
+def _load(path: Path | None, tiny_vae: Path | None) -> Model:
+    """The model, and with it the tiny autoencoder that is named or lies beside it."""
+    from pellucid import checkpoints
+
+    path = checkpoints.embedded() if path is None else path
+    model = checkpoints.load(path)
+    if tiny_vae is not None:
+        model.tiny_vae = checkpoints.load_tiny_vae(tiny_vae, of=model.vae.config)
+    elif model.tiny_vae is None:
+        model.tiny_vae = checkpoints.tiny_vae_of(model, path)
+    return model
+
+
+def _run(model: Model, request: Request, keep: bool) -> tuple[Progress, list[Progress]]:
+    """The last step, and with `keep` all of them, with a bar on the terminal meanwhile."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from pellucid.pipeline import generate as run
+
+    trail = []
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    hidden = not console.is_terminal  # it would still write an empty line
+    with Bar(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(request.prompt[:40] or "(no prompt)", total=None)
+        for last in run(model, request):
+            bar.update(task, total=last.steps, completed=last.step)
+            if keep:
+                trail.append(last)
+    return last, trail
+
+
+def _film(model: Model, trail: list[Progress], i: int, target: Path, how: str) -> dict[str, str]:
+    """The steps of picture i as a strip and as a film, beside `target`."""
     from pellucid import images
-    from pellucid.pipeline import preview
+    from pellucid.preview import preview
 
-    noisy = [preview(model, step.x[i : i + 1])[0] for step in trail]
-    clean = [preview(model, step.x0[i : i + 1])[0] for step in trail]
+    noisy = [preview(model, step.x[i : i + 1], how)[0] for step in trail]
+    clean = [preview(model, step.x0[i : i + 1], how)[0] for step in trail]
     size = noisy[-1].size  # a second pass is larger than the first
     noisy, clean = ([frame.resize(size, 0) for frame in frames] for frames in (noisy, clean))
     strip, film = target.with_name(target.stem + "-strip.png"), target.with_suffix(".webp")
     if film == target:
         film = target.with_name(target.stem + "-film.webp")
     images.save(images.film_strip(noisy, clean), strip)
-    images.save_film(noisy, clean, film)
+    images.save_film(noisy, clean, film, scale=2 if max(size) <= SMALL else 1)
     return {"strip": str(strip), "film": str(film)}

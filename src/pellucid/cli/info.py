@@ -25,6 +25,8 @@ def info(
     if path.suffix.lower() in images.FORMATS:
         found = images.read_metadata(path)
         facts = {"request": found.request, "parameters": found.parameters}
+    elif checkpoints.is_tiny_vae(path):
+        facts = {"file": str(path)} | checkpoints.describe(path)
     else:
         model = checkpoints.load(path)
         parts = {"backbone": model.backbone, "vae": model.vae, "text": model.text}
