@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,42 @@ def model_file(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     checkpoints.save(model, path)
     return path
+
+
+class Balanced(HTMLParser):
+    """Fails where a tag is closed that is not the last one opened, and at what is not in the page."""
+
+    EMPTY = ("meta", "link", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "data", "action", "poster", "background"):
+                assert value is not None and value.startswith("data:")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def well_formed() -> Callable[[str], None]:
+    """Fails unless a page closes what it opens and has all that it needs inside."""
+
+    def check(text: str) -> None:
+        parser = Balanced()
+        parser.feed(text)
+        parser.close()
+        assert parser.open == []
+        rest = re.sub(r"data:[a-z/]*;base64,[A-Za-z0-9+/=]*", "", text)
+        assert "//" not in rest and "url(" not in rest and "@import" not in rest
+        assert "default-src 'none'" in text
+
+    return check

@@ -129,6 +129,18 @@ def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | fl
     return alpha * x0 + sigma * eps
 
 
+def small_step(x: Tensor, eps: Tensor, now: Level, after: Level) -> Tensor:
+    """From x at `now` to x at the noisier level `after` (Ho et al. 2020, eq. 2).
+
+    x is made smaller by the ratio r of the alphas, and as much fresh noise is added as is missing:
+    sigma'^2 - r^2 sigma^2, which on a variance preserving schedule is beta = 1 - r^2. `add_noise`
+    does any number of such steps in one jump: the same law, not the same numbers. now.alpha > 0.
+    """
+    ratio = after.alpha / now.alpha
+    missing = after.sigma**2 - ratio**2 * now.sigma**2
+    return ratio * x + max(missing, 0.0) ** 0.5 * eps
+
+
 def target(
     kind: str, x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | float
 ) -> Tensor:

@@ -31,7 +31,8 @@ figure{margin:0;text-align:center}figcaption{font-size:.8rem;opacity:.8}
 img{image-rendering:pixelated;max-width:100%;height:auto;display:block;margin:auto}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.8rem 0}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8883}
-th:first-child,td:first-child{text-align:left}
+th.text,td.text{text-align:left}
+.gallery th,.gallery td{border:0;padding:1px 2px;text-align:center;font-size:.8rem}
 @media(prefers-color-scheme:dark){body{background:#161616;color:#e8e8e8}}
 """
 
@@ -61,6 +62,11 @@ def section(heading: str, *content: str) -> str:
 
 def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
+
+
+def source(file: str, equation: str) -> str:
+    """The file of the source that does a thing, and the thing's equation."""
+    return f"<p><code>{escape(equation)}</code> &emsp; <small>{escape(file)}</small></p>"
 
 
 def row(*content: str) -> str:
@@ -94,11 +100,20 @@ def data_url(image: Image.Image, kind: str = "PNG", quality: int = 85) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows under a head; floats with four digits, whole numbers with commas."""
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = ["".join(f"<td>{escape(_cell(value))}</td>" for value in line) for line in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+    """Rows under a head; floats with four digits, whole numbers with commas, text to the left.
+
+    Raises ValueError for a row that is not as long as the head.
+    """
+    texts = [isinstance(value, str) for value in rows[0]] if rows else [True] * len(head)
+    lines = [_line("th", head, texts)]
+    lines += [_line("td", [_cell(value) for value in line], texts) for line in rows]
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _line(tag: str, cells: Sequence[str], texts: Sequence[bool]) -> str:
+    open_tags = [f'<{tag} class="text">' if text else f"<{tag}>" for text in texts]
+    pairs = zip(open_tags, cells, strict=True)
+    return "<tr>" + "".join(f"{start}{escape(cell)}</{tag}>" for start, cell in pairs) + "</tr>"
 
 
 def _cell(value: object) -> str:

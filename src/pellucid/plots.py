@@ -18,10 +18,11 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Style = Literal["line", "dashed", "dots"]
 
 # One colour for each series, on white and on black (after Okabe & Ito 2008: told apart by all eyes).
-LIGHT = ("#0072b2", "#c24e00", "#00805c", "#a8487f", "#8a6d00", "#3a86c8", "#555555", "#7a3fb0")
-DARK = ("#5ab4f0", "#ff9050", "#35d0a0", "#f09acb", "#e6c84a", "#9fd0ff", "#bbbbbb", "#c79bff")
+LIGHT = ("#0072b2", "#c24e00", "#00805c", "#b8438a", "#8a6d00", "#111111", "#7a3fb0", "#3fa7dd")
+DARK = ("#5ab4f0", "#ff9050", "#35d0a0", "#f09acb", "#e6c84a", "#ffffff", "#c79bff", "#a5dcff")
 INK, FAINT = "#222222", "#c8c8c8"
-LEFT, TOP, RIGHT, BOTTOM, LEGEND = 52, 44, 14, 42, 118  # margins in pixels
+LEFT, TOP, RIGHT, BOTTOM = 52, 44, 14, 42  # margins in pixels
+SAMPLE, LETTER = 44, 6.2  # width of a line in the legend, and of a letter
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,15 @@ class Axis:
         return self.start + (numbers - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Four to eight round numbers; of a long logarithmic axis whole powers of ten."""
-        if self.log and self.high / self.low >= 100:
-            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-            return [10.0**power for power in range(first, last + 1, 1 + (last - first) // 7)]
+        """About five round numbers; of a logarithmic axis powers of ten, and 2 and 5 times these
+        where there are few."""
+        decades = math.log10(self.high / self.low) if self.log else 0
+        if decades >= 1:
+            first, last = math.floor(math.log10(self.low)), math.floor(math.log10(self.high))
+            powers = range(first, last + 1, 1 + int(decades) // 7)
+            digits = (1, 2, 5) if decades < 3 else (1,)
+            ticks = [digit * 10.0**power for power in powers for digit in digits]
+            return [tick for tick in ticks if self.low <= tick <= self.high]
         rough = (self.high - self.low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))
         step = min((unit * m for m in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
@@ -106,7 +112,8 @@ class Plot:
 
     def marks(self) -> list[Mark]:
         """Axes, legend and curves, in the order in which they are drawn."""
-        legend = LEGEND if len(self.series) > 1 else 0
+        longest = max(len(one.name) for one in self.series)
+        legend = SAMPLE + LETTER * longest if len(self.series) > 1 else 0
         left, right = float(LEFT), float(self.width - RIGHT - legend)
         top, bottom = float(TOP), float(self.height - BOTTOM)
         x = self._axis("x", left, right)

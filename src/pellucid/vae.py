@@ -423,6 +423,12 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
     return (decoded - pixels).abs().mean(dim=(1, 2, 3))
 
 
+def psnr(decoded: Tensor, pixels: Tensor) -> float:
+    """Mean over pictures of 10 log10(4 / MSE), `decoded` clipped to [-1, 1]. dB; inf if equal."""
+    error = (decoded.clamp(-1, 1) - pixels).square().mean(dim=(1, 2, 3))
+    return float((10 * torch.log10(4 / error)).mean())
+
+
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss of the discriminator's scores, scalar (Lim & Ye 2017, arXiv:1705.02894)."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())

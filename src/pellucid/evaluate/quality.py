@@ -208,7 +208,7 @@ def novelty(model: Model, art: EmojiArt, count: int = 40) -> dict[str, float]:
 def autoencoder_psnr(model: Model, art: EmojiArt, count: int = 100) -> float:
     """Mean PSNR of pictures of held-out combinations through the autoencoder. dB."""
     from pellucid.train.pictures import draw
-    from pellucid.train.vae import psnr
+    from pellucid.vae import psnr
 
     pixels, _ = draw(art, count, np.random.default_rng(11), Mix(0.3, 0.3, 0.3), held=True)
     return psnr(model.vae.to_pixels(model.vae.to_latents(pixels)), pixels)

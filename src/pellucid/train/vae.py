@@ -34,6 +34,7 @@ from pellucid.vae import (
     discriminator_loss,
     feature_loss,
     generator_loss,
+    psnr,
 )
 
 EMOJI_VAE = VAEConfig(
@@ -107,12 +108,6 @@ def eyes(options: VAEOptions, device: torch.device) -> Eyes | None:
     clip, _ = train_clip.trained(Path(options.features))
     assert isinstance(clip.vision, VisionTower)
     return Eyes(clip.vision.to(device))
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over pictures of 10 log10(4 / MSE) for values in [-1, 1], clipped to that range. dB."""
-    error = (a.clamp(-1, 1) - b).square().mean(dim=(1, 2, 3))
-    return float((10 * torch.log10(4 / error)).mean())
 
 
 @torch.no_grad()

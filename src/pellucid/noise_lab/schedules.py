@@ -1,0 +1,89 @@
+"""Schedules side by side: their curves, and what they do to one picture at the same times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from pellucid.diffusion import add_noise
+from pellucid.images import to_pil
+from pellucid.plugins import choose
+from pellucid.records import Picture, Record
+from pellucid.schedule import SCHEDULES, Level, Schedule
+
+POINTS = 101
+
+
+class ScheduleLook(Record):
+    """A schedule at `t` (N,): x = alpha * x0 + sigma * eps."""
+
+    name: str
+    t: tuple[float, ...]
+    alpha: tuple[float, ...]
+    sigma: tuple[float, ...]
+    log_snr: tuple[float, ...]
+    """log(alpha^2 / sigma^2); infinite where one of them is 0."""
+    left: tuple[float, ...]
+    """What is left of the picture: its share of the variance of x, 0 to 1."""
+    strip: tuple[Picture, ...]
+    """x at each of the chosen times, all with the same noise."""
+
+
+def known() -> dict[str, Schedule]:
+    """The schedules that are compared, as their papers have them."""
+    shown = {name: Schedule(name) for name in SCHEDULES}
+    shown["linear"] = Schedule("linear", beta_start=1e-4, beta_end=0.02)  # Ho et al. 2020
+    return {**shown, "zero_terminal_snr": Schedule("scaled_linear", zero_terminal_snr=True)}
+
+
+def named(name: str) -> Schedule:
+    """One of those. ValueError lists the names, nearest first."""
+    shown = known()
+    return shown[choose(name, shown, "schedule")]
+
+
+def compared(own: Schedule) -> dict[str, Schedule]:
+    """All of those, and `own`, which is marked as the model's, if it is none of them."""
+    shown = known()
+    if own not in shown.values():
+        shown[own.name] = own
+    mark = " (model's)"
+    return {name + mark * (schedule == own): schedule for name, schedule in shown.items()}
+
+
+def level_at(schedule: Schedule, t: float) -> Level:
+    """The level at time t of 1000, whatever T this schedule has."""
+    return schedule.level(min(t * schedule.T / 1000, schedule.last_t))
+
+
+def look(
+    x0: Tensor, eps: Tensor, times: Sequence[float], schedules: Mapping[str, Schedule]
+) -> tuple[ScheduleLook, ...]:
+    """x0, eps: (3, H, W), pixels in [-1, 1] and unit noise. times: of 1000, for the strips."""
+    variance = float(x0.double().var(unbiased=False))
+    looks = []
+    for name, schedule in schedules.items():
+        t = np.linspace(0, schedule.last_t, POINTS)
+        levels = [schedule.level(float(at)) for at in t]
+        chosen = [level_at(schedule, at) for at in times]
+        looks.append(
+            ScheduleLook(
+                name=name,
+                t=tuple(float(at) for at in t),
+                alpha=tuple(level.alpha for level in levels),
+                sigma=tuple(level.sigma for level in levels),
+                log_snr=tuple(2 * level.log_snr_half for level in levels),
+                left=tuple(left(level, variance) for level in levels),
+                strip=tuple(to_pil(add_noise(x0, eps, at.alpha, at.sigma)) for at in chosen),
+            )
+        )
+    return tuple(looks)
+
+
+def left(level: Level, variance: float) -> float:
+    """The share of the variance of x that is the picture's, whose own variance is `variance`."""
+    picture, noise = level.alpha**2 * variance, level.sigma**2
+    return picture / (picture + noise) if picture + noise > 0 else math.nan  # a flat clean picture

@@ -1,0 +1,55 @@
+"""Power spectra: how much of a picture, or of a noise, lies in waves of which fineness.
+
+Photographs have most of it in long waves and little in short ones, white noise the same in all. So
+noise drowns what is fine first, and a sampler brings back what is coarse first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def power_spectrum(x: Tensor) -> Tensor:
+    """|DFT|^2 / (H W) of each (..., H, W), float64, with frequency 0 in the middle.
+
+    By Parseval's theorem its mean is the mean square of x: white noise of variance 1 has 1 in
+    every wave, on average.
+    """
+    height, width = x.shape[-2:]
+    waves = torch.fft.fft2(x.double())
+    return torch.fft.fftshift(waves.abs().square() / (height * width), dim=(-2, -1))
+
+
+def radial_average(power: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of a spectrum (H, W) over rings around its middle.
+
+    Returns the frequency of each ring in cycles per pixel and the power there, both (N,). The rings
+    are as wide as the longest wave is far from 0, and go up to 1/2, the finest wave that pixels can
+    hold; frequency 0, which is the mean brightness, is in none. N is half of the longer side.
+    """
+    fy, fx = (torch.fft.fftshift(torch.fft.fftfreq(n, dtype=torch.float64)) for n in power.shape)
+    longest = max(power.shape)
+    ring = (torch.hypot(fy[:, None], fx[None, :]) * longest).round().long()
+    count = longest // 2
+    inside = (ring >= 1) & (ring <= count)
+    places = ring[inside] - 1
+    total = torch.zeros(count, dtype=torch.float64).index_add_(0, places, power[inside])
+    number = torch.zeros(count, dtype=torch.float64).index_add_(
+        0, places, torch.ones_like(power[inside])
+    )
+    return torch.arange(1, count + 1, dtype=torch.float64) / longest, total / number
+
+
+def slope(frequency: Tensor, power: Tensor) -> float:
+    """The exponent p of the power law power ~ frequency^p that fits best, both (N,); NaN if N < 2.
+
+    Least squares on the logarithms; what has no power is left out. White noise has 0, photographs
+    about -2 (Field 1987).
+    """
+    some = power > 0
+    x, y = frequency[some].log(), power[some].log()
+    if len(x) < 2:
+        return float("nan")
+    x = x - x.mean()
+    return float((x * y).sum() / x.square().sum())

@@ -1,0 +1,377 @@
+"""The noise lab: what it says of schedules, steps, noise and estimates, by independent numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pellucid import cli, images, noise_lab
+from pellucid.diffusion import small_step
+from pellucid.model import Model
+from pellucid.noise import generators
+from pellucid.noise_lab import NoiseLab, kinds, page, schedules
+from pellucid.noise_lab.walk import walk
+from pellucid.pipeline import encoded, pictures
+from pellucid.prompt import encode
+from pellucid.schedule import CLEAN, SCHEDULES, Schedule
+from pellucid.spectrum import power_spectrum, radial_average, slope
+
+TIMES = (0, 300, 999)
+
+
+def photo(width: int = 40, height: int = 30) -> Image.Image:
+    """Smooth colours with an edge."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([255 * x / width, 255 * y / height, 200 * (x > width / 2)], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def lab(model: Model) -> NoiseLab:
+    return noise_lab.look(model, photo(), "photo.png", TIMES, prompt="a rabbit", seed=3)
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def test_curves_are_those_of_the_schedules(lab: NoiseLab) -> None:
+    looks = {look.name: look for look in lab.schedules}
+    assert {name.removesuffix(" (model's)") for name in looks} == {*SCHEDULES, "zero_terminal_snr"}
+    assert "flow (model's)" in looks
+    # Ho et al. 2020: betas from 1e-4 to 0.02.
+    products = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    linear = looks["linear"]
+    assert linear.alpha[0] == pytest.approx(math.sqrt(products[0]))
+    assert linear.alpha[-1] == pytest.approx(math.sqrt(products[-1]))
+    flow = looks["flow (model's)"]
+    assert flow.alpha[25] == pytest.approx(0.75) and flow.sigma[25] == pytest.approx(0.25)
+    assert flow.log_snr[25] == pytest.approx(2 * math.log(3))
+    assert (flow.log_snr[0], flow.log_snr[-1]) == (math.inf, -math.inf)
+
+
+def test_what_is_left_is_the_share_of_the_variance() -> None:
+    level = Schedule("flow").level(250)
+    assert schedules.left(level, 0.5) == pytest.approx(0.5 * 0.75**2 / (0.5 * 0.75**2 + 0.25**2))
+    assert schedules.left(CLEAN, 0.5) == 1
+    assert math.isnan(schedules.left(CLEAN, 0.0))
+
+
+def test_a_strip_goes_from_the_picture_to_nothing_of_it(lab: NoiseLab, model: Model) -> None:
+    other = noise_lab.look(model, photo().rotate(180), "other.png", TIMES, seed=3)
+    for one, two in zip(lab.schedules, other.schedules, strict=True):
+        first, last = (np.asarray(one.strip[i], float) for i in (0, -1))
+        start = np.asarray(lab.picture, float)
+        if one.name.startswith("flow"):
+            assert np.array_equal(first, start)
+        # Stable Diffusion's own schedule ends with some picture left, alpha = 0.07.
+        left = np.abs(last - np.asarray(two.strip[-1], float)).mean() / np.abs(start - 127).mean()
+        assert left == 0 if one.name == "zero_terminal_snr" else left > 0
+
+
+def test_a_schedule_of_its_own_is_shown_beside_the_others() -> None:
+    own = Schedule("cosine", T=100)
+    assert list(schedules.compared(own).values()).count(own) == 1
+    assert schedules.level_at(own, 500).t == 50 and schedules.level_at(own, 999).t == 99
+    with pytest.raises(ValueError, match=r"there is no schedule 'cosin'.*: cosine"):
+        schedules.named("cosin")
+
+
+# ---------------------------------------------------------------- small steps and one jump
+
+
+def test_a_small_step_is_that_of_ddpm() -> None:
+    beta = np.linspace(1e-4, 0.02, 1000)[500]
+    now, after = (Schedule("linear", beta_start=1e-4, beta_end=0.02).level(t) for t in (499, 500))
+    x, eps = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    expected = math.sqrt(1 - beta) * x + math.sqrt(beta) * eps
+    torch.testing.assert_close(small_step(x, eps, now, after), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, "zero_terminal_snr"])
+def test_small_steps_add_up_to_the_jump(name: str) -> None:
+    """Exactly: the factor of x0 and the variance of the noise, carried along apart."""
+    schedule = schedules.named(name)
+    factor = torch.ones((), dtype=torch.float64)
+    variance, before = 0.0, CLEAN
+    one, none = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for t in range(1000):
+        level = schedule.level(t)
+        ratio, fresh = (
+            float(small_step(x, e, before, level)) for x, e in ((one, none), (none, one))
+        )
+        factor, variance, before = ratio * factor, ratio**2 * variance + fresh**2, level
+        assert float(factor) == pytest.approx(level.alpha, rel=1e-9, abs=1e-12)
+        assert variance == pytest.approx(level.sigma**2, rel=1e-9, abs=1e-12)
+
+
+def test_steps_and_jump_have_the_moments_of_the_equation(lab: NoiseLab) -> None:
+    x0 = np.asarray(lab.picture, float) / 127.5 - 1
+    assert [m.t for m in lab.walk.moments] == list(TIMES) and lab.walk.count == 1000
+    for m in lab.walk.moments:
+        u = m.t / 1000  # the model's schedule is flow
+        assert m.mean == pytest.approx((1 - u) * x0.mean(), abs=1e-6)
+        assert m.variance == pytest.approx((1 - u) ** 2 * x0.var() + u**2, abs=1e-6)
+        for found in (m.steps_mean, m.jump_mean):
+            assert abs(found - m.mean) <= 4.5 * m.mean_deviation + 1e-6
+        for found in (m.steps_variance, m.jump_variance):
+            assert abs(found - m.variance) <= 4.5 * m.variance_deviation + 1e-6
+        same = np.array_equal(np.asarray(m.steps), np.asarray(m.jump))
+        assert same == (m.t == 0)
+
+
+def test_the_deviations_are_those_that_are_seen() -> None:
+    x0 = images.to_tensor(photo(8, 8))
+    schedule = Schedule("cosine", T=4)
+    seen = [walk(x0, (0, 500), schedule, generators(seed, 1)[0]).moments[1] for seed in range(300)]
+    for name in ("mean", "variance"):
+        expected = getattr(seen[0], f"{name}_deviation")
+        for way in ("steps", "jump"):
+            values = np.array([getattr(m, f"{way}_{name}") for m in seen])
+            assert values.std() == pytest.approx(expected, rel=0.15)
+            assert abs(values.mean() - getattr(seen[0], name)) < 5 * expected / math.sqrt(300)
+
+
+# ---------------------------------------------------------------- types of noise
+
+
+def test_parseval() -> None:
+    x = torch.randn(2, 9, 14)
+    power = power_spectrum(x)
+    assert power.shape == x.shape and power.dtype == torch.float64
+    assert power.mean() == pytest.approx(x.double().square().mean().item())
+
+
+def test_a_wave_is_found_at_its_frequency() -> None:
+    wave = torch.cos(2 * math.pi * 5 * torch.arange(64) / 64).expand(64, 64)
+    frequency, power = radial_average(power_spectrum(wave))
+    assert frequency[power.argmax()] == pytest.approx(5 / 64)
+    assert len(frequency) == 32 and frequency[-1] == 0.5
+
+
+def test_rings_are_means_over_waves_of_about_the_same_frequency() -> None:
+    power = torch.rand(6, 10, dtype=torch.float64)
+    frequency, found = radial_average(power)
+    rings: dict[int, list[float]] = {}
+    for i in range(6):
+        for j in range(10):
+            ring = round(math.hypot((i - 3) / 6, (j - 5) / 10) * 10)
+            rings.setdefault(ring, []).append(power[i, j].item())
+    assert frequency.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert found.tolist() == pytest.approx([np.mean(rings[ring]) for ring in range(1, 6)])
+
+
+def test_the_slope_of_a_power_law_is_its_exponent() -> None:
+    frequency = torch.linspace(0.01, 0.5, 50, dtype=torch.float64)
+    assert slope(frequency, 3 * frequency**-2) == pytest.approx(-2)
+    assert math.isnan(slope(frequency[:1], frequency[:1]))
+    assert math.isnan(slope(frequency, torch.zeros(50)))
+
+
+def test_each_type_of_noise_is_told_by_its_numbers(lab: NoiseLab) -> None:
+    found = {kind.name: kind for kind in lab.kinds}
+    slopes = {name: kind.spectrum.slope for name, kind in found.items()}
+    assert slopes["gaussian"] == pytest.approx(0, abs=0.05)
+    assert slopes["offset"] == pytest.approx(0, abs=0.05)
+    assert slopes["blue"] == pytest.approx(1, abs=0.1)
+    assert slopes["pink"] == pytest.approx(-1, abs=0.1)
+    assert slopes["pyramid"] < -0.5
+    assert all(kind.variance == pytest.approx(1, abs=0.02) for kind in found.values())
+    assert found["gaussian"].brightness == pytest.approx(1 / kinds.SIDE, rel=0.25)
+    assert found["offset"].brightness == pytest.approx(0.1, rel=0.25)
+    assert found["blue"].neighbours < -0.1 < 0.1 < found["pink"].neighbours
+    assert lab.spectrum.slope < -1.5  # as photographs
+    plane = np.asarray(found["offset"].spectrum.plane.convert("L"))
+    middle = kinds.SIDE // 2, kinds.SIDE // 2
+    assert plane[middle] > 200  # the mean brightness
+    assert abs(np.median(plane) - 127) < 5
+
+
+# ---------------------------------------------------------------- the model's estimate
+
+
+def test_the_estimate_is_what_the_network_says(lab: NoiseLab, model: Model) -> None:
+    looks = lab.estimates
+    pixels = images.to_tensor(looks.picture)
+    x0 = encoded(model, pixels[None])
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3))
+    for t, found in zip(TIMES, looks.looks, strict=True):
+        alpha, sigma = 1 - t / 1000, t / 1000
+        x = alpha * x0 + sigma * eps
+        cond = encode(model.text, model.tokenizer, ["a rabbit"])
+        v = model.backbone(x, torch.tensor([float(t)]), cond)
+        guess = (alpha * x - sigma * v) / (alpha**2 + sigma**2)
+        assert found.error == pytest.approx(
+            ((guess - x0).norm() / x0.norm()).item(), rel=1e-4, abs=1e-6
+        )
+        (drawn,) = pictures(model, guess)
+        difference = np.abs(np.asarray(drawn, int) - np.asarray(found.guess, int))
+        assert difference.max() <= 1
+        mse = np.square((np.asarray(found.guess, float) - np.asarray(looks.picture, float)) / 127.5)
+        assert found.psnr == pytest.approx(10 * math.log10(4 / mse.mean()), abs=1e-3)
+    assert looks.looks[0].error == 0 and looks.looks[0].psnr == looks.decoded_psnr
+
+
+def test_the_prompt_and_the_guidance_count(lab: NoiseLab, model: Model) -> None:
+    empty = noise_lab.look(model, photo(), "photo.png", TIMES, seed=3)
+    more = noise_lab.look(model, photo(), "p", TIMES, prompt="a rabbit", guidance=4, seed=3)
+    errors = {one.estimates.looks[1].error for one in (lab, empty, more)}
+    assert len(errors) == 3
+
+
+def test_no_estimate_where_nothing_can_be_said(model: Model) -> None:
+    blind = replace(model, schedule=Schedule(zero_terminal_snr=True), prediction="eps")
+    seen = noise_lab.look(blind, photo(), times=TIMES).estimates.looks
+    assert [look.t for look in seen] == [0, 300]
+
+
+# ---------------------------------------------------------------- the record and the page
+
+
+def test_the_record_goes_to_json_and_back(lab: NoiseLab) -> None:
+    text = lab.model_dump_json()
+    again = NoiseLab.model_validate_json(text)
+    assert again.model_dump_json() == text
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert np.array_equal(np.asarray(again.picture), np.asarray(lab.picture))
+    assert again.schedules[0].strip[1].tobytes() == lab.schedules[0].strip[1].tobytes()
+    assert again.schedules[5].log_snr == lab.schedules[5].log_snr  # with its infinities
+    with pytest.raises(ValueError, match="picture"):
+        NoiseLab.model_validate_json(text.replace("data:image/png", "data:image/gif"))
+    damaged = json.loads(text) | {"picture": "data:image/png;base64,AAAA"}
+    with pytest.raises(ValueError, match="cannot be read"):
+        NoiseLab.model_validate(damaged)
+
+
+def test_the_page_has_everything_and_needs_nothing(
+    lab: NoiseLab, well_formed: Callable[[str], None]
+) -> None:
+    text = page.html(lab)
+    well_formed(text)
+    assert "<script" not in text
+    strips, steps, types, looks = len(lab.schedules) * len(TIMES), 2 * len(TIMES), 12, 6
+    assert text.count("<img ") == 2 + strips + steps + types + looks
+    assert text.count("<svg ") == 4 + 2 + 1 + 2
+    assert "photo.png: 40x30" in text and "its middle, 16x16" in text
+    assert "&#x27;a rabbit&#x27;" in text
+    overview = page.overview(lab)
+    assert overview.width > 500 and len(overview.getcolors(1 << 24) or []) > 1000
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGB", (1, 1), "red"),
+        Image.new("RGB", (3, 900), "white"),
+        photo(700, 40),
+        photo(2, 2),
+    ],
+    ids=["one pixel", "a white line", "a panorama", "four pixels"],
+)
+def test_any_size_of_picture(
+    image: Image.Image, model: Model, well_formed: Callable[[str], None]
+) -> None:
+    lab = noise_lab.look(model, image, "odd", (0, 999))
+    assert max(lab.picture.size) <= noise_lab.SIDE and lab.size == image.size
+    assert NoiseLab.model_validate_json(lab.model_dump_json()) is not None
+    well_formed(page.html(lab))
+    page.overview(lab)
+
+
+def test_one_time_alone(model: Model, well_formed: Callable[[str], None]) -> None:
+    well_formed(page.html(noise_lab.look(model, photo(), "one", (0,))))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"times": ()}, "the times are none"),
+        ({"times": (0, 1000)}, "0, 1000; .* from 0 to 999"),
+        ({"times": (5, 5)}, "rising"),
+        ({"times": range(21)}, "1 to 20"),
+        ({"guidance": math.nan}, "finite"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_wrong_settings_are_named(model: Model, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        noise_lab.look(model, photo(), **options)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo().save("photo.png")
+    command = ("noise", "photo.png", "--model", model_file, "--t", "0, 999")
+    assert call(monkeypatch, *command) == 0
+    out, _ = capsys.readouterr()
+    assert out.split() == ["outputs/photo-noise.html", "outputs/photo-noise.png"]
+    assert all(Path(name).stat().st_size > 1000 for name in out.split())
+    assert call(monkeypatch, *command, "--json", "--schedule", "cosine") == 0
+    lab = NoiseLab.model_validate_json(capsys.readouterr().out)
+    assert lab.times == (0, 999) and lab.walk.schedule == "cosine"
+    assert call(monkeypatch, *command, "--json", "--out", "new/a.html") == 0
+    assert NoiseLab.model_validate_json(capsys.readouterr().out).source == "photo.png"
+    assert sorted(path.name for path in Path("new").iterdir()) == ["a.html", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("none.png",), "none.png is not a file"),
+        (("text.png",), "text.png is not a picture"),
+        (("half.png",), "half.png is truncated or damaged"),
+        (("large.png",), "large.png is too large: 20000x2 pixels"),
+        (("photo.png", "--t", "1,x"), "--t is '1,x'"),
+        (("photo.png", "--t", "5,4"), "rising whole numbers"),
+        (("photo.png", "--schedule", "cosin"), "there is no schedule 'cosin'"),
+        (("photo.png", "--out", "a.pdf"), "ends in .html"),
+        (("photo.png", "--out", "folder.html"), "is a folder"),
+        (("photo.png", "--model", "none.safetensors"), "none.safetensors does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: tuple[str, ...],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.html").mkdir()
+    Path("text.png").write_text("not a picture")
+    Image.new("RGB", (20_000, 2)).save("large.png")
+    photo().save("photo.png")
+    Path("half.png").write_bytes(Path("photo.png").read_bytes()[:90])
+    before = sorted(tmp_path.iterdir())
+    model = () if "--model" in words else ("--model", model_file)
+    assert call(monkeypatch, "noise", *words, *model) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and sentence in err
+    assert sorted(tmp_path.iterdir()) == before
