@@ -15,6 +15,7 @@ import torch
 
 from pellucid import plugins
 from pellucid.diffusion import PREDICTIONS
+from pellucid.lora import Lora
 from pellucid.model import Model
 from pellucid.plugins import choose
 from pellucid.tiny_vae import TinyVAE, wanted
@@ -155,6 +156,30 @@ def tiny_vae_of(model: Model, path: str | Path) -> TinyVAE | None:
 
     found = _tiny_vae.beside(Path(path), model.vae.config)
     return None if found is None else load_tiny_vae(found, of=model.vae.config)
+
+
+def load_lora(path: str | Path, model: Model) -> Lora:
+    """The LoRA in a file, for `model`; `lora.attach` puts it on. Its tensors stay in the file until
+    they are used, so it must not be written over.
+
+    Raises CheckpointError: no such file, no LoRA, an incomplete one, one of another family.
+    """
+    from pellucid.checkpoints import _lora  # which imports this module
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; a LoRA's weights are wanted")
+    return _lora.read(path, model)
+
+
+def describe_lora(path: str | Path) -> dict[str, Any]:
+    """What can be said of a LoRA from its file alone. Raises CheckpointError if it is none."""
+    from pellucid.checkpoints import _lora_about, _lora_file  # which import this module
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; a LoRA's weights are wanted")
+    return _lora_about.describe(_lora_file.examine(path))
 
 
 def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:

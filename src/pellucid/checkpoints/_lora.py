@@ -1,0 +1,196 @@
+"""From a LoRA file to the changes of a model's parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pellucid.checkpoints import CheckpointError
+from pellucid.checkpoints._lora_about import family_of, family_of_model
+from pellucid.checkpoints._lora_file import BESIDE, FIRST, KINDS, Found, Target, examine
+from pellucid.checkpoints._lora_names import Names, Place, in_order
+from pellucid.lora import Change, Lora, Matrix
+from pellucid.model import Model
+
+
+def read(path: Path, model: Model) -> Lora:
+    """The LoRA in `path` for `model`; its tensors stay in the file until they are used.
+
+    Raises CheckpointError: no LoRA, one that is incomplete, one of another family.
+    """
+    found = examine(path)
+    theirs, ours = family_of(found), family_of_model(model)
+    title = f"this LoRA is for {theirs}, the model is {ours or model.name}"
+    if theirs is not None and ours is not None and theirs != ours:
+        raise CheckpointError(f"{path}: {title}")
+    find = _numbered(found, model) or Names(model).find
+    changes: dict[str, dict[str, Change]] = {}
+    unmatched = list(found.alien)
+    wrong = []
+    for target in found.targets:
+        place = find(target.name)
+        if place is None:
+            unmatched += target.keys.values()
+            continue
+        module = getattr(model, place.part).get_submodule(place.module)
+        made = _changes(found, target)
+        unused = set(target.keys.values())
+        for leaf, (change, keys) in made.items():
+            parameter = getattr(module, leaf, None)
+            if parameter is None:
+                continue
+            unused -= keys
+            try:
+                change.check(parameter.shape)
+            except ValueError as error:
+                wrong.append(f"{target.name}: {error}")
+            name = f"{place.module}.{leaf}"
+            if name in changes.setdefault(place.part, {}):
+                raise CheckpointError(f"{path} changes {name} twice, the second time {target.name}")
+            changes[place.part][name] = change
+        unmatched += sorted(unused)
+    if wrong or not changes:
+        known = f"{title}. " if theirs is not None and theirs != ours else ""
+        told = (
+            f"{len(wrong)} of its changes are of another shape than the model's weights: "
+            + "; ".join(wrong[:FIRST])
+            if wrong
+            else f"it has nothing that {model.name} has; its keys begin with "
+            + ", ".join(unmatched[:FIRST])
+        )
+        raise CheckpointError(f"{path}: {known}{told}")
+    return Lora(path.stem, changes, tuple(unmatched))
+
+
+# ---------------------------------------------------------------- from tensors to changes
+
+
+def _changes(found: Found, target: Target) -> dict[str, tuple[Change, set[str]]]:
+    """ "weight" and "bias" -> the change, and the keys that it is made of."""
+    names = {what: key for what, key in target.keys.items() if what not in BESIDE}
+    made: dict[str, tuple[Change, set[str]]] = {}
+    if target.kind is not None:
+        needed, allowed = KINDS[target.kind]
+        if strange := names.keys() - needed - allowed:
+            raise CheckpointError(
+                f"{found.path}: {target.name} has {names[min(strange)]} beside a {target.kind}"
+            )
+        if missing := needed - names.keys():
+            raise CheckpointError(
+                f"{found.path} is incomplete: {target.name} has {min(names.values())} and no "
+                f"{min(missing)}"
+            )
+        tensors = {
+            what: _tensor(found, key, scalar=what == "alpha") for what, key in target.keys.items()
+        }
+        matrices = _matrices(found.path, target, tensors)
+        scale = _scale(found, target, tensors, matrices)
+        lengths = tensors.get("lengths")  # PEFT's, one for each output, whatever their shape is
+        magnitude = tensors.get("magnitude") if lengths is None else lengths.flatten()
+        keys = {key for what, key in target.keys.items() if what != "diff_b"}
+        made["weight"] = Change(target.kind, matrices, scale, magnitude), keys
+    if "diff_b" in target.keys:
+        key = target.keys["diff_b"]
+        made["bias"] = Change("full", (Matrix(_tensor(found, key)),)), {key}
+    return made
+
+
+def _tensor(found: Found, key: str, scalar: bool = False) -> Tensor:
+    stored = found.weights[key]
+    numbers = stored.dtype.is_floating_point or scalar
+    if not numbers or 0 in stored.shape or (not stored.shape and not scalar):
+        kind = str(stored.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{found.path}: {key} is {kind} of the shape {stored.shape}; numbers are wanted"
+        )
+    return stored.get(stored.dtype)
+
+
+def _matrices(path: Path, target: Target, t: Mapping[str, Tensor]) -> tuple[Matrix, ...]:
+    if target.kind == "LoRA":
+        return (Matrix(t["up"], t["down"], t.get("core")),)
+    if target.kind == "full":
+        return (Matrix(t["diff"]),)
+    if target.kind == "LoHa":
+        return tuple(
+            _tucker(t[f"hada_w{i}_a"], t[f"hada_w{i}_b"], t.get(f"hada_t{i}")) for i in (1, 2)
+        )
+    both = []
+    for name in ("lokr_w1", "lokr_w2"):
+        if name in t:
+            both.append(Matrix(t[name]))
+        elif f"{name}_a" in t and f"{name}_b" in t:
+            core = t.get("lokr_t2") if name == "lokr_w2" else None
+            both.append(_tucker(t[f"{name}_a"], t[f"{name}_b"], core))
+        else:
+            raise CheckpointError(f"{path} is incomplete: {target.name} has no {name}")
+    return tuple(both)
+
+
+def _tucker(a: Tensor, b: Tensor, core: Tensor | None) -> Matrix:
+    """LyCORIS keeps a as (r, out) where there is a core."""
+    return Matrix(a, b) if core is None else Matrix(a.reshape(len(a), -1).T, b, core)
+
+
+def _scale(
+    found: Found, target: Target, t: Mapping[str, Tensor], matrices: Sequence[Matrix]
+) -> float:
+    """alpha / rank; 1 where there is no alpha, or no rank."""
+    ranks = [matrix.rank for matrix in matrices if matrix.rank is not None]
+    if not ranks:
+        return 1.0
+    if "alpha" not in t:
+        told = found.scale(target.name, ranks[-1])
+        return 1.0 if told is None else told
+    alpha = t["alpha"]
+    if alpha.numel() != 1 or not math.isfinite(float(alpha)):
+        raise CheckpointError(
+            f"{found.path}: {target.keys['alpha']} is no number, of the shape {tuple(alpha.shape)}"
+        )
+    return float(alpha) / ranks[-1]
+
+
+# ---------------------------------------------------------------- by number
+
+
+def _numbered(found: Found, model: Model) -> Callable[[str], Place | None] | None:
+    """For files that number the modules: "unet:3" -> the module. None for all others."""
+    places: dict[str, Place] = {}
+    for name, part in (("unet", "backbone"), ("text_encoder", "text")):
+        numbered = {t.name: t for t in found.targets if t.name.startswith(f"{name}:")}
+        if not numbered:
+            continue
+        network = getattr(model, part)
+        try:
+            classes = json.loads(found.weights.metadata.get(name, "null"))
+            if not isinstance(classes, list):
+                raise ValueError("its metadata does not say the modules of which classes it counts")
+            orders = in_order(network, [str(kind) for kind in classes])
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{found.path}: {error}") from error
+        shapes = [_sides(found, numbered.get(f"{name}:{i}")) for i in range(len(numbered))]
+        order = next((o for o in orders if [_weight_sides(network, m) for m in o] == shapes), None)
+        if order is None:
+            raise CheckpointError(
+                f"{found.path}: it counts {len(numbered)} modules of {name}, which are not those of "
+                f"{model.name} ({len(orders[0])} in {', '.join(map(str, classes))})"
+            )
+        places |= {f"{name}:{i}": Place(part, module) for i, module in enumerate(order)}
+    return places.get if places else None
+
+
+def _sides(found: Found, target: Target | None) -> tuple[int, int] | None:
+    """(out, in * kh * kw) of the weight that a target changes."""
+    if target is None or not {"up", "down"} <= target.keys.keys():
+        return None
+    up, down = (found.weights[target.keys[name]].shape for name in ("up", "down"))
+    return (up[0], math.prod(down[1:])) if up and down else None
+
+
+def _weight_sides(network: nn.Module, module: str) -> tuple[int, int]:
+    shape = network.get_parameter(f"{module}.weight").shape
+    return shape[0], math.prod(shape[1:])
