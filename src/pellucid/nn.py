@@ -51,17 +51,25 @@ class Embedding(nn.Module):
 class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice, beside a shortcut: (B, C_in, h, w) -> (B, C_out, h, w).
 
-    `time_width` is the width of the vector that is added between the convolutions; 0 for none.
+    `time_width` is the width of the vector that is added between the convolutions; 0 for none. With
+    `film` it also scales each channel there (FiLM, Perez et al. 2017, arXiv:1709.07871, eq. 2).
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, time_width: int, groups: int, eps: float
+        self,
+        channels_in: int,
+        channels_out: int,
+        time_width: int,
+        groups: int,
+        eps: float,
+        film: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels_in, eps)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         if time_width > 0:
             self.time_emb_proj = nn.Linear(time_width, channels_out)
+        self.time_scale_proj = nn.Linear(time_width, channels_out) if film else None
         self.norm2 = nn.GroupNorm(groups, channels_out, eps)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.conv_shortcut = (
@@ -73,7 +81,10 @@ class ResidualBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         if time is not None:
             h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.norm2(h)
+        if time is not None and self.time_scale_proj is not None:
+            h = h * (1 + self.time_scale_proj(time)[:, :, None, None])
+        h = self.conv2(F.silu(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -49,6 +49,7 @@ class UNetConfig:
     size_count: int = 6  # the refiner has 5: its last, a score of beauty, is in the target's place
     map_channels: int = 0  # channels that an MLP draws from the pooled text, beside the input
     map_size: int = 8
+    film: bool = False  # time and pooled text also scale the channels of every residual block
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -98,6 +99,7 @@ class Level(nn.Module):
                 4 * config.block_out_channels[0],
                 config.norm_groups,
                 config.norm_eps,
+                config.film,
             )
             for width_in in widths_in
         )
@@ -273,6 +275,7 @@ def init_for_training(unet: UNet) -> None:
     layers: list[nn.Module] = [unet.conv_out]
     layers += [m.conv2 for m in unet.modules() if isinstance(m, ResidualBlock)]
     layers += [m.proj_out for m in unet.modules() if isinstance(m, SpatialTransformer)]
+    layers += [m for name, m in unet.named_modules() if name.endswith("time_scale_proj")]
     for layer in layers:
         for parameter in layer.parameters():
             parameter.zero_()

@@ -71,6 +71,7 @@ def emoji_unet(
         pooled_dim=pooled,
         map_channels=32,
         map_size=map_size,
+        film=True,
     )
 
 
