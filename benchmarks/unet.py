@@ -1,14 +1,15 @@
 """Time the U-Net against diffusers' with the same weights, inputs and loop.
 
-    python benchmarks/unet.py [--shape emoji|thin|sd15] [--device cuda] [--repeats 5]
+    python benchmarks/unet.py [--shape emoji|thin|sd15] [--device cuda] [--repeats 5] [--bf16]
 
 Two figures: 20 DDIM steps with classifier-free guidance (both halves in one batch), and a training
 step (forward, backward, AdamW). The two networks take turns and the fastest of the repeats counts;
 on a CPU it is the process's CPU time, which other work on the machine disturbs less than the clock.
 A ratio above 1 means Pellucid is faster.
+--bf16 trains both under autocast, as `pellucid train` does where the processor is fast in it.
 diffusers is timed twice: as it comes, and with its weights in channels_last as Pellucid has them.
-Shapes: the shipped model's network without its text map (which diffusers does not have) on 8x8
-latents; SD1.5 at 3/10 of its width on 16x16; SD1.5 on 64x64.
+Shapes: the shipped model's network on 8x8 latents, without its text map and FiLM, which diffusers
+does not have; SD1.5 at 3/10 of its width on 16x16; SD1.5 on 64x64.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ from pellucid.train.diffusion import emoji_unet
 
 STEPS, SCALE = 20, 7.5
 SHAPES = {  # config, latents on a side, batch of the training step, tokens
-    "emoji": (replace(emoji_unet(32, 192, 192), pooled_dim=0, map_channels=0), 8, 32, 24),
+    "emoji": (
+        replace(emoji_unet(32, 192, 192), pooled_dim=0, map_channels=0, film=False),
+        8,
+        32,
+        24,
+    ),
     "thin": (replace(SD15, block_out_channels=(96, 192, 384, 384)), 16, 4, 77),
     "sd15": (SD15, 64, 2, 77),
 }
@@ -86,6 +92,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="emoji")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bf16", action="store_true")
     options = parser.parse_args()
     device = options.device
     config, side, batch, length = SHAPES[options.shape]
@@ -114,9 +121,9 @@ def main() -> None:
     t = torch.linspace(1, 999, batch, device=device)
 
     def train(name: str) -> None:
-        loss = F.mse_loss(
-            networks[name](target, t, tokens.repeat(batch // 2, 1, 1)), torch.ones_like(target)
-        )
+        with torch.autocast(device, torch.bfloat16, enabled=options.bf16):
+            guess = networks[name](target, t, tokens.repeat(batch // 2, 1, 1))
+        loss = F.mse_loss(guess.float(), torch.ones_like(target))
         optimizers[name].zero_grad()
         loss.backward()
         optimizers[name].step()
