@@ -213,18 +213,19 @@ def test_long_empty_and_odd_prompts(
     model_file: Path,
     tmp_path: Path,
 ) -> None:
-    for prompt, name, said in (
-        ("", "unconditional-1.png", ""),
-        ("../*?", "unconditional-1-2.png", ""),  # no name of a path comes from a prompt
-        ("rabbit " * 10_000, f"{'-'.join(['rabbit'] * 9)[:60].strip('-')}-1.png", "too long"),
-        ("\U00020000" * 90, None, "too long"),  # four bytes each, in a name of at most 255
+    for prompt, name in (
+        ("", "unconditional-1.png"),
+        ("../*?", "unconditional-1-2.png"),  # no name of a path comes from a prompt
+        ("rabbit " * 10_000, f"{'-'.join(['rabbit'] * 9)[:60].strip('-')}-1.png"),
+        ("\U00020000" * 90, None),  # four bytes each, in a name of at most 255
+        ("((a [rabbit:( \\", "a-rabbit-1.png"),
     ):
         words = ("generate", prompt, "--model", model_file, "--steps", 1, "--seed", 1)
         assert call(monkeypatch, *words, "--out", tmp_path) == 0
         out, err = capsys.readouterr()
         path = Path(out.strip())
         assert path.parent == tmp_path and path.is_file() and name in (None, path.name)
-        assert said in err and len(err) < 500 and (said or not err)
+        assert not err
 
 
 def test_a_random_seed_is_in_the_name_and_in_the_picture(

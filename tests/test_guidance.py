@@ -7,7 +7,7 @@ import torch
 
 from pellucid import guidance
 from pellucid.diffusion import Conditioning, eps_from_x0, target, to_x0
-from pellucid.guidance import ClassifierFree, clip_guidance, mix_noise, progress, walk
+from pellucid.guidance import ByStep, ClassifierFree, clip_guidance, mix_noise, progress, walk
 from pellucid.schedule import CLEAN, Level, Schedule
 
 LEVEL = Schedule().level(500)
@@ -118,12 +118,38 @@ def test_rescale_at_pure_noise_is_on_x0():
 
 def test_mixing_prompts_by_estimate_is_one_call():
     network, x = Network(), x_of()
-    guide = ClassifierFree(network, [(cond(1), 3.0), (cond(2), 1.0)], cond(0), 2.0)
+    guide = ClassifierFree(network, [(cond(1), 0.75), (cond(2), 0.25)], cond(0), 2.0)
     parts = guide.parts(x, LEVEL)
     assert network.batches == [6]
     mixed = 0.75 * look(1, x) + 0.25 * look(2, x)
     assert torch.allclose(parts.cond, mixed, atol=1e-6)
     assert torch.allclose(parts.guided, look(0, x) + 2 * (mixed - look(0, x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_prompts_that_are_added_up(scale):
+    """Liu et al. 2022, eq. 11, as the web UI computes it: each prompt's own difference, weighted."""
+    network, x = Network(), x_of()
+    wanted = [(cond(1), 0.8), (cond(2), -0.3)]
+    parts = ClassifierFree(network, wanted, cond(0), scale).parts(x, LEVEL)
+    assert network.batches == [6]
+    base = look(0, x)
+    expected = base + scale * (0.8 * (look(1, x) - base) - 0.3 * (look(2, x) - base))
+    assert torch.allclose(parts.guided, expected, atol=1e-5)
+    early = ClassifierFree(network, wanted, cond(0), scale, interval=(0.9, 1.0)).parts(x, LEVEL)
+    assert torch.allclose(early.guided, parts.cond) and torch.equal(early.guided, early.cond)
+
+
+def test_prompts_by_step():
+    """A look belongs to the last step that has begun, wherever a sampler looks from."""
+    levels = [Schedule().level(t) for t in (999, 600, 300)]
+    guides = [ClassifierFree(Network(), cond(i), None, 1.0) for i in (1, 2, 3)]
+    by_step = ByStep([*zip(map(progress, levels), guides, strict=True)])
+    x = x_of()
+    for t, step in ((999, 1), (700, 1), (600, 2), (301, 2), (300, 3), (5, 3)):
+        level = Schedule().level(t)
+        assert torch.equal(by_step(x, level), guides[step - 1](x, level))
+    assert torch.equal(by_step(x, Level(0.0, 1.0, 999)), guides[0](x, Level(0.0, 1.0, 999)))
 
 
 def test_mix_noise_of_denoisers():
@@ -140,7 +166,7 @@ def test_mix_noise_of_denoisers():
 
 def test_mixing_by_embedding_is_not_mixing_by_estimate():
     x = x_of()
-    halves = [(cond(1), 1.0), (cond(2), 1.0)]
+    halves = [(cond(1), 0.5), (cond(2), 0.5)]
     by_embedding = ClassifierFree(Network(), Conditioning.mix(halves), None, 1.0)(x, LEVEL)
     assert torch.allclose(by_embedding, look(1.5, x))
     assert not torch.allclose(by_embedding, ClassifierFree(Network(), halves, None, 1.0)(x, LEVEL))
@@ -221,8 +247,9 @@ def test_no_clip_guidance_where_there_is_none(scale, level):
         ({"interval": (0.6, 0.4)}, "interval"),
         ({"interval": (-0.1, 1.0)}, "interval"),
         ({"uncond": None}, "needs uncond"),
-        ({"cond": [(cond(1), 0.0)]}, "positive sum"),
-        ({"cond": []}, "positive sum"),
+        ({"cond": [(cond(1), math.inf)]}, "weights of cond are .inf."),
+        ({"cond": []}, "weights of cond are .*one or more"),
+        ({"cond": [(cond(1), 2.0)], "uncond": None, "scale": 1.0}, "need uncond"),
     ],
 )
 def test_bad_input(options, message):

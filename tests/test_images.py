@@ -116,7 +116,7 @@ def test_parameters_of_another_program() -> None:
     assert (fields["width"], fields["height"]) == (512, 768)
     assert fields["steps"] == 20 and fields["guidance"] == 7.0 and fields["seed"] == 965400086
     assert fields["sampler"] == "Euler a" and fields["model_hash"] == "45dee52b12"
-    assert fields["Clip skip"] == "2" and fields["Hashes"] == "a: 1, b: 2"
+    assert fields["clip_skip"] == 2 and fields["Hashes"] == "a: 1, b: 2"
 
 
 def test_text_without_parameters_is_a_prompt() -> None:

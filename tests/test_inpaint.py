@@ -18,12 +18,12 @@ from torch import Tensor
 
 from pellucid import cli, images, inpaint
 from pellucid.backbones.unet import UNet, UNetConfig
+from pellucid.conditioning import encode
 from pellucid.diffusion import Conditioning
 from pellucid.guidance import Parts
 from pellucid.model import Defaults, Model
 from pellucid.noise import generators
 from pellucid.pipeline import Progress, Request, encoded, first_noise, generate, resolve, start
-from pellucid.prompt import encode
 from pellucid.schedule import Level, Schedule
 from pellucid.vae import VAE, VAEConfig
 

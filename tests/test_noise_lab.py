@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from pellucid import cli, images, noise_lab
+from pellucid.conditioning import encode
 from pellucid.diffusion import small_step
 from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.noise_lab import NoiseLab, kinds, page, schedules
 from pellucid.noise_lab.walk import walk
 from pellucid.pipeline import encoded, pictures
-from pellucid.prompt import encode
 from pellucid.schedule import CLEAN, SCHEDULES, Schedule
 from pellucid.spectrum import power_spectrum, radial_average, slope
 

@@ -146,10 +146,87 @@ def test_stopping_to_iterate_cancels(model: Model) -> None:
     assert calls <= 2
 
 
-def test_a_long_prompt_is_cut_and_reported(model: Model) -> None:
-    (warning,) = run(model, prompt="a rabbit " + "apple " * 10_000).warnings
-    assert "apple" in warning and len(warning) < 400
-    assert run(model, prompt="a rabbit").warnings == ()
+def test_all_of_a_long_prompt_counts(model: Model) -> None:
+    long = "a rabbit " + "apple " * 30  # six pieces fit into a row of the tower
+    last = run(model, prompt=long)
+    assert last.warnings == ()
+    assert differ(last, run(model, prompt=long + "red")) > 1e-5
+    assert differ(last, run(model, prompt=long, negative_prompt="apple")) > 1e-5
+
+
+def test_weights_count(model: Model) -> None:
+    plain = run(model, prompt="a red apple")
+    assert differ(plain, run(model, prompt="a (red:1.5) apple")) > 1e-5
+    assert differ(plain, run(model, prompt="a (red:1.0) apple")) == 0
+    assert differ(plain, run(model, negative_prompt="(red:1.5)", prompt="a red apple")) > 1e-5
+    original = run(model, prompt="a (red:1.5) apple", emphasis="original")
+    assert differ(original, run(model, prompt="a (red:1.5) apple")) > 1e-5
+    with pytest.raises(ValueError, match="the weight of 'red' is inf"):
+        run(model, prompt="a (red:inf) apple")
+    with pytest.raises(ValueError, match="the weight of 'red' is nan"):
+        run(model, prompt="(red:nan)")
+    with pytest.raises(ValueError, match="the weight of 'a' is 1e"):
+        run(model, prompt="a:1e30 AND b")
+    with pytest.raises(ValidationError, match="emphasis"):
+        run(model, emphasis="loud")
+
+
+def test_clip_skip(model: Model) -> None:
+    assert differ(run(model), run(model, clip_skip=1)) == 0
+    with pytest.raises(ValueError, match="clip_skip is 2; the text tower of tiny has 1 layers"):
+        run(model, clip_skip=2)
+
+
+# ---------------------------------------------------------------- prompts that change on the way
+
+
+def test_a_prompt_that_changes(model: Model) -> None:
+    """The first steps are those of the one prompt, and all begin from the same noise."""
+    asked = [{"prompt": p} for p in ("[a rabbit:a red apple:2]", "[a rabbit:a red apple:0.5]")]
+    for fields in asked:
+        mine = list(generate(model, Request.model_validate({"seed": 1, "steps": 4} | fields)))
+        first = list(generate(model, Request(prompt="a rabbit", seed=1, steps=4)))
+        close = [torch.allclose(a.x, b.x, atol=1e-5) for a, b in zip(mine, first, strict=True)]
+        assert close == [True, True, False, False]
+    whole = run(model, steps=4, prompt="[a rabbit:a red apple:0]")
+    assert differ(whole, run(model, steps=4, prompt="a red apple")) < 1e-5
+
+
+def test_prompts_in_turns(model: Model) -> None:
+    turns = run(model, steps=2, prompt="[a rabbit|a red apple]")
+    once = run(model, steps=2, prompt="[a rabbit:a red apple:1]")
+    assert differ(turns, once) < 1e-5
+    assert differ(turns, run(model, steps=2, prompt="a rabbit")) > 1e-5
+
+
+@pytest.mark.parametrize("sampler", samplers.names())
+def test_every_sampler_takes_a_prompt_that_changes(model: Model, sampler: str) -> None:
+    fields = {"sampler": sampler, "steps": 4, "guidance": 1.5}
+    changing = run(model, prompt="[a rabbit:a red apple:2]", negative_prompt="[blue|]", **fields)
+    assert torch.isfinite(changing.x).all()
+    assert differ(changing, run(model, prompt="a rabbit", **fields)) > 1e-6
+
+
+def test_steps_of_the_second_pass_follow_on(model: Model) -> None:
+    """A share above 1 and a number above the first pass's steps are in the second pass."""
+    fields = {"steps": 2, "hires": 2.0, "hires_steps": 4}
+    late = run(model, prompt="[a rabbit:a red apple:1.5]", **fields)
+    assert differ(late, run(model, prompt="[a rabbit:a red apple:4]", **fields)) < 1e-5
+    assert differ(late, run(model, prompt="a rabbit", **fields)) > 1e-5
+    first = run(model, prompt="[a rabbit:a red apple:1.0]", **fields)
+    assert differ(first, run(model, prompt="[a rabbit:a red apple:2]", **fields)) < 1e-5
+
+
+def test_prompts_that_are_added_up(model: Model) -> None:
+    both = run(model, prompt="a rabbit AND a red apple :-0.5")
+    assert differ(both, run(model, prompt="a rabbit")) > 1e-5
+    assert differ(run(model, prompt="a rabbit:0.5 AND a rabbit:0.5"), run(model)) > 1e-5
+    halves = run(model, prompt="a rabbit:0.5 AND a red apple:0.5")
+    assert differ(halves, run(model, prompt="a rabbit", mix=[("a red apple", 1.0)])) < 1e-5
+    none = run(model, prompt="a rabbit:0 AND a red apple:0", negative_prompt="blue")
+    assert differ(none, run(model, prompt="blue", guidance=1)) < 1e-4
+    with pytest.raises(ValueError, match="AND does not go with mix_by"):
+        run(model, prompt="a AND b", mix_by="embedding")
 
 
 @pytest.mark.parametrize(

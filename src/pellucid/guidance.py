@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,15 +39,18 @@ class ClassifierFree:
 
         guided = uncond + scale (cond - uncond)
 
-    cond: what is wanted, of x's batch or of 1; or several, [(cond, weight), ...], which
-        mixes their estimates ("half frog, half rabbit"; Liu et al. 2022, "Composable Diffusion").
-    uncond: the empty or the negative prompt. None is allowed where scale is 1.
+    cond: what is wanted, of x's batch or of 1; or several, [(cond_i, weight_i), ...], which stand for
+        uncond + sum of weight_i (cond_i - uncond) (Liu et al. 2022, "Composable Diffusion", eq. 11).
+        With weights that add up to 1 this is their weighted mean, "half frog, half rabbit".
+    uncond: the empty or the negative prompt. None is allowed where scale is 1 and weights add up to
+        1.
     rescale: 0 to 1, how far the spread of the guided output is brought back to that of cond, which
         keeps high scales from burning colours (Lin et al. 2023, section 3.4; measured on v).
     interval: (from, to) in `progress`: outside of it cond alone is used (Kynkaanniemi et al. 2024).
-    The network is called once for each look, with everything in one batch; where scale is 1 and
-    outside of the interval that batch holds no uncond.
-    Raises ValueError: scale not finite, rescale or interval not in 0 .. 1, uncond missing.
+    The network is called once for each look, with everything in one batch; uncond is in that batch
+    only where it counts.
+    Raises ValueError: scale or a weight not finite, rescale or interval not in 0 .. 1, uncond
+    missing.
     """
 
     predict: Predict
@@ -64,8 +68,24 @@ class ClassifierFree:
         start, end = self.interval
         if not 0 <= start <= end <= 1:
             raise ValueError(f"the interval is {self.interval}; 0 <= from <= to <= 1 is wanted")
+        weights = [weight for _, weight in self.wanted]
+        if not weights or not all(map(math.isfinite, weights)):
+            raise ValueError(f"the weights of cond are {weights}; one or more, finite, are wanted")
         if self.uncond is None and self.scale != 1:
             raise ValueError(f"a guidance scale of {self.scale} needs uncond; only 1 does without")
+        if self.uncond is None and self.rest != 0:
+            raise ValueError(f"weights of {weights}, which do not add up to 1, need uncond")
+
+    @property
+    def wanted(self) -> list[tuple[Conditioning, float]]:
+        """What is wanted, and how much."""
+        return [(self.cond, 1.0)] if isinstance(self.cond, Conditioning) else list(self.cond)
+
+    @property
+    def rest(self) -> float:
+        """How much of uncond is in the sum of what is wanted: 1 less the weights."""
+        total = math.fsum(weight for _, weight in self.wanted)
+        return 0.0 if math.isclose(total, 1) else 1 - total
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """The guided estimate of x0."""
@@ -73,18 +93,18 @@ class ClassifierFree:
 
     def parts(self, x: Tensor, level: Level) -> Parts:
         """The guided estimate and what it was made of."""
-        wanted = [(self.cond, 1.0)] if isinstance(self.cond, Conditioning) else list(self.cond)
-        shares = normalized([weight for _, weight in wanted])
-        conds = [cond for cond, _ in wanted]
+        conds = [cond for cond, _ in self.wanted]
         start, end = self.interval
         guide = self.scale != 1 and start <= progress(level) <= end
-        if guide and self.uncond is not None:
+        if self.uncond is not None and (guide or self.rest != 0):
             conds.append(self.uncond)
         batch = Conditioning.cat([_fit(cond, len(x)) for cond in conds])
         repeated = x.repeat(len(conds), *[1] * (x.ndim - 1))
         estimates = self.predict(repeated, level, batch).chunk(len(conds))
-        pairs = zip(estimates, shares, strict=False)  # without uncond, which comes last
-        cond = torch.stack([estimate * share for estimate, share in pairs]).sum(0)
+        pairs = zip(estimates, self.wanted, strict=False)  # without uncond, which comes last
+        cond = torch.stack([estimate * weight for estimate, (_, weight) in pairs]).sum(0)
+        if self.rest != 0:
+            cond = cond + self.rest * estimates[-1]
         if not guide:
             return Parts(cond, cond, cond)
         uncond = estimates[-1]
@@ -92,6 +112,25 @@ class ClassifierFree:
         if self.rescale > 0:
             guided = rescaled(guided, cond, x, level, self.rescale)
         return Parts(guided, cond, uncond)
+
+
+@dataclass(frozen=True, eq=False)
+class ByStep:
+    """Guidance by prompts that change on the way: at each level, that of the step it belongs to.
+
+    steps: the `progress` at which each begins, rising, and its guidance. A sampler may look between
+    two steps, where the earlier one still counts, and as often as it likes.
+    """
+
+    steps: Sequence[tuple[float, ClassifierFree]]
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        return self.parts(x, level).guided
+
+    def parts(self, x: Tensor, level: Level) -> Parts:
+        """The guided estimate and what it was made of."""
+        at = bisect.bisect_right(self.steps, progress(level), key=lambda step: step[0]) - 1
+        return self.steps[max(at, 0)][1].parts(x, level)
 
 
 def _fit(cond: Conditioning, batch: int) -> Conditioning:

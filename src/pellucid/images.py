@@ -55,6 +55,7 @@ PARAMETERS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("Size", "size", str),
     ("Model hash", "model_hash", str),
     ("Model", "model", str),
+    ("Clip skip", "clip_skip", int),
     ("Denoising strength", "strength", float),
     ("Mask blur", "mask_blur", int),
     ("Mask mode", "mask_invert", _from_words("mask_invert")),

@@ -26,6 +26,9 @@ class Defaults:
     height: int = 64
 
 
+Emphasis = Literal["original", "no_norm"]
+
+
 @dataclass(frozen=True)
 class Reading:
     """How the text towers are read, which differs from family to family.
@@ -36,6 +39,9 @@ class Reading:
     zero_empty: an empty negative prompt is all zeros, and is not encoded (SDXL).
     width: with more than 0 the tokens' vectors are filled up with zeros to this width (SD3).
     blank: so many zero tokens follow, in the place of a tower that is not there (SD3's T5).
+    emphasis: what becomes of vectors that a prompt gives more or less weight: "original" scales all
+        of them so that their mean stays as it was, "no_norm" does not. Where the mean is near zero,
+        "original" would scale by chance.
     """
 
     layer: int = -1
@@ -45,6 +51,7 @@ class Reading:
     zero_empty: bool = False
     width: int = 0
     blank: int = 0
+    emphasis: Emphasis = "no_norm"
 
 
 @dataclass

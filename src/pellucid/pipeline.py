@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from pellucid import hires, inpaint, samplers
+from pellucid.conditioning import Told, told
 from pellucid.diffusion import Conditioning, Denoiser, Network, add_noise, predictor
-from pellucid.guidance import ClassifierFree, Parts, clip_guidance
+from pellucid.guidance import ByStep, ClassifierFree, Parts, clip_guidance, progress
 from pellucid.images import picture_size, to_tensor
 from pellucid.inpaint import Canvas
 from pellucid.model import Model
 from pellucid.noise import draw, generators, slerp, source
 from pellucid.preview import decoder_of, pictures
-from pellucid.prompt import encode
 from pellucid.request import Request, draws_any_size, resolve, unit_of
 from pellucid.samplers import Step
 from pellucid.schedule import MAX_STEPS, Level
@@ -111,12 +111,14 @@ def steps_of(
     sampler = samplers.get(request.sampler).sample
     options = sampler_options(sampler, request)
     size = (request.width, request.height) if canvas is None else canvas.size
+    each = told(model, request, *(len(levels) - 1 for levels in passes))
     streams = generators(request.seed, request.count)
     step = begin = start(model, request, canvas, size, passes[0][0], streams)
     yield begin
     if len(passes[0]) > 1:
         original = begin.x0 if canvas is not None else None
-        denoise = denoiser(model, request, canvas, size, original, looks)
+        plan = planned(passes[0], each)
+        denoise = denoiser(model, request, canvas, size, original, plan, looks)
         fresh = source(streams, request.noise)
         for step in sampler(denoise, begin.x, passes[0], fresh, **options):
             yield step
@@ -125,7 +127,8 @@ def steps_of(
         streams = generators(request.seed, request.count)
         noise = first_noise(model, request, size, streams)
         x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
-        denoise = denoiser(model, request, None, size, None, looks)
+        plan = planned(levels, each[len(passes[0]) - 1 :])
+        denoise = denoiser(model, request, None, size, None, plan, looks)
         yield from sampler(denoise, x, levels, source(streams, request.noise), **options)
 
 
@@ -159,12 +162,7 @@ def redrawn(request: Request) -> int:
 
 def warnings_of(model: Model, asked: Request, request: Request) -> tuple[str, ...]:
     """What was done otherwise than asked; `request` is `asked`, resolved."""
-    texts = (request.prompt, *(text for text, _ in request.mix), request.negative_prompt)
-    warnings = [
-        f"the prompt is too long for this model; left out: {cut[:200]!r}"
-        for text in texts
-        if (cut := model.tokenizer.cut(text))
-    ]
+    warnings = []
     if request.image is not None:
         if request.strength is not None and redrawn(request) == 0 < request.strength:
             warnings.append(
@@ -257,54 +255,45 @@ def enlarge(
 # ---------------------------------------------------------------- what sees through the noise
 
 
+def planned(levels: Sequence[Level], each: Sequence[Told]) -> list[tuple[float, Told]]:
+    """Where each step of a pass begins, and what it is told."""
+    return list(zip(map(progress, levels[:-1]), each, strict=False))
+
+
 def denoiser(
     model: Model,
     request: Request,
     canvas: Canvas | None,
     size: tuple[int, int],
     original: Tensor | None,
+    plan: Sequence[tuple[float, Told]],
     looks: list[Parts],
 ) -> Denoiser:
     """The model as a function (x, level) -> x0: told the prompts, guided, kept to the mask.
 
-    size: width and height of the pass. original: the clean latents of the canvas. What each look
-    was made of goes into `looks`.
+    size: width and height of the pass. original: the clean latents of the canvas. plan: the
+    `guidance.progress` at which each step begins, and what it is told. What each look was made of
+    goes into `looks`.
     """
-    cond, uncond = conditionings(model, request)
     assert request.guidance is not None
-    guided = ClassifierFree(
-        predictor(network(model, canvas, size), model.prediction),
-        cond,
-        uncond,
-        request.guidance,
-        request.rescale,
-        request.interval,
-    )
-    watched = Watched(guided, looks)
+    predict = predictor(network(model, canvas, size), model.prediction)
+    scale, rescale, interval = request.guidance, request.rescale, request.interval
+    steps = []
+    for begin, step in plan:
+        conds, uncond = step.at_size(model, *size)
+        guide = ClassifierFree(predict, conds, uncond, scale, rescale, interval)
+        steps.append((begin, guide))
+    watched = Watched(ByStep(steps), looks)
     denoise: Denoiser = watched
     if request.clip_guidance:
         if request.sampler == "ddim_cfgpp":
             raise ValueError("clip_guidance does not go with the sampler 'ddim_cfgpp'; ddim does")
-        denoise = with_clip(model, request, watched)
+        denoise = with_clip(model, request, watched, plan[0][1].conds[0][0])
     if canvas is not None and canvas.mask is not None and not inpaint.sees_masks(model):
         assert original is not None
         weights = canvas.latent_weights(model.vae.config.downsample).to(original)
         denoise = inpaint.Keep(denoise, original, weights)
     return denoise
-
-
-def conditionings(
-    model: Model, request: Request
-) -> tuple[Conditioning | list[tuple[Conditioning, float]], Conditioning | None]:
-    """What is wanted, mixed as asked, and what is not; None where guidance is 1."""
-    prompts = [request.prompt, *(text for text, _ in request.mix)]
-    together = encode(model.text, model.tokenizer, [*prompts, request.negative_prompt])
-    parameter = next(model.backbone.parameters())
-    together = together.to(parameter.device, parameter.dtype)
-    conds = [together[i : i + 1] for i in range(len(prompts))]
-    weighted = list(zip(conds, (1.0, *(weight for _, weight in request.mix)), strict=True))
-    uncond = together[len(prompts) :] if request.guidance != 1 else None
-    return Conditioning.mix(weighted) if request.mix_by == "embedding" else weighted, uncond
 
 
 def network(model: Model, canvas: Canvas | None, size: tuple[int, int]) -> Network:
@@ -326,7 +315,7 @@ def network(model: Model, canvas: Canvas | None, size: tuple[int, int]) -> Netwo
 class Watched:
     """A guided denoiser that keeps what its last look was made of."""
 
-    guided: ClassifierFree
+    guided: ByStep
     last: list[Parts]
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
@@ -339,13 +328,14 @@ class Watched:
         return parts
 
 
-def with_clip(model: Model, request: Request, denoise: Denoiser) -> Denoiser:
+def with_clip(model: Model, request: Request, denoise: Denoiser, cond: Conditioning) -> Denoiser:
     """CLIP guidance towards the prompt. Raises ValueError if the model has no picture tower."""
     if model.vision is None:
         raise ValueError("clip_guidance needs CLIP's picture tower, which this model has not")
-    vision, text = model.vision, model.text(model.tokenizer([request.prompt])).projected
-    if text is None:
+    if model.text.text_projection is None or model.text_2 is not None:
         raise ValueError("clip_guidance needs a text tower with a projection, which this is not")
+    vision, text = model.vision, cond.pooled
+    assert text is not None
     side = vision.config.image_size
 
     def embed(pixels: Tensor) -> Tensor:

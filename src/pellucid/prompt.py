@@ -1,27 +1,32 @@
-"""From a prompt to what the network is told.
+r"""The grammar of prompts, as the A1111 web UI has made it known.
 
-The network gets the vector of every token, for cross-attention, and one vector for the whole, which
-joins the time embedding.
+    (x)  (x:1.3)  [x]            x counts 1.1 times, 1.3 times, 1 / 1.1 times; nested, they multiply
+    \(  \)  \[  \]  \\  \:  \|   the character itself
+    BREAK                        a new chunk of tokens begins
+    a AND b :0.5                 two prompts at once, of which b counts half
+    [a:b:0.4]  [a::7]  [:b:7]    first a, then b: after 0.4 of the steps, after step 7
+    [a|b]                        a and b in turns, from step to step
+    <lora:name:0.8>              a LoRA
+
+Every text is a prompt: a bracket that is never closed counts to the end, one that was never opened
+stands for itself. What is done at which time: `take_loras`, `split_and`, `each_step`, `parse`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pellucid.clip import TextTower
-from pellucid.diffusion import Conditioning
-from pellucid.tokenizer import Tokenizer
-
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+MORE, LESS = 1.1, 1 / 1.1
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
 
 # ---------------------------------------------------------------- <lora:name:weight>
 
 
-class Lora(NamedTuple):
+class LoraTag(NamedTuple):
     """A LoRA that a prompt asks for: how much it counts in the network, and in the text towers."""
 
     name: str
@@ -32,7 +37,7 @@ class Lora(NamedTuple):
 _LORA = re.compile(r"<(?:lora|lyco):([^<>]*)>")
 
 
-def take_loras(text: str) -> tuple[str, list[Lora]]:
+def take_loras(text: str) -> tuple[str, list[LoraTag]]:
     """`text` without its LoRAs, and these, in their order.
 
     <lora:name> counts 1, <lora:name:0.8> counts 0.8. <lora:name:0.5:0.8> is 0.5 in the text towers
@@ -43,7 +48,7 @@ def take_loras(text: str) -> tuple[str, list[Lora]]:
     return _LORA.sub("", text), loras
 
 
-def _lora(tag: str, fields: list[str]) -> Lora:
+def _lora(tag: str, fields: list[str]) -> LoraTag:
     name, *values = (field.strip() for field in fields)
     if not name:
         raise ValueError(f"{tag} names no LoRA; <lora:name:weight> is wanted")
@@ -62,13 +67,155 @@ def _lora(tag: str, fields: list[str]) -> Lora:
             )
         found[place] = weight
     text_weight = found.get("te", 1.0)
-    return Lora(name, found.get("unet", text_weight), text_weight)
+    return LoraTag(name, found.get("unet", text_weight), text_weight)
 
 
-def encode(text: TextTower, tokenizer: Tokenizer, prompts: Sequence[str]) -> Conditioning:
-    """Tokens (B, context_length, width) and pooled (B, projection) of `prompts`.
+# ---------------------------------------------------------------- AND
 
-    What does not fit in the context is left out; ``tokenizer.cut`` tells what that is.
+_WEIGHTED = re.compile(rf"(.*?):\s*({NUMBER})\s*", re.S | re.I)
+
+
+def split_and(text: str) -> list[tuple[str, float]]:
+    """The prompts that AND joins, and their weights: 1, or the number behind their last colon.
+
+    A prompt without AND has no weight, so that "a clock that says 10:30" is what it says.
     """
-    out = text(tokenizer(prompts).to(next(text.parameters()).device))
-    return Conditioning(out.hidden, out.pooled if out.projected is None else out.projected)
+    parts = re.split(r"\bAND\b", text)
+    if len(parts) == 1:
+        return [(text, 1.0)]
+    matches = [_WEIGHTED.fullmatch(part) for part in parts]
+    return [
+        (part, 1.0) if match is None else (match[1], float(match[2]))
+        for part, match in zip(parts, matches, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- [a:b:when] and [a|b]
+
+_SYMBOL = re.compile(r"\\.|[()\[\]:|\\]|[^()\[\]:|\\]+", re.S)
+
+
+@dataclass
+class _Bracket:
+    """One that is open: what stands in it so far, and which of that are ":" and "|" of its own."""
+
+    opener: str
+    items: list[str] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+
+    def text(self) -> str:
+        return self.opener + "".join(self.items)
+
+    def split(self, mark: str) -> list[str]:
+        """What stands in it, cut at its own marks of this kind."""
+        at = [i for i in self.marks if self.items[i] == mark]
+        edges = zip([-1, *at], [*at, len(self.items)], strict=True)
+        return ["".join(self.items[start + 1 : end]) for start, end in edges]
+
+
+def each_step(prompt: str, steps: int, second: int = 0) -> list[str]:
+    """What the prompt is at each of `steps` and then at each of `second` steps of a second pass.
+
+    "when" counts the steps of both; with a dot in it, it is a share of the first pass up to 1 and of
+    the second from 1 to 2.
+    """
+    if "[" not in prompt or not (":" in prompt or "|" in prompt):
+        return [prompt] * (steps + second)
+    symbols = _SYMBOL.findall(prompt)
+    return [_at_step(symbols, step, steps, second) for step in range(1, steps + second + 1)]
+
+
+def _at_step(symbols: list[str], step: int, steps: int, second: int) -> str:
+    stack = [_Bracket("")]  # the outermost is the prompt itself
+    for symbol in symbols:
+        inner = stack[-1]
+        if symbol in ("(", "["):
+            stack.append(_Bracket(symbol))
+        elif (inner.opener, symbol) == ("(", ")"):
+            stack.pop()
+            stack[-1].items.append(inner.text() + ")")
+        elif (inner.opener, symbol) == ("[", "]"):
+            stack.pop()
+            stack[-1].items.append(_chosen(inner, step, steps, second))
+        else:
+            if symbol in (":", "|"):
+                inner.marks.append(len(inner.items))
+            inner.items.append(symbol)
+    return "".join(bracket.text() for bracket in stack)  # some may not have been closed
+
+
+def _chosen(bracket: _Bracket, step: int, steps: int, second: int) -> str:
+    """What a bracket is at a step: one of its texts; or itself, if it means less weight."""
+    *texts, when = bracket.split(":")
+    if len(texts) in (1, 2) and re.fullmatch(rf"\s*{NUMBER}\s*", when, re.I):
+        before = "" if len(texts) == 1 else texts[0]
+        return before if step <= _last_step(when, steps, second) else texts[-1]
+    turns = bracket.split("|")
+    return turns[(step - 1) % len(turns)] if len(turns) > 1 else bracket.text() + "]"
+
+
+def _last_step(when: str, steps: int, second: int) -> float:
+    """The last step of what stands first; a share is rounded down to whole steps."""
+    value = float(when)
+    if "." not in when and value >= 1:
+        return value
+    value = min(max(value, 0.0), 2.0)
+    share = value * steps if value <= 1 else steps + (value - 1) * second
+    return math.floor(share + 1e-6)  # 0.29 * 100 is 28.999...
+
+
+# ---------------------------------------------------------------- weights and BREAK
+
+
+class Run(NamedTuple):
+    """A stretch of text that counts alike."""
+
+    text: str
+    weight: float
+
+
+_BREAK = re.compile(r"\bBREAK\b")
+_WEIGHT = rf":\s*({NUMBER}|[+-]?(?:inf|nan))\s*\)"
+_ATTENTION = re.compile(rf"\\[()\[\]:|\\]|[()\[\]\\]|{_WEIGHT}|:|[^()\[\]:\\]+", re.I)
+
+
+def parse(prompt: str) -> list[list[Run]]:
+    """The runs of a prompt of one step, a list for each part that BREAK divides it in; at least one.
+
+    Weights may be anything that can be written, infinite too.
+    """
+    # Each bracket has a factor and one that it stands in, of its own kind: round and square ones
+    # may overlap. Number 0 is the prompt itself.
+    factors, outer = [1.0], [0]
+    open_round, open_square = [0], [0]  # innermost last
+    pieces: list[tuple[str, int, int]] = []
+    for match in _ATTENTION.finditer(prompt):
+        symbol, weight = match[0], match[1]
+        if symbol in ("(", "["):
+            opened, factor = (open_round, MORE) if symbol == "(" else (open_square, LESS)
+            outer.append(opened[-1])
+            opened.append(len(factors))
+            factors.append(factor)
+        elif symbol[-1] == ")" and symbol[0] != "\\" and len(open_round) > 1:
+            closed = open_round.pop()
+            factors[closed] = MORE if weight is None else float(weight)
+        elif symbol == "]" and len(open_square) > 1:
+            open_square.pop()
+        else:
+            text = symbol[1:] if len(symbol) > 1 and symbol[0] == "\\" else symbol
+            pieces.append((text, open_round[-1], open_square[-1]))
+    totals = [1.0]
+    for factor, around in zip(factors[1:], outer[1:], strict=True):
+        totals.append(factor * totals[around])
+    parts: list[list[Run]] = [[]]
+    for text, inner_round, inner_square in pieces:
+        here = totals[inner_round] * totals[inner_square]
+        for number, stretch in enumerate(_BREAK.split(text)):
+            if number > 0:
+                parts.append([])
+            runs = parts[-1]
+            if runs and runs[-1].weight == here:
+                runs[-1] = Run(runs[-1].text + stretch, here)
+            elif stretch:
+                runs.append(Run(stretch, here))
+    return parts

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pellucid import hires, samplers
 from pellucid.images import picture_size
-from pellucid.model import Model
+from pellucid.model import Emphasis, Model
 from pellucid.noise import MAX_SEED, NOISES
 from pellucid.plugins import choose
 
@@ -37,7 +37,13 @@ class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = ""
+    """In the grammar of `prompt`."""
     negative_prompt: str = ""
+    clip_skip: Annotated[int, Field(ge=1, le=100)] | None = None
+    """The layer of the text tower that is read: 1 is the last, 2 the one before. None: the one that
+    the model was trained with."""
+    emphasis: Emphasis | None = None
+    """What weights in a prompt do, as in `model.Reading`. None: what suits the model."""
     seed: int | None = Field(default=None, ge=-1, le=MAX_SEED)
     """Image i has the seed `seed + i`. None or -1: chosen at random, and recorded."""
     count: int = Field(default=1, ge=1, le=1000)

@@ -63,7 +63,7 @@ class Family:
 SD1 = Family(
     "sd1",
     "Stable Diffusion 1",
-    Reading(pads=(EOS,)),
+    Reading(pads=(EOS,), emphasis="original"),
     "eps",
     {"eps": "sd1"},
     unet=SD15,
@@ -71,7 +71,7 @@ SD1 = Family(
 SD2 = Family(
     "sd2",
     "Stable Diffusion 2",
-    Reading(layer=-2, pads=(0,)),
+    Reading(layer=-2, pads=(0,), emphasis="original"),
     "",
     {"eps": "sd2", "v": "sd2_768"},
     unet=SD21,

@@ -138,6 +138,12 @@ def generate(
     mix_by: Annotated[str | None, _panel(STEER, "noise or embedding.")] = None,
     variation_seed: Annotated[int | None, _panel(STEER, "Noise to turn towards.")] = None,
     variation_strength: Annotated[float | None, _panel(STEER, "How far, 0 to 1.")] = None,
+    clip_skip: Annotated[
+        int | None, _panel(STEER, "Layer of the text tower to read: 1 last, 2 the one before.")
+    ] = None,
+    emphasis: Annotated[
+        str | None, _panel(STEER, "What weights in a prompt do: original, no_norm.")
+    ] = None,
     rescale: Annotated[float | None, _panel(STEER, "Guidance rescale, 0 to 1.")] = None,
     eta: Annotated[float | None, _panel(STEER, "Fresh noise of ddim, 0 to 1.")] = None,
     noise: Annotated[str | None, _panel(STEER, "gaussian, offset, pyramid, blue, pink.")] = None,
@@ -199,6 +205,8 @@ def generate(
         "mix_by": mix_by,
         "variation_seed": variation_seed,
         "variation_strength": variation_strength,
+        "clip_skip": clip_skip,
+        "emphasis": emphasis,
         "rescale": rescale,
         "eta": eta,
         "noise": noise,

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pellucid.conditioning import told
 from pellucid.diffusion import add_noise
 from pellucid.images import fit, to_tensor
 from pellucid.model import Model
@@ -74,7 +75,8 @@ def look(
     pixels = to_tensor(picture)
     x0 = encoded(model, pixels[None])
     eps = draw("gaussian", tuple(x0.shape[1:]), generators(seed, 1)).to(x0)
-    denoise = denoiser(model, request, None, size, None, [])
+    plan = [(0.0, step) for step in told(model, request, 1)]
+    denoise = denoiser(model, request, None, size, None, plan, [])
     looks = []
     for time in times:
         level = level_at(model.schedule, time)

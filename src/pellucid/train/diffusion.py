@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from pellucid import checkpoints, images, noise
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
 from pellucid.clip import CLIP
+from pellucid.conditioning import encode
 from pellucid.data.emoji import Mix, core_concepts
 from pellucid.data.imagefolder import Folder
 from pellucid.diffusion import Conditioning, predictor, sample_t, training_loss
 from pellucid.guidance import ClassifierFree
-from pellucid.prompt import encode
 from pellucid.samplers import ddim
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer

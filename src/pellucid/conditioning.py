@@ -1,0 +1,235 @@
+"""From prompts to what the network is told: chunks, weights, towers, and what changes on the way.
+
+The network gets the vector of every token, for cross-attention, and one vector for the whole, which
+joins the time embedding. A tower reads a row of tokens at a time; a longer prompt is cut into
+chunks, which are read one by one and then stand behind each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.clip import TextTower
+from pellucid.diffusion import Conditioning, normalized
+from pellucid.model import Emphasis, Model
+from pellucid.prompt import each_step, parse, split_and, take_loras
+from pellucid.request import Request
+from pellucid.tokenizer import Tokenizer
+
+MAX_WEIGHT = 100.0
+# A chunk of 75 tokens ends at a comma if one is among its last 20; a smaller one likewise.
+COMMA_REACH = 20 / 75
+# What SDXL's refiner is told of the beauty of the picture, and of what it is to keep away from.
+SCORE, NEGATIVE_SCORE = 6.0, 2.5
+
+
+# ---------------------------------------------------------------- tokens and chunks
+
+
+class Token(NamedTuple):
+    id: int
+    text: str
+    weight: float
+
+
+def chunked(tokenizer: Tokenizer, prompt: str) -> list[list[Token]]:
+    """The tokens of a prompt of one step, in chunks of at most context_length - 2; at least one.
+
+    Raises ValueError for a weight that is not finite, or beyond `MAX_WEIGHT`.
+    """
+    chunks: list[list[Token]] = []
+    for runs in parse(prompt):
+        tokens: list[Token] = []
+        for text, weight in runs:
+            check_weight(text, weight)
+            pieces = zip(tokenizer.encode(text), tokenizer.tokens(text), strict=True)
+            tokens += [Token(number, piece, weight) for number, piece in pieces]
+        chunks += _cut(tokens, tokenizer.context_length - 2)
+    while len(chunks) > 1 and not chunks[-1]:  # BREAK at the end
+        chunks.pop()
+    return chunks
+
+
+def check_weight(text: str, weight: float) -> None:
+    """ValueError for a weight that is not finite, or beyond `MAX_WEIGHT`."""
+    if not abs(weight) <= MAX_WEIGHT:
+        raise ValueError(
+            f"the weight of {text.strip()[:80]!r} is {weight:g}; a number from {-MAX_WEIGHT:g} to "
+            f"{MAX_WEIGHT:g} is wanted"
+        )
+
+
+def _cut(tokens: Sequence[Token], room: int) -> Iterator[list[Token]]:
+    start = 0
+    while len(tokens) - start > room:
+        end = start + room
+        if tokens[end].text != ",":
+            near = range(end - 1, end - 1 - int(COMMA_REACH * room), -1)
+            end = next((i + 1 for i in near if tokens[i].text == ","), end)
+        yield list(tokens[start:end])
+        start = end
+    yield list(tokens[start:])
+
+
+def rows(tokenizer: Tokenizer, chunks: Sequence[Sequence[Token]], pad: int) -> Tensor:
+    """Chunks as rows of a tower: bos, the tokens, eos, `pad` ...; (N, context_length) int64."""
+    ids = torch.full((len(chunks), tokenizer.context_length), pad, dtype=torch.int64)
+    for row, chunk in zip(ids, chunks, strict=True):
+        numbers = [tokenizer.bos, *(token.id for token in chunk), tokenizer.eos]
+        row[: len(numbers)] = torch.tensor(numbers)
+    return ids
+
+
+# ---------------------------------------------------------------- through the towers
+
+
+@torch.no_grad()
+def encode(text: TextTower, tokenizer: Tokenizer, captions: Sequence[str]) -> Conditioning:
+    """Captions as they stand, one row each: tokens (B, context_length, width), pooled (B, P).
+
+    This is what a model is trained with. What does not fit in the row is left out.
+    """
+    out = text(tokenizer(captions).to(next(text.parameters()).device))
+    return Conditioning(out.hidden, out.pooled if out.projected is None else out.projected)
+
+
+@torch.no_grad()
+def read(
+    model: Model,
+    prompts: Sequence[str],
+    clip_skip: int | None = None,
+    emphasis: Emphasis | None = None,
+) -> Conditioning:
+    """Prompts of one step, of any length: tokens (B, L, width), pooled (B, P).
+
+    Every prompt gets as many chunks as the longest has; the pooled text is that of the first one.
+    clip_skip: the tower's last layer (1), the one before (2), ...; emphasis: as in
+    `model.Reading`. None: as the model was trained.
+    Raises ValueError for a layer that is not there, and for weights that `chunked` refuses.
+    """
+    towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
+    reading = model.reading
+    layer = reading.layer if clip_skip is None else -clip_skip
+    layers = min(tower.config.layers for tower in towers)
+    if clip_skip is not None and not 1 <= clip_skip <= layers:
+        raise ValueError(
+            f"clip_skip is {clip_skip}; the text tower of {model.name} has {layers} layers, so a "
+            f"number from 1 to {layers} is wanted"
+        )
+    each = [chunked(model.tokenizer, prompt) for prompt in prompts]
+    most = max(map(len, each))
+    chunks = [chunk for own in each for chunk in [*own, *[[]] * (most - len(own))]]
+    weights = weights_of(chunks, model.tokenizer.context_length)
+    pads = reading.pads if reading.pads else (model.tokenizer.pad,) * len(towers)
+    hidden, pooled = [], []
+    for tower, pad in zip(towers, pads, strict=True):
+        ids = rows(model.tokenizer, chunks, pad).to(next(tower.parameters()).device)
+        out = tower(ids, layer, reading.final_norm)
+        hidden.append(emphasized(out.hidden, weights, emphasis or reading.emphasis))
+        whole = out.pooled if out.projected is None else out.projected
+        pooled.append(whole[::most])  # of the first chunk
+    tokens = torch.cat(hidden, dim=-1)  # (B * most, context_length, width)
+    tokens = tokens.unflatten(0, (-1, most)).flatten(1, 2)  # (B, most * context_length, width)
+    filled = max(reading.width - tokens.shape[-1], 0)
+    tokens = F.pad(tokens, (0, filled, 0, reading.blank))
+    return Conditioning(tokens, torch.cat(pooled, -1) if reading.pooled == "all" else pooled[-1])
+
+
+def weights_of(chunks: Sequence[Sequence[Token]], length: int) -> Tensor:
+    """The weight of every token, (N, length); 1 for bos, eos and padding."""
+    weights = torch.ones(len(chunks), length)
+    for row, chunk in zip(weights, chunks, strict=True):
+        row[1 : len(chunk) + 1] = torch.tensor([token.weight for token in chunk])
+    return weights
+
+
+def emphasized(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:
+    """hidden (N, L, D), each token times its weight (N, L).
+
+    "original" then brings each chunk's mean back to what it was, as A1111 does; "no_norm" does not.
+    """
+    weighted = hidden * weights.to(hidden).unsqueeze(-1)
+    if emphasis == "no_norm":
+        return weighted
+    before, after = (x.float().mean((1, 2), keepdim=True) for x in (hidden, weighted))
+    return weighted * torch.where(after == 0, 1.0, before / after).to(hidden)
+
+
+# ---------------------------------------------------------------- on the way
+
+
+class Told(NamedTuple):
+    """What guidance is told at one step, each of a batch of 1; `uncond` is None if it needs none."""
+
+    conds: list[tuple[Conditioning, float]]
+    uncond: Conditioning | None
+
+    def at_size(self, model: Model, width: int, height: int) -> Told:
+        """The same with the size of the picture in pixels, where the backbone asks for that."""
+        uncond = None if self.uncond is None else _sized(model, self.uncond, width, height, True)
+        conds = [(_sized(model, cond, width, height, False), w) for cond, w in self.conds]
+        return Told(conds, uncond)
+
+
+def _sized(
+    model: Model, cond: Conditioning, width: int, height: int, negative: bool
+) -> Conditioning:
+    """SDXL's size conditions: original size, top and left of the crop, target size; the refiner's
+    fifth and last is a score of beauty (Podell et al. 2023, section 2.2)."""
+    config: Any = getattr(model.backbone, "config", None)
+    if not getattr(config, "size_conditions", False):
+        return cond
+    score = NEGATIVE_SCORE if negative else SCORE
+    last = (score,) if config.size_count == 5 else (height, width)
+    numbers = [height, width, 0, 0, *last]
+    sizes = torch.tensor([numbers], dtype=torch.float32, device=cond.tokens.device)
+    return replace(cond, sizes=sizes)
+
+
+def told(model: Model, request: Request, steps: int, second: int = 0) -> list[Told]:
+    """What is wanted and what is not at each of `steps`, and then of `second` steps.
+
+    Mixed prompts are shares of 1; what AND joins is added up with its weights, and need not be 1.
+    Raises ValueError for weights that make no sense, and for AND with a mix of embeddings.
+    """
+    if steps + second == 0:
+        return []
+    prompts = [(request.prompt, 1.0), *request.mix]
+    shares = normalized([weight for _, weight in prompts])
+    wanted: list[tuple[list[str], float]] = []
+    for (prompt, _), share in zip(prompts, shares, strict=True):
+        for text, weight in split_and(take_loras(prompt)[0]):
+            check_weight(text, weight)
+            wanted.append((each_step(text, steps, second), share * weight))
+    weights = [weight for _, weight in wanted]
+    if request.mix_by == "embedding" and len(wanted) > len(prompts):
+        raise ValueError("AND does not go with mix_by 'embedding'; 'noise' does")
+    unwanted = each_step(request.negative_prompt, steps, second)
+    guided = request.guidance != 1 or not math.isclose(sum(weights), 1)
+
+    texts = [text for each, _ in wanted for text in each]
+    texts = list(dict.fromkeys([*texts, *unwanted] if guided else texts))
+    together = read(model, texts, request.clip_skip, request.emphasis)
+    parameter = next(model.backbone.parameters())
+    together = together.to(parameter.device, parameter.dtype)
+    vectors = {text: together[i : i + 1] for i, text in enumerate(texts)}
+
+    def at(step: int) -> Told:
+        conds = [(vectors[each[step]], weight) for each, weight in wanted]
+        if request.mix_by == "embedding":
+            conds = [(Conditioning.mix(conds), 1.0)]
+        if not guided:
+            return Told(conds, None)
+        against = vectors[unwanted[step]]
+        if model.reading.zero_empty and not unwanted[step]:
+            against = against.map(torch.zeros_like)
+        return Told(conds, against)
+
+    return [at(step) for step in range(steps + second)]
