@@ -30,6 +30,7 @@ from pellucid.model import Model
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
+from references import their_text, their_unet
 
 TEXT_L = replace(SD1_TEXT, vocab_size=270, width=32, layers=2, heads=2, mlp_width=48)
 TEXT_G = replace(
@@ -395,58 +396,27 @@ def test_a_model_with_a_lora_is_saved_like_any_other(
 
 
 def their_pipe(model: Model) -> Any:
+    """diffusers' pipeline with the same weights."""
     diffusers = pytest.importorskip("diffusers")
     pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    config = model.backbone.config
-    crossed = [depth > 0 for depth in config.transformer_layers]
-    sized = config.size_conditions
-    unet = diffusers.UNet2DConditionModel(
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        down_block_types=[("CrossAttnDownBlock2D" if c else "DownBlock2D") for c in crossed],
-        up_block_types=[("CrossAttnUpBlock2D" if c else "UpBlock2D") for c in crossed[::-1]],
-        transformer_layers_per_block=[
-            d if d > 0 else config.mid_transformer_layers for d in config.transformer_layers
-        ],
-        attention_head_dim=config.heads,
-        cross_attention_dim=config.cross_attention_dim,
-        use_linear_projection=config.use_linear_projection,
-        addition_embed_type="text_time" if sized else None,
-        addition_time_embed_dim=256 if sized else None,
-        projection_class_embeddings_input_dim=config.pooled_dim + 6 * 256 if sized else None,
-    ).eval()
-    unet.load_state_dict(model.backbone.state_dict())
-    parts: dict[str, Any] = {"unet": unet}
+    sized = model.text_2 is not None
+    parts: dict[str, Any] = {"unet": their_unet(model.backbone.config)}
+    parts["unet"].load_state_dict(model.backbone.state_dict())
     for name, tower in (("text_encoder", model.text), ("text_encoder_2", model.text_2)):
-        if tower is None:
-            continue
-        projected = tower.config.projection is not None
-        kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
-        text = kind(
-            transformers.CLIPTextConfig(
-                vocab_size=tower.config.vocab_size,
-                hidden_size=tower.config.width,
-                num_hidden_layers=tower.config.layers,
-                num_attention_heads=tower.config.heads,
-                intermediate_size=tower.config.mlp_width,
-                hidden_act=tower.config.activation,
-                projection_dim=tower.config.projection or 512,
-                bos_token_id=7,
-                eos_token_id=99,
+        if tower is not None:
+            text = their_text(tower.config, tower.config.projection is not None)
+            level = any(key.startswith("text_model.") for key in text.state_dict())
+            text.load_state_dict(
+                {
+                    key if level else key.removeprefix("text_model."): value
+                    for key, value in tower.state_dict().items()
+                }
             )
-        ).eval()
-        keys = text.state_dict().keys()
-        level = any(key.startswith("text_model.") for key in keys)
-        own = tower.state_dict()
-        text.load_state_dict(
-            {k if level else k.removeprefix("text_model."): v for k, v in own.items()}
-        )
-        parts[name] = text
+            parts[name] = text
     kind = diffusers.StableDiffusionXLPipeline if sized else diffusers.StableDiffusionPipeline
-    rest = {"tokenizer_2": None} if sized else {"safety_checker": None, "feature_extractor": None}
+    rest: dict[str, Any] = {"tokenizer_2": None} if sized else {"safety_checker": None}
     if not sized:
-        rest["requires_safety_checker"] = False
+        rest |= {"feature_extractor": None, "requires_safety_checker": False}
     scheduler = diffusers.DDIMScheduler(steps_offset=1, clip_sample=False)
     return kind(vae=None, tokenizer=None, scheduler=scheduler, **parts, **rest)
 

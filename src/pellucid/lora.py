@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from pellucid.model import Model
 
+Network = TypeVar("Network", bound=nn.Module)
 Kind = Literal["LoRA", "LoHa", "LoKr", "full"]
 PARTS = ("backbone", "text", "text_2")
 """The parts of a model that a LoRA may change: fields of `Model`."""
@@ -215,7 +216,7 @@ class Sum(nn.Module):
         return total.to(weight.dtype)
 
 
-def sharing(part: nn.Module) -> nn.Module:
+def sharing(part: Network) -> Network:
     """A copy of the modules that shares the memory of the weights.
 
     The parameters are objects of their own: when one of the two is moved to another device or

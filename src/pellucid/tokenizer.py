@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import tokenizers
 import torch
@@ -28,18 +30,38 @@ NOT_A_WORD = r"^Ġ(?=[^a-z])"  # a comma or a digit needs no mark that a word st
 PLURAL = r"(?<=[a-z]{2}[a-rt-z])s$"
 
 
+class Piece(NamedTuple):
+    """A number, and where in the text what it stands for begins and ends."""
+
+    number: int
+    start: int
+    end: int
+
+
 class Tokenizer:
     """Prompts to rows of token numbers that a text tower reads.
 
     A row is `bos`, the pieces of the prompt, `eos`, then `pad` up to `context_length`. The special
     numbers cannot be written in a prompt: "<|endoftext|>" typed by a person is ordinary text.
+    words: what is not cut into pieces but has numbers of its own, as many as it takes places in a
+    row (textual inversion); capitals do not matter.
     """
 
     def __init__(
-        self, bpe: tokenizers.Tokenizer, *, context_length: int, bos: int, eos: int, pad: int
+        self,
+        bpe: tokenizers.Tokenizer,
+        *,
+        context_length: int,
+        bos: int,
+        eos: int,
+        pad: int,
+        words: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         if context_length < 3:
             raise ValueError(f"context_length is {context_length}; it must be at least 3")
+        longest = sorted(words or (), key=len, reverse=True)  # "bad-hands-5" before "bad-hands"
+        self.words = {word: tuple((words or {})[word]) for word in longest}
+        self._word = _any_of(self.words)
         self.bpe = bpe
         self.context_length = context_length
         self.bos, self.eos, self.pad = bos, eos, pad
@@ -47,22 +69,34 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """How many rows the token embedding must have: one more than the largest number."""
-        return max(self.bpe.get_vocab_size() - 1, self.bos, self.eos, self.pad) + 1
+        own = (number for numbers in self.words.values() for number in numbers)
+        return max(self.bpe.get_vocab_size() - 1, self.bos, self.eos, self.pad, *own) + 1
+
+    def with_words(self, words: Mapping[str, Sequence[int]]) -> Tokenizer:
+        """This tokenizer, and beside its own words these. It stays as it is itself."""
+        return Tokenizer(
+            self.bpe,
+            context_length=self.context_length,
+            bos=self.bos,
+            eos=self.eos,
+            pad=self.pad,
+            words={**self.words, **words},
+        )
 
     def encode(self, text: str) -> list[int]:
         """The numbers of all pieces of `text`, without bos, eos or padding, however many there
         are."""
-        return list(self._encode(text).ids)
+        return [piece.number for piece in self._pieces(text)]
 
     def tokens(self, text: str) -> list[str]:
         """The pieces of `text` as they stand in it, one for each number of `encode(text)`."""
-        return [text[start:end] for start, end in self._encode(text).offsets]
+        return [text[piece.start : piece.end] for piece in self._pieces(text)]
 
     def cut(self, text: str) -> str | None:
         """The end of `text` that does not fit into one row, or None if all of it does."""
-        offsets = self._encode(text).offsets
+        pieces = self._pieces(text)
         room = self.context_length - 2
-        return None if len(offsets) <= room else text[offsets[room][0] :]
+        return None if len(pieces) <= room else text[pieces[room].start :]
 
     def __call__(self, texts: Sequence[str], *, padded: bool = True) -> Tensor:
         """Rows of numbers, (B, context_length) int64; what does not fit is left out (see `cut`).
@@ -81,7 +115,14 @@ class Tokenizer:
         return ids
 
     def to_json(self) -> str:
-        """All of the tokenizer as one string that `from_json` reads."""
+        """All of the tokenizer as one string that `from_json` reads.
+
+        Raises ValueError if it has words of its own, whose vectors are in other files.
+        """
+        if self.words:
+            raise ValueError(
+                f"a tokenizer with words of its own is not written: {', '.join(self.words)}"
+            )
         return json.dumps(
             {
                 "context_length": self.context_length,
@@ -99,7 +140,8 @@ class Tokenizer:
         try:
             fields = json.loads(text)
             bpe = tokenizers.Tokenizer.from_str(json.dumps(fields.pop("bpe")))
-            return cls(bpe, **{name: int(value) for name, value in fields.items()})
+            numbers: dict[str, Any] = {name: int(value) for name, value in fields.items()}
+            return cls(bpe, **numbers)
         except Exception as error:  # tokenizers raises plain Exception for what is not its own
             raise ValueError(f"the tokenizer's JSON cannot be read: {error}") from error
 
@@ -175,11 +217,38 @@ class Tokenizer:
         bos = bpe.get_vocab_size()
         return cls(bpe, context_length=context_length, bos=bos, eos=bos + 1, pad=bos + 1)
 
-    def _encode(self, text: str) -> tokenizers.Encoding:
+    def _pieces(self, text: str) -> list[Piece]:
         # A command line that is not valid UTF-8 reaches Python as lone surrogates, which nothing
         # can encode.
         clean = text.encode("utf-8", "replace").decode("utf-8")
-        return self.bpe.encode(clean, add_special_tokens=False)
+        if self._word is None:
+            return self._cut(clean, 0)
+        numbers = list(self.words.values())
+        pieces, end = [], 0
+        for found in self._word.finditer(clean):
+            assert found.lastindex is not None
+            pieces += self._cut(clean[end : found.start()], end)
+            pieces += [Piece(number, *found.span()) for number in numbers[found.lastindex - 1]]
+            end = found.end()
+        return pieces + self._cut(clean[end:], end)
+
+    def _cut(self, text: str, before: int) -> list[Piece]:
+        """The pieces of `text`, in front of which stand so many letters."""
+        found = self.bpe.encode(text, add_special_tokens=False)
+        return [
+            Piece(number, before + start, before + end)
+            for number, (start, end) in zip(found.ids, found.offsets, strict=True)
+        ]
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
+    """Finds each word where it stands alone, and says which by the group; None for no words."""
+    alone = []
+    for word in words:
+        before = r"(?<!\w)" if re.match(r"\w", word) else ""
+        after = r"(?!\w)" if re.search(r"\w$", word) else ""
+        alone.append(f"({before}{re.escape(word)}{after})")
+    return re.compile("|".join(alone), re.IGNORECASE) if alone else None
 
 
 def clip_bpe(numbers: dict[str, int], pairs: list[tuple[str, str]]) -> tokenizers.Tokenizer:

@@ -18,6 +18,7 @@ from pellucid.diffusion import PREDICTIONS
 from pellucid.lora import Lora
 from pellucid.model import Model
 from pellucid.plugins import choose
+from pellucid.textual_inversion import Embedding
 from pellucid.tiny_vae import TinyVAE, wanted
 from pellucid.vae import VAE, VAEConfig
 
@@ -180,6 +181,19 @@ def describe_lora(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; a LoRA's weights are wanted")
     return _lora_about.describe(_lora_file.examine(path))
+
+
+def load_embedding(path: str | Path, model: Model) -> tuple[Embedding, ...]:
+    """The words in a file of textual inversion; `textual_inversion.with_words` gives them to `model`.
+
+    Raises CheckpointError: no such file, no embedding, one of another family.
+    """
+    from pellucid.checkpoints import _embedding  # which imports this module
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; a textual-inversion embedding is wanted")
+    return _embedding.read(path, model)
 
 
 def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -226,6 +226,13 @@ class Inert:
         pass
 
 
+class Parameters(Inert):
+    """Stands for torch's ParameterDict, and keeps what is in it."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.inside: Any = state.get("_parameters") if isinstance(state, dict) else None
+
+
 # The original Stable Diffusion .ckpt files name these. They are not weights, so they need not work.
 BESIDE = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -237,13 +244,23 @@ BESIDE = (
 )
 
 
-def _pickled(path: Path) -> Weights:
+def open_pickle(path: Path) -> Any:
+    """What torch.save wrote into a small file, whatever it is; nothing in it is run."""
+    return _load(path, _checked(path))
+
+
+def _checked(path: Path) -> bool:
+    """Whether the pickle is a zip file. Raises CheckpointError if it is damaged."""
     zipped = _first(path, 4) == b"PK\x03\x04"
     if zipped:
         _check_zip(path)
     else:
         _check_legacy(path)
-    source = _Pickle(path, zipped)
+    return zipped
+
+
+def _pickled(path: Path) -> Weights:
+    source = _Pickle(path, _checked(path))
     stored: dict[str, Stored] = {}
     room = 4 * path.stat().st_size + 2**20  # several tensors may share their memory
     for key, tensor in source.tensors().items():
@@ -320,6 +337,7 @@ class _Pickle:
 
 def _load(path: Path, mapped: bool) -> Any:
     allowed: list[Any] = [(Inert, name) for name in BESIDE]
+    allowed.append((Parameters, "torch.nn.modules.container.ParameterDict"))
     try:
         with torch.serialization.safe_globals(allowed):
             if path.suffix == ".safetensors":  # of which torch believes the name

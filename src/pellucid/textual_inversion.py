@@ -1,0 +1,70 @@
+"""Textual inversion: a new word, whose vectors were trained while the model stayed as it was.
+
+Gal et al. 2022 (arXiv:2208.01618): what no word says, a vector in the place of a word can say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.clip import TextTower
+from pellucid.lora import sharing
+from pellucid.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A word as it is written in a prompt, and its vectors in each tower.
+
+    vectors: "text" and, where there is a second tower, "text_2", the fields of `Model` -> (n, width
+    of the tower), the same n: the word takes n places in a row of tokens.
+    """
+
+    word: str
+    vectors: Mapping[str, Tensor]
+
+
+def with_words(model: Model, embeddings: Sequence[Embedding]) -> Model:
+    """The model that knows these words too. `model` stays as it is; weights are shared with it but
+    for the towers' tables of tokens.
+
+    Raises ValueError for two of the same word, and for vectors that do not fit the model.
+    """
+    if not embeddings:
+        return model
+    towers: dict[str, TextTower] = {"text": model.text}
+    if model.text_2 is not None:
+        towers["text_2"] = model.text_2
+    # All towers read the same numbers, so a word has the same row in each table.
+    first = max(tower.config.vocab_size for tower in towers.values())
+    numbers: dict[str, range] = {}
+    for embedding in embeddings:
+        word = embedding.word.lower()
+        if word in {known.lower() for known in (*numbers, *model.tokenizer.words)}:
+            raise ValueError(f"there are two embeddings for the word {embedding.word!r}")
+        if embedding.vectors.keys() != towers.keys():
+            raise ValueError(
+                f"{embedding.word!r} has vectors for {', '.join(embedding.vectors)}; {model.name} "
+                f"has {', '.join(towers)}"
+            )
+        count = len(next(iter(embedding.vectors.values())))
+        numbers[embedding.word] = range(first, first + count)
+        first += count
+    changed: dict[str, Any] = {}
+    for name, tower in towers.items():
+        changed[name] = tower = sharing(tower)
+        table = tower.text_model.embeddings.token_embedding
+        rows = torch.zeros(first, table.embedding_dim).to(table.weight)
+        rows[: table.num_embeddings] = table.weight
+        for embedding in embeddings:
+            own = numbers[embedding.word]
+            rows[own.start : own.stop] = embedding.vectors[name].to(rows)
+        table.weight = nn.Parameter(rows, requires_grad=False)
+        table.num_embeddings = first
+        tower.config = replace(tower.config, vocab_size=first)
+    return replace(model, tokenizer=model.tokenizer.with_words(numbers), **changed)
