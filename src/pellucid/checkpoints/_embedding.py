@@ -22,6 +22,7 @@ _TOWERS = {
     "text_encoders_1": "text_2",
 }
 _ALONE = "emb_params"
+_KIND = "a textual-inversion embedding"  # as `what_is` says it
 _MARK = "<embed>"  # what cloneofsimo's metadata say of a key that is a word
 _WIDTHS = {768: SD1.title, 1024: SD2.title}
 FIRST = 3  # how many keys an error names
@@ -44,7 +45,7 @@ def read(path: Path, model: Model) -> tuple[Embedding, ...]:
         found = [(path.stem, {"text": words[_ALONE]})]
     else:
         what = what_is(words)
-        if (what is not None and "embedding" not in what) or any(t.ndim > 2 for t in words.values()):
+        if what not in (None, _KIND) or any(vectors.ndim > 2 for vectors in words.values()):
             raise _no_embedding(path, words, what)
         found = [(word, {"text": vectors}) for word, vectors in words.items()]
     if not found:
