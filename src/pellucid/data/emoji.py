@@ -158,6 +158,11 @@ def _rows() -> list[list[str]]:
     return [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")][1:]
 
 
+def concept_names() -> list[str]:
+    """The commonest name of every concept, in the order of ``concepts.tsv``."""
+    return [names.split(", ")[0] for _, names, _ in _rows()]
+
+
 def read_concepts(emojibase: Path) -> list[Concept]:
     """``concepts.tsv`` with the slugs and unambiguous keywords of emojibase's ``data.json``."""
     table = {_bare(e["emoji"]): e for e in json.loads(emojibase.read_text(encoding="utf-8"))}

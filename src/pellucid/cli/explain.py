@@ -1,0 +1,128 @@
+"""``pellucid explain``: how a picture came about, as a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli._app import MODEL_HELP, app
+
+if TYPE_CHECKING:
+    from pellucid.explain import Explanation
+    from pellucid.model import Model
+    from pellucid.request import Request
+
+
+@app.command()
+def explain(
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="A picture made here or by A1111: explain how.")
+    ] = None,
+    versus: Annotated[
+        str | None, typer.Option(help="Another prompt, from the same noise, side by side.")
+    ] = None,
+    versus_guidance: Annotated[
+        float | None, typer.Option(help="Another guidance scale, side by side.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How much the text counts; 1: once.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, ...")] = None,
+    spacing: Annotated[
+        str | None, typer.Option("--spacing", "--schedule", help="Where the steps lie: karras, ...")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed is the same picture.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder, or the name of a .html file. [outputs]")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The record as JSON on stdout; a page only with --out.")
+    ] = False,
+) -> None:
+    """Draw a picture and write a page that shows every step that made it.
+
+    The page is one file of at most 5 MB that needs no network: the tokens, the noise, what the
+    network guessed at each step with the words and without, where each word looked, the way of the
+    sampler, and the time it took.
+    """
+    from pellucid import checkpoints
+    from pellucid.cli.generate import _free_name as free_name
+    from pellucid.cli.generate import _from_picture as from_picture
+    from pellucid.cli.generate import _size as size_of
+    from pellucid.cli.generate import _stem as stem
+    from pellucid.explain import page
+    from pellucid.request import Request
+
+    if prompt is None and like is None:
+        raise ValueError(
+            'a prompt or --like PICTURE is wanted, such as: pellucid explain "a rabbit"'
+        )
+    if out is not None and out.suffix and out.suffix.lower() != ".html" and not out.is_dir():
+        raise ValueError(f"--out is {out}; a folder or a file that ends in .html is wanted")
+    fields: dict[str, Any] = {} if like is None else from_picture(like)
+    width, height = (None, None) if size is None else size_of(size)
+    asked = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+        "spacing": spacing,
+        "seed": seed,
+        "width": width,
+        "height": height,
+    }
+    fields |= {name: value for name, value in asked.items() if value is not None}
+    loaded = checkpoints.load(checkpoints.embedded() if model is None else model)
+    told = [_watch(loaded, Request.model_validate(fields))]
+    if versus is not None or versus_guidance is not None:
+        # The request that was carried out has the seed, so that both begin with the same noise.
+        other = told[0].request.model_dump()
+        other |= {} if versus is None else {"prompt": versus}
+        other |= {} if versus_guidance is None else {"guidance": versus_guidance}
+        told.append(_watch(loaded, Request.model_validate(other)))
+    for warning in dict.fromkeys(text for each in told for text in each.warnings):
+        typer.echo(f"pellucid: {warning}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"explanations": [each.record() for each in told]}))
+    if as_json and out is None:
+        return
+    first = told[0].request
+    target = Path("outputs") if out is None else out
+    if target.suffix.lower() != ".html" or target.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        target = free_name(target, stem(first.prompt, first.seed or 0), ".html")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    left_out = page.write(target, loaded, told)
+    if left_out:
+        typer.echo(f"pellucid: {left_out}", err=True)
+    typer.echo(target, err=as_json)
+
+
+def _watch(model: Model, request: Request) -> Explanation:
+    """Draw with a progress bar, watched."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pellucid.data.emoji import concept_names
+    from pellucid.explain import Watch
+    from pellucid.pipeline import generate
+
+    watch = Watch(model, request)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    hidden = not console.is_terminal  # it would still write an empty line
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(request.prompt[:40], total=None)
+        for progress in generate(watch.model, request):
+            watch.take(progress)
+            bar.update(task, total=progress.steps, completed=progress.step)
+    return watch.explanation(concept_names())

@@ -1,0 +1,32 @@
+"""A picture, explained: the run that made it, recorded step by step, and a page that shows it.
+
+    explanation = explain(model, Request(prompt="a frog on stilts"))
+    page.write("frog.html", model, [explanation])
+
+`record.py` is what is known afterwards, `watch.py` how it is noted while the picture is drawn,
+`reading.py` what the prompt is to the model, and `page.py` writes the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pellucid.explain.record import Explanation, Step, Word
+from pellucid.explain.watch import Watch
+from pellucid.model import Model
+from pellucid.pipeline import generate
+from pellucid.request import Request
+
+__all__ = ["Explanation", "Step", "Watch", "Word", "explain"]
+
+
+def explain(model: Model, request: Request, words: Sequence[str] = ()) -> Explanation:
+    """Draw what is asked for, one picture, and tell how it came about.
+
+    words: those that the prompt is compared with. Raises ValueError as `generate` does, and for a
+    prompt without tokens, more than one picture, and a strength of 0.
+    """
+    watch = Watch(model, request)
+    for progress in generate(watch.model, request):
+        watch.take(progress)
+    return watch.explanation(words)

@@ -1,0 +1,126 @@
+"""The page of an explanation: one HTML file that asks for nothing else, of at most 5 MB.
+
+``page.html`` is what the page says, ``page.css`` how it looks; ``draw.js``, ``parts.js`` and
+``player.js`` are what moves on it. The numbers and pictures are put in as one JSON record
+(``shown.py``). Where they would be too many for the file, the page gets smaller pictures, then
+averaged attention maps, then fewer steps, and says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from torch import Tensor
+
+from pellucid import noise, pages, samplers
+from pellucid.clip import TextTower
+from pellucid.diffusion import to_x0
+from pellucid.explain.record import Explanation, project
+from pellucid.explain.shown import Shown, details
+from pellucid.guidance import ClassifierFree
+from pellucid.model import Model
+from pellucid.nn import attend
+from pellucid.tokenizer import Tokenizer
+from pellucid.vae import VAE
+
+LIMIT = 5_000_000
+"""Bytes of a page."""
+SCRIPTS = ("draw.js", "parts.js", "player.js")
+
+# What the network's answer means, by what it was trained to predict; `diffusion.to_x0`.
+X0 = {
+    "eps": "x̂<sub>0</sub> = (x − σ ε̂) / α &emsp; the network predicts the noise ε̂",
+    "x0": "x̂<sub>0</sub> is what the network predicts",
+    "v": "x̂<sub>0</sub> = α x − σ v̂ &emsp; the network predicts v = α ε − σ x<sub>0</sub>",
+    "flow": "x̂<sub>0</sub> = (x − σ û) / (α + σ) &emsp; the network predicts the way from picture to "
+    "noise, u = ε − x<sub>0</sub>",
+}
+
+
+def write(path: str | Path, model: Model, explanations: Sequence[Explanation]) -> str:
+    """Write the page of one explanation, or of two side by side, drawn by `model`.
+
+    Gives what had to be left out, in words; "" if nothing was. The file appears whole or not at
+    all. ValueError: no such folder, a full disk, not one or two explanations.
+    """
+    text, left_out = page(model, explanations)
+    pages.write(path, text)
+    return left_out
+
+
+def page(model: Model, explanations: Sequence[Explanation]) -> tuple[str, str]:
+    """The page as text, and what had to be left out."""
+    if not 1 <= len(explanations) <= 2:
+        raise ValueError(f"{len(explanations)} explanations are given; one or two are wanted")
+    shown = [Shown(model, explanation) for explanation in explanations]
+    ways, spread = project([trail for each in explanations for trail in each.trails()])
+    for detail in details(max(len(each.steps) for each in explanations)):
+        if sum(each.guess(detail) for each in shown) > LIMIT:
+            continue
+        runs = [each.data(detail) for each in shown]
+        for run, x, x0 in zip(runs, ways[::2], ways[1::2], strict=True):
+            run["path"] = {"x": rounded(x), "x0": rounded(x0)}
+        left_out = detail.told(explanations)
+        text = document(explanations, {"runs": runs, "shares": spread, "note": left_out})
+        if len(text.encode()) <= LIMIT:
+            return text, left_out
+    raise ValueError("even two steps make a page of more than 5 MB; a shorter prompt is wanted")
+
+
+def rounded(points: Tensor) -> list[list[float]]:
+    return [[round(value, 4) for value in point] for point in points.tolist()]
+
+
+def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str:
+    """The HTML with the record inside."""
+    first = explanations[0]
+    sampler = samplers.get(first.request.sampler or "")
+    sources = {
+        "tokens": source(Tokenizer.__call__),
+        "meaning": source(TextTower.forward),
+        "noise": source(noise.draw),
+        "look": source(to_x0),
+        "guidance": source(ClassifierFree.parts),
+        "attention": source(attend),
+        "sampler": source(sampler.sample),
+        "path": source(project),
+        "decoder": source(VAE.decode),
+    }
+    body = Template(asset("page.html")).substitute(
+        {f"source_{name}": text for name, text in sources.items()},
+        equation_x0=X0[first.prediction],
+        sampler=escape(first.request.sampler or ""),
+        sampler_words=escape((sampler.__doc__ or "").strip()),
+        # "<" would end the element where the prompt says so.
+        record=json.dumps(record, separators=(",", ":")).replace("<", "\\u003c"),
+    )
+    prompts = list(dict.fromkeys(f"“{each.request.prompt}”" for each in explanations))
+    title = f"How {' and '.join(prompts)} {'was' if len(prompts) == 1 else 'were'} drawn"
+    if len(prompts) < len(explanations):
+        title += ", twice"
+    return pages.page(
+        title, body, script="".join(asset(name) for name in SCRIPTS), style=asset("page.css")
+    )
+
+
+def asset(name: str) -> str:
+    """A file beside this one."""
+    return resources.files("pellucid.explain").joinpath(name).read_text(encoding="utf-8")
+
+
+def source(function: Callable[..., Any]) -> str:
+    """Where a function is and what it says, to be opened on the page."""
+    lines, number = inspect.getsourcelines(function)
+    file = function.__module__.replace(".", "/") + ".py"
+    return (
+        f"<details class='source'><summary>Source: <code>{file}</code>, "
+        f"<code>{function.__qualname__}</code>, line {number}</summary>"
+        f"<pre tabindex='0'><code>{escape(inspect.cleandoc(''.join(lines)))}</code></pre></details>"
+    )

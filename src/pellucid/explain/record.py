@@ -1,0 +1,203 @@
+"""The record of one picture: everything between the words and the pixels, as data."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pellucid.diffusion import Conditioning, eps_from_x0
+from pellucid.pages import data_url
+from pellucid.request import Request
+from pellucid.schedule import Level
+
+
+@dataclass(frozen=True)
+class Word:
+    """One token of the prompt, as the text tower gets it."""
+
+    text: str
+    """The piece of the prompt that it stands for."""
+    id: int
+    weight: float
+    place: int
+    """Its column in the attention maps and its row in the conditioning."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One call of the network for one picture."""
+
+    x: Tensor
+    """The noisy latents that it saw, (C, h, w)."""
+    t: float
+    maps: tuple[Tensor, ...]
+    """How much each place looks at each word, one tensor (heads, h', w', words + 1) float16 for
+    each layer of cross-attention. The last column is all the rest of the row: its start, its end
+    and its padding. The columns add up to 1. Empty where the network has no cross-attention."""
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of the sampler. All tensors are (C, h, w), float32, on the CPU.
+
+    Some samplers look more than once in a step; what is told is the last look: `level`, `x`, the
+    three estimates and `maps` belong together.
+    """
+
+    level: Level
+    """Where the network looked."""
+    x: Tensor
+    """The noisy latents that it saw."""
+    x0: Tensor
+    """The estimate of the clean latents after guidance."""
+    cond: Tensor
+    """The estimate with the text."""
+    uncond: Tensor
+    """The estimate without it; the same as `cond` where nothing was guided."""
+    maps: tuple[Tensor, ...]
+    """Where each word looks, as `Look.maps`."""
+    after: Tensor
+    """The latents at the end of the step."""
+    level_after: Level
+    looks: int
+    """Calls of the network."""
+    seconds: float
+    """What those took."""
+
+    @property
+    def eps_cond(self) -> Tensor:
+        """The noise in x according to the look with the text: (x - alpha x0) / sigma."""
+        return eps_from_x0(self.x, self.cond, self.level)
+
+    @property
+    def eps_uncond(self) -> Tensor:
+        """The noise in x according to the look without the text."""
+        return eps_from_x0(self.x, self.uncond, self.level)
+
+    @property
+    def difference(self) -> Tensor:
+        """What the text changes in the predicted noise: -alpha / sigma (cond - uncond).
+
+        Zero at pure noise (alpha = 0): there x is all noise, whatever the picture will be.
+        """
+        return self.eps_cond - self.eps_uncond
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """How one picture came about. Tensors are float32 on the CPU unless said otherwise."""
+
+    model: str
+    prediction: str
+    """What the network predicts, one of `diffusion.PREDICTIONS`."""
+    request: Request
+    """With every default filled in."""
+    warnings: tuple[str, ...]
+    words: tuple[Word, ...]
+    text: Conditioning
+    """What the network is told, a batch of 1."""
+    near: tuple[tuple[str, float], ...]
+    """Other words and the cosine of their text vector and the prompt's, the nearest first."""
+    start: Tensor
+    """The noisy latents that the run began with, (C, h, w)."""
+    steps: tuple[Step, ...]
+    picture: Image.Image
+    seconds: dict[str, float]
+    """Of the text towers, the network, the decoder, and the rest: sampler, guidance, the record."""
+
+    def trails(self) -> tuple[Tensor, Tensor]:
+        """The ways of x, (steps + 1, D), and of the estimate of x0, (steps, D).
+
+        The latents of a first pass are enlarged to the size of the second (see `Request.hires`).
+        """
+        size = self.steps[-1].after.shape[1:]
+
+        def flat(latents: Sequence[Tensor]) -> Tensor:
+            same = [x if x.shape[1:] == size else F.interpolate(x[None], size)[0] for x in latents]
+            return torch.stack(same).flatten(1)
+
+        return flat([self.start, *(step.after for step in self.steps)]), flat(
+            [step.x0 for step in self.steps]
+        )
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain JSON values.
+
+        A tensor is {"shape", "dtype", "data"}: `data` is base64 of its numbers, little-endian, the
+        last index running fastest. The picture is a data: URL of a PNG.
+        """
+        way_x, way_x0 = project(self.trails())[0]
+        pooled = self.text.pooled
+        return {
+            "model": self.model,
+            "prediction": self.prediction,
+            "request": self.request.record(),
+            "warnings": list(self.warnings),
+            "words": [vars(word) for word in self.words],
+            "text": {
+                "tokens": packed(self.text.tokens[0]),
+                "pooled": None if pooled is None else packed(pooled[0]),
+            },
+            "near": [list(pair) for pair in self.near],
+            "start": packed(self.start),
+            "steps": [
+                {
+                    "t": step.level.t,
+                    "alpha": step.level.alpha,
+                    "sigma": step.level.sigma,
+                    "alpha_after": step.level_after.alpha,
+                    "sigma_after": step.level_after.sigma,
+                    "looks": step.looks,
+                    "seconds": step.seconds,
+                    "maps": [packed(weights) for weights in step.maps],
+                }
+                | {
+                    name: packed(getattr(step, name))
+                    for name in ("x", "x0", "cond", "uncond", "eps_cond", "eps_uncond", "after")
+                }
+                for step in self.steps
+            ],
+            "path": {"x": way_x.tolist(), "x0": way_x0.tolist()},
+            "seconds": dict(self.seconds),
+            "picture": data_url(self.picture),
+        }
+
+
+def packed(tensor: Tensor) -> dict[str, Any]:
+    """A tensor as JSON values; see `Explanation.record`. bfloat16 becomes float32."""
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    array = np.ascontiguousarray(tensor.cpu().numpy())
+    data = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    return {
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+        "data": base64.b64encode(data).decode(),
+    }
+
+
+def project(trails: Sequence[Tensor]) -> tuple[list[Tensor], tuple[float, float]]:
+    """The ways of several latents, each (N, D), in one plane: each (N, 2), and the shares of the
+    variance that its two axes have.
+
+    Principal components of all points together (Pearson 1901): the plane that they spread in most.
+    """
+    points = torch.cat(list(trails)).double()
+    centre = points.mean(0)
+    _, lengths, axes = torch.linalg.svd(points - centre, full_matrices=False)
+    flat = (points - centre) @ axes[:2].T  # (N, 2), or (N, 1) if there is but one point
+    flat = F.pad(flat, (0, 2 - flat.shape[1]))
+    variance = lengths.square()
+    shares = F.pad(variance, (0, 2))[:2] / variance.sum().clamp(min=1e-30)
+    return list(flat.float().split([len(trail) for trail in trails])), (
+        float(shares[0]),
+        float(shares[1]),
+    )

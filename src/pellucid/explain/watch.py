@@ -1,0 +1,210 @@
+"""A model that is watched while it draws.
+
+`pipeline.generate` knows nothing of it: it gets a `Model` whose network, text towers and
+autoencoder are copies that share their weights with the original, and of which one method each
+notes what it does. Where nothing is watched there is nothing that could cost.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid.diffusion import Conditioning
+from pellucid.explain.reading import nearest, words_of
+from pellucid.explain.record import Explanation, Look, Step
+from pellucid.model import Model
+from pellucid.pipeline import Progress, levels_of
+from pellucid.prompt import encode
+from pellucid.request import Request
+from pellucid.schedule import Level
+
+MAP_SIDE = 16
+"""Attention maps are kept with at most so many places on a side."""
+MAPS_BYTES = 2**28
+"""If all maps of a run would need more, the heads of each layer are averaged."""
+
+Part = TypeVar("Part", bound=nn.Module)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Maps:
+    """Takes the attention maps of one look, and keeps of them what is of interest.
+
+    That is the first row of the batch, which is the prompt's; the columns of its words and the sum
+    of all others; at most `MAP_SIDE` places on a side; the mean of the heads if `average`.
+    """
+
+    def __init__(self, places: Sequence[int], average: bool) -> None:
+        self.places = list(places)
+        self.average = average
+        self.kept: list[Tensor] = []
+
+    def append(self, weights: Tensor, /) -> None:
+        """weights: (B, heads, h, w, L)."""
+        one = weights[0].detach()
+        if self.average:
+            one = one.mean(0, keepdim=True)
+        words = one[..., self.places].permute(0, 3, 1, 2).float()  # (heads, words, h, w)
+        height, width = words.shape[2:]
+        if max(height, width) > MAP_SIDE:
+            scale = MAP_SIDE / max(height, width)
+            size = (max(round(height * scale), 1), max(round(width * scale), 1))
+            words = F.adaptive_avg_pool2d(words, size)
+        rest = (1 - words.sum(1, keepdim=True)).clamp(min=0)
+        kept = torch.cat([words, rest], dim=1).permute(0, 2, 3, 1)  # (heads, h', w', words + 1)
+        self.kept.append(kept.to("cpu", torch.float16))
+
+
+class Watch:
+    """Watches one run of `generate`:
+
+        watch = Watch(model, request)
+        for progress in generate(watch.model, request):
+            watch.take(progress)
+        explanation = watch.explanation()
+
+    ValueError: a prompt without tokens, more than one picture.
+    """
+
+    def __init__(self, model: Model, request: Request) -> None:
+        if request.count != 1:
+            raise ValueError(f"one picture is explained at a time; count is {request.count}")
+        self.original = model
+        self.words = words_of(model, request.prompt)
+        self.steps: list[Step] = []
+        self.looks: list[Look] = []
+        self.start: Tensor | None = None
+        self.last: Progress | None = None
+        self.attends = "record" in inspect.signature(model.backbone.forward).parameters
+        self.average = False
+        self.seconds = {"text": 0.0, "network": 0.0, "decoder": 0.0}
+        text_2 = model.text_2
+        self.model = replace(
+            model,
+            backbone=watched(model.backbone, "forward", self.look),
+            text=watched(model.text, "forward", self.timed("text", model.text.forward)),
+            text_2=text_2 and watched(text_2, "forward", self.timed("text", text_2.forward)),
+            vae=watched(model.vae, "to_pixels", self.timed("decoder", model.vae.to_pixels)),
+        )
+        self.began = self.now()
+
+    def now(self) -> float:
+        """Seconds, when all that was asked of the device is done."""
+        device = next(self.original.backbone.parameters()).device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    def timed(self, part: str, method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        """`method`, its time added to that of `part`."""
+
+        def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            start = self.now()
+            result = method(*args, **kwargs)
+            self.seconds[part] += self.now() - start
+            return result
+
+        return run
+
+    def look(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """What the network does, noted. An inpainting network's x has more channels than the
+        latents, which come first."""
+        maps = Maps([word.place for word in self.words], self.average)
+        start = self.now()
+        network = self.original.backbone.forward
+        output = network(x, t, cond, maps) if self.attends else network(x, t, cond)
+        seconds = self.now() - start
+        self.seconds["network"] += seconds
+        seen = as_kept(x[0, : self.model.vae.config.latent_channels])
+        self.looks.append(Look(seen, float(t[0]), tuple(maps.kept), seconds))
+        return output
+
+    def take(self, progress: Progress) -> None:
+        """Add what a step did to the record."""
+        looks, self.looks = self.looks, []
+        self.last = progress
+        if not looks or progress.parts is None:  # strength 0 draws nothing
+            return
+        look = looks[-1]
+        if self.start is None:
+            self.start = looks[0].x
+            bytes_each = sum(2 * weights.numel() for weights in look.maps)
+            self.average = bytes_each * progress.steps > MAPS_BYTES
+        guided, cond, uncond = (as_kept(part[0]) for part in progress.parts)
+        self.steps.append(
+            Step(
+                level=self.level_of(look.t, progress.request),
+                x=look.x,
+                x0=guided,
+                cond=cond,
+                uncond=uncond,
+                maps=look.maps,
+                after=as_kept(progress.x[0]),
+                level_after=progress.level,
+                looks=len(looks),
+                seconds=sum(each.seconds for each in looks),
+            )
+        )
+        if progress.images is not None:
+            whole = self.now() - self.began
+            self.seconds["rest"] = whole - sum(self.seconds.values())
+
+    def level_of(self, t: float, request: Request) -> Level:
+        """The level at which the network was told t: one of the run's, or one between them."""
+        levels = [level for each in levels_of(self.original, request) for level in each]
+        near = min(levels, key=lambda level: abs(level.t - t))
+        return near if abs(near.t - t) < 1e-3 else self.original.schedule.level(t)
+
+    def explanation(self, words: Sequence[str] = ()) -> Explanation:
+        """The record, when the run is over. words: those that the prompt's vector is compared with.
+
+        ValueError: the run is not over, or it had no step.
+        """
+        last = self.last
+        if last is None or last.images is None:
+            raise ValueError("the run is not over: the last step's picture was not taken yet")
+        if self.start is None:
+            raise ValueError("nothing was drawn (strength is 0), so there is nothing to explain")
+        prompt = last.request.prompt
+        warnings = list(last.warnings)
+        if not self.steps[-1].maps:
+            warnings.append(
+                f"{self.original.name} has no cross-attention: where each word looks cannot be shown"
+            )
+        with torch.no_grad():
+            text = encode(self.original.text, self.original.tokenizer, [prompt])
+        return Explanation(
+            model=self.original.name,
+            prediction=self.original.prediction,
+            request=last.request,
+            warnings=tuple(warnings),
+            words=self.words,
+            text=text.to("cpu", torch.float32),
+            near=nearest(self.original, prompt, words),
+            start=self.start,
+            steps=tuple(self.steps),
+            picture=last.images[0],
+            seconds=dict(self.seconds),
+        )
+
+
+def watched(part: Part, method: str, instead: Callable[..., object]) -> Part:
+    """A copy of a part that shares its weights, with another method in the place of one of its."""
+    twin = copy.copy(part)
+    vars(twin)[method] = instead
+    return twin
+
+
+def as_kept(latents: Tensor) -> Tensor:
+    """A copy of its own on the CPU, float32."""
+    return latents.detach().to("cpu", torch.float32, copy=True)
