@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import MODEL_HELP, app
+from pellucid.cli._page import JSON_HELP, page_path
 
 if TYPE_CHECKING:
     from pellucid.explain import Explanation
@@ -41,11 +42,10 @@ def explain(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A folder, or the name of a .html file. [outputs]")
+        Path | None,
+        typer.Option(help="The page, a .html file; outputs/PROMPT-SEED-explain.html if left out."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The record as JSON on stdout; a page only with --out.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Draw a picture and write a page that shows every step that made it.
 
@@ -53,9 +53,8 @@ def explain(
     network guessed at each step with the words and without, where each word looked, the way of the
     sampler, and the time it took.
     """
-    from pellucid import checkpoints
-    from pellucid.cli.generate import _free_name as free_name
     from pellucid.cli.generate import _from_picture as from_picture
+    from pellucid.cli.generate import _load as load
     from pellucid.cli.generate import _size as size_of
     from pellucid.cli.generate import _stem as stem
     from pellucid.explain import page
@@ -65,8 +64,7 @@ def explain(
         raise ValueError(
             'a prompt or --like PICTURE is wanted, such as: pellucid explain "a rabbit"'
         )
-    if out is not None and out.suffix and out.suffix.lower() != ".html" and not out.is_dir():
-        raise ValueError(f"--out is {out}; a folder or a file that ends in .html is wanted")
+    page_path(out, as_json, Path(), "explain")  # said now, not after the work is done
     fields: dict[str, Any] = {} if like is None else from_picture(like)
     width, height = (None, None) if size is None else size_of(size)
     asked = {
@@ -81,7 +79,7 @@ def explain(
         "height": height,
     }
     fields |= {name: value for name, value in asked.items() if value is not None}
-    loaded = checkpoints.load(checkpoints.embedded() if model is None else model)
+    loaded = load(model, None)
     told = [_watch(loaded, Request.model_validate(fields))]
     if versus is not None or versus_guidance is not None:
         # The request that was carried out has the seed, so that both begin with the same noise.
@@ -93,18 +91,16 @@ def explain(
         typer.echo(f"pellucid: {warning}", err=True)
     if as_json:
         typer.echo(json.dumps({"explanations": [each.record() for each in told]}))
-    if as_json and out is None:
+    name = stem(told[0].request.prompt, told[0].request.seed or 0)
+    path = page_path(out, as_json, Path(f"{name}.png"), "explain")
+    if path is None:
         return
-    first = told[0].request
-    target = Path("outputs") if out is None else out
-    if target.suffix.lower() != ".html" or target.is_dir():
-        target.mkdir(parents=True, exist_ok=True)
-        target = free_name(target, stem(first.prompt, first.seed or 0), ".html")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    left_out = page.write(target, loaded, told)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left_out = page.write(path, loaded, told)
     if left_out:
         typer.echo(f"pellucid: {left_out}", err=True)
-    typer.echo(target, err=as_json)
+    if not as_json:
+        typer.echo(path)
 
 
 def _watch(model: Model, request: Request) -> Explanation:

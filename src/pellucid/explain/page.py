@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 from importlib import resources
@@ -60,7 +61,8 @@ def page(model: Model, explanations: Sequence[Explanation]) -> tuple[str, str]:
     if not 1 <= len(explanations) <= 2:
         raise ValueError(f"{len(explanations)} explanations are given; one or two are wanted")
     shown = [Shown(model, explanation) for explanation in explanations]
-    ways, spread = project([trail for each in explanations for trail in each.trails()])
+    size = max((each.places for each in explanations), key=math.prod)
+    ways, spread = project([trail for each in explanations for trail in each.trails(size)])
     for detail in details(max(len(each.steps) for each in explanations)):
         if sum(each.guess(detail) for each in shown) > LIMIT:
             continue

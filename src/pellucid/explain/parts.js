@@ -25,7 +25,7 @@ function hero(card, run) {
     el("p", {}, "Above: the noisy latents at some of the steps. Below: what the network took them for."),
   );
   if (run.rough) {
-    card.append(el("p", { class: "note" }, "The small pictures are a rough, cheap view of the latents; only the finished picture was decoded."));
+    card.append(el("p", { class: "note" }, "The pictures on the way are a quick view of the latents; only the finished one is the decoder’s own."));
   }
 }
 

@@ -114,12 +114,18 @@ class Explanation:
     seconds: dict[str, float]
     """Of the text towers, the network, the decoder, and the rest: sampler, guidance, the record."""
 
-    def trails(self) -> tuple[Tensor, Tensor]:
+    @property
+    def places(self) -> tuple[int, int]:
+        """Height and width of the finished latents."""
+        height, width = self.steps[-1].after.shape[1:]
+        return height, width
+
+    def trails(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The ways of x, (steps + 1, D), and of the estimate of x0, (steps, D).
 
-        The latents of a first pass are enlarged to the size of the second (see `Request.hires`).
+        Latents of another height and width than `size`, as in the first of two passes, are
+        brought to it.
         """
-        size = self.steps[-1].after.shape[1:]
 
         def flat(latents: Sequence[Tensor]) -> Tensor:
             same = [x if x.shape[1:] == size else F.interpolate(x[None], size)[0] for x in latents]
@@ -135,7 +141,7 @@ class Explanation:
         A tensor is {"shape", "dtype", "data"}: `data` is base64 of its numbers, little-endian, the
         last index running fastest. The picture is a data: URL of a PNG.
         """
-        way_x, way_x0 = project(self.trails())[0]
+        way_x, way_x0 = project(self.trails(self.places))[0]
         pooled = self.text.pooled
         return {
             "model": self.model,

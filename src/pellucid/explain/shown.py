@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +17,11 @@ from torch import Tensor
 from pellucid import pages
 from pellucid.explain.record import Explanation, Step
 from pellucid.guidance import progress
-from pellucid.images import to_tensor
 from pellucid.model import Model
-from pellucid.pipeline import pictures
+from pellucid.preview import is_quick, preview
 
 NEAR = 12
 """Nearest words that are shown."""
-DECODED = 256
-"""Up to so many pixels on a side every small picture is decoded; larger ones would take longer than
-the run itself."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class Shown:
 
     def __init__(self, model: Model, explanation: Explanation) -> None:
         self.explanation = explanation
-        self.view = viewer(model, explanation)
+        self.model = model
         self.seen: dict[int, dict[str, Image.Image]] = {}
 
     def frames(self, i: int) -> dict[str, Image.Image]:
@@ -91,7 +87,7 @@ class Shown:
         if i not in self.seen:
             step = self.explanation.steps[i]
             parts = {"x": step.x, "x0": step.x0, "cond": step.cond, "uncond": step.uncond}
-            views = self.view(torch.stack(list(parts.values())))
+            views = preview(self.model, torch.stack(list(parts.values())))
             self.seen[i] = dict(zip(parts, views, strict=True))
         return self.seen[i]
 
@@ -123,13 +119,13 @@ class Shown:
             "guidance": told.request.guidance,
             "facts": facts(told),
             "warnings": list(told.warnings),
-            "rough": max(told.picture.size) > DECODED,
+            "rough": not is_quick(self.model.vae),
             "words": [{"text": w.text, "id": w.id, "weight": w.weight} for w in told.words],
             "near": [[word, round(cosine, 4)] for word, cosine in told.near[:NEAR]],
             "vectors": numbers(told.text.tokens[0, :80, :256]),
             "width": told.text.tokens.shape[2],
             "start": latents(told.start, detail),
-            "startPicture": shrunk(self.view(told.start[None])[0], detail.side),
+            "startPicture": shrunk(preview(self.model, told.start[None])[0], detail.side),
             "layers": layers(told.steps[0], detail),
             "count": len(told.steps),
             "picture": shrunk(told.picture, 2 * detail.side),
@@ -173,32 +169,6 @@ def facts(told: Explanation) -> list[list[str]]:
         "From the picture": request.image or "",
     }
     return [[name, value] for name, value in rows.items() if value]
-
-
-def viewer(model: Model, told: Explanation) -> Callable[[Tensor], list[Image.Image]]:
-    """What makes latents (B, C, h, w) visible.
-
-    The decoder; for large pictures a linear map from the channels to colours, fitted to the
-    finished picture: a blurred but cheap look.
-    """
-    if max(told.picture.size) <= DECODED:
-        return lambda x: pictures(model, x.to(next(model.vae.parameters())))
-    end = told.steps[-1].after
-    small = told.picture.resize((end.shape[2], end.shape[1]), Image.Resampling.BOX)
-    colours = to_tensor(small).flatten(1).T  # (h * w, 3)
-    weights = torch.linalg.lstsq(with_one(end[None])[0], colours).solution  # (C + 1, 3)
-
-    def rough(x: Tensor) -> list[Image.Image]:
-        seen = (with_one(x) @ weights).unflatten(1, x.shape[2:])  # (B, h, w, 3)
-        levels = seen.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-        return [Image.fromarray(one.numpy()) for one in levels]
-
-    return rough
-
-
-def with_one(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h * w, C + 1), a 1 beside the channels."""
-    return F.pad(x.flatten(2).transpose(1, 2), (0, 1), value=1.0)
 
 
 def shrunk(picture: Image.Image, side: int) -> str:

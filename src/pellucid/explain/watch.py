@@ -88,13 +88,14 @@ class Watch:
         self.attends = "record" in inspect.signature(model.backbone.forward).parameters
         self.average = False
         self.seconds = {"text": 0.0, "network": 0.0, "decoder": 0.0}
-        text_2 = model.text_2
+        text_2, tiny = model.text_2, model.tiny_vae
         self.model = replace(
             model,
             backbone=watched(model.backbone, "forward", self.look),
             text=watched(model.text, "forward", self.timed("text", model.text.forward)),
             text_2=text_2 and watched(text_2, "forward", self.timed("text", text_2.forward)),
             vae=watched(model.vae, "to_pixels", self.timed("decoder", model.vae.to_pixels)),
+            tiny_vae=tiny and watched(tiny, "to_pixels", self.timed("decoder", tiny.to_pixels)),
         )
         self.began = self.now()
 

@@ -1,0 +1,431 @@
+"""The record of a run: it changes nothing, costs nothing when not asked for, and tells the truth."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pellucid import cli, images
+from pellucid.backbones.unet import SD15, UNet
+from pellucid.explain import Explanation, Watch, explain, page, shown, watch
+from pellucid.explain.record import project
+from pellucid.model import Model
+from pellucid.pipeline import Progress, generate
+from pellucid.request import Request
+
+REQUEST = Request(prompt="a red apple", seed=5, steps=4, guidance=3.0)
+
+
+@pytest.fixture(scope="module")
+def told(model: Model) -> Explanation:
+    return explain(model, REQUEST, ["a rabbit", "a red apple"])
+
+
+def drawn(model: Model, request: Request) -> list[Progress]:
+    return list(generate(model, request))
+
+
+@pytest.mark.parametrize(
+    "sampler", ["euler", "euler_ancestral", "dpmpp_2m", "ddim_cfgpp", "heun", "dpmpp_sde"]
+)
+def test_the_record_is_of_the_run_that_would_have_been(model: Model, sampler: str) -> None:
+    request = REQUEST.model_copy(update={"sampler": sampler})
+    plain, told = drawn(model, request), explain(model, request)
+    assert plain[-1].images is not None
+    assert told.picture.tobytes() == plain[-1].images[0].tobytes()
+    assert len(told.steps) == len(plain) == 4
+    for step, progress in zip(told.steps, plain, strict=True):
+        assert progress.parts is not None
+        torch.testing.assert_close(step.after, progress.x[0])
+        torch.testing.assert_close(step.x0, progress.parts.guided[0])
+        assert step.level_after == progress.level
+        guided = step.uncond + 3 * (step.cond - step.uncond)
+        torch.testing.assert_close(step.x0, guided)
+        # What it saw is made of its own estimate and its own noise.
+        for x0, eps in ((step.cond, step.eps_cond), (step.uncond, step.eps_uncond)):
+            again = step.level.alpha * x0 + step.level.sigma * eps
+            torch.testing.assert_close(again, step.x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(step.difference, step.eps_cond - step.eps_uncond)
+    if sampler != "heun":
+        assert [step.looks for step in told.steps] == [1] * 4 or sampler == "dpmpp_sde"
+    else:  # two looks, but one from pure noise and one to the clean picture
+        assert [step.looks for step in told.steps] == [1, 2, 2, 1]
+
+
+def test_estimates_belong_to_what_was_seen(model: Model) -> None:
+    """The last look of a step of Heun is at the step's end; its estimate is of that, not of x."""
+    request = REQUEST.model_copy(update={"sampler": "heun"})
+    told = explain(model, request)
+    step = told.steps[1]
+    assert step.level == step.level_after
+    with torch.no_grad():
+        t = torch.tensor([step.level.t])
+        output = model.backbone(step.x[None], t, told.text)[0]
+    expected = step.level.alpha * step.x - step.level.sigma * output  # v
+    expected = expected / (step.level.alpha**2 + step.level.sigma**2)
+    torch.testing.assert_close(step.cond, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_start_is_the_noise_of_the_seed(model: Model, told: Explanation) -> None:
+    noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(told.start, noise)
+    assert torch.equal(told.start, told.steps[0].x)
+
+
+def test_watching_leaves_the_model_as_it_was(model: Model) -> None:
+    parts = [part for part in (model.backbone, model.text, model.vae) if part is not None]
+    before = [dict(vars(part)) for part in parts]
+    watching = Watch(model, REQUEST)
+    next(iter(generate(watching.model, REQUEST)))
+    assert [dict(vars(part)) for part in parts] == before
+    # The watched parts are copies, and their weights the same tensors.
+    assert watching.model.backbone is not model.backbone
+    for mine, theirs in zip(
+        watching.model.backbone.parameters(), model.backbone.parameters(), strict=True
+    ):
+        assert mine is theirs
+
+
+def test_seconds_are_those_of_the_parts(told: Explanation) -> None:
+    assert set(told.seconds) == {"text", "network", "decoder", "rest"}
+    assert all(seconds > 0 for seconds in told.seconds.values())
+    total = sum(step.seconds for step in told.steps)
+    assert told.seconds["network"] == pytest.approx(total)
+
+
+def test_words_are_the_tokens_that_the_tower_reads(model: Model, told: Explanation) -> None:
+    ids = model.tokenizer(["a red apple"])[0]
+    assert [ids[word.place].item() for word in told.words] == [word.id for word in told.words]
+    assert "".join(word.text for word in told.words) == "aredapple"
+
+
+def test_long_prompts_have_the_words_that_fit(model: Model) -> None:
+    told = explain(model, REQUEST.model_copy(update={"prompt": "a red apple " * 3}))
+    room = model.tokenizer.context_length - 2
+    assert len(told.words) == room
+    assert all(step.maps[0].shape[-1] == room + 1 for step in told.steps)
+
+
+def test_near_words(told: Explanation) -> None:
+    (first, cosine), (_, other) = told.near
+    assert first == "a red apple" and cosine == pytest.approx(1) and other < 1
+
+
+# ---------------------------------------------------------------- attention maps
+
+
+def test_maps_are_the_networks(model: Model, told: Explanation) -> None:
+    step = told.steps[1]
+    maps: list[Tensor] = []
+    with torch.no_grad():
+        model.backbone(step.x[None], torch.tensor([step.level.t]), told.text, maps)
+    assert len(maps) == len(step.maps)
+    places = [word.place for word in told.words]
+    for kept, whole in zip(step.maps, maps, strict=True):
+        torch.testing.assert_close(kept[..., :-1].float(), whole[0][..., places], atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            kept.float().sum(-1), torch.ones(kept.shape[:-1]), atol=2e-3, rtol=0
+        )
+
+
+def test_large_maps_keep_their_mean_and_shape() -> None:
+    maps = watch.Maps([1, 2], average=True)
+    weights = torch.rand(2, 3, 64, 32, 5).softmax(-1)
+    maps.append(weights)
+    (kept,) = maps.kept
+    assert kept.shape == (1, 16, 8, 3)
+    one = weights[0].mean(0)
+    torch.testing.assert_close(
+        kept[0, ..., 0].float().mean(), one[..., 1].mean(), atol=1e-3, rtol=0
+    )
+    block = one[:4, :4, 2].mean()
+    torch.testing.assert_close(kept[0, 0, 0, 1].float(), block, atol=1e-3, rtol=0)
+
+
+def test_heads_are_averaged_where_memory_would_not_do(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "MAPS_BYTES", 100)
+    told = explain(model, REQUEST)
+    assert [step.maps[0].shape[0] for step in told.steps] == [2, 1, 1, 1]  # known after the first
+    text, _ = page.page(model, [told])
+    assert "layer 1" in text
+
+
+@torch.no_grad()
+def test_maps_equal_those_of_diffusers(model: Model) -> None:
+    """SD1.5's shape, thinner, with random weights: every layer and head of a whole run's steps."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
+
+    shape = replace(
+        SD15, block_out_channels=(32, 64, 96, 96), heads=(4,) * 4, cross_attention_dim=16
+    )
+    theirs = UNet2DConditionModel(
+        block_out_channels=shape.block_out_channels,
+        attention_head_dim=4,
+        cross_attention_dim=16,
+        layers_per_block=2,
+    ).eval()
+    ours = UNet(shape).eval()
+    ours.load_state_dict(theirs.state_dict())
+    told = explain(replace(model, backbone=ours), REQUEST)
+
+    class Keep:
+        """An attention processor, as diffusers documents them, that keeps the cross maps."""
+
+        def __init__(self) -> None:
+            self.maps: list[Tensor] = []
+
+        def __call__(
+            self,
+            attn: Attention,
+            hidden_states: Tensor,
+            encoder_hidden_states: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+        ) -> Tensor:
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            q = attn.head_to_batch_dim(attn.to_q(hidden_states))
+            k = attn.head_to_batch_dim(attn.to_k(context))
+            v = attn.head_to_batch_dim(attn.to_v(context))
+            scores = attn.get_attention_scores(q, k, attention_mask)
+            if encoder_hidden_states is not None:
+                self.maps.append(scores)  # (heads, places, tokens)
+            return attn.to_out[0](attn.batch_to_head_dim(scores @ v))
+
+    keep = Keep()
+    theirs.set_attn_processor(keep)
+    places = [word.place for word in told.words]
+    for step in told.steps:
+        keep.maps.clear()
+        theirs(step.x[None], step.level.t, told.text.tokens)
+        assert len(keep.maps) == len(step.maps) == 16
+        for mine, reference in zip(step.maps, keep.maps, strict=True):
+            expected = reference.unflatten(1, mine.shape[1:3])[..., places]
+            torch.testing.assert_close(mine[..., :-1].float(), expected, atol=2e-4, rtol=2e-3)
+
+
+# ---------------------------------------------------------------- other tasks, bad input
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "start.png"
+    images.save(Image.new("RGB", (16, 16), "orange"), path)
+    return str(path)
+
+
+def test_from_a_picture_and_in_two_passes(model: Model, picture: str) -> None:
+    half = explain(model, REQUEST.model_copy(update={"image": picture, "strength": 0.5}))
+    assert len(half.steps) == 2
+    large = explain(model, REQUEST.model_copy(update={"hires": 2.0}))
+    way, guesses = large.trails(large.places)
+    assert large.steps[-1].after.shape == (4, 16, 16) != large.start.shape
+    assert way.shape == (len(large.steps) + 1, 4 * 16 * 16) and len(guesses) == len(large.steps)
+    page.page(model, [half, large])
+
+
+def test_mixed_prompts_show_the_first(model: Model) -> None:
+    mixed = REQUEST.model_copy(update={"mix": (("a rabbit", 1.0),)})
+    plain = explain(model, REQUEST).steps[0]
+    step = explain(model, mixed).steps[0]
+    torch.testing.assert_close(step.maps[0], plain.maps[0], atol=1e-3, rtol=0)
+    assert not torch.allclose(step.cond, plain.cond)
+
+
+def test_bad_input(model: Model, picture: str) -> None:
+    with pytest.raises(ValueError, match="no tokens"):
+        explain(model, Request(prompt=""))
+    with pytest.raises(ValueError, match="no tokens"):
+        explain(model, Request(prompt="  "))
+    with pytest.raises(ValueError, match="one picture is explained at a time; count is 2"):
+        explain(model, Request(prompt="a rabbit", count=2))
+    with pytest.raises(ValueError, match="strength is 0"):
+        explain(model, Request(prompt="a rabbit", image=picture, strength=0.0))
+    with pytest.raises(ValueError, match="not over"):
+        Watch(model, REQUEST).explanation()
+    with pytest.raises(ValueError, match="one or two"):
+        page.page(model, [])
+
+
+def test_without_cross_attention(model: Model) -> None:
+    assert isinstance(model.backbone, UNet)
+    config = replace(model.backbone.config, transformer_layers=(0, 0), mid_transformer_layers=0)
+    bare = replace(model, backbone=UNet(config).eval(), name="bare")
+    told = explain(bare, REQUEST)
+    assert told.steps[0].maps == ()
+    assert any("bare has no cross-attention" in warning for warning in told.warnings)
+    assert "bare has no cross-attention" in page.page(bare, [told])[0]
+
+
+# ---------------------------------------------------------------- as data, and as a page
+
+
+def unpacked(value: dict[str, Any]) -> np.ndarray:
+    data = base64.b64decode(value["data"])
+    return np.frombuffer(data, np.dtype(value["dtype"]).newbyteorder("<")).reshape(value["shape"])
+
+
+def test_the_record_as_json(told: Explanation) -> None:
+    record = json.loads(json.dumps(told.record()))
+    assert record["request"]["seed"] == 5
+    for step, written in zip(told.steps, record["steps"], strict=True):
+        for name in ("x", "x0", "cond", "uncond", "eps_cond", "eps_uncond", "after"):
+            assert np.array_equal(unpacked(written[name]), getattr(step, name).numpy())
+        for weights, packed in zip(step.maps, written["maps"], strict=True):
+            assert np.array_equal(unpacked(packed), weights.numpy())
+    assert np.array_equal(unpacked(record["text"]["tokens"]), told.text.tokens[0].numpy())
+    assert record["words"] == [vars(word) for word in told.words]
+
+
+def test_a_flat_way_is_projected_as_it_is() -> None:
+    torch.manual_seed(1)
+    flat = torch.randn(9, 2) @ torch.linalg.qr(torch.randn(6, 2)).Q.T + 3
+    (first, second), shares = project([flat[:4], flat[4:]])
+    torch.testing.assert_close(torch.cdist(first, second), torch.cdist(flat[:4], flat[4:]))
+    assert sum(shares) == pytest.approx(1)
+    (point,), _ = project([torch.ones(1, 3)])
+    assert point.shape == (1, 2)
+
+
+def embedded_record(text: str) -> dict[str, Any]:
+    start = text.index('id="record">') + len('id="record">')
+    return dict(json.loads(text[start : text.index("</script>", start)]))
+
+
+def test_the_page_asks_for_nothing_and_breaks_out_of_nothing(model: Model) -> None:
+    evil = "</script><script>alert(1)</script> \u2028 $record"
+    told = explain(model, REQUEST.model_copy(update={"prompt": evil}))
+    text, left_out = page.page(model, [told])
+    assert left_out == "" and embedded_record(text)["runs"][0]["prompt"] == evil
+    assert "<script>alert" not in text
+    assert not re.search(
+        r"""(src|href)\s*=\s*["']?(?!data:)[a-z]*:?//|url\(|@import|fetch\(""", text
+    )
+
+
+def test_every_step_fits_if_it_can(model: Model, told: Explanation) -> None:
+    text, left_out = page.page(model, [told, told])
+    runs = embedded_record(text)["runs"]
+    assert left_out == "" and len(runs) == 2 and len(runs[0]["steps"]) == 4
+    assert len(text.encode()) <= page.LIMIT
+    # Numbers are in steps of 1/127 of the largest.
+    x = told.steps[2].eps_cond
+    packed = runs[0]["steps"][2]["eps"]
+    values = np.frombuffer(base64.b64decode(packed["data"]), np.int8).reshape(packed["shape"])
+    error = values / 127 * packed["largest"] - x.numpy()
+    assert np.abs(error).max() <= packed["largest"] / 254 * 1.01
+
+
+def test_too_many_steps_for_the_page(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = explain(model, REQUEST.model_copy(update={"steps": 30}))
+    whole, _ = page.page(model, [told])
+    monkeypatch.setattr(page, "LIMIT", len(whole) - 40_000)
+    text, left_out = page.page(model, [told])
+    record = embedded_record(text)
+    numbers = [step["number"] for step in record["runs"][0]["steps"]]
+    assert "of 30 is shown" in left_out and record["note"] == left_out
+    assert numbers[0] == 1 and numbers[-1] == 30 and len(numbers) < 30
+    assert len(text.encode()) <= page.LIMIT
+    monkeypatch.setattr(page, "LIMIT", 1000)
+    with pytest.raises(ValueError, match="more than 5 MB"):
+        page.page(model, [told])
+
+
+def test_details_get_less_and_less() -> None:
+    rungs = list(shown.details(40))
+    assert rungs[0] == shown.Detail() and rungs[-1].every == 39
+    assert rungs[-1].steps(40) == [0, 39]
+    assert shown.Detail(every=3).steps(8) == [0, 3, 6, 7]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The exit status of ``pellucid explain words``."""
+    monkeypatch.setattr(sys, "argv", ["pellucid", "explain", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_command(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ("--model", model_file, "--steps", 2)
+    assert call(monkeypatch, "a rabbit", "--seed", 3, *common) == 0
+    name = capsys.readouterr().out.strip()
+    assert Path(name) == Path("outputs/a-rabbit-3-explain.html") and Path(name).is_file()
+
+    pair = ("--versus", "a red apple", "--versus-guidance", 2, "--out", "two.html")
+    assert call(monkeypatch, "a rabbit", *pair, *common) == 0
+    first, second = embedded_record(Path("two.html").read_text("utf-8"))["runs"]
+    assert (first["prompt"], second["prompt"]) == ("a rabbit", "a red apple")
+    assert second["guidance"] == 2 and first["start"] == second["start"]
+
+    capsys.readouterr()
+    assert call(monkeypatch, "a rabbit", "--json", *common) == 0
+    (record,) = json.loads(capsys.readouterr().out)["explanations"]
+    assert record["request"]["prompt"] == "a rabbit" and len(record["steps"]) == 2
+
+
+def test_command_like_a_picture(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: Model,
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    *_, last = generate(model, REQUEST)
+    assert last.images is not None
+    images.save(last.images[0], "apple.png", last.request.record())
+    assert call(monkeypatch, "--like", "apple.png", "--model", model_file, "--json") == 0
+    (record,) = json.loads(capsys.readouterr().out)["explanations"]
+    assert record["request"] == last.request.record()
+    assert not Path("outputs").exists()  # JSON alone writes nothing
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "a prompt or --like PICTURE is wanted"),
+        (("",), "has no tokens"),
+        (("a rabbit", "--versus", " "), "has no tokens"),
+        (("a rabbit", "--out", "x.pdf"), "ends in .html"),
+        (("--like", "plain.png"), "does not say what made it"),
+        (("--like", "missing.png"), "missing.png is not a file"),
+        (("a rabbit", "--versus-guidance", "nan"), "guidance"),
+    ],
+)
+def test_command_with_bad_input(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("plain.png")
+    assert call(monkeypatch, *words, "--model", model_file, "--steps", 1) == 2
+    out, err = capsys.readouterr()
+    assert sentence in err and err.count("\n") == 1 and not out

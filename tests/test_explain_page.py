@@ -1,0 +1,214 @@
+"""The page of an explanation in a real browser: it opens without an error, and can be used."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pellucid.explain import explain, page
+from pellucid.model import Model
+from pellucid.request import Request
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("no Chromium is installed (apt install chromium)", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+
+REQUEST = Request(prompt="a red <b>apple</b>", seed=5, steps=6, guidance=3.0)
+STEP = "#step"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        opened = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def files(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One explanation as a page, and two."""
+    folder = tmp_path_factory.mktemp("pages")
+    first = explain(model, REQUEST, ["a rabbit", "a red apple"])
+    second = explain(model, REQUEST.model_copy(update={"prompt": "a rabbit", "guidance": 1.0}))
+    paths = {"one": folder / "one.html", "two": folder / "two.html"}
+    page.write(paths["one"], model, [first])
+    page.write(paths["two"], model, [first, second])
+    return paths
+
+
+@pytest.fixture
+def shown(browser: Any, files: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The page "one", or the one that the test asks for; no error, and nothing fetched."""
+    tab = browser.new_page(viewport={"width": 1200, "height": 900})
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on(
+        "request",
+        lambda sent: sent.url.startswith(("data:", "file:")) or complaints.append(sent.url),
+    )
+    tab.goto(files[getattr(request, "param", "one")].as_uri())
+    yield tab
+    tab.close()
+    assert complaints == []
+
+
+two = pytest.mark.parametrize("shown", ["two"], indirect=True)
+
+
+def test_it_opens_at_the_last_step(shown: Any) -> None:
+    expect(shown.locator("h1")).to_have_text("How “a red <b>apple</b>” was drawn")
+    expect(shown.locator(STEP)).to_have_value("6")
+    expect(shown.locator("#where")).to_contain_text("Step 6 of 6")
+    expect(shown.locator("section")).to_have_count(9)
+    for section in shown.locator("section").all():  # each says where it is in the source, and how
+        if section.get_attribute("id") != "time":
+            expect(section.locator(".equation")).not_to_be_empty()
+            expect(section.locator("summary").first).to_contain_text(re.compile(r"pellucid/.*\.py"))
+    assert shown.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
+
+
+def test_the_slider_by_keyboard(shown: Any) -> None:
+    guess = shown.locator("#look img").nth(1)
+    last = guess.get_attribute("src")
+    shown.focus(STEP)
+    shown.keyboard.press("Home")
+    expect(shown.locator("#where")).to_contain_text("Step 1 of 6: 100 % noise")
+    assert guess.get_attribute("src") != last
+    shown.keyboard.press("ArrowRight")
+    expect(shown.locator("#where")).to_contain_text("Step 2 of 6")
+    expect(shown.locator(STEP)).to_have_attribute("aria-valuetext", re.compile("Step 2 of 6"))
+    shown.keyboard.press("End")
+    assert guess.get_attribute("src") == last
+
+
+def test_the_slider_by_mouse(shown: Any) -> None:
+    box = shown.locator(STEP).bounding_box()
+    shown.mouse.click(box["x"] + 3, box["y"] + box["height"] / 2)
+    expect(shown.locator("#where")).to_contain_text("Step 1 of 6")
+    shown.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
+    shown.mouse.down()
+    shown.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2, steps=5)
+    shown.mouse.up()
+    expect(shown.locator("#where")).to_contain_text("Step 6 of 6")
+
+
+def test_arrows_and_space_where_nothing_has_the_focus(shown: Any) -> None:
+    shown.keyboard.press("ArrowLeft")
+    expect(shown.locator("#where")).to_contain_text("Step 5 of 6")
+    shown.keyboard.press("Space")
+    expect(shown.locator("#play")).to_have_text("Pause")
+    expect(shown.locator("#where")).to_contain_text("Step 6 of 6")
+
+
+def test_play_and_pause(shown: Any) -> None:
+    shown.clock.install(time=0)
+    shown.reload()
+    shown.clock.pause_at(10**7)  # from here on time goes by when the test says so
+    button, where = shown.locator("#play"), shown.locator("#where")
+    button.click()  # from the end it begins again
+    expect(button).to_have_text("Pause")
+    expect(where).to_contain_text("Step 1 of 6")
+    shown.clock.run_for(800)
+    expect(where).to_contain_text("Step 3 of 6")
+    button.focus()
+    shown.keyboard.press("Enter")
+    expect(button).to_have_text("Play")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    shown.clock.run_for(800)
+    expect(where).to_contain_text("Step 3 of 6")
+    shown.keyboard.press("Space")  # goes on where it was, and stops at the end
+    shown.clock.run_for(5000)
+    expect(where).to_contain_text("Step 6 of 6")
+    expect(button).to_have_text("Play")
+
+
+def test_words_layers_and_heads(shown: Any) -> None:
+    words = shown.locator("#attention .words button")
+    large = shown.locator("#attention figure canvas")
+    picture = "(canvas) => canvas.toDataURL()"
+    rest = words.last
+    expect(rest).to_contain_text("rest")
+    rest.click()
+    expect(rest).to_have_attribute("aria-pressed", "true")
+    expect(shown.locator("#attention figcaption")).to_contain_text("rest at step 6")
+    before = large.evaluate(picture)
+    words.first.focus()
+    shown.keyboard.press("Enter")
+    expect(words.first).to_have_attribute("aria-pressed", "true")
+    averaged = large.evaluate(picture)
+    assert averaged != before
+    shown.get_by_label("Layer").select_option(index=1)
+    shown.get_by_label("Head").select_option(index=2)
+    assert large.evaluate(picture) != averaged
+
+
+def test_strip_and_path_lead_to_their_steps(shown: Any) -> None:
+    shown.get_by_role("button", name="Go to step 2", exact=True).click()
+    expect(shown.locator("#where")).to_contain_text("Step 2 of 6")
+    dot = shown.locator("#path circle.dot").nth(3)
+    dot.scroll_into_view_if_needed()
+    dot.click()
+    expect(shown.locator("#where")).to_contain_text("Step 4 of 6")
+
+
+@two
+def test_two_runs_move_together(shown: Any) -> None:
+    expect(shown.locator("#look .run")).to_have_count(2)
+    expect(shown.locator("#look .tag").first).to_have_text("A: “a red <b>apple</b>”, guidance 3")
+    expect(shown.locator("#look .tag").last).to_have_text("B: “a rabbit”, guidance 1")
+    guesses = shown.locator("#look .run figure:nth-child(2) img")
+    before = [guess.get_attribute("src") for guess in guesses.all()]
+    shown.focus(STEP)
+    shown.keyboard.press("Home")
+    after = [guess.get_attribute("src") for guess in guesses.all()]
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    expect(shown.locator("#guidance .run.b figcaption").last).to_contain_text("None")
+    # A word of one is chosen in the other only if it is there.
+    chosen = shown.locator("#attention button[aria-pressed=true]")
+    shown.locator("#attention .run.a .words button", has_text="rest").click()
+    expect(chosen).to_have_count(2)
+    expect(chosen.last).to_contain_text("rest")
+    shown.locator("#attention .run.a .words button").nth(1).click()
+    expect(chosen.last).to_contain_text("rest")
+
+
+@pytest.mark.parametrize("shown", ["one", "two"], indirect=True)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable_on_a_small_screen(shown: Any, scheme: str) -> None:
+    shown.emulate_media(color_scheme=scheme)
+    shown.set_viewport_size({"width": 400, "height": 800})
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 400
+    ratio = """() => {
+      const light = (colour) => {
+        const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+          .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+      };
+      const style = (selector) => getComputedStyle(document.querySelector(selector));
+      const [a, b] = [style("figcaption").color, style(".run").backgroundColor].map(light);
+      return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    }"""
+    assert shown.evaluate(ratio) >= 4.5  # WCAG 2.1, 1.4.3
+
+
+def test_everything_that_can_be_used_has_a_name(shown: Any) -> None:
+    nameless = """() => [...document.querySelectorAll(
+      "button, input, select, summary, img, canvas"
+    )].filter((e) => !(e.textContent.trim() || e.getAttribute("aria-label") || e.labels?.length
+        || e.hasAttribute("alt") || e.getAttribute("aria-hidden"))).length"""
+    assert shown.evaluate(nameless) == 0
+    # Tab goes through the controls, and where it is can be seen.
+    shown.keyboard.press("Tab")
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert shown.evaluate(outline) == "solid"
