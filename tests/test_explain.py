@@ -106,15 +106,38 @@ def test_seconds_are_those_of_the_parts(told: Explanation) -> None:
 
 def test_words_are_the_tokens_that_the_tower_reads(model: Model, told: Explanation) -> None:
     ids = model.tokenizer(["a red apple"])[0]
-    assert [ids[word.place].item() for word in told.words] == [word.id for word in told.words]
-    assert "".join(word.text for word in told.words) == "aredapple"
+    assert [ids[word.place].item() for word in told.steps[0].words] == [
+        word.id for word in told.steps[0].words
+    ]
+    assert "".join(word.text for word in told.steps[0].words) == "aredapple"
 
 
-def test_long_prompts_have_the_words_that_fit(model: Model) -> None:
+def test_long_prompts_are_chunks(model: Model) -> None:
     told = explain(model, REQUEST.model_copy(update={"prompt": "a red apple " * 3}))
-    room = model.tokenizer.context_length - 2
-    assert len(told.words) == room
-    assert all(step.maps[0].shape[-1] == room + 1 for step in told.steps)
+    length = model.tokenizer.context_length
+    words = told.steps[0].words
+    assert told.text.tokens.shape[1] == 2 * length < len(words) + 4 + length
+    # The last word of the first row, and behind end and start the first of the second.
+    assert [word.place for word in words][length - 3 : length - 1] == [length - 2, length + 1]
+    assert all(step.maps[0].shape[-1] == len(words) + 1 for step in told.steps)
+
+
+def test_weights_and_a_prompt_that_changes(model: Model) -> None:
+    prompt = "<lora:nothing:0.5>a [(red:1.5):apple:2] AND a rabbit"
+    told = explain(model, REQUEST.model_copy(update={"prompt": prompt}))
+    texts = ["".join(word.text for word in step.words) for step in told.steps]
+    assert texts == ["ared", "ared", "aapple", "aapple"]
+    assert {w.weight for w in told.steps[0].words} == {1.0, 1.5}
+    assert [len(words) for words in told.texts()] == [len(step.words) for step in told.steps[1:3]]
+    text, _ = page.page(model, [told])
+    assert [step["text"] for step in embedded_record(text)["runs"][0]["steps"]] == [0, 0, 1, 1]
+
+
+def test_looks_between_steps_read_what_they_are_told(model: Model) -> None:
+    """Heun looks again at the end of a step, where the next prompt begins."""
+    request = REQUEST.model_copy(update={"prompt": "[red:apple:2]", "sampler": "heun"})
+    texts = ["".join(word.text for word in step.words) for step in explain(model, request).steps]
+    assert texts == ["red", "apple", "apple", "apple"]
 
 
 def test_near_words(told: Explanation) -> None:
@@ -131,7 +154,7 @@ def test_maps_are_the_networks(model: Model, told: Explanation) -> None:
     with torch.no_grad():
         model.backbone(step.x[None], torch.tensor([step.level.t]), told.text, maps)
     assert len(maps) == len(step.maps)
-    places = [word.place for word in told.words]
+    places = [word.place for word in told.steps[0].words]
     for kept, whole in zip(step.maps, maps, strict=True):
         torch.testing.assert_close(kept[..., :-1].float(), whole[0][..., places], atol=1e-3, rtol=0)
         torch.testing.assert_close(
@@ -206,7 +229,7 @@ def test_maps_equal_those_of_diffusers(model: Model) -> None:
 
     keep = Keep()
     theirs.set_attn_processor(keep)
-    places = [word.place for word in told.words]
+    places = [word.place for word in told.steps[0].words]
     for step in told.steps:
         keep.maps.clear()
         theirs(step.x[None], step.level.t, told.text.tokens)
@@ -286,7 +309,7 @@ def test_the_record_as_json(told: Explanation) -> None:
         for weights, packed in zip(step.maps, written["maps"], strict=True):
             assert np.array_equal(unpacked(packed), weights.numpy())
     assert np.array_equal(unpacked(record["text"]["tokens"]), told.text.tokens[0].numpy())
-    assert record["words"] == [vars(word) for word in told.words]
+    assert record["texts"] == [[vars(word) for word in told.steps[0].words]]
 
 
 def test_a_flat_way_is_projected_as_it_is() -> None:

@@ -31,17 +31,20 @@ function hero(card, run) {
 
 function tokens(card, run) {
   const special = (text, note) => el("li", { class: "special" }, el("b", {}, text), el("small", {}, note));
-  card.append(
-    el(
-      "ul",
-      { class: "pieces" },
+  const list = el("ul", { class: "pieces" });
+  updates.push(() =>
+    list.replaceChildren(
       special("start", ""),
-      ...run.words.map((word) =>
+      ...wordsOf(run).map((word) =>
         el("li", {}, el("b", {}, word.text), el("small", {}, `${word.id}`), el("small", {}, `weight ${word.weight}`)),
       ),
       special("end", "and padding"),
     ),
   );
+  card.append(list);
+  if (run.texts.length > 1) {
+    card.append(el("p", {}, "This prompt changes on the way; these are its words at the step that is shown."));
+  }
 }
 
 function meaning(card, run) {
@@ -145,9 +148,19 @@ function guidance(card, run) {
 
 // ---------------------------------------------------------------- attention
 
+/** The words of the prompt at the step that is shown. */
+function wordsOf(run) {
+  return run.texts[stepOf(run).text];
+}
+
+/** Their texts, and behind them the rest of the row. */
+function textsOf(run) {
+  return [...wordsOf(run).map((word) => word.text), REST];
+}
+
 /** The first word that is not as short as an article. */
 function firstNoun(run) {
-  return Math.max(0, run.words.findIndex((word) => word.text.length > 2));
+  return Math.max(0, run.texts[run.texts.length - 1].findIndex((word) => word.text.length > 2));
 }
 
 /** Choose word `i` of run `which`, and in the other run the same word if it has it. */
@@ -158,10 +171,6 @@ function choose(which, i) {
     return k === which ? i : same < 0 ? state.words[k] : same;
   });
   set({ words });
-}
-
-function textsOf(run) {
-  return [...run.words.map((word) => word.text), REST];
 }
 
 /** The shares of one word at every place, {shape, numbers}, by the chosen layer and head. */
@@ -227,23 +236,26 @@ function attention(card, run, which) {
   const [large, drawLarge] = overlay(run);
   const words = el("figcaption", { "aria-live": "off" });
   const list = el("div", { class: "words", role: "group", "aria-label": "Words" });
-  const texts = textsOf(run);
-  const chosen = () => state.words[which];
-  texts.forEach((text, i) => {
+  const chosen = () => Math.min(state.words[which], wordsOf(run).length);
+  const most = Math.max(...run.texts.map((words) => words.length));
+  for (let i = 0; i <= most; i++) {
     const [small, draw] = overlay(run);
-    const share = el("small");
-    const button = el("button", { type: "button", onclick: () => choose(which, i) }, small, el("span", {}, text, " ", share));
+    const [text, share] = [el("span"), el("small")];
+    const button = el("button", { type: "button", onclick: () => choose(which, i) }, small, text, share);
     updates.push(() => {
+      button.hidden = i > wordsOf(run).length;
+      if (button.hidden) return;
       const { mean } = draw(i);
+      text.textContent = textsOf(run)[i];
       share.textContent = percent(mean, 1);
       button.setAttribute("aria-pressed", String(chosen() === i));
     });
     list.append(button);
-  });
+  }
   updates.push(() => {
     const { least, most, mean } = drawLarge(chosen());
     words.replaceChildren(
-      el("b", {}, texts[chosen()]),
+      el("b", {}, textsOf(run)[chosen()]),
       ` at step ${stepOf(run).number}`,
       el("br"),
       `from ${percent(least, 1)} (dark) to ${percent(most, 1)} (bright), ${percent(mean, 1)} on the whole`,

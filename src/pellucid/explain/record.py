@@ -38,6 +38,8 @@ class Look:
     x: Tensor
     """The noisy latents that it saw, (C, h, w)."""
     t: float
+    words: tuple[Word, ...]
+    """Those of the prompt, which may change on the way."""
     maps: tuple[Tensor, ...]
     """How much each place looks at each word, one tensor (heads, h', w', words + 1) float16 for
     each layer of cross-attention. The last column is all the rest of the row: its start, its end
@@ -63,6 +65,8 @@ class Step:
     """The estimate with the text."""
     uncond: Tensor
     """The estimate without it; the same as `cond` where nothing was guided."""
+    words: tuple[Word, ...]
+    """Those of the prompt at this step, which may change on the way."""
     maps: tuple[Tensor, ...]
     """Where each word looks, as `Look.maps`."""
     after: Tensor
@@ -102,9 +106,8 @@ class Explanation:
     request: Request
     """With every default filled in."""
     warnings: tuple[str, ...]
-    words: tuple[Word, ...]
     text: Conditioning
-    """What the network is told, a batch of 1."""
+    """What the network was told at first, a batch of 1."""
     near: tuple[tuple[str, float], ...]
     """Other words and the cosine of their text vector and the prompt's, the nearest first."""
     start: Tensor
@@ -113,6 +116,10 @@ class Explanation:
     picture: Image.Image
     seconds: dict[str, float]
     """Of the text towers, the network, the decoder, and the rest: sampler, guidance, the record."""
+
+    def texts(self) -> list[tuple[Word, ...]]:
+        """What the prompt was, one after the other; but one, if it does not change on the way."""
+        return list(dict.fromkeys(step.words for step in self.steps))
 
     @property
     def places(self) -> tuple[int, int]:
@@ -139,16 +146,18 @@ class Explanation:
         """All of it as plain JSON values.
 
         A tensor is {"shape", "dtype", "data"}: `data` is base64 of its numbers, little-endian, the
-        last index running fastest. The picture is a data: URL of a PNG.
+        last index running fastest. The picture is a data: URL of a PNG. "texts" are the words of
+        each text that the prompt was, and a step's "text" is the number of its own.
         """
         way_x, way_x0 = project(self.trails(self.places))[0]
         pooled = self.text.pooled
+        texts = self.texts()
         return {
             "model": self.model,
             "prediction": self.prediction,
             "request": self.request.record(),
             "warnings": list(self.warnings),
-            "words": [vars(word) for word in self.words],
+            "texts": [[vars(word) for word in words] for words in texts],
             "text": {
                 "tokens": packed(self.text.tokens[0]),
                 "pooled": None if pooled is None else packed(pooled[0]),
@@ -162,6 +171,7 @@ class Explanation:
                     "sigma": step.level.sigma,
                     "alpha_after": step.level_after.alpha,
                     "sigma_after": step.level_after.sigma,
+                    "text": texts.index(step.words),
                     "looks": step.looks,
                     "seconds": step.seconds,
                     "maps": [packed(weights) for weights in step.maps],

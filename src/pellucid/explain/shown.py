@@ -93,9 +93,10 @@ class Shown:
 
     def step(self, i: int, detail: Detail) -> dict[str, Any]:
         """Step i as JSON values."""
-        return step_data(i, self.explanation.steps[i], detail) | {
-            name: shrunk(frame, detail.side) for name, frame in self.frames(i).items()
-        }
+        step = self.explanation.steps[i]
+        pictures = {name: shrunk(frame, detail.side) for name, frame in self.frames(i).items()}
+        text = self.explanation.texts().index(step.words)
+        return step_data(i, step, detail) | {"text": text} | pictures
 
     def guess(self, detail: Detail) -> float:
         """About how many bytes `data` has: a few steps stand for all."""
@@ -120,7 +121,10 @@ class Shown:
             "facts": facts(told),
             "warnings": list(told.warnings),
             "rough": not is_quick(self.model.vae),
-            "words": [{"text": w.text, "id": w.id, "weight": w.weight} for w in told.words],
+            "texts": [
+                [{"text": w.text, "id": w.id, "weight": round(w.weight, 3)} for w in words]
+                for words in told.texts()
+            ],
             "near": [[word, round(cosine, 4)] for word, cosine in told.near[:NEAR]],
             "vectors": numbers(told.text.tokens[0, :80, :256]),
             "width": told.text.tokens.shape[2],

@@ -19,13 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.diffusion import Conditioning
-from pellucid.explain.reading import nearest, words_of
+from pellucid.explain.reading import nearest, plan_of
 from pellucid.explain.record import Explanation, Look, Step
 from pellucid.model import Model
-from pellucid.pipeline import Progress, levels_of
-from pellucid.prompt import encode
-from pellucid.request import Request
-from pellucid.schedule import Level
+from pellucid.pipeline import Progress
+from pellucid.request import Request, resolve
 
 MAP_SIDE = 16
 """Attention maps are kept with at most so many places on a side."""
@@ -80,9 +78,10 @@ class Watch:
         if request.count != 1:
             raise ValueError(f"one picture is explained at a time; count is {request.count}")
         self.original = model
-        self.words = words_of(model, request.prompt)
+        self.plan = plan_of(model, resolve(model, request))
         self.steps: list[Step] = []
         self.looks: list[Look] = []
+        self.told: Conditioning | None = None
         self.start: Tensor | None = None
         self.last: Progress | None = None
         self.attends = "record" in inspect.signature(model.backbone.forward).parameters
@@ -120,14 +119,17 @@ class Watch:
     def look(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """What the network does, noted. An inpainting network's x has more channels than the
         latents, which come first."""
-        maps = Maps([word.place for word in self.words], self.average)
+        words = self.plan.words(len(self.steps), float(t[0]))
+        maps = Maps([word.place for word in words], self.average)
         start = self.now()
         network = self.original.backbone.forward
         output = network(x, t, cond, maps) if self.attends else network(x, t, cond)
         seconds = self.now() - start
         self.seconds["network"] += seconds
         seen = as_kept(x[0, : self.model.vae.config.latent_channels])
-        self.looks.append(Look(seen, float(t[0]), tuple(maps.kept), seconds))
+        self.looks.append(Look(seen, float(t[0]), words, tuple(maps.kept), seconds))
+        if self.told is None:
+            self.told = cond[:1].to("cpu", torch.float32)
         return output
 
     def take(self, progress: Progress) -> None:
@@ -144,8 +146,9 @@ class Watch:
         guided, cond, uncond = (as_kept(part[0]) for part in progress.parts)
         self.steps.append(
             Step(
-                level=self.level_of(look.t, progress.request),
+                level=self.plan.level(look.t),
                 x=look.x,
+                words=look.words,
                 x0=guided,
                 cond=cond,
                 uncond=uncond,
@@ -160,12 +163,6 @@ class Watch:
             whole = self.now() - self.began
             self.seconds["rest"] = whole - sum(self.seconds.values())
 
-    def level_of(self, t: float, request: Request) -> Level:
-        """The level at which the network was told t: one of the run's, or one between them."""
-        levels = [level for each in levels_of(self.original, request) for level in each]
-        near = min(levels, key=lambda level: abs(level.t - t))
-        return near if abs(near.t - t) < 1e-3 else self.original.schedule.level(t)
-
     def explanation(self, words: Sequence[str] = ()) -> Explanation:
         """The record, when the run is over. words: those that the prompt's vector is compared with.
 
@@ -174,24 +171,20 @@ class Watch:
         last = self.last
         if last is None or last.images is None:
             raise ValueError("the run is not over: the last step's picture was not taken yet")
-        if self.start is None:
+        if self.start is None or self.told is None:
             raise ValueError("nothing was drawn (strength is 0), so there is nothing to explain")
-        prompt = last.request.prompt
         warnings = list(last.warnings)
         if not self.steps[-1].maps:
             warnings.append(
                 f"{self.original.name} has no cross-attention: where each word looks cannot be shown"
             )
-        with torch.no_grad():
-            text = encode(self.original.text, self.original.tokenizer, [prompt])
         return Explanation(
             model=self.original.name,
             prediction=self.original.prediction,
             request=last.request,
             warnings=tuple(warnings),
-            words=self.words,
-            text=text.to("cpu", torch.float32),
-            near=nearest(self.original, prompt, words),
+            text=self.told,
+            near=nearest(self.original, last.request.prompt, words),
             start=self.start,
             steps=tuple(self.steps),
             picture=last.images[0],
