@@ -100,7 +100,7 @@ REFINER = Family(
 SD3 = Family(
     "sd3",
     "Stable Diffusion 3",
-    Reading(layer=-2, final_norm=False, pads=(EOS, 0), pooled="all", width=4096, blank=77),
+    Reading(layer=-2, final_norm=False, pads=(EOS, 0), pooled="all", width=4096, blank=256),
     "flow",
     {"eps": "sd3", "flow": "sd3"},
     VAEConfig(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
