@@ -186,12 +186,11 @@ PIPELINES = {
 
 
 def small_vocabulary(folder: Path) -> Path:
-    """A folder with the two files of a CLIP vocabulary of 516 pieces."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A few pieces of CLIP's, with its numbers, in the two files that transformers reads."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>"]
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
     numbers = {piece: i for i, piece in enumerate(pieces)}
+    numbers |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
     (folder / "vocab.json").write_text(json.dumps(numbers))
     (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
     return folder
@@ -207,7 +206,10 @@ def shake(network: Any) -> Any:
 
 
 def their_pipeline(name: str, vocabulary: Path, prediction: str = "epsilon", **unet: Any) -> Any:
-    """diffusers' pipeline of a family, thin and random; SD2's tower is the 23 layers it stores."""
+    """diffusers' pipeline of a family, thin and random, with the tokenizer in `vocabulary`.
+
+    SD2's tower is what diffusers stores of it, without the last layer and the projection.
+    """
     diffusers = pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
     diffusers.logging.set_verbosity_error()
@@ -218,7 +220,7 @@ def their_pipeline(name: str, vocabulary: Path, prediction: str = "epsilon", **u
     # SD2 and the second tower of SDXL pad with the token 0.
     padded = transformers.CLIPTokenizer.from_pretrained(str(vocabulary), pad_token="!")
     towers = []
-    for config in TEXTS[name]:
+    for config in (replace(config, vocab_size=49408) for config in TEXTS[name]):
         projected = name.startswith("sdxl") and config.projection is not None
         towers.append(shake(their_text(config, projected, tokenizer.eos_token_id)))
     scheduler = diffusers.DDIMScheduler(

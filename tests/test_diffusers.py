@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pellucid.backbones.unet import UNet
-from pellucid.checkpoints import _families, describe, load
+from pellucid.checkpoints import _families, describe, load, save
 from pellucid.checkpoints._families import FAMILIES
 from pellucid.diffusion import Conditioning
 from pellucid.schedule import Schedule
@@ -21,6 +24,7 @@ from references import (
     NAMES,
     TEXTS,
     UNETS,
+    assert_same,
     close,
     noise,
     small_vocabulary,
@@ -30,12 +34,12 @@ from references import (
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_vocabulary(tmp_path_factory.mktemp("vocabulary") / "tokenizer")
+    return small_vocabulary(tmp_path_factory.mktemp("vocabulary"))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small(vocabulary: Path) -> Any:
-    """CLIP's vocabulary is looked at elsewhere."""
+    """Where a file says nothing of its tokenizer, it is the same one."""
     tokenizer = Tokenizer.from_files(vocabulary / "vocab.json", vocabulary / "merges.txt")
     patch = pytest.MonkeyPatch()
     patch.setattr(_families, "clip_tokenizer", lambda: tokenizer)
@@ -100,7 +104,7 @@ def test_what_diffusers_saves_gives_its_numbers(
     pixels = noise(1, 3, 16, 16)
     close(ours.vae.encode(pixels).mean, theirs.vae.encode(pixels).latent_dist.mean)
     close(ours.vae.decode(x[:1]), theirs.vae.decode(x[:1]).sample)
-    ids = torch.tensor([[514, 320, 125, 515, 515], [514, 5, 515, 0, 0]])
+    ids = torch.tensor([[49406, 320, 125, 49407, 49407], [49406, 5, 49407, 0, 0]])
     towers = [getattr(theirs, key, None) for key in ("text_encoder", "text_encoder_2")]
     towers = [tower for tower in towers if tower is not None]
     for tower, expected in zip(filter(None, (ours.text, ours.text_2)), towers, strict=True):
@@ -122,7 +126,52 @@ def test_what_a_folder_says(folders: dict[str, Path], tmp_path: Path) -> None:
         assert model.prediction == "eps"
         assert model.vae.config.scaling_factor == family.vae.scaling_factor
         assert model.defaults == family.defaults("eps")
-        assert model.reading.zero_empty == (name == "sdxl")
+        expected = replace(family.reading, layer=-1) if name in ("sd1", "sd2") else family.reading
+        assert model.reading == expected
+        assert model.tokenizer.table() == _families.clip_tokenizer().table()
         told = describe(folder)
         assert (told["format"], told["family"]) == ("diffusers", family.title)
         assert len(told["parameters"]) == 2 + len(TEXTS[name])
+
+
+# ---------------------------------------------------------------- conversions
+
+FORMS = ("diffusers", "ldm", "native")
+
+
+def written(form: str, folder: Path) -> Path:
+    return folder / form if form == "diffusers" else folder / f"{form}.safetensors"
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    """All weights in a file or under a folder, by their file's place and their key."""
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    return {
+        f"{file.parent.name if path.is_dir() else ''}/{key}": value
+        for file in files
+        for key, value in load_file(file).items()
+    }
+
+
+def same_weights(one: Path, other: Path) -> None:
+    a, b = weights_of(one), weights_of(other)
+    assert a.keys() == b.keys()
+    assert all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_conversion_gives_every_bit(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = load(folders[name], dtype=None)
+    assert save(model, written("diffusers", tmp_path), to="diffusers") == ()
+    for form in FORMS:
+        save(model, written(form, tmp_path), to=form)
+    for source, target in itertools.permutations(FORMS, 2):
+        path = written(target, tmp_path / f"{source}-{target}")
+        path.parent.mkdir()
+        again = load(written(source, tmp_path), dtype=None)
+        assert_same(model, again)
+        save(again, path, to=target)
+        same_weights(written(target, tmp_path), path)
+        shutil.rmtree(path.parent)

@@ -167,9 +167,36 @@ class Tokenizer:
             numbers, pairs = models.BPE.read_file(str(vocab), str(merges))
         except Exception as error:  # tokenizers raises plain Exception
             raise ValueError(f"{vocab} and {merges} are not a BPE vocabulary: {error}") from error
+        try:
+            return cls.from_table(numbers, pairs, context_length=context_length, pad=pad)
+        except ValueError as error:
+            raise ValueError(f"{vocab}: {error}") from error
+
+    @classmethod
+    def from_table(
+        cls,
+        numbers: dict[str, int],
+        pairs: list[tuple[str, str]],
+        *,
+        context_length: int = 77,
+        pad: int | None = None,
+    ) -> Tokenizer:
+        """CLIP's way of cutting with another vocabulary: piece -> number, and what merges in order.
+
+        ValueError if it has no bos and eos, or if the merges are not of its pieces.
+        """
         if BOS not in numbers or EOS not in numbers:
-            raise ValueError(f"{vocab} has no {BOS} and {EOS}: it is not CLIP's vocabulary")
-        return cls._of_clip(clip_bpe(numbers, pairs), context_length, pad)
+            raise ValueError(f"it has no {BOS} and {EOS}: it is not CLIP's vocabulary")
+        try:
+            bpe = clip_bpe(numbers, pairs)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ValueError(f"it is not a BPE vocabulary: {error}") from error
+        return cls._of_clip(bpe, context_length, pad)
+
+    def table(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
+        """What `from_table` takes: piece -> number, and the merges in order."""
+        model = json.loads(self.bpe.to_str())["model"]
+        return model["vocab"], [tuple(pair) for pair in model["merges"]]
 
     @classmethod
     def clip(cls, *, context_length: int = 77, pad: int | None = None) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 A format is a module with `matches(path) -> bool`, `read(path, device, dtype, prediction) -> Model`,
 `describe(path) -> dict` if more can be said without reading the weights, and, if it can be written,
-`write(model, path, dtype)`.
+`write(model, path, dtype)`, which gives what had no place there, in words.
 """
 
 from __future__ import annotations
@@ -196,14 +196,19 @@ def load_embedding(path: str | Path, model: Model) -> tuple[Embedding, ...]:
     return _embedding.read(path, model)
 
 
-def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write `model` to `path` as one native file; `dtype` None keeps the weights as they are.
+def save(
+    model: Model, path: str | Path, dtype: torch.dtype | None = None, to: str = "native"
+) -> tuple[str, ...]:
+    """Write `model` to `path` in the format `to`; what had no place there is told in words.
 
-    The file appears whole or not at all. Raises CheckpointError if it cannot be written.
+    dtype: None keeps the weights as they are. The file or folder appears whole or not at all.
+    Raises CheckpointError if it cannot be written, or would be read as another model; ValueError
+    for an unknown format.
     """
-    from pellucid.checkpoints import native  # a format module imports this one
-
-    native.write(model, Path(path), dtype)
+    forms = plugins.discover("pellucid.checkpoints")
+    written = [name for name, form in forms.items() if hasattr(form, "write")]
+    left_out: tuple[str, ...] = forms[choose(to, written, "format")].write(model, Path(path), dtype)
+    return left_out
 
 
 def embedded() -> Path:

@@ -6,9 +6,12 @@ by key, and then filled tensor by tensor.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -238,3 +241,47 @@ def write_file(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str,
             raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} could not be written: {error}") from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` at the end, whole or not at all.
+
+    A folder that is there already makes room. Raises CheckpointError.
+    """
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path} cannot be written: {path.parent} is not a folder")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as room:
+            made, old = Path(room) / "new", Path(room) / "old"
+            made.mkdir()
+            yield made
+            if path.is_dir() and not path.is_symlink():
+                path.rename(old)  # and goes with the room
+            try:
+                made.rename(path)
+            except OSError:
+                if old.is_dir():
+                    old.rename(path)
+                raise
+    except (OSError, shutil.Error) as error:
+        raise CheckpointError(f"{path} could not be written: {error}") from error
+
+
+def same_when_read(path: Path, layout: str, what: str, has: Any, read: Any) -> None:
+    """Raises CheckpointError if `has`, which a layout does not store, would be `read` otherwise.
+
+    Of two configs it names the first field that differs.
+    """
+    if has == read:
+        return
+    if dataclasses.is_dataclass(has) and type(has) is type(read):
+        for field in dataclasses.fields(has):
+            mine, other = getattr(has, field.name), getattr(read, field.name)
+            if mine != other:
+                what, has, read = f"{what}: {field.name}", mine, other
+                break
+    raise CheckpointError(
+        f"{path} was not written: {layout} has no place for {what} {has}, which would be read as "
+        f"{read}"
+    )

@@ -34,20 +34,19 @@ class Settings:
         self.known: set[str] = set()
 
     @classmethod
-    def open(cls, path: Path) -> Settings:
-        """Raises CheckpointError if `path` is no file with a JSON object in it."""
+    def open(cls, path: Path, most: int = JSON_BYTES) -> Settings:
+        """Raises CheckpointError if `path` is no file of at most so many bytes with a JSON object in
+        it."""
         try:
             with path.open("rb") as file:
-                text = file.read(JSON_BYTES + 1)
-            if len(text) > JSON_BYTES:
-                raise CheckpointError(
-                    f"{path} has more than {JSON_BYTES} bytes; a config is wanted"
-                )
-            values = json.loads(text)
+                text = file.read(most + 1)
+            values = json.loads(text) if len(text) <= most else None
         except FileNotFoundError as error:
             raise CheckpointError(f"{path} does not exist") from error
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+        if len(text) > most:
+            raise CheckpointError(f"{path} has more than {most} bytes, too many for a config")
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} is not a JSON object")
         return cls(path, values)

@@ -6,7 +6,8 @@ here. Further parts, such as a safety checker, are left alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.checkpoints import CheckpointError, _configs, _families, _keys
+from pellucid.backbones.unet import UNetConfig
+from pellucid.checkpoints import (
+    CheckpointError,
+    _configs,
+    _families,
+    _keys,
+    _pipelines,
+    _vocabulary,
+)
 from pellucid.checkpoints._assemble import (
     Part,
     Place,
+    Unfilled,
     assemble,
     build,
     check_tokenizer,
     compare,
+    gather,
+    new_folder,
     same_names,
+    same_when_read,
+    write_file,
 )
 from pellucid.checkpoints._configs import Settings
-from pellucid.checkpoints._families import REFINER, SD1, SD2, SDXL_BASE, Family
+from pellucid.checkpoints._families import SD2, Family
+from pellucid.checkpoints._pipelines import BACKBONES, TEXTS, Kind
+from pellucid.checkpoints._variants import STEMS, weights_of
 from pellucid.checkpoints._weights import Weights, open_weights
 from pellucid.clip import TextConfig, TextTower
 from pellucid.diffusion import PREDICTIONS
@@ -37,41 +52,7 @@ from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
 
 INDEX = "model_index.json"
-TEXTS = ("text_encoder", "text_encoder_2")
-# Names of the weights in a part's folder, without variant and ending: diffusers', transformers'.
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-VARIANTS = ("fp16", "bf16")  # before any other, where there are only variants
 UNUSED_TEXT = ("position_ids", "logit_scale")
-
-
-def unet_family(unet: UNetConfig, texts: Mapping[str, TextConfig]) -> Family:
-    """Of which family a U-Net with these text towers is."""
-    if len(texts) == 2:
-        return SDXL_BASE
-    if "text_encoder_2" in texts or unet.pooled_dim > 0:
-        return REFINER
-    return SD1 if texts["text_encoder"].activation == "quick_gelu" else SD2
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of backbone in diffusers' layout, under the name of diffusers' class.
-
-    folder: its folder, and its entry in model_index.json. config: its config.json, and the configs
-    of the text towers in order, -> its config here. family: which family it and its towers, by
-    their folders, make.
-    """
-
-    folder: str
-    title: str
-    network: type[nn.Module]
-    config: Callable[[Settings, Sequence[TextConfig]], Any]
-    family: Callable[[Any, Mapping[str, TextConfig]], Family]
-
-
-BACKBONES: Mapping[str, Kind] = {
-    "UNet2DConditionModel": Kind("unet", "U-Net", UNet, _configs.read_unet, unet_family),
-}
 
 
 @dataclass(frozen=True)
@@ -83,6 +64,7 @@ class Found:
     backbone: Any
     vae: VAEConfig
     texts: Mapping[str, TextConfig]
+    tokenizer: Tokenizer
     family: Family
     reading: Reading
     schedule: Schedule
@@ -120,9 +102,8 @@ def read(
             "predicts: give --prediction eps (the 512 pixel models) or --prediction v (the 768 "
             "pixel models)"
         )
-    tokenizer = read_tokenizer(path)
     for config in found.texts.values():
-        check_tokenizer(path, tokenizer, config)
+        check_tokenizer(path, found.tokenizer, config)
     parts, unused = _parts(found)
     assemble(path, parts, device, dtype, unused)
     texts = [part.module for name, part in parts.items() if name in TEXTS]
@@ -134,7 +115,7 @@ def read(
         backbone=parts[found.kind.folder].module,
         vae=vae,
         text=text,
-        tokenizer=tokenizer,
+        tokenizer=found.tokenizer,
         schedule=found.schedule,
         prediction=found.prediction,
         name=path.resolve().name,
@@ -195,6 +176,7 @@ def examine(path: Path, prediction: str | None = None) -> Found:
     told = told if prediction is None else prediction
     if told is not None:
         choose(told, PREDICTIONS, "prediction")
+    tokenizer, pads = _tokenizer(path, list(texts), family)
     used = {kind.folder, "vae", "scheduler", *TEXTS, "tokenizer", "tokenizer_2"}
     found = Found(
         path=path,
@@ -202,8 +184,9 @@ def examine(path: Path, prediction: str | None = None) -> Found:
         backbone=config,
         vae=vae,
         texts=texts,
+        tokenizer=tokenizer,
         family=family,
-        reading=_reading(path, index, family),
+        reading=_reading(index, family, pads),
         schedule=schedule,
         prediction=told,
         trailing=trailing,
@@ -247,14 +230,30 @@ def _schedule(path: Path, family: Family) -> tuple[Schedule, str | None, bool]:
     return schedule, prediction, settings.get("timestep_spacing") == "trailing"
 
 
-def _reading(path: Path, index: Settings, family: Family) -> Reading:
-    reading = family.reading
-    if family is SD2:
-        # Its tower is stored without the last layer, which SD2 does not use.
-        reading = replace(reading, layer=-1)
-    return replace(
-        reading, zero_empty=index.flag("force_zeros_for_empty_prompt", reading.zero_empty)
-    )
+def _tokenizer(
+    path: Path, texts: Sequence[str], family: Family
+) -> tuple[Tokenizer, tuple[int, ...]]:
+    """The towers' tokenizer, CLIP's own if the folder has none, and the padding of each tower."""
+    folders = [path / text.replace("text_encoder", "tokenizer") for text in texts]
+    there = {content: folder for folder in folders if (content := _vocabulary.content(folder))}
+    stored = [_vocabulary.read(folder) for folder in there.values()]
+    tokenizer = stored[0] if stored else None
+    tokenizer = _families.clip_tokenizer() if tokenizer is None else tokenizer
+    if any(other is not None and other.table() != tokenizer.table() for other in stored[1:]):
+        raise CheckpointError(f"{path}: its text encoders have different vocabularies")
+    told = [_vocabulary.padding(folder, tokenizer) for folder in folders]
+    pads = zip(told, family.reading.pads, strict=True)
+    return tokenizer, tuple(usual if pad is None else pad for pad, usual in pads)
+
+
+def _reading(index: Settings, family: Family, pads: tuple[int, ...]) -> Reading:
+    """How diffusers' pipelines read the towers: those of SD1 and SD2 by their last layer.
+
+    That of SD2 is stored without the layer that it does not use.
+    """
+    usual = replace(family.reading, layer=-1) if family is SD2 else family.reading
+    zero = index.flag("force_zeros_for_empty_prompt", usual.zero_empty)
+    return replace(usual, pads=pads, zero_empty=zero)
 
 
 def _check(found: Found) -> None:
@@ -311,63 +310,127 @@ def _unused_text(weights: Weights, config: TextConfig) -> list[str]:
     return [key for key in weights if key.endswith(names)]
 
 
-def weights_of(folder: Path) -> Path:
-    """The file of weights in a part's folder, or the index of several.
+# ---------------------------------------------------------------- writing
 
-    safetensors before pickles, the plain name before a variant. Raises CheckpointError if there is
-    none.
+
+def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[str, ...]:
+    """Write `model` to the folder `path`, whole or not at all; what was left out, in words.
+
+    dtype: None keeps the weights as they are. Raises CheckpointError for a model that the layout
+    has no place for, and for one that would be read as something else.
     """
-    for ending in ("safetensors", "bin"):
-        found = [(_variant(path.name, ending), path) for path in _files(folder)]
-        known = [(variant, path) for variant, path in found if variant is not None]
-        if known:
-            order = ["", *VARIANTS]
-            return min(
-                known,
-                key=lambda pair: (
-                    order.index(pair[0]) if pair[0] in order else len(order),
-                    pair[1].name,
-                ),
-            )[1]
-    raise CheckpointError(
-        f"{folder} has no weights; {STEMS[0]}.safetensors or {STEMS[1]}.safetensors is wanted"
+    if path.exists() and not matches(path):
+        raise CheckpointError(f"{path} is there already and is no such folder; it was left alone")
+    name = next((n for n, k in BACKBONES.items() if type(model.backbone) is k.network), None)
+    if name is None:
+        raise CheckpointError(
+            f"{path} was not written: diffusers' layout is for {', '.join(BACKBONES)}, and the "
+            f"backbone is a {type(model.backbone).__name__}"
+        )
+    towers, left_out = towers_of(model, BACKBONES[name])
+    family = BACKBONES[name].family(
+        model.backbone.config, {folder: tower.config for folder, tower in towers.items()}
     )
+    parts: dict[str, nn.Module] = {BACKBONES[name].folder: model.backbone, "vae": model.vae}
+    parts |= towers
+    with new_folder(path) as folder:
+        try:
+            _write_configs(folder, model, name, family, towers)
+            _would_be_read(path, examine(folder), model, towers)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(folder), str(path))) from error
+        for part, network in parts.items():
+            stem = STEMS[1] if part in TEXTS else STEMS[0]
+            weights = gather(path, {part: (network, same_names(network))}, dtype)
+            write_file(folder / part / f"{stem}.safetensors", weights, {"format": "pt"})
+    return left_out
 
 
-def _files(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if path.is_file()]
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+def towers_of(model: Model, kind: Kind) -> tuple[dict[str, TextTower], tuple[str, ...]]:
+    """The text towers by their folders, as diffusers' pipelines use them, and what that leaves out.
+
+    They read a tower's last layer, so that of SD2 is stored without the one that it does not use.
+    """
+    refiner = model.text_2 is None and getattr(model.backbone.config, "pooled_dim", 0) > 0
+    folders = TEXTS[1:] if refiner else TEXTS
+    towers = [tower for tower in (model.text, model.text_2) if tower is not None]
+    last = len(towers) - 1 if refiner or len(towers) > 1 else None
+    result, left_out = {}, []
+    for number, (folder, tower) in enumerate(zip(folders, towers, strict=False)):
+        projected = number == last or model.reading.pooled == "all"
+        layers = tower.config.layers
+        if not projected and model.reading.final_norm:
+            layers += model.reading.layer + 1
+        result[folder] = shortened(tower, layers, projected)
+        if layers != tower.config.layers:
+            left_out.append(f"the layers behind layer {layers} of {folder}, which are not used")
+        if result[folder].config.projection != tower.config.projection:
+            left_out.append(f"the projection of {folder}, which is not used")
+    if model.vision is not None:
+        left_out.append("the vision tower of CLIP")
+    return result, tuple(left_out)
 
 
-def _variant(name: str, ending: str) -> str | None:
-    """ "" for the plain weights, "fp16" for model.fp16.safetensors; None for another file."""
-    for stem in STEMS:
-        for whole in (f".{ending}", f".{ending}.index.json"):
-            if name == stem + whole:
-                return ""
-            if name.startswith(f"{stem}.") and name.endswith(whole):
-                between = name.removeprefix(f"{stem}.").removesuffix(whole)
-                if between and "." not in between and "-of-" not in between:
-                    return between
-        # diffusers since 0.28: model.safetensors.index.fp16.json
-        start, end = f"{stem}.{ending}.index.", ".json"
-        if name.startswith(start) and name.endswith(end) and len(name) > len(start + end):
-            return name.removeprefix(start).removesuffix(end)
-    return None
+def shortened(tower: TextTower, layers: int, projected: bool) -> TextTower:
+    """The tower's first layers, and its projection if it is wanted, with the same weights."""
+    config = replace(
+        tower.config, layers=layers, projection=tower.config.projection if projected else None
+    )
+    if config == tower.config:
+        return tower
+    with torch.device("meta"), Unfilled():
+        short = TextTower(config)
+    kept = {name: tower.state_dict()[name] for name in short.state_dict()}
+    short.load_state_dict(kept, assign=True, strict=True)
+    return short.eval()
 
 
-# ---------------------------------------------------------------- the tokenizer
+def _write_configs(
+    folder: Path, model: Model, name: str, family: Family, towers: Mapping[str, TextTower]
+) -> None:
+    """All of a folder but the weights."""
+    kind, pixels = BACKBONES[name], model.defaults.width
+    schedule = _configs.write_schedule(model.schedule, model.prediction)
+    if schedule is None:
+        raise CheckpointError(
+            f"{folder} was not written: diffusers has no schedule {model.schedule.name!r} with the "
+            f"prediction {model.prediction!r}"
+        )
+    configs = {
+        kind.folder: kind.written(model.backbone.config, pixels // model.vae.config.downsample),
+        "vae": _configs.write_vae(model.vae.config, pixels),
+    }
+    pads = model.reading.pads or (model.tokenizer.pad,) * len(towers)
+    for (text, tower), pad in zip(towers.items(), pads, strict=True):
+        configs[text] = _configs.write_text(tower.config, model.tokenizer.bos, pad)
+        _vocabulary.write(folder / text.replace("text_encoder", "tokenizer"), model.tokenizer, pad)
+    for part, config in configs.items():
+        (folder / part).mkdir()
+        _write_json(folder / part / "config.json", config)
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
+    index = _pipelines.index(model, name, family, towers, str(schedule["_class_name"]))
+    _write_json(folder / INDEX, index)
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that is stored with the model; CLIP's own if none is."""
-    for name in ("tokenizer", "tokenizer_2"):
-        vocab, merges = path / name / "vocab.json", path / name / "merges.txt"
-        if vocab.is_file() and merges.is_file():
-            try:
-                return Tokenizer.from_files(vocab, merges)
-            except ValueError as error:
-                raise CheckpointError(str(error)) from error
-    return _families.clip_tokenizer()
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def _would_be_read(path: Path, found: Found, model: Model, towers: Mapping[str, TextTower]) -> None:
+    reading = model.reading
+    if found.reading.layer == -1 and reading.final_norm:  # the layers behind it were left out
+        reading = replace(reading, layer=-1)
+    pairs: list[tuple[str, Any, Any]] = [
+        (f"this {found.kind.title}", model.backbone.config, found.backbone),
+        ("this autoencoder", model.vae.config, found.vae),
+        *(
+            ("this text encoder", tower.config, found.texts.get(folder))
+            for folder, tower in towers.items()
+        ),
+        ("this reading of the text encoders", reading, found.reading),
+        ("this schedule", model.schedule, found.schedule),
+        ("the prediction", model.prediction, found.prediction),
+    ]
+    for what, has, read in pairs:
+        same_when_read(path, "diffusers' layout", what, has, read)

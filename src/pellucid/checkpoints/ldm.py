@@ -26,6 +26,7 @@ from pellucid.checkpoints._assemble import (
     check_tokenizer,
     compare,
     gather,
+    same_when_read,
     write_file,
 )
 from pellucid.checkpoints._families import REFINER, SD1, SD2, SDXL_BASE, Family
@@ -445,8 +446,8 @@ def _places(
 # ---------------------------------------------------------------- writing
 
 
-def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Write `model` to `path`; `dtype` None keeps the weights as they are.
+def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[str, ...]:
+    """Write `model` to `path`; `dtype` None keeps the weights as they are. What was left out.
 
     Raises CheckpointError for a model that the layout has no place for, and for one that would be
     read as something else, because what the file does not say is the family's.
@@ -474,6 +475,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
         "modelspec.prediction_type": "v" if model.prediction == "v" else "epsilon",
     }
     write_file(path, weights, metadata)
+    return () if model.vision is None else ("the vision tower of CLIP",)
 
 
 def family_of(path: Path, model: Model) -> Family:
@@ -493,12 +495,6 @@ def family_of(path: Path, model: Model) -> Family:
 def _would_be_read(
     path: Path, model: Model, family: Family, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    def refuse(what: str, has: object, read: object) -> CheckpointError:
-        return CheckpointError(
-            f"{path} was not written: in the original layout {what} is not said and would be read "
-            f"as {read}; this model has {has}"
-        )
-
     assert isinstance(model.backbone, UNet)
     texts = _under(shapes)
     starts = TEXTS[family.name]
@@ -512,28 +508,22 @@ def _would_be_read(
         raise CheckpointError(
             f"{path} was not written: {model.name} has no place in it: {error}"
         ) from error
-    pairs: list[tuple[str, Any, Any]] = [
-        ("the shape of the U-Net", model.backbone.config, read_unet)
-    ]
-    pairs.append(("the shape of the autoencoder", model.vae.config, read_vae))
-    pairs += [
-        ("the shape of a text encoder", tower.config, read)
-        for tower, read in zip(towers, read_texts, strict=True)
-    ]
     reading = family.reading
     if family is SD2:
         reading = replace(reading, layer=_families.sd2_layer(read_texts[0]))
-    pairs.append(("how the text encoders are read", model.reading, reading))
     zero_snr = model.prediction == "v" and model.schedule.zero_terminal_snr
-    pairs.append(
-        (
-            "the schedule",
-            model.schedule,
-            replace(family.schedule, zero_terminal_snr=zero_snr),
-        )
-    )
+    schedule = replace(family.schedule, zero_terminal_snr=zero_snr)
+    said = model.prediction if model.prediction in ("eps", "v") else "eps"
+    pairs: list[tuple[str, Any, Any]] = [
+        ("this U-Net", model.backbone.config, read_unet),
+        ("this autoencoder", model.vae.config, read_vae),
+        *(
+            ("this text encoder", tower.config, read)
+            for tower, read in zip(towers, read_texts, strict=True)
+        ),
+        ("this reading of the text encoders", model.reading, reading),
+        ("this schedule", model.schedule, schedule),
+        ("the prediction", model.prediction, said),
+    ]
     for what, has, read in pairs:
-        if has != read:
-            raise refuse(what, has, read)
-    if model.prediction not in ("eps", "v"):
-        raise refuse("the prediction", model.prediction, "eps")
+        same_when_read(path, "the original layout", what, has, read)

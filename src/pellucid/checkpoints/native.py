@@ -93,8 +93,9 @@ def read(
     )
 
 
-def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
+def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[str, ...]:
     """Write `model` to `path`, whole or not at all; `dtype` None keeps the weights as they are.
+    Nothing is left out.
 
     Raises CheckpointError: a weight that is not finite (or not any more, as float16), a folder that
     does not exist, a full disk.
@@ -121,6 +122,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
         "tokenizer": json.loads(model.tokenizer.to_json()),
     }
     write_file(path, weights, {"pellucid": json.dumps(facts, ensure_ascii=False)})
+    return ()
 
 
 def _config_of(module: nn.Module) -> Any:

@@ -1,0 +1,90 @@
+"""Which classes of diffusers and transformers make a model: what model_index.json lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pellucid.backbones.unet import UNet, UNetConfig
+from pellucid.checkpoints import _configs
+from pellucid.checkpoints._configs import Settings
+from pellucid.checkpoints._families import REFINER, SD1, SD2, SDXL_BASE, Family
+from pellucid.clip import TextConfig, TextTower
+from pellucid.model import Model
+
+TEXTS = ("text_encoder", "text_encoder_2")
+
+
+def unet_family(unet: UNetConfig, texts: Mapping[str, TextConfig]) -> Family:
+    """Of which family a U-Net with these text towers is."""
+    if len(texts) == 2:
+        return SDXL_BASE
+    if "text_encoder_2" in texts or unet.pooled_dim > 0:
+        return REFINER
+    return SD1 if texts["text_encoder"].activation == "quick_gelu" else SD2
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of backbone in diffusers' layout, under the name of diffusers' class.
+
+    folder: its folder, and its entry in model_index.json. config: its config.json, and the configs
+    of the text towers in order, -> its config here. written: its config here, and a side of the
+    latents that it draws by default, -> config.json. family: which family it and its towers, by
+    their folders, make.
+    """
+
+    folder: str
+    title: str
+    network: type[nn.Module]
+    config: Callable[[Settings, Sequence[TextConfig]], Any]
+    written: Callable[[Any, int], dict[str, Any]]
+    family: Callable[[Any, Mapping[str, TextConfig]], Family]
+
+
+BACKBONES: Mapping[str, Kind] = {
+    "UNet2DConditionModel": Kind(
+        "unet", "U-Net", UNet, _configs.read_unet, _configs.write_unet, unet_family
+    ),
+}
+
+
+# diffusers' names of pipelines are these, what the network is for, and "Pipeline".
+PIPELINES = {
+    SD1.name: "StableDiffusion",
+    SD2.name: "StableDiffusion",
+    SDXL_BASE.name: "StableDiffusionXL",
+    REFINER.name: "StableDiffusionXL",
+}
+USES = {4: "", 9: "Inpaint", 8: "InstructPix2Pix"}  # by the channels that a U-Net sees
+
+
+def index(
+    model: Model, name: str, family: Family, towers: Mapping[str, TextTower], scheduler: str
+) -> dict[str, Any]:
+    use = USES.get(getattr(model.backbone.config, "in_channels", 4), "")
+    if family is REFINER:
+        use = use or "Img2Img"
+    entries: dict[str, Any] = {
+        "_class_name": f"{PIPELINES[family.name]}{use}Pipeline",
+        BACKBONES[name].folder: ["diffusers", name],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", scheduler],
+    }
+    for text in TEXTS[: len(TEXTS) if "text_encoder_2" in towers else 1]:
+        tower, tokenizer = towers.get(text), text.replace("text_encoder", "tokenizer")
+        projected = tower is not None and tower.config.projection is not None
+        kind = next(k for k, known in _configs.TEXT_CLASSES.items() if known == projected)
+        entries[text] = [None, None] if tower is None else ["transformers", kind]
+        entries[tokenizer] = [None, None] if tower is None else ["transformers", "CLIPTokenizer"]
+    if family in (SDXL_BASE, REFINER):
+        entries["force_zeros_for_empty_prompt"] = model.reading.zero_empty
+        if family is REFINER:
+            entries["requires_aesthetics_score"] = True
+    else:
+        entries |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+        entries["requires_safety_checker"] = False
+    return entries

@@ -1,0 +1,100 @@
+"""The folder of a tokenizer in diffusers' layout: vocab.json and merges.txt, or tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pellucid.checkpoints import CheckpointError
+from pellucid.checkpoints._configs import Settings
+from pellucid.tokenizer import BOS, EOS, Tokenizer
+
+VOCABULARY_BYTES = 2**24  # CLIP's tokenizer.json has a fifth of it
+MARKS = ("special_tokens_map.json", "tokenizer_config.json")  # either may name the padding
+
+
+FILES = ("vocab.json", "merges.txt"), ("tokenizer.json",)  # either pair or one is a vocabulary
+
+
+def content(folder: Path) -> tuple[bytes, ...]:
+    """The bytes of the vocabulary in `folder`, () if none is there. Raises CheckpointError."""
+    for names in FILES:
+        files = [folder / name for name in names]
+        if all(file.is_file() for file in files):
+            try:
+                if max(file.stat().st_size for file in files) > VOCABULARY_BYTES:
+                    raise CheckpointError(f"{folder} has a file that is larger than any vocabulary")
+                return tuple(file.read_bytes() for file in files)
+            except OSError as error:
+                raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    return ()
+
+
+def read(folder: Path) -> Tokenizer | None:
+    """The tokenizer in `folder`, None if none is there. Raises CheckpointError if it is damaged."""
+    found = content(folder)
+    try:
+        if len(found) == 2:
+            return Tokenizer.from_files(*(folder / name for name in FILES[0]))
+        if not found:
+            return None
+        model = json.loads(found[0])["model"]
+        pairs = [_pair(pair) for pair in model["merges"]]
+        return Tokenizer.from_table({str(k): int(v) for k, v in model["vocab"].items()}, pairs)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{folder} is not a tokenizer of CLIP's kind: {error}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{folder} is not a tokenizer: {error}") from error
+
+
+def _pair(pair: Any) -> tuple[str, str]:
+    first, second = pair.split(" ") if isinstance(pair, str) else pair  # before tokenizers 0.20
+    return str(first), str(second)
+
+
+def padding(folder: Path, tokenizer: Tokenizer) -> int | None:
+    """The number that `folder` says its rows are filled up with; None if it does not say."""
+    for name in MARKS:
+        if not (folder / name).is_file():
+            continue
+        said = Settings.open(folder / name, VOCABULARY_BYTES).get("pad_token")
+        if isinstance(said, dict):
+            said = said.get("content")
+        if isinstance(said, str):
+            number: int | None = tokenizer.bpe.token_to_id(said)
+            return number
+    return None
+
+
+def write(folder: Path, tokenizer: Tokenizer, pad: int) -> None:
+    """Write the folder; `pad` is the number that rows are filled up with.
+
+    Raises CheckpointError for a tokenizer that is not of CLIP's kind.
+    """
+    numbers, pairs = tokenizer.table()
+    names = {number: piece for piece, number in numbers.items()}
+    if BOS not in numbers or EOS not in numbers or pad not in names:
+        raise CheckpointError(
+            f"{folder} was not written: the layout is for CLIP's kind of tokenizer, and the model "
+            "has another"
+        )
+    marks = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": names[pad]}
+    length = tokenizer.context_length
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **marks}
+    folder.mkdir()
+    merges = "".join(f"{first} {second}\n" for first, second in pairs)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", "utf-8")
+    contents: Mapping[str, Any] = {
+        "vocab.json": numbers,
+        "special_tokens_map.json": marks,
+        "tokenizer_config.json": config,
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    again = read(folder)
+    if again is None or again.bpe.to_str() != tokenizer.bpe.to_str():
+        raise CheckpointError(
+            f"{folder} was not written: the model's tokenizer cuts texts in another way than CLIP's"
+        )
