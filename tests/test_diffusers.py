@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +13,21 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pellucid.backbones.unet import UNet
-from pellucid.checkpoints import _families, describe, load, save
+from pellucid.checkpoints import (
+    CheckpointError,
+    _assemble,
+    _families,
+    _keys,
+    _variants,
+    describe,
+    load,
+    save,
+)
 from pellucid.checkpoints._families import FAMILIES
+from pellucid.clip import TextTower
 from pellucid.diffusion import Conditioning
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -26,6 +37,7 @@ from references import (
     UNETS,
     assert_same,
     close,
+    model_of,
     noise,
     small_vocabulary,
     their_pipeline,
@@ -63,7 +75,12 @@ def folders(pipelines: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 def copy(
     source: Path, target: Path, change: Callable[[Path], object] = lambda folder: None
 ) -> Path:
-    shutil.copytree(source, target)
+    """The weights are linked: they may be replaced, and not written over."""
+
+    def put(one: str, other: str) -> None:
+        os.link(one, other) if one.endswith(".safetensors") else shutil.copy(one, other)
+
+    shutil.copytree(source, target, copy_function=put)
     change(target)
     return target
 
@@ -175,3 +192,446 @@ def test_every_conversion_gives_every_bit(
         save(again, path, to=target)
         same_weights(written(target, tmp_path), path)
         shutil.rmtree(path.parent)
+
+
+def test_another_type(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = load(folders["sd1"], dtype=None)
+    half, path = written("ldm", tmp_path), written("diffusers", tmp_path)
+    save(model, half, torch.float16, to="ldm")
+    save(load(half, dtype=None), path, to="diffusers")
+    assert {weight.dtype for weight in weights_of(path).values()} == {torch.float16}
+    expected = weights_of(folders["sd1"])
+    key = "unet/mid_block.resnets.0.conv1.weight"
+    assert torch.equal(weights_of(path)[key], expected[key].half())
+    assert describe(path)["types"].keys() == {"float16"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_diffusers_reads_what_is_written(
+    name: str, pipelines: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its own pipeline of the folder has the weights, the settings, and the prompt's numbers."""
+    diffusers = pytest.importorskip("diffusers")
+    path = written("diffusers", tmp_path)
+    save(load(folders[name], dtype=None), path, to="diffusers")
+    again = diffusers.DiffusionPipeline.from_pretrained(path, local_files_only=True)
+    assert type(again) is type(pipelines[name])
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        one, other = getattr(pipelines[name], part, None), getattr(again, part, None)
+        assert (one is None) == (other is None)
+        if one is not None:
+            a, b = one.state_dict(), other.state_dict()
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[key], b[key]) for key in a)
+            assert type(one) is type(other)
+    for part in ("tokenizer", "tokenizer_2"):
+        one, other = getattr(pipelines[name], part, None), getattr(again, part, None)
+        if one is not None:
+            long = {"padding": "max_length", "max_length": 77, "truncation": True}
+            assert one("a red Apple!", **long).input_ids == other("a red Apple!", **long).input_ids
+    assert again.unet.config.attention_head_dim == list(UNETS[name].heads)
+    assert again.vae.config.scaling_factor == FAMILIES[name].vae.scaling_factor
+    assert again.scheduler.config.prediction_type == "epsilon"
+    pixels = FAMILIES[name].defaults("eps").width
+    assert again.unet.config.sample_size * again.vae_scale_factor == pixels
+    if name == "sdxl_refiner":
+        assert again.config.requires_aesthetics_score
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_diffusers_reads_the_original_layout(
+    name: str, pipelines: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    path = written("ldm", tmp_path)
+    save(load(folders[name], dtype=None), path, to="ldm")
+    kind = type(pipelines[name])
+    assert issubclass(kind, diffusers.DiffusionPipeline)
+    again = kind.from_single_file(str(path), config=str(folders[name]), local_files_only=True)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        one, other = getattr(pipelines[name], part, None), getattr(again, part, None)
+        if one is not None:
+            a, b = one.state_dict(), other.state_dict()
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -> None:
+    """And gives the same vectors: diffusers reads the last layer that is stored."""
+    model = model_of("sd2", "v")
+    text = replace(model.text.config, vocab_size=49408)
+    model = replace(model, text=TextTower(text).eval())
+    path = tmp_path / "short"
+    left_out = save(model, path, to="diffusers")
+    assert len(left_out) == 2 and "layer 2 of text_encoder" in left_out[0]
+    again = load(path)
+    assert again.text.config == replace(text, layers=2, projection=None)
+    assert again.reading == replace(model.reading, layer=-1)
+    assert again.prediction == "v"
+    ids = model.tokenizer(["a red apple"])
+    expected = model.text(ids, model.reading.layer, model.reading.final_norm).hidden
+    got = again.text(ids, again.reading.layer, again.reading.final_norm).hidden
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vae": {"patch_size": 2}}, "no place for this autoencoder: patch_size 2"),
+        ({"schedule": Schedule("sigmoid")}, "no schedule 'sigmoid'"),
+        ({"schedule": Schedule("flow")}, "no schedule 'flow' with the prediction 'eps'"),
+        ({"reading": {"layer": -2, "final_norm": False}}, "reading of the text .*: layer -2"),
+        ({"backbone": {"pooled_dim": 12, "map_channels": 2}}, "was not written"),
+        ({"tokenizer": Tokenizer.train(["a"], 270)}, "not written: the layout is for CLIP's kind"),
+    ],
+)
+def test_models_without_a_place_in_the_layout(
+    change: dict[str, Any], message: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = load(folders["sd1"])
+    for name, value in change.items():
+        if isinstance(value, dict):
+            part = getattr(model, name)
+            if name == "reading":
+                value = replace(part, **value)
+            else:
+                value = type(part)(replace(part.config, **value))
+        model = replace(model, **{name: value})
+    path = tmp_path / "none"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        save(model, path, to="diffusers")
+    assert str(path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_written_whole_or_not_at_all(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(folders["sd1"])
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "letter.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="is no such folder; it was left alone"):
+        save(model, path, to="diffusers")
+    assert [file.name for file in path.iterdir()] == ["letter.txt"]
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        save(model, tmp_path / "none" / "model", to="diffusers")
+    (path / "letter.txt").rename(path / "model_index.json")  # now it may be replaced
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="disk is full"):
+        patch.setattr(_assemble, "save_file", full)
+        save(model, path, to="diffusers")
+    assert (path / "model_index.json").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+    save(model, path, to="diffusers")
+    assert_same(model, load(path))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def full(*_: Any) -> None:
+    raise OSError("the disk is full")
+
+
+def test_unknown_formats(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no format 'diffuser'; .* nearest first: diffusers"):
+        save(load(folders["sd1"]), tmp_path / "x", to="diffuser")
+
+
+# ---------------------------------------------------------------- how folders differ
+
+
+def variants(variant: str) -> Callable[[Path], None]:
+    """Weights only under the name of a variant."""
+
+    def change(folder: Path) -> None:
+        for path in [*folder.rglob("*.safetensors"), *folder.rglob("*.bin")]:
+            path.rename(path.with_name(f"{path.stem}.{variant}{path.suffix}"))
+
+    return change
+
+
+def add_half(folder: Path) -> None:
+    """A variant beside the plain file, which is the one to read."""
+    for path in list(folder.rglob("*.safetensors")):
+        half = {key: value.half() for key, value in load_file(path).items()}
+        save_file(half, path.with_name(f"{path.stem}.fp16.safetensors"))
+
+
+def pickled(folder: Path) -> None:
+    for path in list(folder.rglob("*.safetensors")):
+        stem = "pytorch_model" if path.stem == "model" else path.stem
+        torch.save(load_file(path), path.with_name(f"{stem}.bin"))
+        path.unlink()
+
+
+def index_name(name: str) -> Callable[[Path], None]:
+    """Two files for each part, and an index of this name."""
+
+    def change(folder: Path) -> None:
+        for path in list(folder.rglob("*.safetensors")):
+            weights, places = load_file(path), {}
+            for i, keys in enumerate((sorted(weights)[::2], sorted(weights)[1::2]), 1):
+                shard = f"{path.stem}-0000{i}-of-00002.safetensors"
+                save_file({key: weights[key] for key in keys}, path.with_name(shard))
+                places |= dict.fromkeys(keys, shard)
+            index = {"metadata": {}, "weight_map": places}
+            path.with_name(name.format(path.stem)).write_text(json.dumps(index))
+            path.unlink()
+
+    return change
+
+
+def old_vae(folder: Path) -> None:
+    """diffusers before 0.17."""
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    for old, new in _keys.OLD_ATTENTION.items():
+        for key in [key for key in weights if f".attentions.0.{new}." in key]:
+            weights[key.replace(f".{new}.", f".{old}.")] = weights.pop(key)
+    path.unlink()
+    save_file(weights, path)
+
+
+def published_text(folder: Path) -> None:
+    """As transformers wrote it in 2022: another level of names, and a buffer."""
+    path = folder / "text_encoder" / "model.safetensors"
+    weights = {f"text_model.{key}": value for key, value in load_file(path).items()}
+    weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    path.unlink()
+    save_file(weights, path)
+    edit("text_encoder/config.json", eos_token_id=2)(folder)
+
+
+def two_file_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    small_vocabulary(folder / "tokenizer")
+
+
+def no_tokenizer(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+    edit("model_index.json", tokenizer=[None, None])(folder)
+
+
+def checker(folder: Path) -> None:
+    (folder / "safety_checker").mkdir()
+    edit("model_index.json", safety_checker=["stable_diffusion", "SafetyChecker"])(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        variants("fp16"),
+        variants("non_ema"),
+        add_half,
+        pickled,
+        index_name("{}.safetensors.index.json"),
+        index_name("{}.safetensors.index.fp16.json"),
+        index_name("{}.fp16.safetensors.index.json"),
+        old_vae,
+        published_text,
+        two_file_vocabulary,
+        no_tokenizer,
+        checker,
+    ],
+)
+def test_folders_that_differ(
+    change: Callable[[Path], None], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = copy(folders["sd1"], tmp_path / "other", change)
+    assert_same(load(folders["sd1"]), load(path))
+    told = describe(path)
+    assert told["unused parts"] == (["safety_checker"] if change is checker else [])
+    assert bool(told["unused keys"]) == (change is published_text)
+
+
+@pytest.mark.parametrize(
+    ("there", "read"),
+    [
+        (["model.safetensors", "model.fp16.safetensors"], "model.safetensors"),
+        (
+            ["model.safetensors.index.json", "model.fp16.safetensors"],
+            "model.safetensors.index.json",
+        ),
+        (["model.bf16.safetensors", "model.fp16.safetensors"], "model.fp16.safetensors"),
+        (["model.non_ema.safetensors", "model.bf16.safetensors"], "model.bf16.safetensors"),
+        (["pytorch_model.bin", "model.fp16.safetensors"], "model.fp16.safetensors"),
+        (["pytorch_model.bin", "pytorch_model.fp16.bin"], "pytorch_model.bin"),
+        (["model-00001-of-00002.safetensors", "openvino_model.bin", "model.onnx"], None),
+        (["diffusion_flax_model.msgpack", "model.safetensors/"], None),
+    ],
+)
+def test_which_of_several_files(there: list[str], read: str | None, tmp_path: Path) -> None:
+    for name in there:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    if read is None:
+        with pytest.raises(CheckpointError, match="has no weights"):
+            _variants.weights_of(tmp_path)
+    else:
+        assert _variants.weights_of(tmp_path) == tmp_path / read
+
+
+@pytest.mark.parametrize(
+    ("said", "prediction", "expected"),
+    [
+        ({"prediction_type": "v_prediction"}, None, "v"),
+        ({"prediction_type": "sample"}, None, "x0"),
+        ({"prediction_type": ...}, None, "eps"),
+        ({"prediction_type": "v_prediction"}, "eps", "eps"),
+    ],
+)
+def test_what_is_predicted(
+    said: dict[str, Any],
+    prediction: str | None,
+    expected: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    change = edit("scheduler/scheduler_config.json", **said)
+    path = copy(folders["sd2"], tmp_path / "said", change)
+    model = load(path, prediction=prediction)
+    assert model.prediction == expected
+    assert model.defaults == FAMILIES["sd2"].defaults(expected)
+
+
+def test_sd2_without_a_scheduler_asks(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = copy(folders["sd2"], tmp_path / "silent")
+    shutil.rmtree(path / "scheduler")
+    with pytest.raises(CheckpointError, match=r"--prediction eps .* or --prediction v"):
+        load(path)
+    assert "--prediction" in describe(path)["prediction"]
+    assert load(path, prediction="v").prediction == "v"
+
+
+def test_schedules(folders: dict[str, Path], tmp_path: Path) -> None:
+    said = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    path = copy(folders["sd2"], tmp_path / "a", edit("scheduler/scheduler_config.json", **said))
+    model = load(path)
+    assert model.schedule.zero_terminal_snr and model.defaults.spacing == "trailing"
+    save(model, tmp_path / "again", to="diffusers")
+    assert_same(model, load(tmp_path / "again"))
+    said = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 500}
+    path = copy(folders["sd2"], tmp_path / "b", edit("scheduler/scheduler_config.json", **said))
+    theirs = pytest.importorskip("diffusers").DDIMScheduler.from_pretrained(path / "scheduler")
+    got = load(path).schedule.alphas_cumprod
+    torch.testing.assert_close(got.float(), theirs.alphas_cumprod, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("sd1", 9), ("sd2", 9), ("sdxl", 9), ("sd1", 8)])
+def test_inpainting_and_pix2pix(name: str, channels: int, vocabulary: Path, tmp_path: Path) -> None:
+    their_pipeline(name, vocabulary, in_channels=channels).save_pretrained(tmp_path / "in")
+    model = load(tmp_path / "in")
+    use = "inpainting" if channels == 9 else "pix2pix"
+    assert describe(tmp_path / "in")["family"] == f"{FAMILIES[name].title} {use}"
+    save(model, tmp_path / "out", to="diffusers")
+    said = json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"]
+    assert (
+        said
+        == {
+            ("sd1", 9): "StableDiffusionInpaintPipeline",
+            ("sd2", 9): "StableDiffusionInpaintPipeline",
+            ("sdxl", 9): "StableDiffusionXLInpaintPipeline",
+            ("sd1", 8): "StableDiffusionInstructPix2PixPipeline",
+        }[name, channels]
+    )
+    assert_same(model, load(tmp_path / "out"))
+
+
+# ---------------------------------------------------------------- what is wrong with a folder
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_text(text)
+
+    return change
+
+
+UNET_JSON, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove("model_index.json"), "is a folder, and not one of diffusers'"),
+        (write("model_index.json", "[]"), "model_index.json is not a JSON object"),
+        (write("model_index.json", "{"), "model_index.json cannot be read as JSON"),
+        (write("model_index.json", '{"a": ' * 10**5), "cannot be read as JSON"),
+        (write("model_index.json", " " * 2**21), "has more than 1048576 bytes"),
+        (write("model_index.json", "{}"), "has no backbone that is known .*; it has none"),
+        (edit("model_index.json", unet=["diffusers", "Kandinsky"]), "it has .*unet of Kandinsky"),
+        (edit("model_index.json", unet=["diffusers", ["a"]]), "has no backbone that is known"),
+        (edit("model_index.json", vae=["diffusers", "VQModel"]), "its autoencoder is VQModel"),
+        (edit("model_index.json", text_encoder=[None, None]), "has no text encoder"),
+        (edit("model_index.json", text_encoder=["x", "T5"]), "its text_encoder is T5; known are"),
+        (remove("unet"), "config.json does not exist"),
+        (remove("vae/config.json"), "config.json does not exist"),
+        (remove(WEIGHTS), "unet has no weights"),
+        (edit(UNET_JSON, _class_name="UNet1D"), "_class_name is 'UNet1D'"),
+        (edit(UNET_JSON, layers_per_block=10**9), "layers_per_block is '1000000000'; a list"),
+        (edit(UNET_JSON, layers_per_block=10**6), "no UNet can be built"),
+        (edit(UNET_JSON, transformer_layers_per_block=10**6), "more than 16384 parameters"),
+        (edit(UNET_JSON, block_out_channels=[320, "640"]), "whole numbers from 1"),
+        (edit(UNET_JSON, block_out_channels=[]), "block_out_channels is"),
+        (edit(UNET_JSON, layers_per_block=[1, 2, 2, 2]), "the same number at every level"),
+        (edit(UNET_JSON, transformer_layers_per_block=[[1], 1, 1, 1]), "whole numbers from 1"),
+        (edit(UNET_JSON, down_block_types=["AttnDownBlock2D"]), "has 'AttnDownBlock2D'; known are"),
+        (edit(UNET_JSON, up_block_types=["UpBlock2D"]), "down_block_types from its end"),
+        (edit(UNET_JSON, cross_attention_dim=65), "sees texts of width 65"),
+        (edit(UNET_JSON, in_channels=True), "in_channels is 'True'; a whole number"),
+        (edit(UNET_JSON, in_channels=5), "takes 5 channels"),
+        (edit(UNET_JSON, out_channels=5), "makes 5 channels, its autoencoder takes 4"),
+        (edit(UNET_JSON, norm_eps="x"), "norm_eps is 'x'; a number"),
+        (edit(UNET_JSON, norm_eps=float("nan")), "norm_eps is 'nan'; a number"),
+        (edit(UNET_JSON, norm_num_groups=7), "no UNet can be built"),
+        (edit(UNET_JSON, time_cond_proj_dim=256), "time_cond_proj_dim is '256'; None, as in"),
+        (edit(UNET_JSON, mid_block_type=None), "mid_block_type is 'None'"),
+        (edit(UNET_JSON, addition_embed_type="text"), "addition_embed_type is 'text'"),
+        (
+            edit(UNET_JSON, addition_embed_type="text_time"),
+            "addition_time_embed_dim is 'None'; 256",
+        ),
+        (
+            edit(UNET_JSON, addition_embed_type="text_time", addition_time_embed_dim=256),
+            "times 256 and the 0 of the text",
+        ),
+        (edit(UNET_JSON, warp=3), "warp is '3', a setting that is not known"),
+        (edit(UNET_JSON, attention_head_dim=[8, 8]), "a list of 4 whole numbers"),
+        (edit("vae/config.json", latent_channels=16), "makes 4 channels, its autoencoder takes 16"),
+        (edit("vae/config.json", scaling_factor=0), "scaling_factor is '0'"),
+        (edit("vae/config.json", latents_mean=[1]), "latents_mean is"),
+        (edit("vae/config.json", block_out_channels=[32] * 9), "one for each of 9 levels"),
+        (edit("text_encoder/config.json", hidden_act="relu"), "one of gelu, quick_gelu"),
+        (edit("text_encoder/config.json", num_hidden_layers=10**5), "no TextTower can be built"),
+        (edit("text_encoder/config.json", vocab_size=9), "does not fit its text tower"),
+        (edit("scheduler/scheduler_config.json", beta_schedule="x"), "beta_schedule is 'x'"),
+        (edit("scheduler/scheduler_config.json", beta_end=2.0), "beta_end 2.0 are wrong"),
+        (edit("scheduler/scheduler_config.json", trained_betas=[0.1]), "trained_betas is"),
+        (edit("scheduler/scheduler_config.json", num_train_timesteps=-1), "from 2 to"),
+        (write("tokenizer/tokenizer.json", "{"), "tokenizer is not a tokenizer of CLIP's kind"),
+        (write("tokenizer/tokenizer.json", '{"model": {"vocab": {}, "merges": []}}'), "no <|start"),
+        (write(WEIGHTS, "{}"), "is truncated or no safetensors"),
+    ],
+)
+def test_folders_that_are_wrong(
+    change: Callable[[Path], None], message: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = copy(folders["sd1"], tmp_path / "wrong", change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_part_of_another_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = copy(folders["sd1"], tmp_path / "mixed", remove("unet"))
+    shutil.copytree(folders["sdxl"] / "unet", path / "unet")
+    with pytest.raises(CheckpointError, match="times 256 and the 0 of the text encoder"):
+        load(path)

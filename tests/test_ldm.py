@@ -294,7 +294,7 @@ def test_an_sd2_tower_of_diffusers_has_its_last_layer_left_out(tmp_path: Path) -
     assert_same(model, load(path, prediction="eps"))
     # Its last layer is the file's last; with the projection it would be the one before.
     wrong = replace(model, reading=SD2.reading)
-    with pytest.raises(CheckpointError, match="how the text encoders are read"):
+    with pytest.raises(CheckpointError, match="reading of the text encoders: layer -2"):
         ldm.write(wrong, path)
     assert _families.sd2_layer(SD2_TEXT) == -2
     assert _families.sd2_layer(replace(SD2_TEXT, layers=23)) == -1
@@ -838,14 +838,14 @@ def test_models_that_cannot_be_written(models: dict[str, Model], tmp_path: Path)
     for model, message in (
         (replace(sd1, backbone=nn.Linear(1, 1)), "the backbone is a Linear"),
         (replace(sd1, prediction="flow"), "the prediction"),
-        (replace(sd1, schedule=Schedule("cosine")), "the schedule is not said"),
-        (replace(sd1, reading=SD2.reading), "how the text encoders are read"),
-        (model_of("sd1", heads=(4,) * 4), "the shape of the U-Net"),
+        (replace(sd1, schedule=Schedule("cosine")), "no place for this schedule: name cosine"),
+        (replace(sd1, reading=SD2.reading), "no place for this reading of the text encoders"),
+        (model_of("sd1", heads=(4,) * 4), "no place for this U-Net: heads"),
         (model_of("sd1", map_channels=2, pooled_dim=8), "has no name in the original layout"),
         (model_of("sd1", in_channels=5), "takes 5 channels"),
         (
             replace(sd1, vae=VAE(replace(sd1.vae.config, scaling_factor=0.5))),
-            "the shape of the autoencoder",
+            "no place for this autoencoder: scaling_factor 0.5, which would be read as 0.18215",
         ),
     ):
         with pytest.raises(CheckpointError, match=message):

@@ -71,12 +71,7 @@ class Found:
     prediction: str | None  # None: it can't be known
     trailing: bool  # its steps are to begin at the noisiest time
     others: tuple[str, ...]  # entries of the index that are not used
-
-    @property
-    def title(self) -> str:
-        if isinstance(self.backbone, UNetConfig):
-            return _families.variant(self.family, self.backbone.in_channels)
-        return self.family.title
+    title: str
 
 
 def matches(path: Path) -> bool:
@@ -191,6 +186,7 @@ def examine(path: Path, prediction: str | None = None) -> Found:
         prediction=told,
         trailing=trailing,
         others=tuple(entry for entry in entries if entry not in used),
+        title=_title(path, family, config),
     )
     _check(found)
     return found
@@ -270,7 +266,15 @@ def _check(found: Found) -> None:
             f"{path}: its U-Net sees texts of width {found.backbone.cross_attention_dim}, its text "
             f"encoders make {width}"
         )
-    assert found.title  # whose channels are known
+
+
+def _title(path: Path, family: Family, backbone: Any) -> str:
+    if not isinstance(backbone, UNetConfig):
+        return family.title
+    try:
+        return _families.variant(family, backbone.in_channels)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 # ---------------------------------------------------------------- weights
