@@ -22,7 +22,8 @@ from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.noise_lab import NoiseLab, kinds, page, schedules
 from pellucid.noise_lab.walk import walk
-from pellucid.pipeline import encoded, pictures
+from pellucid.pipeline import encoded
+from pellucid.preview import pictures
 from pellucid.schedule import CLEAN, SCHEDULES, Schedule
 from pellucid.spectrum import power_spectrum, radial_average, slope
 

@@ -154,7 +154,7 @@ def avoids_map(q: Tensor, k: Tensor, v: Tensor) -> bool:
     devices, such as Apple's, there is none for every size.
     """
     if q.device.type != "cuda":
-        return q.device.type == "cpu"
+        return q.device.type in ("cpu", "meta")  # meta: shapes alone, nothing is formed
     cuda = torch.backends.cuda
     asked = cuda.SDPAParams(q, k, v, None, 0.0, False, False)
     return cuda.can_use_flash_attention(asked) or cuda.can_use_efficient_attention(asked)

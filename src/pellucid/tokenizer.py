@@ -92,6 +92,13 @@ class Tokenizer:
         """The pieces of `text` as they stand in it, one for each number of `encode(text)`."""
         return [text[piece.start : piece.end] for piece in self._pieces(text)]
 
+    def whole_words(self) -> list[str]:
+        """What can be written with one piece of at least three letters, sorted: the words of the
+        vocabulary, and beginnings of words, or ends, that the tokenizer does not mark as such."""
+        bare = {piece.removeprefix("Ġ").removesuffix("</w>") for piece in self.bpe.get_vocab()}
+        long = sorted(word for word in bare if len(word) > 2 and word.isalpha())
+        return [word for word in long if len(self.encode(word)) == 1]
+
     def cut(self, text: str) -> str | None:
         """The end of `text` that does not fit into one row, or None if all of it does."""
         pieces = self._pieces(text)

@@ -18,7 +18,8 @@ from pellucid.images import fit, to_tensor
 from pellucid.model import Model
 from pellucid.noise import draw, generators
 from pellucid.noise_lab.schedules import level_at
-from pellucid.pipeline import denoiser, encoded, pictures
+from pellucid.pipeline import denoiser, encoded
+from pellucid.preview import pictures
 from pellucid.records import Picture, Record
 from pellucid.request import Request, resolve
 from pellucid.vae import psnr

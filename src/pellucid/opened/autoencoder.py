@@ -1,0 +1,175 @@
+"""The autoencoder, opened: a picture there and back, what was lost, and what the latents are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pellucid import strips
+from pellucid.conditioning import Told, read
+from pellucid.images import to_pil, to_tensor
+from pellucid.model import Model
+from pellucid.opened.operations import operations, shape_of
+from pellucid.preview import colours_of
+from pellucid.records import Picture, Record
+from pellucid.request import unit_of
+from pellucid.vae import VAE, psnr
+
+MOST_PIXELS = 2**20
+"""A larger picture is made smaller; there it takes minutes and several GB."""
+WHOLE_BYTES = 2**30
+"""What needs more memory than this in one piece goes through in strips."""
+
+
+class Channel(Record):
+    """One channel of the scaled latents."""
+
+    mean: float
+    deviation: float
+    picture: Picture
+    """Its numbers: black is three deviations below the mean, white three above."""
+
+
+class Cost(Record):
+    """What the latents save and cost. Operations are counted as `operations` does."""
+
+    pixel_values: int
+    latent_values: int
+    pixel_bytes: int
+    """At 8 bits a value."""
+    latent_bytes: int
+    """At 16 bits a value."""
+    encode: int
+    """Operations of the encoder."""
+    decode: int
+    """Operations of the decoder."""
+    latent_look: int
+    """Operations of the network that sees through the noise, once, on the latents."""
+    pixel_look: int | None
+    """The same network on an input as large as the picture; None if it has no place for so much."""
+    looks: int
+    """How often it looks for a picture by the model's defaults: steps, twice with guidance."""
+
+
+class RoundTrip(Record):
+    """A picture through the autoencoder and back."""
+
+    source: str
+    size: tuple[int, int]
+    """Width and height as it came."""
+    fitted: str
+    """What was done to its size, in words."""
+    model: str
+    picture: Picture
+    decoded: Picture
+    difference: Picture
+    """Of the two; the largest difference of all is made 255."""
+    largest: int
+    """That difference, of 255."""
+    psnr: float
+    """dB; infinite if nothing was lost."""
+    scale: float
+    """What the encoder's numbers are multiplied by, so that they have about unit deviation."""
+    colours: Picture | None
+    """A linear guess at the colour of each place; None if none is known."""
+    channels: tuple[Channel, ...]
+    cost: Cost
+
+
+@torch.no_grad()
+def look(model: Model, image: Image.Image, source: str = "picture") -> RoundTrip:
+    """Encode, decode, compare. source: what the picture is called.
+
+    The picture keeps its size where it can: it is scaled down to `MOST_PIXELS`, up to one latent,
+    and cropped to whole latents. Raises ValueError if what comes out is not finite.
+    """
+    picture, fitted = fit(image, unit_of(model))
+    pixels = to_tensor(picture)[None].to(next(model.vae.parameters()))
+    in_strips = model.vae.working_bytes(*picture.size) > WHOLE_BYTES
+    places = strips.PLACES if in_strips else None
+    latents = model.vae.to_latents(pixels, places=places)
+    decoded = to_pil(model.vae.to_pixels(latents, places)[0])
+    difference = (to_tensor(decoded) - to_tensor(picture)).abs() * 127.5
+    largest = round(float(difference.max()))
+    colours = colours_of(model.vae)
+    return RoundTrip(
+        source=source,
+        size=image.size,
+        fitted=fitted,
+        model=model.name,
+        picture=picture,
+        decoded=decoded,
+        difference=to_pil(difference / max(largest, 1) * 2 - 1),
+        largest=largest,
+        psnr=psnr(to_tensor(decoded)[None], to_tensor(picture)[None]),
+        scale=model.vae.config.scaling_factor,
+        colours=None if colours is None else to_pil(colours(latents.float())[0]),
+        channels=tuple(channel(numbers) for numbers in latents[0].float()),
+        cost=cost(model, *picture.size),
+    )
+
+
+def fit(image: Image.Image, unit: int) -> tuple[Image.Image, str]:
+    """The picture with sides that are multiples of `unit`, and what was done, in words."""
+    width, height = image.size
+    scale = max(unit / min(width, height), min(1.0, math.sqrt(MOST_PIXELS / (width * height))))
+    said = [f"{width}x{height}"]
+    if scale != 1:
+        width, height = (max(unit, round(side * scale)) for side in (width, height))
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        said.append(f"scaled to {width}x{height}")
+    across, down = width // unit * unit, height // unit * unit
+    if (across, down) != (width, height):
+        left, top = (width - across) // 2, (height - down) // 2
+        image = image.crop((left, top, left + across, top + down))
+        said.append(f"cropped to {across}x{down}")
+    return image, ", ".join(said)
+
+
+def channel(numbers: Tensor) -> Channel:
+    """numbers: (h, w)."""
+    mean, deviation = float(numbers.mean()), float(numbers.std(correction=0))
+    grey = (numbers - mean) / (3 * max(deviation, 1e-9))
+    return Channel(mean=mean, deviation=deviation, picture=to_pil(grey.expand(3, *grey.shape)))
+
+
+def cost(model: Model, width: int, height: int) -> Cost:
+    """For a picture of so many pixels, multiples of `unit_of(model)`."""
+    config = model.vae.config
+    across, down = width // config.downsample, height // config.downsample
+    vae: VAE = shape_of(model.vae)
+    pixels = torch.empty(1, config.in_channels, height, width, device="meta")
+    latents = torch.empty(1, config.latent_channels, down, across, device="meta")
+    guided = model.defaults.guidance != 1
+    return Cost(
+        pixel_values=pixels.numel(),
+        latent_values=latents.numel(),
+        pixel_bytes=pixels.numel(),
+        latent_bytes=2 * latents.numel(),
+        encode=operations(lambda: vae.encode(pixels)),
+        decode=operations(lambda: vae.decode(latents)),
+        latent_look=look_of(model, across, down),
+        pixel_look=_pixel_look(model, width, height),
+        looks=model.defaults.steps * (2 if guided else 1),
+    )
+
+
+def look_of(model: Model, width: int, height: int) -> int:
+    """Operations of the network for one input of so many places, with an empty prompt."""
+    network: Any = shape_of(model.backbone)
+    channels = network.config.in_channels
+    x = torch.empty(1, channels, height, width, device="meta")
+    told = Told([(read(model, [""]), 1.0)], None).at_size(model, width, height)
+    cond = told.conds[0][0].to("meta")
+    return operations(lambda: network(x, torch.zeros(1, device="meta"), cond))
+
+
+def _pixel_look(model: Model, width: int, height: int) -> int | None:
+    try:
+        return look_of(model, width, height)
+    except ValueError:  # a transformer has positions for a limited number of places
+        return None

@@ -1,0 +1,401 @@
+"""The opened autoencoder and CLIP, against numbers that are worked out in another way."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pellucid import cli, images
+from pellucid import nn as blocks
+from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
+from pellucid.clip import CLIP, TextTower, retrieve
+from pellucid.conditioning import encode
+from pellucid.data.emoji import concept_names
+from pellucid.evaluate.quality import read_prompts
+from pellucid.model import Model
+from pellucid.opened import autoencoder, clip, page
+from pellucid.opened.autoencoder import RoundTrip
+from pellucid.opened.clip import Similarity
+from pellucid.opened.operations import operations, shape_of
+from pellucid.tokenizer import Tokenizer
+
+
+def photo(width: int = 40, height: int = 30, turn: int = 0) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([255 * x / width, 255 * y / height, 200 * (x > width / 2)], axis=-1)
+    return Image.fromarray(np.roll(pixels, turn, axis=-1).astype(np.uint8))
+
+
+# ---------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted", "said"),
+    [
+        ((64, 32), (64, 32), "64x32"),
+        ((70, 41), (64, 40), "70x41, cropped to 64x40"),
+        ((3, 5), (8, 8), "3x5, scaled to 8x13, cropped to 8x8"),
+        ((2048, 1024), (1448, 720), "2048x1024, scaled to 1448x724, cropped to 1448x720"),
+        ((1, 2000), (8, 16000), "1x2000, scaled to 8x16000"),
+    ],
+)
+def test_a_picture_is_made_to_fit(
+    size: tuple[int, int], fitted: tuple[int, int], said: str
+) -> None:
+    image, words = autoencoder.fit(photo(*size), 8)
+    assert image.size == fitted and words == said
+
+
+def test_cropping_takes_the_middle() -> None:
+    image = photo(20, 10)
+    middle = np.asarray(image)[1:9, 2:18]
+    assert np.array_equal(np.asarray(autoencoder.fit(image, 8)[0]), middle)
+
+
+# ---------------------------------------------------------------- the round trip
+
+
+@pytest.fixture(scope="module")
+def trip(model: Model) -> RoundTrip:
+    return autoencoder.look(model, photo(), "photo.png")
+
+
+def test_the_round_trip_is_that_of_the_autoencoder(trip: RoundTrip, model: Model) -> None:
+    assert trip.picture.size == (40, 30) and trip.fitted == "40x30"
+    latents = model.vae.to_latents(images.to_tensor(trip.picture)[None])
+    decoded = images.to_pil(model.vae.to_pixels(latents)[0])
+    assert np.array_equal(np.asarray(decoded), np.asarray(trip.decoded))
+    error = np.asarray(decoded, float) - np.asarray(trip.picture, float)
+    assert trip.psnr == pytest.approx(10 * math.log10(255**2 / np.square(error).mean()), abs=1e-3)
+    assert trip.largest == np.abs(error).max()
+    shown = np.asarray(trip.difference, float)
+    assert np.abs(shown - np.abs(error) * 255 / trip.largest).max() <= 0.51
+    for found, numbers in zip(trip.channels, latents[0], strict=True):
+        assert found.mean == pytest.approx(numbers.mean().item(), abs=1e-5)
+        assert found.deviation == pytest.approx(numbers.std(correction=0).item(), abs=1e-5)
+        assert found.picture.size == (20, 15)
+        grey = ((numbers - numbers.mean()) / numbers.std(correction=0) / 3).clamp(-1, 1)
+        shown = np.asarray(found.picture, float)
+        assert np.abs(shown - 127.5 * (grey[..., None].numpy() + 1)).max() <= 0.51
+
+
+def test_a_large_picture_goes_through_in_strips(
+    trip: RoundTrip, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = type(model.vae.decoder).in_strips
+
+    def counted(self: Any, z: Tensor, places: int) -> Tensor:
+        calls.append(places)
+        return real(self, z, places)
+
+    monkeypatch.setattr(type(model.vae.decoder), "in_strips", counted)
+    monkeypatch.setattr(autoencoder, "WHOLE_BYTES", 0)
+    again = autoencoder.look(model, photo(), "photo.png")
+    assert len(calls) == 1
+    assert np.abs(np.asarray(again.decoded, int) - np.asarray(trip.decoded, int)).max() <= 1
+
+
+def test_nothing_lost_is_infinite(model: Model, well_formed: Callable[[str], None]) -> None:
+    """An autoencoder that is the identity, by its linear shortcut alone."""
+    whole = np.eye(3, dtype=np.float32)
+    config = replace(
+        model.vae.config,
+        latent_channels=3,
+        block_out_channels=(8,),
+        shortcut=True,
+        scaling_factor=1,
+    )
+    vae = type(model.vae)(config)
+    vae.set_shortcut(torch.tensor(whole), torch.tensor(whole), torch.zeros(3))
+    unet = type(model.backbone)(replace(model.backbone.config, in_channels=3, out_channels=3))
+    trip = autoencoder.look(replace(model, vae=vae.eval(), backbone=unet.eval()), photo())
+    assert trip.psnr == math.inf and trip.largest == 0
+    assert trip.colours is not None
+    assert np.array_equal(np.asarray(trip.colours), np.asarray(trip.picture))
+    assert RoundTrip.model_validate_json(trip.model_dump_json()).psnr == math.inf
+    well_formed(page.round_trip_html(trip))
+
+
+# ---------------------------------------------------------------- operations
+
+
+def by_hand(part: nn.Module, run: Callable[[], object]) -> int:
+    """Two for each weight that a number meets, and the two products of each attention."""
+    total = 0
+
+    def weights(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        per_output = weight.shape[1:].numel()
+        total += 2 * output.numel() * per_output
+
+    def products(module: nn.Module, inputs: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
+        nonlocal total
+        x = inputs[0]
+        if isinstance(module, blocks.PictureAttention):
+            places, width, seen = x.shape[2] * x.shape[3], x.shape[1], x.shape[2] * x.shape[3]
+        else:
+            context = inputs[1] if len(inputs) > 1 and inputs[1] is not None else x
+            places, width, seen = x.shape[1], module.to_q.out_features, context.shape[1]
+        total += 4 * len(x) * places * seen * width
+
+    hooks = []
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            hooks.append(module.register_forward_hook(weights))
+        if isinstance(module, blocks.Attention | blocks.PictureAttention):
+            hooks.append(module.register_forward_hook(products, with_kwargs=True))
+    run()
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def test_operations_are_those_counted_by_hand(trip: RoundTrip, model: Model) -> None:
+    cond = encode(model.text, model.tokenizer, [""])
+    t = torch.zeros(1)
+    found = trip.cost
+    x = torch.randn(1, 4, 15, 20)
+    assert found.latent_look == by_hand(model.backbone, lambda: model.backbone(x, t, cond))
+    y = torch.randn(1, 4, 30, 40)
+    assert found.pixel_look == by_hand(model.backbone, lambda: model.backbone(y, t, cond))
+    pixels = torch.randn(1, 3, 30, 40)
+    assert found.encode == by_hand(model.vae, lambda: model.vae.encode(pixels))
+    assert found.decode == by_hand(model.vae, lambda: model.vae.decode(x))
+    assert (found.pixel_values, found.latent_values) == (3 * 40 * 30, 4 * 20 * 15)
+    assert (found.pixel_bytes, found.latent_bytes) == (3600, 2400)
+    assert found.looks == 2 * 3  # three steps with guidance
+
+
+def test_counting_needs_no_memory(model: Model) -> None:
+    network = shape_of(model.backbone)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    cond = encode(model.text, model.tokenizer, [""]).to("meta")
+    x = torch.empty(1, 4, 4096, 4096, device="meta")  # its attention would have 2^48 numbers
+    assert operations(lambda: network(x, torch.zeros(1, device="meta"), cond)) > 2**50
+
+
+def test_a_transformer_without_places_for_pixels(
+    model: Model, well_formed: Callable[[str], None]
+) -> None:
+    config = MMDiTConfig(
+        in_channels=4,
+        out_channels=4,
+        layers=1,
+        heads=2,
+        head_width=8,
+        cross_attention_dim=16,
+        pooled_dim=12,
+        sample_size=8,
+        max_patches=8,
+    )
+    transformer = replace(model, backbone=MMDiT(config).eval())
+    found = autoencoder.look(transformer, photo(32, 32))
+    assert found.cost.pixel_look is None and found.cost.latent_look > 0
+    text = page.round_trip_html(found)
+    well_formed(text)
+    assert "too many places" in text
+
+
+# ---------------------------------------------------------------- CLIP
+
+
+@pytest.fixture(scope="module")
+def found(model: Model) -> Similarity:
+    pictures = [("one.png", photo()), ("<two>.png", photo(30, 50, turn=1))]
+    words = ["a rabbit", "an apple", "red", "a red rabbit"]
+    return clip.look(model, pictures, ["a red apple", "a rabbit"], words)
+
+
+def test_cosines_are_those_of_clip(found: Similarity, model: Model) -> None:
+    assert model.vision is not None
+    both = CLIP(model.text, model.vision)
+    pixels = torch.stack([images.to_tensor(seen.picture) for seen in found.pictures])
+    expected = retrieve(both, pixels, model.tokenizer(found.texts)).similarity
+    cosines = torch.tensor(found.cosines)
+    torch.testing.assert_close(cosines[:2, 2:], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cosines, cosines.T)
+    torch.testing.assert_close(cosines.diagonal(), torch.ones(4))
+    assert cosines[0, 1] == pytest.approx(
+        torch.cosine_similarity(*both.embed_images(pixels), dim=0).item(), abs=1e-5
+    )
+
+
+def test_the_nearest_words_are_the_nearest(found: Similarity, model: Model) -> None:
+    texts = ["a rabbit", "an apple", "red", "a red rabbit"]
+    again = clip.look(model, [("one", photo())], texts)
+    expected = sorted(zip(again.cosines[0][1:], texts, strict=True), reverse=True)
+    near = found.pictures[0].nearest
+    assert [n.word for n in near] == [word for _, word in expected]
+    assert [n.cosine for n in near] == pytest.approx([cosine for cosine, _ in expected], abs=1e-5)
+    many = clip.look(model, [("one", photo())], words=[f"a{'b' * i}" for i in range(150)])
+    assert len(many.pictures[0].nearest) == clip.NEAREST and many.words == 150
+
+
+def test_a_text_that_is_cut_is_told(model: Model, well_formed: Callable[[str], None]) -> None:
+    long = "a rabbit a rabbit a rabbit a rabbit a rabbit"
+    found = clip.look(model, [("one", photo())], [long, "a"])
+    assert found.left_out[0] is not None and long.endswith(found.left_out[0])
+    assert found.left_out[1] is None
+    text = page.similarity_html(found)
+    well_formed(text)
+    assert "Too long for tiny" in text and "The nearest words" not in text
+
+
+def test_models_and_numbers_that_cannot_be_compared(model: Model) -> None:
+    one = [("one", photo())]
+    with pytest.raises(ValueError, match="tiny has no vision tower"):
+        clip.look(replace(model, vision=None), one)
+    plain = TextTower(replace(model.text.config, projection=None))
+    with pytest.raises(ValueError, match="does not project"):
+        clip.look(replace(model, text=plain), one)
+    with pytest.raises(ValueError, match="0 pictures and 1 texts"):
+        clip.look(model, [], ["a"])
+    with pytest.raises(ValueError, match="at most 100"):
+        clip.look(model, one, ["a"] * 100)
+
+
+@pytest.mark.parametrize("name", ["own", "CLIP's"])
+def test_words_of_a_vocabulary_are_one_piece_each(name: str, model: Model) -> None:
+    tokenizer = model.tokenizer if name == "own" else Tokenizer.clip()
+    words = tokenizer.whole_words()
+    assert words == sorted(set(words))
+    assert ("rabbit" in words, "ab" in words) == (name != "own" or "rabbit" in words, False)
+    if name != "own":
+        assert len(words) > 20_000
+    assert all(len(tokenizer.encode(word)) == 1 for word in words[:: max(1, len(words) // 200)])
+
+
+def test_concepts_have_the_names_that_prompts_use() -> None:
+    names = concept_names()
+    assert len(names) == len(set(names)) > 100
+    assert {prompt.concept for prompt in read_prompts("common")} <= set(names)
+
+
+# ---------------------------------------------------------------- records and pages
+
+
+def test_records_go_to_json_and_back(trip: RoundTrip, found: Similarity) -> None:
+    text = trip.model_dump_json()
+    assert RoundTrip.model_validate_json(text).model_dump_json() == text
+    text = found.model_dump_json()
+    assert Similarity.model_validate_json(text).model_dump_json() == text
+
+
+def test_pages_have_everything_and_need_nothing(
+    trip: RoundTrip, found: Similarity, well_formed: Callable[[str], None]
+) -> None:
+    text = page.round_trip_html(trip)
+    well_formed(text)
+    assert text.count("<img ") == 3 + (trip.colours is not None) + 4
+    assert f"{trip.cost.latent_look:,}" in text and "40x30" in text
+    text = page.similarity_html(found)
+    well_formed(text)
+    assert text.count("rgba(") == 16 and text.count("<img ") == 2 * 2 + 2
+    assert "&lt;two&gt;.png" in text and "<two>" not in text
+    assert "30x50, its middle at 16x16" in text
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_commands(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo().save("a.png")
+    photo(turn=1).convert("P").save("b.gif")
+    assert call(monkeypatch, "autoencoder", "a.png", "--model", model_file) == 0
+    command = ("clip", "a.png", "b.gif", "--model", model_file, "--text", "a rabbit")
+    assert call(monkeypatch, *command) == 0
+    out, _ = capsys.readouterr()
+    assert out.split() == ["outputs/a-autoencoder.html", "outputs/a-clip.html"]
+    assert all(Path(name).stat().st_size > 1000 for name in out.split())
+    assert call(monkeypatch, "autoencoder", "a.png", "--model", model_file, "--json") == 0
+    assert RoundTrip.model_validate_json(capsys.readouterr().out).source == "a.png"
+    Path("words.txt").write_text("rabbit\n\n apple \n")
+    for source, count in (("concepts", len(concept_names())), ("words.txt", 2)):
+        assert call(monkeypatch, *command, "--json", "--words", source) == 0
+        found = Similarity.model_validate_json(capsys.readouterr().out)
+        assert found.words == count and found.texts == ("a rabbit",)
+    assert [seen.name for seen in found.pictures] == ["a.png", "b.gif"]
+    assert call(monkeypatch, *command, "--json", "--words", "vocabulary") == 0
+    capsys.readouterr()
+    assert sorted(path.name for path in Path("outputs").iterdir()) == [
+        "a-autoencoder.html",
+        "a-clip.html",
+    ]
+
+
+@pytest.mark.parametrize("command", ["autoencoder", "clip"])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("none.png",), "none.png is not a file"),
+        (("text.png",), "text.png is not a picture"),
+        (("half.png",), "half.png is truncated or damaged"),
+        (("large.png",), "large.png is too large: 20000x2 pixels"),
+        (("photo.png", "--out", "a.pdf"), "ends in .html"),
+    ],
+)
+def test_bad_pictures_are_one_sentence(
+    command: str,
+    words: tuple[str, ...],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.png").write_text("not a picture")
+    Image.new("RGB", (20_000, 2)).save("large.png")
+    photo().save("photo.png")
+    Path("half.png").write_bytes(Path("photo.png").read_bytes()[:90])
+    assert call(monkeypatch, command, *words, "--model", model_file) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and sentence in err
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [("vocabulry", "concepts, vocabulary or a file"), ("a.png", "a.png is not a text file")],
+)
+def test_bad_words_are_one_sentence(
+    source: str,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo().save("a.png")
+    assert call(monkeypatch, "clip", "a.png", "--words", source, "--model", model_file) == 2
+    _, err = capsys.readouterr()
+    assert err.count("\n") == 1 and sentence in err
