@@ -8,13 +8,15 @@ OUT ?= outputs/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format format-check lint types contract art emoji-model emoji-model-gpu clean
+.PHONY: help demo test check format format-check lint types contract docs notebook art emoji-model emoji-model-gpu clean
 
 help:
 	@echo "make demo         a few pictures from the shipped model, in $(OUT)"
 	@echo "make test         the tests"
 	@echo "make check        format, lint, types, import contract, tests"
 	@echo "make format       put the code into its one format"
+	@echo "make docs         the documentation's site, in build/docs"
+	@echo "make notebook     the notebook of the whole chain, run, as build/chain.ipynb"
 	@echo "make art          fetch the emoji art that the shipped model learns from (needs npm)"
 	@echo "make emoji-model  train the shipped model from nothing (hours)"
 	@echo "make emoji-model-gpu  the larger one, 128x128, on a GPU"
@@ -32,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data,train]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data,train,docs]'
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
@@ -61,6 +63,15 @@ types: $(VENV)/.installed-dev
 
 contract: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
+
+# Its pictures are drawn and its notebook is run on the way; a warning stops it.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -q -W -n --keep-going docs build/docs
+	@echo "The site is build/docs/index.html."
+
+notebook: $(VENV)/.installed-dev
+	@mkdir -p build
+	$(BIN)/jupyter execute docs/chain.ipynb --output=$(abspath build/chain.ipynb)
 
 # The emoji art and the names of things, from the npm registry, at the versions that were used.
 ART := build/art/node_modules

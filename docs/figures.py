@@ -1,0 +1,324 @@
+"""The pictures of the documentation, drawn anew for every build: ``python docs/figures.py FOLDER``.
+
+Each function below draws those of one page with Pellucid's public functions, the model that ships
+and fixed seeds, so that no picture shows what the code no longer does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from pellucid import checkpoints, images, noise
+from pellucid.conditioning import read
+from pellucid.diffusion import add_noise, predictor, target
+from pellucid.model import Model
+from pellucid.pipeline import Progress, Request, generate, pictures
+from pellucid.plots import LIGHT, Plot, Series
+from pellucid.schedule import Schedule
+
+PROMPT = "a lion"
+SIDE = 128  # pixels of one picture in a sheet
+TEXT = 19  # pixels of the letters below it
+
+
+class Cell(NamedTuple):
+    """A picture in a sheet and the words below it."""
+
+    image: Image.Image
+    label: str = ""
+
+
+Figures = Iterator[tuple[str, Image.Image]]
+"""Names, without a suffix, and what they show."""
+
+
+# ---------------------------------------------------------------- one function for each page
+
+
+def of_noise(model: Model) -> Figures:
+    kinds = [
+        Cell(images.to_pil(noise.draw(kind, (3, 64, 64), noise.generators(1, 1))[0] / 3), kind)
+        for kind in noise.NOISES
+    ]
+    yield "noise-kinds", sheet(kinds, len(kinds))
+    seeds = [1, 2, 3, 4, 1]
+    drawn = [Cell(last(model, seed=seed).images[0], f"seed {seed}") for seed in seeds]
+    yield "noise-seeds", sheet(drawn, len(drawn))
+
+
+def of_schedule(model: Model) -> Figures:
+    schedules = {
+        "linear": Schedule("linear", beta_start=1e-4, beta_end=0.02),
+        "scaled": Schedule("scaled_linear"),
+        "cosine": Schedule("cosine"),
+        "sigmoid": Schedule("sigmoid"),
+        "flow": Schedule("flow"),
+    }
+    u = torch.linspace(0.002, 0.998, 300, dtype=torch.float64)
+    left, log_snr = [], []
+    for name, schedule in schedules.items():
+        alpha, sigma = schedule.alpha_sigma(u * schedule.T)
+        snr = (alpha / sigma) ** 2
+        left.append(Series(name, u.tolist(), (snr / (1 + snr)).tolist()))
+        log_snr.append(Series(name, u.tolist(), snr.log().tolist()))
+    yield "schedule-picture", plot("share of the power that is picture", left, "t / T", "")
+    yield "schedule-snr", plot("log of the signal-to-noise ratio", log_snr, "t / T", "")
+    steps = [
+        Series(
+            spacing,
+            list(range(20)),
+            [level.s for level in Schedule().levels(20, spacing)[:-1]],
+            "dots",
+        )
+        for spacing in ("uniform", "karras", "exponential")
+    ]
+    yield (
+        "schedule-spacing",
+        plot("sigma / alpha at each of 20 steps", steps, "step", "", log_y=True),
+    )
+
+
+def of_forward(model: Model) -> Figures:
+    x0 = images.to_tensor(last(model).images[0])[None]
+    eps = noise.draw("gaussian", tuple(x0.shape[1:]), noise.generators(1, 1))
+    cells = []
+    for name in ("scaled_linear", "cosine"):
+        for t in (0, 200, 400, 600, 800, 999):
+            level = Schedule(name).level(t)
+            x = add_noise(x0, eps, level.alpha, level.sigma)
+            cells.append(Cell(images.to_pil(x[0]), f"t = {t}"))
+    yield "forward-jump", sheet(cells, 6)
+
+
+def of_unet(model: Model) -> Figures:
+    unet = model.backbone
+    level = model.schedule.level(500)
+    x0 = model.vae.to_latents(images.to_tensor(last(model).images[0])[None])
+    eps = noise.draw("gaussian", tuple(x0.shape[1:]), noise.generators(1, 1))
+    x = add_noise(x0, eps, level.alpha, level.sigma)
+    parts = {"in": unet.conv_in}
+    parts |= {f"down {i}": block.resnets[-1] for i, block in enumerate(unet.down_blocks, 1)}
+    parts |= {"bottom": unet.mid_block}
+    parts |= {f"up {i}": block.resnets[-1] for i, block in enumerate(unet.up_blocks, 1)}
+    parts |= {"out": unet.conv_out}
+    cells: list[Cell] = []
+
+    def watch(part: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def keep(module: nn.Module, given: object, made: Tensor) -> None:
+            strength = made[0].square().mean(0).sqrt()
+            cells.append(Cell(heat(strength), f"{part}: {made.shape[1]}"))
+
+        return keep
+
+    hooks = [part.register_forward_hook(watch(name)) for name, part in parts.items()]
+    unet(x, torch.tensor([level.t]), read(model, [PROMPT]))
+    for hook in hooks:
+        hook.remove()
+    yield "unet-levels", sheet(cells, 4)
+
+
+def of_prediction(model: Model) -> Figures:
+    x0 = images.to_tensor(last(model).images[0])[None]
+    eps = noise.draw("gaussian", tuple(x0.shape[1:]), noise.generators(1, 1))
+    level = Schedule("cosine").level(500)
+    x = add_noise(x0, eps, level.alpha, level.sigma)
+    cells = [Cell(images.to_pil(x[0]), "x")]
+    for kind in ("eps", "x0", "v", "flow"):
+        wanted = target(kind, x0, eps, level.alpha, level.sigma)
+        cells.append(Cell(images.to_pil(wanted[0]), kind))
+    yield "prediction-targets", sheet(cells, 5)
+
+    latents = model.vae.to_latents(x0)
+    draw = noise.draw("gaussian", tuple(latents.shape[1:]), noise.generators(1, 1))
+    predict = predictor(model.backbone, model.prediction)
+    cond = read(model, [PROMPT])
+    noisy, guessed = [], []
+    for t in (100, 300, 500, 700, 900):
+        level = model.schedule.level(t)
+        x = add_noise(latents, draw, level.alpha, level.sigma)
+        noisy.append(Cell(pictures(model, x)[0], f"x, t = {t}"))
+        guessed.append(Cell(pictures(model, predict(x, level, cond))[0], "one guess"))
+    yield "prediction-guess", sheet([*noisy, *guessed], 5)
+
+
+def of_samplers(model: Model) -> Figures:
+    names, counts = ("ddpm", "euler", "heun", "dpmpp_2m"), (2, 4, 8, 16)
+    cells = [
+        Cell(last(model, sampler=name, steps=steps).images[0], f"{name}, {steps}")
+        for name in names
+        for steps in counts
+    ]
+    yield "samplers-steps", sheet(cells, len(counts))
+    yield "samplers-error", errors(model)
+
+
+def of_text(model: Model) -> Figures:
+    prompts = ("a lion", "a panda", "a red heart", "a crescent moon", "a slice of pizza")
+    drawn = [last(model, prompt=prompt).images[0] for prompt in prompts]
+    texts = F.normalize(model.text(model.tokenizer(prompts)).projected, dim=-1)
+    seen = model.vision(torch.stack([images.to_tensor(picture) for picture in drawn]))
+    yield "text-clip", matrix(texts @ F.normalize(seen, dim=-1).T, prompts, drawn)
+
+
+def of_guidance(model: Model) -> Figures:
+    scales = (1, 2, 4, 8, 16)
+    cells = [Cell(last(model, guidance=s).images[0], f"scale {s}") for s in scales]
+    yield "guidance-scale", sheet(cells, len(scales))
+    early = next(run(model))
+    assert early.parts is not None
+    cells = [
+        Cell(pictures(model, early.parts.uncond)[0], "no prompt"),
+        Cell(pictures(model, early.parts.cond)[0], "prompt"),
+        Cell(heat(early.difference[0].abs().mean(0)), "difference"),
+        Cell(pictures(model, early.parts.guided)[0], "guided"),
+    ]
+    yield "guidance-parts", sheet(cells, len(cells))
+
+
+def of_latents(model: Model) -> Figures:
+    before = images.to_tensor(last(model).images[0])
+    latents = model.vae.to_latents(before[None])
+    after = model.vae.to_pixels(latents)[0]
+    cells = [
+        Cell(images.to_pil(before), "pixels"),
+        Cell(images.to_pil(after), "round trip"),
+        Cell(images.to_pil(1 - 4 * (before - after).abs()), "difference x 4"),
+    ]
+    yield "latents-trip", sheet(cells, len(cells))
+    channels = [Cell(grey(channel)) for channel in latents[0]]
+    yield "latents-channels", sheet(channels, 8, side=72)
+
+
+def of_stable_diffusion(model: Model) -> Figures:
+    steps = list(run(model, steps=20))
+    shown = [steps[i] for i in (0, 3, 6, 10, 14, 19)]
+    cells = [Cell(pictures(model, p.x)[0], f"step {p.step}") for p in shown]
+    cells += [Cell(pictures(model, p.x0)[0], "its guess") for p in shown]
+    yield "stable-diffusion-run", sheet(cells, len(shown))
+
+
+PAGES: tuple[Callable[[Model], Figures], ...] = (
+    of_noise,
+    of_schedule,
+    of_forward,
+    of_unet,
+    of_prediction,
+    of_samplers,
+    of_text,
+    of_guidance,
+    of_latents,
+    of_stable_diffusion,
+)
+
+
+def draw_all(folder: Path) -> None:
+    """Draw all figures into `folder` as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    model = checkpoints.load()
+    with torch.no_grad():
+        for page in PAGES:
+            for name, image in page(model):
+                images.save(image, folder / f"{name}.png")
+
+
+# ---------------------------------------------------------------- asking the model
+
+
+def run(
+    model: Model, prompt: str = PROMPT, seed: int = 1, **settings: object
+) -> Iterator[Progress]:
+    """Every step of a run; `settings` are further fields of the request."""
+    return generate(model, Request.model_validate({"prompt": prompt, "seed": seed} | settings))
+
+
+def last(model: Model, prompt: str = PROMPT, seed: int = 1, **settings: object) -> Progress:
+    """The last step, which has the pictures."""
+    *_, end = run(model, prompt, seed, **settings)
+    return end
+
+
+def errors(model: Model) -> Image.Image:
+    """How far the latents of several samplers are from those of many steps."""
+    exact = last(model, sampler="heun", spacing="uniform", steps=50).x
+    curves = []
+    for name in ("euler", "dpmpp_2m", "unipc"):
+        counts = (4, 8, 16, 32)
+        ends = [last(model, sampler=name, spacing="uniform", steps=n).x for n in counts]
+        curves.append(
+            Series(name, counts, [float((x - exact).norm() / exact.norm()) for x in ends])
+        )
+    return plot(
+        "distance from the end of 50 steps of heun", curves, "steps", "", log_x=True, log_y=True
+    )
+
+
+# ---------------------------------------------------------------- laying out
+
+
+def sheet(cells: Sequence[Cell], columns: int, side: int = SIDE) -> Image.Image:
+    """Pictures in rows, each `side` pixels wide and high with its words below."""
+    font = ImageFont.load_default(TEXT)
+    frames = []
+    for cell in cells:
+        frame = Image.new("RGB", (side, side + (TEXT + 10 if cell.label else 0)), "white")
+        frame.paste(cell.image.resize((side, side), Image.Resampling.NEAREST))
+        ImageDraw.Draw(frame).text(
+            (side / 2, side + 4), cell.label, fill="black", font=font, anchor="ma"
+        )
+        frames.append(frame)
+    return images.grid(frames, columns, gap=8)
+
+
+def plot(title: str, series: Sequence[Series], x: str, y: str, **axes: bool) -> Image.Image:
+    return Plot(title, series, x, y, **axes).image(scale=3)
+
+
+def heat(values: Tensor) -> Image.Image:
+    """(H, W), white at the least, blue at the greatest."""
+    low, high = values.min(), values.max()
+    share = ((values - low) / (high - low).clamp(min=1e-12))[None]
+    ink = torch.tensor([int(LIGHT[0][i : i + 2], 16) / 127.5 - 1 for i in (1, 3, 5)])
+    return images.to_pil(1 + share * (ink[:, None, None] - 1))
+
+
+def grey(values: Tensor) -> Image.Image:
+    """(H, W), black at -3 and white at 3 deviations of a unit normal."""
+    return images.to_pil((values / 3).expand(3, -1, -1))
+
+
+def matrix(scores: Tensor, rows: Sequence[str], columns: Sequence[Image.Image]) -> Image.Image:
+    """Numbers (rows, columns) on blue, the higher the bluer, words at the left, pictures on top."""
+    font, left = ImageFont.load_default(TEXT), 200
+    canvas = Image.new("RGB", (left + SIDE * len(columns), SIDE + 64 * len(rows)), "white")
+    brush = ImageDraw.Draw(canvas)
+    for i, picture in enumerate(columns):
+        canvas.paste(picture.resize((SIDE - 8, SIDE - 8)), (left + SIDE * i + 4, 4))
+    canvas.paste(
+        heat(scores).resize((SIDE * len(columns), 64 * len(rows)), Image.Resampling.NEAREST),
+        (left, SIDE),
+    )
+    for i, (words, line) in enumerate(zip(rows, scores, strict=True)):
+        y = SIDE + 64 * i + 32
+        brush.text((left - 10, y), words, fill="black", font=font, anchor="rm")
+        for j, score in enumerate(line):
+            brush.text(
+                (left + SIDE * j + SIDE / 2, y),
+                f"{score:.2f}",
+                fill="black",
+                font=font,
+                anchor="mm",
+            )
+    return canvas
+
+
+if __name__ == "__main__":
+    draw_all(Path(sys.argv[1]))
