@@ -24,6 +24,7 @@ from pellucid.inpaint import Canvas
 from pellucid.model import Model
 from pellucid.noise import draw, generators, slerp, source
 from pellucid.preview import decoder_of, pictures
+from pellucid.prompt import take_loras
 from pellucid.request import Request, draws_any_size, resolve, unit_of
 from pellucid.samplers import Step
 from pellucid.schedule import MAX_STEPS, Level
@@ -58,19 +59,25 @@ class Progress:
         return None if self.parts is None else self.parts.cond - self.parts.uncond
 
 
+Adapt = Callable[[Model, Request], tuple[Model, tuple[str, ...]]]
+"""Puts on a model what a request names, and says what of that did not match: `adapters.adapt`."""
+
+
 @torch.no_grad()
-def generate(model: Model, request: Request) -> Iterator[Progress]:
+def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iterator[Progress]:
     """Draw, and tell after every step; the last Progress has the pictures.
 
+    adapt: opens the LoRAs and embeddings that the request names; without it there may be none.
     Raises ValueError: a size or a setting that this model cannot do, a picture that cannot be read.
     """
+    model, unmatched = plain(model, request) if adapt is None else adapt(model, request)
     asked, request = request, resolve(model, request)
     assert request.seed is not None
     decoder_of(model, request.decoder)  # said now, not after the work is done
     canvas = None if request.image is None else inpaint.prepare(request, unit_of(model))
     passes = levels_of(model, request)
     total = sum(len(levels) - 1 for levels in passes)
-    warnings = warnings_of(model, asked, request)
+    warnings = (*unmatched, *warnings_of(model, asked, request))
     seeds = tuple(request.seed + i for i in range(request.count))
     looks: list[Parts] = []
     for number, step in enumerate(steps_of(model, request, canvas, passes, looks)):
@@ -96,6 +103,19 @@ def generate(model: Model, request: Request) -> Iterator[Progress]:
                 warnings,
                 images,
             )
+
+
+def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
+    """The model as it is, for a request that asks for nothing on it; ValueError for others."""
+    prompts = (request.prompt, *(text for text, _ in request.mix))
+    named = [path for path, *_ in request.loras] + list(request.embeddings)
+    named += [tag.name for prompt in prompts for tag in take_loras(prompt)[1]]
+    if named:
+        raise ValueError(
+            f"the request asks for {named[0]!r}, and nothing is given that opens LoRAs and "
+            "embeddings: adapters.adapt does"
+        )
+    return model, ()
 
 
 def steps_of(

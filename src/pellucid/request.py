@@ -44,6 +44,11 @@ class Request(BaseModel):
     the model was trained with."""
     emphasis: Emphasis | None = None
     """What weights in a prompt do, as in `model.Reading`. None: what suits the model."""
+    loras: tuple[tuple[str, Finite, Finite], ...] = ()
+    """Files with LoRAs, and how much each counts in the network and in the text towers. Those that
+    a prompt names in <lora:name:weight> come on top."""
+    embeddings: tuple[str, ...] = ()
+    """Files with textual-inversion embeddings, whose words can be used in the prompts."""
     seed: int | None = Field(default=None, ge=-1, le=MAX_SEED)
     """Image i has the seed `seed + i`. None or -1: chosen at random, and recorded."""
     count: int = Field(default=1, ge=1, le=1000)

@@ -54,7 +54,7 @@ def read(path: Path, model: Model) -> Lora:
             changes[place.part][name] = change
         unmatched += sorted(unused)
     if wrong or not changes:
-        known = f"{title}. " if theirs is not None and theirs != ours else ""
+        known = f"{title}; " if theirs is not None and theirs != ours else ""
         told = (
             f"{len(wrong)} of its changes are of another shape than the model's weights: "
             + "; ".join(wrong[:FIRST])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from pellucid.cli._app import MODEL_HELP, app
 
 if TYPE_CHECKING:
     from pellucid.model import Model
-    from pellucid.pipeline import Progress, Request
+    from pellucid.pipeline import Adapt, Progress, Request
 
 SMALL = 256  # pictures of no more pixels on a side are shown twice as large in a film
 
@@ -40,6 +41,22 @@ def _mix(items: list[str]) -> list[tuple[str, float]]:
         except ValueError:
             raise ValueError(f"--mix is {item!r}; TEXT or TEXT:WEIGHT is wanted") from None
     return out
+
+
+def _lora(item: str) -> tuple[str, float, float]:
+    """FILE, FILE:WEIGHT or FILE:WEIGHT:WEIGHT IN THE TEXT TOWERS; a path may have a colon too."""
+    path, weights = item, list[float]()
+    while len(weights) < 2:
+        rest, colon, last = path.rpartition(":")
+        try:
+            weights.insert(0, float(last))
+        except ValueError:
+            break
+        if not colon:
+            raise ValueError(f"--lora is {item!r}; FILE or FILE:WEIGHT is wanted")
+        path = rest
+    weight = weights[0] if weights else 1.0
+    return path, weight, weights[-1] if weights else 1.0
 
 
 def _from_picture(path: Path) -> dict[str, Any]:
@@ -78,7 +95,7 @@ def _stem(prompt: str, seed: int) -> str:
 
 
 START, MASK, SECOND = "Picture to start from", "Mask", "Second pass"
-STEER, OUTPUT = "Noise and guidance", "Output"
+ADD, STEER, OUTPUT = "On the model", "Noise and guidance", "Output"
 
 
 def _panel(panel: str, help: str, *names: str) -> Any:
@@ -104,6 +121,18 @@ def generate(
     model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
     like: Annotated[
         Path | None, typer.Option(help="A picture made here or by A1111: do as it was done.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, _panel(ADD, "A LoRA, FILE or FILE:WEIGHT; repeatable.")
+    ] = None,
+    lora_folder: Annotated[
+        Path | None, _panel(ADD, "Where the LoRAs of <lora:name:weight> in a prompt lie.")
+    ] = None,
+    live_lora: Annotated[
+        bool, _panel(ADD, "Add LoRAs at every step: slower, needs less memory.", "--live-lora")
+    ] = False,
+    embedding: Annotated[
+        list[Path] | None, _panel(ADD, "A file with a word of textual inversion; repeatable.")
     ] = None,
     image: Annotated[Path | None, _panel(START, "A picture to start from.")] = None,
     strength: Annotated[float | None, _panel(START, "How much of it to redraw, 0 to 1.")] = None,
@@ -168,6 +197,7 @@ def generate(
 ) -> None:
     """Draw pictures from words."""
     from pellucid import images
+    from pellucid.adapters import adapt
     from pellucid.pipeline import Request
     from pellucid.plugins import choose
     from pellucid.preview import PREVIEWS
@@ -212,13 +242,15 @@ def generate(
         "noise": noise,
         "clip_guidance": clip_guidance,
         "decoder": decoder,
+        "loras": [_lora(item) for item in lora] if lora else None,
+        "embeddings": [str(path) for path in embedding] if embedding else None,
     }
     fields |= {name: value for name, value in asked.items() if value is not None}
     request = Request.model_validate(fields)
     choose(preview, PREVIEWS, "preview")
     is_file = _is_file(out, request.count)
     loaded = _load(model, tiny_vae)
-    last, trail = _run(loaded, request, film)
+    last, trail = _run(loaded, request, film, partial(adapt, folder=lora_folder, live=live_lora))
     for warning in last.warnings:
         typer.echo(f"pellucid: {warning}", err=True)
     (out.parent if is_file else out).mkdir(parents=True, exist_ok=True)
@@ -273,7 +305,9 @@ def _load(path: Path | None, tiny_vae: Path | None) -> Model:
     return model
 
 
-def _run(model: Model, request: Request, keep: bool) -> tuple[Progress, list[Progress]]:
+def _run(
+    model: Model, request: Request, keep: bool, adapt: Adapt
+) -> tuple[Progress, list[Progress]]:
     """The last step, and with `keep` all of them, with a bar on the terminal meanwhile."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -287,7 +321,7 @@ def _run(model: Model, request: Request, keep: bool) -> tuple[Progress, list[Pro
     hidden = not console.is_terminal  # it would still write an empty line
     with Bar(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(request.prompt[:40] or "(no prompt)", total=None)
-        for last in run(model, request):
+        for last in run(model, request, adapt):
             bar.update(task, total=last.steps, completed=last.step)
             if keep:
                 trail.append(last)

@@ -1,0 +1,41 @@
+"""``pellucid lora``: what a LoRA is for, and what it changes in a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli._app import app
+
+
+@app.command()
+def lora(
+    file: Annotated[Path, typer.Argument(help="A LoRA.")],
+    model: Annotated[
+        Path | None, typer.Option(help="A model file; also says what of the LoRA fits it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What a LoRA is for, and with --model which of its keys are the model's."""
+    from pellucid import checkpoints
+
+    facts: dict[str, Any] = {"file": str(file)} | checkpoints.describe_lora(file)
+    if model is not None:
+        loaded = checkpoints.load(model)
+        read = checkpoints.load_lora(file, loaded)
+        facts["model"] = loaded.name
+        facts["changed weights"] = {part: len(changes) for part, changes in read.changes.items()}
+        facts["keys left out"] = list(read.unmatched)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    width = max(map(len, facts)) + 1
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{number} {what}" for what, number in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none"
+        typer.echo(f"{name + ':':<{width}} {value}")

@@ -1,0 +1,236 @@
+"""LoRAs and embeddings of a request: by file, by a name in the prompt, from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from pellucid import cli
+from pellucid.adapters import adapt, find
+from pellucid.checkpoints import load_lora
+from pellucid.images import read_metadata
+from pellucid.lora import attach
+from pellucid.model import Model
+from pellucid.pipeline import generate
+from pellucid.request import Request
+
+
+def make_lora(model: Model, path: Path, seed: int = 0, strange: bool = False) -> Path:
+    draw = torch.Generator().manual_seed(seed)
+    weights = {}
+    for part, start in (("backbone", "lora_unet_"), ("text", "lora_te_")):
+        for name, module in getattr(model, part).named_modules():
+            if isinstance(module, nn.Linear) and "attn" in name:
+                key = start + name.replace(".", "_")
+                sides = module.weight.shape
+                weights[f"{key}.lora_down.weight"] = torch.randn(2, sides[1], generator=draw)
+                weights[f"{key}.lora_up.weight"] = torch.randn(sides[0], 2, generator=draw)
+    if strange:
+        weights |= {f"lora_unet_x.lora_{end}.weight": torch.ones(2, 2) for end in ("down", "up")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path)
+    return path
+
+
+@pytest.fixture
+def folder(model: Model, tmp_path: Path) -> Path:
+    """Two LoRAs, one of them in a folder of its own."""
+    make_lora(model, tmp_path / "loras" / "one.safetensors", 1)
+    make_lora(model, tmp_path / "loras" / "more" / "two.safetensors", 2)
+    (tmp_path / "loras" / "one.txt").write_text("not a LoRA")
+    return tmp_path / "loras"
+
+
+def drawn(model: Model, request: Request, **options: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    *_, last = generate(model, request, partial(adapt, **options))
+    assert last.images is not None
+    return np.asarray(last.images[0]), last.warnings
+
+
+def test_a_prompt_names_what_a_request_names_by_file(model: Model, folder: Path) -> None:
+    one, two = folder / "one.safetensors", folder / "more" / "two.safetensors"
+    plain = Request(prompt="a red apple", seed=1)
+    by_file = plain.model_copy(update={"loras": ((str(one), 0.5, 0.2), (str(two), 1.0, 1.0))})
+    named = plain.model_copy(
+        update={"prompt": "<lora:one:0.2:0.5>a red apple<lora:two>"}  # text first, as A1111 has it
+    )
+    wanted, warnings = drawn(model, by_file)
+    assert warnings == ()
+    assert np.array_equal(drawn(model, named, folder=folder)[0], wanted)
+    assert np.array_equal(drawn(model, by_file, live=True)[0], wanted)
+    put_on = attach(model, [(load_lora(one, model), 0.5, 0.2), (load_lora(two, model), 1.0, 1.0)])
+    *_, last = generate(put_on, plain)
+    assert last.images is not None and np.array_equal(np.asarray(last.images[0]), wanted)
+    assert not np.array_equal(drawn(model, plain)[0], wanted)
+
+
+def test_the_model_is_as_it_was_when_a_run_is_stopped(model: Model, folder: Path) -> None:
+    request = Request(prompt="a red apple <lora:one>", seed=1, steps=3)
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    run = generate(model, request, partial(adapt, folder=folder))
+    next(run)  # and it is left there, while another one draws
+    plain = Request(prompt="a red apple", seed=1)
+    again = drawn(model, plain)[0]
+    assert all(torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items())
+    run.close()
+    assert np.array_equal(drawn(model, plain)[0], again)
+
+
+def test_what_did_not_match_is_told(model: Model, tmp_path: Path) -> None:
+    path = make_lora(model, tmp_path / "odd.safetensors", strange=True)
+    request = Request(
+        prompt="a", negative_prompt="b <lora:odd>", seed=1, loras=((str(path), 1, 1),)
+    )
+    _, warnings = drawn(model, request, folder=tmp_path)
+    assert warnings == (
+        "the LoRA 'odd' stands in the negative prompt, where it does nothing",
+        f"{path}: 2 keys are nothing of this model's and were left out: "
+        "lora_unet_x.lora_down.weight, lora_unet_x.lora_up.weight",
+    )
+
+
+def test_an_embedding_is_a_word_in_both_prompts(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "frog.safetensors"
+    save_file({"emb_params": torch.randn(2, 16)}, path)
+    for field in ("prompt", "negative_prompt"):
+        request = Request(seed=1).model_copy(update={field: "a (frog:1.2)"})
+        without = drawn(model, request)[0]
+        request = request.model_copy(update={"embeddings": (str(path),)})
+        assert not np.array_equal(drawn(model, request)[0], without)
+    assert model.tokenizer.words == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"prompt": "<lora:ons>"},
+            "no LoRA in .* named 'ons'; the choices are, nearest first: one",
+        ),
+        ({"prompt": "<lora:>"}, "names no LoRA"),
+        ({"loras": (("nowhere.safetensors", 1, 1),)}, "nowhere.safetensors is not a file"),
+        ({"embeddings": ("nowhere.pt",)}, "nowhere.pt is not a file"),
+    ],
+)
+def test_what_is_not_there(change: Any, message: str, model: Model, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        drawn(model, Request(seed=1).model_copy(update=change), folder=folder)
+
+
+def test_nothing_is_left_out_in_silence(model: Model) -> None:
+    for fields in (
+        {"prompt": "<lora:one>"},
+        {"mix": (("<lora:one>", 1.0),)},
+        {"loras": (("one", 1, 1),)},
+        {"embeddings": ("one",)},
+    ):
+        with pytest.raises(ValueError, match="asks for 'one', and nothing is given that opens"):
+            next(generate(model, Request(**fields)))
+
+
+def test_where_names_are_looked_up(folder: Path, tmp_path: Path) -> None:
+    assert find("two", folder) == folder / "more" / "two.safetensors"
+    with pytest.raises(ValueError, match=r"no folder of LoRAs is given \(--lora-folder\)"):
+        find("one", None)
+    with pytest.raises(ValueError, match="is not a folder"):
+        find("one", folder / "one.safetensors")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no LoRA in it"):
+        find("one", tmp_path / "empty")
+    with pytest.raises(ValueError, match="no LoRA in"):  # names are no paths
+        find("../loras/one", folder)
+    (folder / "one.pt").touch()
+    with pytest.raises(ValueError, match="two LoRAs named 'one'"):
+        find("one", folder)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["pellucid", *map(str, words)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_generate_and_do_it_again(
+    run: Callable[..., Any], model_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    word = tmp_path / "frog.safetensors"
+    save_file({"emb_params": torch.randn(2, 16)}, word)
+    first, again, other = (tmp_path / f"{name}.png" for name in ("first", "again", "other"))
+    base = ("--model", model_file, "--seed", "1", "--lora-folder", folder)
+    one, prompt = folder / "one.safetensors", "a frog <lora:two:0.5>"
+    words = ("--lora", f"{one}:0.5:0.25", "--embedding", word)
+    assert run("generate", prompt, *base, *words, "--out", first)[0] == 0
+    request = read_metadata(first).request
+    assert request is not None and request["prompt"] == prompt
+    assert request["loras"] == [[str(one), 0.5, 0.25]] and request["embeddings"] == [str(word)]
+    assert run("generate", "--like", first, *base, "--live-lora", "--out", again)[0] == 0
+    assert np.array_equal(pixels(first), pixels(again))
+    assert run("generate", prompt, *base, *words[2:], "--out", other)[0] == 0
+    assert not np.array_equal(pixels(first), pixels(other))
+
+
+@pytest.mark.parametrize(
+    ("item", "wanted"),
+    [
+        ("a.safetensors", ("a.safetensors", 1.0, 1.0)),
+        ("a.safetensors:0.5", ("a.safetensors", 0.5, 0.5)),
+        ("a.safetensors:-1:0", ("a.safetensors", -1.0, 0.0)),
+        ("C:\\a.pt:.5", ("C:\\a.pt", 0.5, 0.5)),
+        ("a:b:1:2:3", ("a:b:1", 2.0, 3.0)),
+    ],
+)
+def test_how_a_lora_is_written(item: str, wanted: tuple[str, float, float]) -> None:
+    from pellucid.cli.generate import _lora
+
+    assert _lora(item) == wanted
+
+
+def test_wrong_words(run: Callable[..., Any], model_file: Path, folder: Path) -> None:
+    for words, message in (
+        (("--lora", "0.5"), "--lora is '0.5'; FILE or FILE:WEIGHT is wanted"),
+        (("--lora", f"{folder / 'one.safetensors'}:nan"), "loras.0.1: Input should be a finite"),
+        (("--lora", str(model_file)), "is a whole model, not a LoRA"),
+        (("--embedding", str(folder / "one.safetensors")), "is a LoRA, not an embedding"),
+    ):
+        status, out, err = run("generate", "a", "--model", model_file, *words)
+        assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_lora_tells(
+    run: Callable[..., Any], model: Model, model_file: Path, tmp_path: Path
+) -> None:
+    path = make_lora(model, tmp_path / "odd.safetensors", strange=True)
+    status, out, _ = run("lora", path, "--model", model_file, "--json")
+    facts = json.loads(out)
+    assert status == 0 and facts["ranks"] == [2]
+    assert facts["keys left out"] == ["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight"]
+    assert facts["changed weights"]["text"] == facts["modules"]["text encoder"] == 4
+    status, out, _ = run("lora", path)
+    assert status == 0 and "model" not in facts["kinds"] and "ranks:" in out
+    assert run("lora", model_file)[0] == 2
