@@ -15,6 +15,7 @@ import torch
 
 from pellucid import plugins
 from pellucid.diffusion import PREDICTIONS
+from pellucid.gan import GAN
 from pellucid.lora import Lora
 from pellucid.model import Model
 from pellucid.plugins import choose
@@ -70,6 +71,11 @@ def format_of(path: Path) -> Any:
         )
     from pellucid.checkpoints import _families, _weights  # which import this module
 
+    if holds_gan(path):
+        raise CheckpointError(
+            f"{path} is a GAN, which draws in one step and has no noise to take away; a diffusion "
+            "model is wanted (`pellucid generate` and `pellucid info` take both)"
+        )
     weights = _weights.open_weights(path)  # says what is wrong if it is no file of weights at all
     what = _families.what_is(weights)
     if what is not None:
@@ -83,7 +89,7 @@ def format_of(path: Path) -> Any:
 def describe(path: str | Path) -> dict[str, Any]:
     """What can be said of the model in `path` from its header alone; {} where that is nothing.
 
-    A tiny autoencoder, which is no model, is described too.
+    A tiny autoencoder and a GAN, which are no diffusion models, are described too.
     """
     path = Path(path)
     if not path.exists():
@@ -92,6 +98,10 @@ def describe(path: str | Path) -> dict[str, Any]:
         from pellucid.checkpoints import _tiny_vae
 
         return _tiny_vae.describe(path)
+    if holds_gan(path):
+        from pellucid.checkpoints import _gan
+
+        return _gan.describe(path)
     tell = getattr(format_of(path), "describe", None)
     return {} if tell is None else dict(tell(path))
 
@@ -194,6 +204,32 @@ def load_embedding(path: str | Path, model: Model) -> tuple[Embedding, ...]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; a textual-inversion embedding is wanted")
     return _embedding.read(path, model)
+
+
+def holds_gan(path: str | Path) -> bool:
+    """Whether `path` is a GAN's file, which `load_gan` reads and `load` does not."""
+    from pellucid.checkpoints import _gan  # which imports this module
+
+    return _gan.matches(Path(path))
+
+
+def load_gan(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> GAN:
+    """The GAN in the file `path`, on `device`, in eval mode.
+
+    Raises CheckpointError: no such file, a diffusion model or another thing, keys that do not fit.
+    """
+    from pellucid.checkpoints import _gan
+
+    return _gan.read(Path(path), device, dtype)
+
+
+def save_gan(gan: GAN, path: str | Path) -> None:
+    """Write `gan` to `path`, whole or not at all. Raises CheckpointError if it cannot be."""
+    from pellucid.checkpoints import _gan
+
+    _gan.write(gan, Path(path))
 
 
 def save(

@@ -79,10 +79,12 @@ def is_pickle(path: Path) -> bool:
     """Whether torch.save wrote `path`: a zip file, or before 2020 a bare pickle."""
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError:
         return False
-    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x04"))
+    if start[4:] == b"\0\0\0\0{":  # a safetensors file: its length may begin as a pickle does
+        return False
+    return start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x04"))
 
 
 def is_index(path: Path) -> bool:

@@ -82,14 +82,14 @@ def read(
         vae=typing.cast(VAE, parts["vae"]),
         text=text,
         tokenizer=tokenizer,
-        schedule=_dataclass(path, "schedule", Schedule, facts["schedule"]),
+        schedule=dataclass_from(path, "schedule", Schedule, facts["schedule"]),
         prediction=str(facts["prediction"]) if prediction is None else prediction,
         name=str(facts["name"]),
         text_2=typing.cast("TextTower | None", parts.get("text_2")),
-        reading=_dataclass(path, "reading", Reading, facts.get("reading", {})),
+        reading=dataclass_from(path, "reading", Reading, facts.get("reading", {})),
         vision=typing.cast("VisionTower | None", parts.get("vision")),
         tiny_vae=typing.cast("TinyVAE | None", parts.get("tiny_vae")),
-        defaults=_dataclass(path, "defaults", Defaults, facts["defaults"]),
+        defaults=dataclass_from(path, "defaults", Defaults, facts["defaults"]),
     )
 
 
@@ -207,11 +207,11 @@ def _build(path: Path, part: str, entry: Mapping[str, Any]) -> nn.Module:
             f"{path}: its {part} is of the kind {kind!r}; known are {', '.join(sorted(kinds))}"
         )
     config_type = typing.get_type_hints(kinds[kind].__init__)["config"]
-    config = _dataclass(path, part, config_type, entry.get("config"))
+    config = dataclass_from(path, part, config_type, entry.get("config"))
     return build(path, part, kinds[kind], config)
 
 
-def _dataclass(path: Path, what: str, kind: type[Config], values: Any) -> Config:
+def dataclass_from(path: Path, what: str, kind: type[Config], values: Any) -> Config:
     """A config dataclass from JSON, in which tuples have become lists."""
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: the {what} in its metadata is not a JSON object")

@@ -196,8 +196,9 @@ def generate(
     as_json: Annotated[bool, _panel(OUTPUT, "Results as JSON on stdout.", "--json")] = False,
 ) -> None:
     """Draw pictures from words."""
-    from pellucid import images
+    from pellucid import checkpoints, images
     from pellucid.adapters import adapt
+    from pellucid.cli import _gan
     from pellucid.pipeline import Request
     from pellucid.plugins import choose
     from pellucid.preview import PREVIEWS
@@ -246,6 +247,12 @@ def generate(
         "embeddings": [str(path) for path in embedding] if embedding else None,
     }
     fields |= {name: value for name, value in asked.items() if value is not None}
+    if model is not None and checkpoints.holds_gan(model):
+        if film or tiny_vae is not None:
+            what = "--film" if film else "--tiny-vae"
+            raise ValueError(f"{what} is for diffusion models, and {model} is a GAN")
+        _gan.draw(model, fields, out, show, as_json)
+        return
     request = Request.model_validate(fields)
     choose(preview, PREVIEWS, "preview")
     is_file = _is_file(out, request.count)

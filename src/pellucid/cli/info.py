@@ -25,7 +25,7 @@ def info(
     if path.suffix.lower() in images.FORMATS:
         found = images.read_metadata(path)
         facts = {"request": found.request, "parameters": found.parameters}
-    elif checkpoints.is_tiny_vae(path):
+    elif checkpoints.is_tiny_vae(path) or checkpoints.holds_gan(path):
         facts = {"file": str(path)} | checkpoints.describe(path)
     else:
         model = checkpoints.load(path)

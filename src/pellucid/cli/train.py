@@ -36,7 +36,7 @@ def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="vae, clip, diffusion, classifier or pack.")],
+    what: Annotated[str, typer.Argument(help="vae, clip, diffusion, gan, classifier or pack.")],
     settings: Annotated[
         list[str] | None, typer.Argument(help="Options as NAME=VALUE, such as steps=1000.")
     ] = None,
@@ -44,13 +44,14 @@ def train(
         bool, typer.Option("--resume", help="Go on where the last run was stopped.")
     ] = False,
 ) -> None:
-    """Train a part of the small model, or pack the trained parts into one file."""
+    """Train a part of the small model or a GAN, or pack the trained parts into one file."""
     from pellucid.plugins import choose
 
     kinds = {
         "vae": "VAE",
         "clip": "CLIP",
         "diffusion": "Diffusion",
+        "gan": "GAN",
         "classifier": "Classifier",
         "pack": "Pack",
     }

@@ -1,0 +1,70 @@
+"""What ``pellucid generate`` does where the model is a GAN: one step, no noise to take away."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pellucid.cli.generate import _free_name as free_name
+from pellucid.cli.generate import _is_file as names_a_file
+from pellucid.cli.generate import _stem as stem_of
+
+KNOWN = ("prompt", "seed", "count")
+"""The fields of a request that mean something to a GAN."""
+
+
+def draw(path: Path, fields: Mapping[str, Any], out: Path, show: bool, as_json: bool) -> None:
+    """Draw what was asked for, write it to `out`, and say where it is.
+
+    Of more than one picture there is a sheet too. ValueError: a field that only a diffusion model
+    has, no such class, a seed or count that is out of range.
+    """
+    from pellucid import checkpoints, gan, images
+    from pellucid.pipeline import Request
+
+    if unknown := [name.replace("_", " ") for name in fields if name not in KNOWN]:
+        raise ValueError(
+            f"{path} is a GAN, which draws in one step at its own size; {', '.join(unknown)} "
+            f"{'is' if len(unknown) == 1 else 'are'} for diffusion models"
+        )
+    request = Request.model_validate(dict(fields))  # which knows what seed and count may be
+    is_file = names_a_file(out, request.count)
+    loaded = checkpoints.load_gan(path)
+    config = loaded.generator.config
+    label = gan.class_of(config, request.prompt)
+    warnings = []
+    if label is None and request.prompt.strip():
+        warnings.append(f"{path} is an unconditional GAN: the prompt is not read")
+    for warning in warnings:
+        typer.echo(f"pellucid: {warning}", err=True)
+    prompt = "" if label is None else config.classes[label]
+    first = request.seed if request.seed not in (None, -1) else secrets.randbelow(2**32)
+    assert first is not None
+    seeds = [first + i for i in range(request.count)]
+    drawn = [images.to_pil(gan.sample(loaded.generator, [seed], label)[0]) for seed in seeds]
+    (out.parent if is_file else out).mkdir(parents=True, exist_ok=True)
+    results = []
+    for picture, seed in zip(drawn, seeds, strict=True):
+        record = {"prompt": prompt, "seed": seed, "model": loaded.name}
+        target = out if is_file else free_name(out, stem_of(prompt, seed))
+        images.save(picture, target, record)
+        result: dict[str, Any] = {"path": str(target), "seed": seed}
+        results.append(result | ({"request": record} if as_json else {}))
+    sheet = images.grid(drawn)
+    paths = [result["path"] for result in results]
+    if len(drawn) > 1:
+        paths.append(str(free_name(out, f"{stem_of(prompt, first)}-grid")))
+        images.save(sheet, paths[-1])
+    if show:
+        typer.echo(images.draw_in_terminal(sheet, 48), err=True)
+    if as_json:
+        grid = {"grid": paths[-1]} if len(drawn) > 1 else {}
+        typer.echo(json.dumps({"images": results, "warnings": warnings} | grid, indent=1))
+        return
+    for line in paths:
+        typer.echo(line)

@@ -1,0 +1,285 @@
+"""The GAN: one network forges pictures, the other learns to tell forgeries, and both get better.
+
+Goodfellow et al. 2014 (arXiv:1406.2661) with the networks of DCGAN (Radford et al. 2016,
+arXiv:1511.06434). Before diffusion this was how pictures were made, and its troubles are why that
+changed: the two can chase each other without end, and the generator can be content with the few
+pictures that fool best ("mode collapse"). Four remedies of the literature can be switched on in
+`GANConfig` and by `r1_penalty`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from pellucid import noise
+from pellucid.plugins import choose, nearest
+
+SIZES = {28: 7, 32: 4, 64: 4}
+"""Pixels on a side of a picture -> of the map that the generator begins with."""
+
+NORMS = ("batch", "spectral", "none")
+CHANNELS = 3
+SLOPE = 0.2  # of the leaky ReLU (DCGAN, section 3)
+
+
+@dataclass(frozen=True)
+class GANConfig:
+    """The shape of both networks.
+
+    size: pixels on a side, one of SIZES. latent: length of z, the noise that becomes a picture.
+    generator_width, discriminator_width: channels of the layer next to the pixels; each further
+    layer has half the size and twice the channels. classes: names of what can be asked for; () is
+    an unconditional GAN.
+
+    norm: of the discriminator's layers. "batch" as in DCGAN; "spectral" divides every weight by its
+    largest singular value, W / sigma(W) (Miyato et al. 2018, arXiv:1802.05957, eq. 8); "none" is
+    what the R1 penalty goes with.
+    minibatch_std: the discriminator also sees how much the pictures of a batch differ (Karras et
+    al. 2018, arXiv:1710.10196, section 3).
+    pack: the discriminator judges so many pictures at once, all real or all made (PacGAN, Lin et
+    al. 2018, arXiv:1712.04086, section 2).
+    Raises ValueError: a size that is not in SIZES, a width, length or pack that is not positive, a
+    class that is named twice.
+    """
+
+    size: int = 32
+    latent: int = 100
+    generator_width: int = 64
+    discriminator_width: int = 64
+    classes: tuple[str, ...] = ()
+    norm: str = "batch"
+    minibatch_std: bool = False
+    pack: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            known = ", ".join(map(str, SIZES))
+            raise ValueError(f"size is {self.size}; a GAN draws one of {known} pixels")
+        for name in ("latent", "generator_width", "discriminator_width", "pack"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is wanted")
+        choose(self.norm, NORMS, "norm")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes names a class twice; each is wanted once")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many times wider each layer is than the one next to the pixels: 1, 2, 4, ..."""
+        doublings = (self.size // SIZES[self.size]).bit_length() - 1
+        return tuple(2**i for i in range(doublings))
+
+
+class BatchNorm(nn.Module):
+    """Each channel of a batch (B, C, h, w) to mean 0 and deviation 1, then scaled and shifted.
+
+    Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithm 1; out of training the running averages take
+    the place of the batch's own figures. As torch's, without its counter of batches: all that a
+    file holds is floating point.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        averages = (self.running_mean, self.running_var)
+        return F.batch_norm(x, *averages, self.weight, self.bias, self.training)
+
+
+class Generator(nn.Module):
+    """Noise z (B, latent) -> pictures (B, 3, size, size) in [-1, 1] (DCGAN, figure 1)."""
+
+    def __init__(self, config: GANConfig) -> None:
+        super().__init__()
+        self.config = config
+        classes, start = len(config.classes), SIZES[config.size]
+        widths = [config.generator_width * w for w in reversed(config.widths)]
+        # A class is told beside the noise (Mirza & Osindero 2014, arXiv:1411.1784, section 3.2).
+        self.embedding = nn.Embedding(classes, config.latent) if classes else None
+        self.project = nn.Linear(config.latent * (2 if classes else 1), widths[0] * start**2)
+        self.norm = BatchNorm(widths[0])
+        self.layers = nn.Sequential()
+        for before, after in pairwise(widths):
+            self.layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False))
+            self.layers.append(BatchNorm(after))
+            self.layers.append(nn.ReLU())
+        self.layers.append(nn.ConvTranspose2d(widths[-1], CHANNELS, 4, 2, 1))
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """`labels` (B,): which class each picture is to be of; None only if there are none.
+
+        ValueError if labels are missing or make no sense.
+        """
+        if self.embedding is not None:
+            z = torch.cat([z, self.embedding(wanted_labels(self.config, labels))], dim=1)
+        side = SIZES[self.config.size]
+        h = self.project(z).unflatten(1, (-1, side, side))  # (B, widths[0], side, side)
+        return self.layers(F.relu(self.norm(h))).tanh()
+
+
+class Discriminator(nn.Module):
+    """Pictures (B, 3, size, size) -> scores (B / pack,), above 0 for "real".
+
+    Strided convolutions, the mirror of the generator. Of a class-conditional one the score is that
+    of the picture plus <class vector, features>, the projection discriminator (Miyato & Koyama
+    2018, arXiv:1802.05637, eq. 3).
+    """
+
+    def __init__(self, config: GANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.Sequential()
+        before = CHANNELS * config.pack
+        for i, times in enumerate(config.widths):
+            after = config.discriminator_width * times
+            # Batch norm has a bias of its own, and the first layer has none of it (DCGAN, section 3).
+            batch = config.norm == "batch" and i > 0
+            self.layers.append(self._bounded(nn.Conv2d(before, after, 4, 2, 1, bias=not batch)))
+            if batch:
+                self.layers.append(BatchNorm(after))
+            self.layers.append(nn.LeakyReLU(SLOPE))
+            before = after
+        inputs = (before + config.minibatch_std) * SIZES[config.size] ** 2
+        self.score = self._bounded(nn.Linear(inputs, 1))
+        self.embedding: nn.Module | None = None
+        if config.classes:
+            self.embedding = self._bounded(nn.Embedding(len(config.classes), before))
+
+    def _bounded(self, layer: nn.Module) -> nn.Module:
+        return spectral_norm(layer) if self.config.norm == "spectral" else layer
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        """`labels` (B,): the class of each picture. ValueError if B is no multiple of pack."""
+        pack = self.config.pack
+        features = self.layers(packed(pixels, pack))  # (B / pack, C, h, w)
+        seen = minibatch_std(features) if self.config.minibatch_std else features
+        scores = self.score(seen.flatten(1))[:, 0]
+        if self.embedding is not None:
+            vectors = self.embedding(wanted_labels(self.config, labels))  # (B, C)
+            vectors = vectors.unflatten(0, (-1, pack)).sum(1)  # a pack has several classes
+            scores = scores + (vectors * features.sum(dim=(2, 3))).sum(1)
+        return scores
+
+
+def wanted_labels(config: GANConfig, labels: Tensor | None) -> Tensor:
+    """The labels; ValueError if a class-conditional network was given none."""
+    if labels is None:
+        raise ValueError(
+            f"no labels were given, and this GAN draws {len(config.classes)} classes; (B,) is wanted"
+        )
+    return labels
+
+
+def packed(pixels: Tensor, pack: int) -> Tensor:
+    """Neighbours joined along the channels: (B, C, ...) -> (B / pack, pack * C, ...).
+
+    ValueError if B is no multiple of pack.
+    """
+    if len(pixels) % pack:
+        raise ValueError(f"the batch is {len(pixels)}; a multiple of pack, {pack}, is wanted")
+    return pixels.unflatten(0, (-1, pack)).flatten(1, 2)
+
+
+def minibatch_std(features: Tensor) -> Tensor:
+    """One map more, everywhere the mean deviation of the features over the batch.
+
+    (B, C, h, w) -> (B, C + 1, h, w). A generator that always draws the same is found out by it.
+    """
+    deviation = (features.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
+    return torch.cat([features, deviation.expand_as(features[:, :1])], dim=1)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """-log D(x) - log(1 - D(G(z))) of scores, D = sigmoid(score); scalar (Goodfellow, eq. 1)."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """-log D(G(z)), the non-saturating loss; scalar (Goodfellow et al. 2014, section 3).
+
+    The minimax game's own log(1 - D(G(z))) has no gradient where the forgery is bad, at the start.
+    """
+    return F.softplus(-fake).mean()
+
+
+def accuracies(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of real pictures that are taken for real, and of made ones that are found out."""
+    return (real > 0).float().mean(), (fake < 0).float().mean()
+
+
+def r1_penalty(
+    discriminator: Callable[[Tensor, Tensor | None], Tensor],
+    pixels: Tensor,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Half of the mean |grad D(x)|^2 at real pictures, scalar; times gamma it is added to the loss.
+
+    Mescheder et al. 2018 (arXiv:1801.04406), eq. 9: the discriminator that has won may not go on to
+    push. D must judge each picture (or pack) by itself, so it has no batch norm.
+    """
+    pixels = pixels.detach().requires_grad_(True)
+    scores = discriminator(pixels, labels)
+    (gradient,) = torch.autograd.grad(scores.sum(), pixels, create_graph=True)
+    return 0.5 * gradient.square().sum() / len(scores)
+
+
+@torch.no_grad()
+def dcgan_init(network: nn.Module) -> None:
+    """Weights from N(0, 0.02), those of batch norm from N(1, 0.02) (DCGAN, section 4)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
+            module.weight.normal_(0.0, 0.02)
+        elif isinstance(module, BatchNorm):
+            module.weight.normal_(1.0, 0.02)
+
+
+@dataclass
+class GAN:
+    """A trained generator, in eval mode, and what it is called."""
+
+    generator: Generator
+    name: str
+
+
+@torch.no_grad()
+def sample(generator: Generator, seeds: Sequence[int], label: int | None = None) -> Tensor:
+    """Pictures (B, 3, size, size) in [-1, 1]; picture i is that of seeds[i], whatever the others.
+
+    label: the class of all of them; None for an unconditional generator.
+    """
+    config, device = generator.config, generator.project.weight.device
+    z = torch.cat(
+        [torch.randn(1, config.latent, generator=noise.generators(s, 1)[0]) for s in seeds]
+    )
+    labels = None if label is None else torch.full((len(z),), label, device=device)
+    return generator(z.to(device), labels).float()
+
+
+def class_of(config: GANConfig, prompt: str) -> int | None:
+    """The number of the class that the prompt names; None of an unconditional GAN.
+
+    Upper and lower case are the same. ValueError that lists the classes that look most like it.
+    """
+    if not config.classes:
+        return None
+    names = [name.lower() for name in config.classes]
+    if prompt.strip().lower() in names:
+        return names.index(prompt.strip().lower())
+    close = ", ".join(nearest(prompt, config.classes)[:8])
+    raise ValueError(
+        f"the prompt is {prompt!r}; this GAN draws one of its {len(names)} classes, "
+        f"by its exact name, nearest first: {close}"
+    )
