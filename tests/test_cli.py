@@ -347,3 +347,70 @@ def test_a_picture_takes_no_compiler(model_file: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [str(tmp_path / "a.png"), "[]"]
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_tokens_of_a_prompt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_file: Path
+) -> None:
+    prompt = "a (red:1.5) [apple:red:0.5] BREAK a AND [a|red]:-0.5 <lora:paint:0.8>"
+    words = ("tokens", prompt, "--model", model_file, "--steps", 4)
+    assert call(monkeypatch, *words, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["model"], facts["chunk_size"], facts["steps"]) == ("tiny", 6, 4)
+    assert facts["loras"] == [{"name": "paint", "weight": 0.8, "text_weight": 0.8}]
+    first, second = facts["prompts"]
+    assert (first["weight"], second["weight"]) == (1.0, -0.5)
+    assert [reading["steps"] for reading in first["readings"]] == [[[1, 2]], [[3, 4]]]
+    assert [reading["steps"] for reading in second["readings"]] == [
+        [[1, 1], [3, 3]],
+        [[2, 2], [4, 4]],
+    ]
+    for reading, text in zip(first["readings"], ("apple", "red"), strict=True):
+        chunks = [[(token["token"], token["weight"]) for token in c] for c in reading["chunks"]]
+        assert chunks == [[("a", 1.0), ("red", 1.5), (text, 1.0)], [("a", 1.0)]]
+    assert call(monkeypatch, *words) == 0
+    text = capsys.readouterr().out
+    assert "tiny reads 6 tokens at a time; 4 steps" in text and "LoRA paint: 0.8" in text
+    assert "steps 1-2: a (red:1.5) apple BREAK a" in text and "steps 1, 3: a" in text
+    assert "prompt 2, weight -0.5" in text and "1.5  red" in text
+
+
+def test_tokens_of_odd_prompts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_file: Path
+) -> None:
+    for prompt, said in (("", "(empty)"), ("\x1b[31m\udcff\n", "\\x1b"), ("((", "(empty)")):
+        assert call(monkeypatch, "tokens", prompt, "--model", model_file) == 0
+        out = capsys.readouterr().out
+        assert said in out and "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("tokens", "a (cat:inf)"), "the weight of 'cat' is inf"),
+        (("tokens", "cat:1000 AND dog"), "the weight of 'cat' is 1000"),
+        (("tokens", "<lora:paint:much>"), "<lora:paint:much>: 'much' is not understood"),
+        (("tokens", "cat", "--steps", 0), "steps"),
+        (("generate", "a (cat:nan)"), "the weight of 'cat' is nan"),
+        (("generate", "cat", "--clip-skip", 5), "clip_skip is 5; the text tower of tiny has 1"),
+        (("generate", "cat", "--clip-skip", 0), "clip_skip"),
+        (("generate", "cat", "--emphasis", "loud"), "emphasis"),
+        (("generate", "a AND b", "--mix-by", "embedding"), "AND does not go with"),
+    ],
+)
+def test_bad_prompts_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_file: Path,
+    tmp_path: Path,
+    words: tuple[Any, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *words, "--model", model_file) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

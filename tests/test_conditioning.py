@@ -308,6 +308,15 @@ def test_smaller_rows_reach_back_less() -> None:
     assert [len(chunk) for chunk in chunked(small, words(26, 18))] == [25, 1]
 
 
+def test_a_word_of_several_vectors_is_not_cut() -> None:
+    own = Tokenizer.clip(context_length=9).with_words({"<frog>": (60000, 60001, 60002)})
+    assert [len(c) for c in chunked(own, "a b c d <frog> e")] == [7, 1]
+    assert [len(c) for c in chunked(own, "a b c d e <frog> f")] == [5, 4]
+    assert [len(c) for c in chunked(own, "a b c d e f <frog> <frog>")] == [6, 6]
+    long = own.with_words({"<toad>": range(60003, 60013)})
+    assert [len(c) for c in chunked(long, "a <toad>")] == [1, 7, 3]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(["cat", ",", "a b", "BREAK", "(x:2)"]), max_size=80))
 def test_no_token_is_lost(parts: list[str]) -> None:

@@ -8,7 +8,7 @@ chunks, which are read one by one and then stand behind each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -45,13 +45,14 @@ def chunked(tokenizer: Tokenizer, prompt: str) -> list[list[Token]]:
     Raises ValueError for a weight that is not finite, or beyond `MAX_WEIGHT`.
     """
     chunks: list[list[Token]] = []
+    later = {number for numbers in tokenizer.words.values() for number in numbers[1:]}
     for runs in parse(prompt):
         tokens: list[Token] = []
         for text, weight in runs:
             check_weight(text, weight)
             pieces = zip(tokenizer.encode(text), tokenizer.tokens(text), strict=True)
             tokens += [Token(number, piece, weight) for number, piece in pieces]
-        chunks += _cut(tokens, tokenizer.context_length - 2)
+        chunks += _cut(tokens, tokenizer.context_length - 2, later)
     while len(chunks) > 1 and not chunks[-1]:  # BREAK at the end
         chunks.pop()
     return chunks
@@ -66,13 +67,18 @@ def check_weight(text: str, weight: float) -> None:
         )
 
 
-def _cut(tokens: Sequence[Token], room: int) -> Iterator[list[Token]]:
+def _cut(tokens: Sequence[Token], room: int, later: Set[int]) -> Iterator[list[Token]]:
+    """later: the numbers that stand for the second and further vectors of a word, which is not cut
+    unless it is longer than a chunk."""
     start = 0
     while len(tokens) - start > room:
         end = start + room
         if tokens[end].text != ",":
             near = range(end - 1, end - 1 - int(COMMA_REACH * room), -1)
             end = next((i + 1 for i in near if tokens[i].text == ","), end)
+        while tokens[end].id in later and end > start:
+            end -= 1
+        end = end if end > start else start + room
         yield list(tokens[start:end])
         start = end
     yield list(tokens[start:])

@@ -1,0 +1,108 @@
+"""``pellucid tokens``: how a prompt is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli._app import MODEL_HELP, app
+
+if TYPE_CHECKING:
+    from pellucid.tokenizer import Tokenizer
+
+
+@app.command()
+def tokens(
+    prompt: Annotated[str, typer.Argument(help="As for generate.")],
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Every token of a prompt, its number and weight, its chunk, and when it is read."""
+    from pellucid import checkpoints
+    from pellucid.request import Request, resolve
+
+    path = checkpoints.embedded() if model is None else model
+    loaded = checkpoints.load(path)
+    asked = resolve(loaded, Request(prompt=prompt, steps=steps))
+    assert asked.steps is not None
+    facts = {"model": loaded.name} | _report(loaded.tokenizer, asked.prompt, asked.steps)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    for line in _lines(facts):
+        typer.echo(line)
+
+
+def _report(tokenizer: Tokenizer, prompt: str, steps: int) -> dict[str, Any]:
+    """What `conditioning.told` makes of a prompt, as plain values."""
+    from pellucid.conditioning import check_weight, chunked
+    from pellucid.prompt import each_step, split_and, take_loras
+
+    text, loras = take_loras(prompt)
+    prompts = []
+    for part, weight in split_and(text):
+        check_weight(part, weight)
+        each = each_step(part, steps)
+        readings = [
+            {
+                "steps": _ranges([step for step, at in enumerate(each, start=1) if at == distinct]),
+                "text": distinct,
+                "chunks": [
+                    [{"token": t.text, "id": t.id, "weight": round(t.weight, 6)} for t in chunk]
+                    for chunk in chunked(tokenizer, distinct)
+                ],
+            }
+            for distinct in dict.fromkeys(each)
+        ]
+        prompts.append({"weight": weight, "readings": readings})
+    return {
+        "chunk_size": tokenizer.context_length - 2,
+        "steps": steps,
+        "loras": [lora._asdict() for lora in loras],
+        "prompts": prompts,
+    }
+
+
+def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising numbers as ranges: 1, 2, 3, 7 -> (1, 3), (7, 7)."""
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    yield f"{facts['model']} reads {facts['chunk_size']} tokens at a time; {facts['steps']} steps"
+    for lora in facts["loras"]:
+        weights = f"{lora['weight']:g} in the network, {lora['text_weight']:g} in the text towers"
+        yield f"LoRA {lora['name']}: {weights}"
+    several = len(facts["prompts"]) > 1
+    for number, prompt in enumerate(facts["prompts"], start=1):
+        if several:
+            yield f"\nprompt {number}, weight {prompt['weight']:g}"
+        for reading in prompt["readings"]:
+            if len(prompt["readings"]) > 1:
+                spans = [f"{a}" if a == b else f"{a}-{b}" for a, b in reading["steps"]]
+                yield f"\nsteps {', '.join(spans)}: {_shown(reading['text'].strip())}"
+            yield f"{'chunk':>5}  {'id':>6}  {'weight':>7}  token"
+            for chunk, own in enumerate(reading["chunks"], start=1):
+                for token in own:
+                    yield (
+                        f"{chunk:>5}  {token['id']:>6}  {token['weight']:>7.4g}  "
+                        f"{_shown(token['token'])}"
+                    )
+                if not own:
+                    yield f"{chunk:>5}  {'':>6}  {'':>7}  (empty)"
+
+
+def _shown(text: str) -> str:
+    """A text on a terminal: with escapes where it holds what cannot be printed."""
+    return text if text.isprintable() else repr(text)[1:-1]
