@@ -192,6 +192,12 @@ def test_a_prompt_that_changes(model: Model) -> None:
     assert differ(whole, run(model, steps=4, prompt="a red apple")) < 1e-5
 
 
+def test_what_is_not_read_is_told(model: Model) -> None:
+    last = run(model, prompt="a [rabbit:1.3] apple", negative_prompt="[blue|red]", steps=1)
+    assert [w.split("reads ")[1].split()[0] for w in last.warnings] == ["'rabbit'", "'red'"]
+    assert run(model, prompt="a [rabbit:0.5] apple").warnings == ()
+
+
 def test_prompts_in_turns(model: Model) -> None:
     turns = run(model, steps=2, prompt="[a rabbit|a red apple]")
     once = run(model, steps=2, prompt="[a rabbit:a red apple:1]")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.prompt import LoraTag, Run, each_step, parse, split_and, take_loras
+from pellucid.prompt import LoraTag, Run, each_step, parse, split_and, take_loras, unread
 
 
 @pytest.mark.parametrize(
@@ -185,6 +185,16 @@ def test_two_passes() -> None:
     assert each_step("[a:b:1]", 0) == []
 
 
+def test_what_no_step_reads() -> None:
+    assert unread("a (cat:1.3) [dog] [x:y:0.5] [x|y]", 10) == []
+    assert unread("[red hat:1.3] and [one:(two:2):99]", 10) == ["red hat", "two"]
+    assert unread("[one|two|three]", 2) == ["three"]
+    assert unread("[one:two:0.5]", 1) == ["one"]
+    assert unread("[one:two:1.5]", 10) == ["two"]
+    assert unread("[one:two:1.5]", 10, 2) == []
+    assert unread("[one:two:1.5]", 0) == []
+
+
 # ---------------------------------------------------------------- any input at all
 
 PIECES = ["(", ")", "[", "]", ":", "|", "\\", "BREAK", "AND", "<lora:", ">", "1.3", ".5", "-1", "e"]
@@ -197,6 +207,7 @@ def test_no_input_makes_the_parser_fail(text: str, steps: int, second: int) -> N
     for part, weight in split_and(text):
         assert part in text and isinstance(weight, float)
         each = each_step(part, steps, second)
+        assert all(missing in part for missing in unread(part, steps, second))
         assert len(each) == steps + second
         for now in {part, *each}:
             for runs in parse(now):

@@ -24,7 +24,7 @@ from pellucid.inpaint import Canvas
 from pellucid.model import Model
 from pellucid.noise import draw, generators, slerp, source
 from pellucid.preview import decoder_of, pictures
-from pellucid.prompt import take_loras
+from pellucid.prompt import take_loras, unread
 from pellucid.request import Request, draws_any_size, resolve, unit_of
 from pellucid.samplers import Step
 from pellucid.schedule import MAX_STEPS, Level
@@ -77,7 +77,7 @@ def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iter
     canvas = None if request.image is None else inpaint.prepare(request, unit_of(model))
     passes = levels_of(model, request)
     total = sum(len(levels) - 1 for levels in passes)
-    warnings = (*unmatched, *warnings_of(model, asked, request))
+    warnings = (*unmatched, *warnings_of(model, asked, request, passes))
     seeds = tuple(request.seed + i for i in range(request.count))
     looks: list[Parts] = []
     for number, step in enumerate(steps_of(model, request, canvas, passes, looks)):
@@ -180,9 +180,17 @@ def redrawn(request: Request) -> int:
     return int(request.strength * request.steps + 1e-6)
 
 
-def warnings_of(model: Model, asked: Request, request: Request) -> tuple[str, ...]:
+def warnings_of(
+    model: Model, asked: Request, request: Request, passes: Sequence[Sequence[Level]]
+) -> tuple[str, ...]:
     """What was done otherwise than asked; `request` is `asked`, resolved."""
-    warnings = []
+    prompts = (request.prompt, *(text for text, _ in request.mix), request.negative_prompt)
+    counts = [len(levels) - 1 for levels in passes]
+    warnings = [
+        f"no step of {sum(counts)} reads {text!r} of the prompt; see pellucid tokens"
+        for prompt in prompts
+        for text in unread(prompt, *counts)
+    ]
     if request.image is not None:
         if request.strength is not None and redrawn(request) == 0 < request.strength:
             warnings.append(

@@ -125,6 +125,15 @@ def each_step(prompt: str, steps: int, second: int = 0) -> list[str]:
     return [_at_step(symbols, step, steps, second) for step in range(1, steps + second + 1)]
 
 
+def unread(prompt: str, steps: int, second: int = 0) -> list[str]:
+    """The texts of a prompt that are in it at no step, such as b of [a:b:1.3]."""
+    each = set(each_step(prompt, steps, second))
+    texts = [symbol.strip(" ()[]:|\\") for symbol in _SYMBOL.findall(prompt)]
+    numbers = re.compile(NUMBER, re.I)
+    missing = [text for text in texts if not any(text in now for now in each)]
+    return [text for text in missing if not numbers.fullmatch(text)] if each else []
+
+
 def _at_step(symbols: list[str], step: int, steps: int, second: int) -> str:
     stack = [_Bracket("")]  # the outermost is the prompt itself
     for symbol in symbols:
