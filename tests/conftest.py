@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,3 +117,41 @@ def well_formed() -> Callable[[str], None]:
         assert "default-src 'none'" in text
 
     return check
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real Chromium; without one, or without playwright, the test is skipped."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium is installed (apt install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as play:
+        options = ["--no-sandbox", "--disable-gpu"]
+        opened = play.chromium.launch(executable_path=chromium, args=options)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a file in a tab. At the end there must be no error on a console, and nothing fetched."""
+    complaints: list[str] = []
+    tabs = []
+
+    def open_one(path: Path, width: int = 1200, height: int = 900) -> Any:
+        tab = browser.new_page(viewport={"width": width, "height": height})
+        tabs.append(tab)
+        tab.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on(
+            "request",
+            lambda sent: sent.url.startswith(("data:", "file:")) or complaints.append(sent.url),
+        )
+        tab.goto(path.as_uri())
+        return tab
+
+    yield open_one
+    for tab in tabs:
+        tab.close()
+    assert complaints == []

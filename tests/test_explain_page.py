@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,11 @@ from pellucid.explain import explain, page
 from pellucid.model import Model
 from pellucid.request import Request
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("no Chromium is installed (apt install chromium)", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
 
 REQUEST = Request(prompt="a red <b>apple</b>", seed=5, steps=6, guidance=3.0)
 STEP = "#step"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as play:
-        opened = play.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +33,11 @@ def files(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 @pytest.fixture
-def shown(browser: Any, files: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Any]:
+def shown(
+    open_page: Callable[..., Any], files: dict[str, Path], request: pytest.FixtureRequest
+) -> Any:
     """The page "one", or the one that the test asks for; no error, and nothing fetched."""
-    tab = browser.new_page(viewport={"width": 1200, "height": 900})
-    complaints: list[str] = []
-    tab.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on(
-        "request",
-        lambda sent: sent.url.startswith(("data:", "file:")) or complaints.append(sent.url),
-    )
-    tab.goto(files[getattr(request, "param", "one")].as_uri())
-    yield tab
-    tab.close()
-    assert complaints == []
+    return open_page(files[getattr(request, "param", "one")])
 
 
 two = pytest.mark.parametrize("shown", ["two"], indirect=True)

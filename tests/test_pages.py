@@ -85,6 +85,14 @@ def test_a_curve_is_broken_where_it_is_not_finite_or_out_of_range() -> None:
     assert plot.svg().count('class="s0 dots"') == 1  # the lonely last point
 
 
+def test_what_a_logarithm_cannot_show_is_left_out() -> None:
+    y = [1e-30, 0, -1, 1e3, float("inf"), 10]
+    series = [Series("a", range(6), y)]
+    for span, shown in ((None, 3), ((1.0, 1e4), 2)):
+        drawn = Plot("p", series, log_y=True, y_range=span).svg()
+        assert drawn.count('class="s0 dots"') == shown and "nan" not in drawn
+
+
 def test_ticks_are_round_and_inside() -> None:
     texts = [mark.text for mark in Plot("p", [Series("a", [0, 1000], [-20, 10])]).marks()]
     assert {"0", "200", "1000", "-20", "-10"} <= set(texts)

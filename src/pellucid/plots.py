@@ -59,13 +59,13 @@ class Axis:
     def __call__(self, values: Sequence[float]) -> np.ndarray:
         """(N,) places; NaN for what is not finite or out of range."""
         numbers = np.asarray(values, dtype=float)
-        slack = 1e-9 * (self.high - self.low)
-        inside = (numbers >= self.low - slack) & (numbers <= self.high + slack)
-        numbers = np.where(inside, numbers, np.nan)
         low, high = self.low, self.high
         if self.log:
-            numbers, low, high = np.log(numbers), math.log(low), math.log(high)
-        return self.start + (numbers - low) / (high - low) * (self.end - self.start)
+            numbers = np.log(np.where(numbers > 0, numbers, np.nan))
+            low, high = math.log(low), math.log(high)
+        share = (numbers - low) / (high - low)
+        share = np.where((share > -1e-9) & (share < 1 + 1e-9), share, np.nan)
+        return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
         """About five round numbers; of a logarithmic axis powers of ten, and 2 and 5 times these

@@ -14,6 +14,7 @@ from pellucid.pages import figure, page, paragraph, picture, row, section, sourc
 from pellucid.plots import Plot, Series
 
 SNR_RANGE = (-12.0, 12.0)  # beyond it one of picture and noise cannot be seen
+POWER_RANGE = (1e-4, 1e4)  # a flat picture has no power, which a logarithm cannot show
 
 
 def html(lab: NoiseLab) -> str:
@@ -173,7 +174,13 @@ def spectra(lab: NoiseLab) -> Plot:
     series = [Series(k.name, k.spectrum.frequency, k.spectrum.power) for k in lab.kinds]
     own = Series("the picture", lab.spectrum.frequency, lab.spectrum.power, "dashed")
     return Plot(
-        "power of the waves", [*series, own], "cycles per pixel", log_x=True, log_y=True, width=560
+        "power of the waves",
+        [*series, own],
+        "cycles per pixel",
+        y_range=POWER_RANGE,
+        log_x=True,
+        log_y=True,
+        width=560,
     )
 
 
