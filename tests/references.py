@@ -65,10 +65,11 @@ TEXTS = {
 NAMES = tuple(UNETS)
 
 
-def model_of(name: str, prediction: str | None = None, **unet: Any) -> Model:
+def model_of(name: str, prediction: str | None = None, vocabulary: int = 520, **unet: Any) -> Model:
+    """A model of a family, thin and random; `unet` are fields of its U-Net's config."""
     torch.manual_seed(1)
     family = FAMILIES[name]
-    texts = TEXTS[name]
+    texts = [replace(text, vocab_size=vocabulary) for text in TEXTS[name]]
     parts: list[nn.Module] = [
         UNet(replace(UNETS[name], **unet)),
         VAE(replace(family.vae, **VAE_TINY)),

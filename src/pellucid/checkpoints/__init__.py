@@ -1,7 +1,7 @@
 """Models on disk: one file here for each format, chosen by what a file holds and not by its name.
 
 A format is a module with `matches(path) -> bool`, `read(path, device, dtype, prediction) -> Model`,
-`describe(path) -> dict` if more can be said without reading the weights, and, if it can be written,
+`describe(path, prediction) -> dict`, without reading the weights, and, if it can be written,
 `write(model, path, dtype)`, which gives what had no place there, in words.
 """
 
@@ -86,24 +86,37 @@ def format_of(path: Path) -> Any:
     )
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """What can be said of the model in `path` from its header alone; {} where that is nothing.
+def describe(path: str | Path, prediction: str | None = None) -> dict[str, Any]:
+    """What can be said of the model in `path` without reading its weights.
 
-    A tiny autoencoder and a GAN, which are no diffusion models, are described too.
+    Something else that is known is described too, under "kind": an autoencoder, a LoRA, words of
+    textual inversion, a GAN, ... Raises CheckpointError for what cannot be read.
     """
+    from pellucid.checkpoints import _about, _tiny_vae, _weights  # which import this module
+
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; a checkpoint file is wanted")
     if is_tiny_vae(path):
-        from pellucid.checkpoints import _tiny_vae
-
-        return _tiny_vae.describe(path)
+        return {"kind": "a tiny autoencoder (TAESD) alone"} | _tiny_vae.describe(path)
     if holds_gan(path):
         from pellucid.checkpoints import _gan
 
-        return _gan.describe(path)
-    tell = getattr(format_of(path), "describe", None)
-    return {} if tell is None else dict(tell(path))
+        return {"kind": "a GAN"} | _gan.describe(path)
+    forms = plugins.discover("pellucid.checkpoints").values()
+    form = next((form for form in forms if form.matches(path)), None)
+    if path.is_file() and (form is None or _weights.is_pickle(path)):
+        facts = _about.other(path)
+        if facts is not None:
+            return facts
+    told: dict[str, Any] = format_of(path).describe(path, prediction)
+    return {"name": path.name} | told
+
+
+def type_of(path: str | Path) -> torch.dtype:
+    """The type of most tensors of a model's file or folder, from its header."""
+    commonest: torch.dtype = getattr(torch, next(iter(describe(path)["types"])))
+    return commonest
 
 
 def load_vae(

@@ -34,7 +34,7 @@ def read(path: Path, model: Model) -> tuple[Embedding, ...]:
     Where a file does not say the word, it is the file's name without its ending.
     Raises CheckpointError: no embedding, vectors of another width than the model's.
     """
-    words, marked = (_pickled(path), ()) if is_pickle(path) else _plain(path)
+    words, marked = vectors_in(path)
     found: list[tuple[str, dict[str, Tensor]]] = []
     towers = {part: words[key] for key, part in _TOWERS.items() if key in words}
     if marked:
@@ -56,6 +56,11 @@ def read(path: Path, model: Model) -> tuple[Embedding, ...]:
         )
         for word, vectors in found
     )
+
+
+def vectors_in(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors in `path` by their keys, and those keys that are known to be words."""
+    return (_pickled(path), ()) if is_pickle(path) else _plain(path)
 
 
 def _plain(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

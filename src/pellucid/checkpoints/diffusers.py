@@ -18,6 +18,7 @@ from torch import nn
 from pellucid.backbones.unet import UNetConfig
 from pellucid.checkpoints import (
     CheckpointError,
+    _about,
     _configs,
     _families,
     _keys,
@@ -45,7 +46,7 @@ from pellucid.checkpoints._variants import STEMS, weights_of
 from pellucid.checkpoints._weights import Weights, open_weights
 from pellucid.clip import TextConfig, TextTower
 from pellucid.diffusion import PREDICTIONS
-from pellucid.model import Model, Reading
+from pellucid.model import Defaults, Model, Reading
 from pellucid.plugins import choose
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -105,7 +106,6 @@ def read(
     vae, text, text_2 = parts["vae"].module, texts[0], texts[1] if len(texts) > 1 else None
     assert isinstance(vae, VAE) and isinstance(text, TextTower)
     assert text_2 is None or isinstance(text_2, TextTower)
-    defaults = found.family.defaults(found.prediction)
     return Model(
         backbone=parts[found.kind.folder].module,
         vae=vae,
@@ -116,7 +116,7 @@ def read(
         name=path.resolve().name,
         text_2=text_2,
         reading=found.reading,
-        defaults=replace(defaults, spacing="trailing") if found.trailing else defaults,
+        defaults=_defaults(found),
     )
 
 
@@ -125,24 +125,23 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     found = examine(path, prediction)
     parts, unused = _parts(found)
     compare(path, parts, unused)
-    types: dict[str, int] = {}
-    for part in parts.values():
-        for stored in part.weights.values():
-            name = str(stored.dtype).removeprefix("torch.")
-            types[name] = types.get(name, 0) + 1
-    names = {found.kind.folder: "backbone", "text_encoder": "text", "text_encoder_2": "text_2"}
-    return {
-        "format": "diffusers",
-        "family": found.title,
-        "parameters": {
-            names.get(name, name): sum(p.numel() for p in part.module.parameters())
-            for name, part in parts.items()
-        },
-        "types": types,
-        "prediction": found.prediction or "not in the folder: give --prediction eps or v",
-        "unused keys": unused,
-        "unused parts": list(found.others),
-    }
+    names = {found.kind.folder: "backbone", **dict(zip(TEXTS, ("text", "text_2"), strict=True))}
+    facts = _about.model(
+        form="diffusers",
+        family=found.title,
+        parts={names.get(name, name): part for name, part in parts.items()},
+        prediction=found.prediction,
+        schedule=found.schedule,
+        defaults=_defaults(found),
+        tokenizer=found.tokenizer,
+        unused=unused,
+    )
+    return facts | {"unused parts": list(found.others)}
+
+
+def _defaults(found: Found) -> Defaults:
+    usual = found.family.defaults(found.prediction or "eps")
+    return replace(usual, spacing="trailing") if found.trailing else usual
 
 
 # ---------------------------------------------------------------- what a folder holds

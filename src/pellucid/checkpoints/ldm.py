@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.checkpoints import CheckpointError, _families, _keys, read_header
+from pellucid.checkpoints import CheckpointError, _about, _families, _keys, read_header
 from pellucid.checkpoints._assemble import (
     Part,
     Place,
@@ -25,6 +25,7 @@ from pellucid.checkpoints._assemble import (
     build,
     check_tokenizer,
     compare,
+    fill,
     gather,
     same_when_read,
     write_file,
@@ -147,21 +148,18 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     found = examine(path, prediction)
     parts = _parts(path, found)
     compare(path, parts, (*found.unused, *MARKS))
-    types: dict[str, int] = {}
-    for stored in found.weights.values():
-        name = str(stored.dtype).removeprefix("torch.")
-        types[name] = types.get(name, 0) + 1
-    return {
-        "format": "ldm" + (" (pickle)" if found.weights.pickled else ""),
-        "family": found.title,
-        "parameters": {
-            name: sum(p.numel() for p in part.module.parameters()) for name, part in parts.items()
-        },
-        "types": types,
-        "prediction": found.prediction or "not in the file: give --prediction eps or v",
-        "averaged": found.averaged,
-        "unused keys": list(found.unused),
-    }
+    facts = _about.model(
+        form="ldm" + (" (pickle)" if found.weights.pickled else ""),
+        family=found.title,
+        parts=parts,
+        prediction=found.prediction,
+        schedule=found.schedule,
+        defaults=found.family.defaults(found.prediction or "eps"),
+        tokenizer=_families.clip_tokenizer(),
+        unused=found.unused,
+    )
+    # The U-Net may be there only as the average that training kept.
+    return facts | {"averaged": found.averaged}
 
 
 def read_vae(
@@ -175,6 +173,14 @@ def read_vae(
     like: whose scale and shift of the latents it has. A file of weights does not say them; None is
     that of the model in the file, else Stable Diffusion 1's, or 3's where there are 16 channels.
     """
+    part, _ = vae_part(path, like)
+    fill(part, device, dtype)
+    assert isinstance(part.module, VAE)
+    return part.module
+
+
+def vae_part(path: Path, like: VAEConfig | None = None) -> tuple[Part, list[str]]:
+    """What `read_vae` reads, and the keys that are not needed; no weights are read yet."""
     weights = open_weights(path)
     stored = {key.removeprefix(NEST): value for key, value in weights.items()}
     prefix = next((vae for vae in VAES if any(key.startswith(vae) for key in stored)), "")
@@ -203,8 +209,9 @@ def read_vae(
         places = {name: Place(prefix + name, places[name].layout) for name in places}
     inside = {key: value for key, value in stored.items() if key.startswith(prefix)}
     unused = [key for key in inside if UNUSED.match(f"{VAES[0]}{key.removeprefix(prefix)}")]
-    assemble(path, {"vae": Part(vae, inside, places)}, device, dtype, unused)
-    return vae
+    part = Part(vae, inside, places)
+    compare(path, {"vae": part}, unused)
+    return part, unused
 
 
 def _original(shapes: _families.Shapes) -> dict[str, tuple[int, ...]]:

@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from pellucid import plugins
-from pellucid.checkpoints import CheckpointError, read_header
+from pellucid.checkpoints import CheckpointError, _about, read_header
 from pellucid.checkpoints._assemble import (
     Part,
     assemble,
     build,
     check_tokenizer,
+    compare,
     gather,
     same_names,
     write_file,
@@ -62,19 +63,10 @@ def read(
     Raises CheckpointError that names the first keys that are wrong.
     """
     facts = _facts(path, read_header(path))
-    parts = {part: _build(path, part, entry) for part, entry in facts["parts"].items()}
-    weights = open_weights(path)
-    places = {part: same_names(module, f"{part}.") for part, module in parts.items()}
-    assemble(
-        path,
-        {part: Part(module, weights, places[part]) for part, module in parts.items()},
-        device,
-        dtype,
-    )
-    try:
-        tokenizer = Tokenizer.from_json(json.dumps(facts["tokenizer"]))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    stored = _parts(path, facts)
+    assemble(path, stored, device, dtype)
+    parts = {name: part.module for name, part in stored.items()}
+    tokenizer = _tokenizer(path, facts)
     text = typing.cast(TextTower, parts["text"])
     check_tokenizer(path, tokenizer, text.config)
     return Model(
@@ -91,6 +83,40 @@ def read(
         tiny_vae=typing.cast("TinyVAE | None", parts.get("tiny_vae")),
         defaults=dataclass_from(path, "defaults", Defaults, facts["defaults"]),
     )
+
+
+def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
+    """What `pellucid info` says of a file, from its header alone."""
+    facts = _facts(path, read_header(path))
+    parts = _parts(path, facts)
+    compare(path, parts)
+    told = _about.model(
+        form="native",
+        family=f"Pellucid's own, backbone {facts['parts']['backbone'].get('kind')}",
+        parts=parts,
+        prediction=str(facts["prediction"]) if prediction is None else prediction,
+        schedule=_dataclass(path, "schedule", Schedule, facts["schedule"]),
+        defaults=_dataclass(path, "defaults", Defaults, facts["defaults"]),
+        tokenizer=_tokenizer(path, facts),
+    )
+    return {"name": str(facts["name"])} | told
+
+
+def _parts(path: Path, facts: Mapping[str, Any]) -> dict[str, Part]:
+    """The networks, on the meta device, and where the file has their parameters."""
+    modules = {part: _build(path, part, entry) for part, entry in facts["parts"].items()}
+    weights = open_weights(path)
+    return {
+        part: Part(module, weights, same_names(module, f"{part}."))
+        for part, module in modules.items()
+    }
+
+
+def _tokenizer(path: Path, facts: Mapping[str, Any]) -> Tokenizer:
+    try:
+        return Tokenizer.from_json(json.dumps(facts["tokenizer"]))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import MODEL_HELP, app
+from pellucid.cli._model import open_model
 from pellucid.cli._page import JSON_HELP, page_path
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ def explain(
     sampler, and the time it took.
     """
     from pellucid.cli.generate import _from_picture as from_picture
-    from pellucid.cli.generate import _load as load
     from pellucid.cli.generate import _size as size_of
     from pellucid.cli.generate import _stem as stem
     from pellucid.explain import page
@@ -79,7 +79,7 @@ def explain(
         "height": height,
     }
     fields |= {name: value for name, value in asked.items() if value is not None}
-    loaded = load(model, None)
+    loaded = open_model(model)
     told = [_watch(loaded, Request.model_validate(fields))]
     if versus is not None or versus_guidance is not None:
         # The request that was carried out has the seed, so that both begin with the same noise.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import MODEL_HELP, app
+from pellucid.cli._model import DEVICE_HELP, DTYPE_HELP, PREDICTION_HELP, open_model
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -94,6 +95,7 @@ def _stem(prompt: str, seed: int) -> str:
     return f"{short.strip('-') or 'unconditional'}-{seed}"
 
 
+MODEL = "Model"
 START, MASK, SECOND = "Picture to start from", "Mask", "Second pass"
 ADD, STEER, OUTPUT = "On the model", "Noise and guidance", "Output"
 
@@ -119,6 +121,10 @@ def generate(
     count: Annotated[int | None, typer.Option(help="How many; seeds follow on.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    vae: Annotated[Path | None, _panel(MODEL, "A file whose autoencoder is used instead.")] = None,
+    prediction: Annotated[str | None, _panel(MODEL, PREDICTION_HELP)] = None,
+    device: Annotated[str, _panel(MODEL, DEVICE_HELP)] = "auto",
+    dtype: Annotated[str, _panel(MODEL, DTYPE_HELP)] = "auto",
     like: Annotated[
         Path | None, typer.Option(help="A picture made here or by A1111: do as it was done.")
     ] = None,
@@ -256,7 +262,9 @@ def generate(
     request = Request.model_validate(fields)
     choose(preview, PREVIEWS, "preview")
     is_file = _is_file(out, request.count)
-    loaded = _load(model, tiny_vae)
+    loaded = open_model(
+        model, prediction=prediction, vae=vae, tiny_vae=tiny_vae, device=device, dtype=dtype
+    )
     last, trail = _run(loaded, request, film, partial(adapt, folder=lora_folder, live=live_lora))
     for warning in last.warnings:
         typer.echo(f"pellucid: {warning}", err=True)
@@ -297,19 +305,6 @@ def _is_file(out: Path, count: int) -> bool:
     if folder.exists() and not folder.is_dir():  # said now, not after the work is done
         raise ValueError(f"--out is {out}, and {folder} is a file; a folder is wanted")
     return is_file
-
-
-def _load(path: Path | None, tiny_vae: Path | None) -> Model:
-    """The model, and with it the tiny autoencoder that is named or lies beside it."""
-    from pellucid import checkpoints
-
-    path = checkpoints.embedded() if path is None else path
-    model = checkpoints.load(path)
-    if tiny_vae is not None:
-        model.tiny_vae = checkpoints.load_tiny_vae(tiny_vae, of=model.vae.config)
-    elif model.tiny_vae is None:
-        model.tiny_vae = checkpoints.tiny_vae_of(model, path)
-    return model
 
 
 def _run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,14 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli._app import app
+from pellucid.cli._model import PREDICTION_HELP
+
+FIRST = 5  # of a long list in the text; JSON has all
 
 
 @app.command()
 def info(
-    file: Annotated[Path | None, typer.Argument(help="A model or a picture.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="A model's file or folder, other weights, or a picture.")
+    ] = None,
+    prediction: Annotated[str | None, typer.Option(help=PREDICTION_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What a model is made of, or what made a picture."""
+    """What a model or another file of weights is, or what made a picture."""
     from pellucid import checkpoints, images
 
     path = checkpoints.embedded() if file is None else file
@@ -25,30 +30,35 @@ def info(
     if path.suffix.lower() in images.FORMATS:
         found = images.read_metadata(path)
         facts = {"request": found.request, "parameters": found.parameters}
-    elif checkpoints.is_tiny_vae(path) or checkpoints.holds_gan(path):
-        facts = {"file": str(path)} | checkpoints.describe(path)
     else:
-        model = checkpoints.load(path)
-        parts = {"backbone": model.backbone, "vae": model.vae, "text": model.text}
-        if model.vision is not None:
-            parts["vision"] = model.vision
-        facts = {
-            "name": model.name,
-            "file": str(path),
-            "parameters": {k: sum(p.numel() for p in m.parameters()) for k, m in parts.items()},
-            "prediction": model.prediction,
-            "schedule": dataclasses.asdict(model.schedule),
-            "defaults": dataclasses.asdict(model.defaults),
-            "latents": f"{model.vae.config.latent_channels} channels, 1/{model.vae.config.downsample}"
-            " of the width and height",
-            "prompt": f"{model.tokenizer.context_length - 2} tokens of {model.tokenizer.vocab_size}",
-        }
+        facts = {"file": str(path)} | checkpoints.describe(path, prediction)
+        if "prompt" in facts:  # a model
+            facts["runs here on"] = _choice(facts["types"])
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return
     for name, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(
-                f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in value.items()
-            )
-        typer.echo(f"{name + ':':<12} {value}")
+        typer.echo(f"{name + ':':<13} {_told(value)}")
+
+
+def _choice(types: dict[str, int]) -> str:
+    """Device and number type that --device auto and --dtype auto choose, and by which rule."""
+    import torch
+
+    from pellucid.devices import choose_device
+    from pellucid.precision import choose_dtype
+
+    stored: torch.dtype = getattr(torch, next(iter(types)))
+    return str(choose_dtype(choose_device("auto"), "auto", stored))
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{k} {v:,}" if isinstance(v, int) and not isinstance(v, bool) else f"{k} {v}"
+            for k, v in value.items()
+        )
+    if isinstance(value, list):
+        first = ", ".join(map(str, value[:FIRST]))
+        return f"{len(value)}: {first}, ..." if len(value) > FIRST else first or "none"
+    return str(value)

@@ -1,0 +1,58 @@
+"""How a command opens a model: which file, on which device, in which number type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pellucid.model import Model
+
+PREDICTION_HELP = "What the network predicts, eps or v, where the file does not say it (SD2)."
+DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto is a GPU if there is one."
+DTYPE_HELP = "float32, float16 or bfloat16; auto is told by `pellucid info`."
+# The types as people name them, and as torch does.
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def open_model(
+    path: Path | None,
+    *,
+    prediction: str | None = None,
+    vae: Path | None = None,
+    tiny_vae: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Model:
+    """The model in `path`, None: the one that ships.
+
+    vae: a file whose autoencoder it gets. tiny_vae: a tiny autoencoder; None: what lies beside.
+    """
+    import torch
+
+    from pellucid import checkpoints
+    from pellucid.devices import choose_device
+    from pellucid.precision import choose_dtype
+
+    path = checkpoints.embedded() if path is None else path
+    where = choose_device(device)
+    # On a CPU the file's type changes nothing, and its header need not be read twice.
+    stored = torch.float32 if where.type == "cpu" else checkpoints.type_of(path)
+    choice = choose_dtype(where, SHORT.get(dtype, dtype), stored)
+    model = checkpoints.load(path, where, choice.dtype, prediction)
+    if vae is not None:
+        other = checkpoints.load_vae(vae, where, choice.dtype, like=model.vae.config)
+        has, wanted = other.config.latent_channels, model.vae.config.latent_channels
+        if has != wanted or other.config.downsample != model.vae.config.downsample:
+            raise ValueError(
+                f"{vae} has latents of {has} channels at 1/{other.config.downsample} of the size; "
+                f"{model.name} needs {wanted} at 1/{model.vae.config.downsample}"
+            )
+        model.vae = other
+    if tiny_vae is not None:
+        model.tiny_vae = checkpoints.load_tiny_vae(tiny_vae, where, choice.dtype, model.vae.config)
+    elif model.tiny_vae is None:
+        model.tiny_vae = checkpoints.tiny_vae_of(model, path)
+        if model.tiny_vae is not None:
+            model.tiny_vae.to(where, choice.dtype)
+    return model

@@ -1,0 +1,45 @@
+"""``pellucid convert``: a model from one layout into another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pellucid.cli._app import app
+from pellucid.cli._model import PREDICTION_HELP, SHORT
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A model's file or folder.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write.")],
+    to: Annotated[
+        str,
+        typer.Option(help="diffusers: a folder; ldm: the original single file; native: our own."),
+    ],
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or bf16; without it every weight keeps its own.")
+    ] = None,
+    prediction: Annotated[str | None, typer.Option(help=PREDICTION_HELP)] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="OUT may be there already, and is replaced.")
+    ] = False,
+) -> None:
+    """Write a model in another layout: diffusers' folder, the original file, or Pellucid's own."""
+    from pellucid import checkpoints
+    from pellucid.precision import DTYPES
+
+    known = SHORT | {name: name for name in DTYPES}
+    if dtype is not None and dtype not in known:
+        raise ValueError(f"--dtype is {dtype!r}; choose one of {', '.join(SHORT)}")
+    kind = None if dtype is None else DTYPES[known[dtype]]
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} is there already; --overwrite replaces it")
+    if to != "diffusers" and target.is_dir():
+        raise ValueError(f"{target} is a folder; a file is wanted for --to {to}")
+    model = checkpoints.load(source, dtype=None, prediction=prediction)
+    for thing in checkpoints.save(model, target, kind, to):
+        typer.echo(f"pellucid: left out, because {to} has no place for it: {thing}", err=True)
+    typer.echo(target)

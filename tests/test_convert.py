@@ -1,0 +1,250 @@
+"""The commands `convert` and `info`, and how a command opens a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pellucid import checkpoints, cli
+from pellucid.checkpoints import _families, ldm, load, save
+from pellucid.cli._model import open_model
+from pellucid.tokenizer import Tokenizer
+from references import NAMES, model_of
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model of each family in the original layout."""
+    folder = tmp_path_factory.mktemp("ldm")
+    tokenizer = Tokenizer.from_table(
+        {"a": 0, "!": 1, "<|startoftext|>": 49406, "<|endoftext|>": 49407}, []
+    )
+    patch = pytest.MonkeyPatch()
+    patch.setattr(_families, "clip_tokenizer", lambda: tokenizer)
+    for name in NAMES:
+        ldm.write(model_of(name, vocabulary=49408), folder / f"{name}.safetensors")
+    yield {name: folder / f"{name}.safetensors" for name in NAMES}
+    patch.undo()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Exit status, stdout and stderr of ``pellucid words``."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return (status, *capsys.readouterr())
+
+    return call
+
+
+# ---------------------------------------------------------------- convert
+
+
+def test_there_and_back(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+    native, back = tmp_path / "native", tmp_path / "back.safetensors"
+    assert run("convert", files["sdxl"], native, "--to", "native") == (0, f"{native}\n", "")
+    assert checkpoints.describe(native)["format"] == "native"
+    assert run("convert", native, back, "--to", "ldm")[0] == 0
+    one, other = load_file(files["sdxl"]), load_file(back)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    # What is there is not written over, but when it is asked for.
+    status, out, err = run("convert", native, back, "--to", "ldm", "--dtype", "fp16")
+    assert (status, out) == (2, "") and "--overwrite replaces it" in err
+    assert run("convert", native, back, "--to", "ldm", "--dtype", "fp16", "--overwrite")[0] == 0
+    assert {weight.dtype for weight in load_file(back).values()} == {torch.float16}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back.safetensors", "native"]
+
+
+def test_sd2(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+    """It says what is wanted, and what diffusers' layout leaves out: what nothing reads."""
+    path, folder = tmp_path / "sd2.safetensors", tmp_path / "folder"
+    save_file(load_file(files["sd2"]), path)  # without the metadata
+    status, out, _ = run("info", path)
+    assert status == 0 and "give --prediction eps or v" in out
+    assert "prediction:   v\n" in run("info", path, "--prediction", "v")[1]
+    status, _, err = run("convert", path, folder, "--to", "diffusers")
+    assert status == 2 and "--prediction eps" in err
+    words = ("convert", path, folder, "--to", "diffusers", "--prediction", "v")
+    status, _, err = run(*words)
+    assert status == 0 and load(folder).prediction == "v"
+    assert "the layers behind layer 2 of text_encoder" in err.splitlines()[0]
+    assert "the projection of text_encoder" in err.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("none", "x", "--to", "ldm"), "none does not exist"),
+        (("sd1", "x", "--to", "ldmm"), "no format 'ldmm'; the choices are, nearest first: ldm"),
+        (("sd1", "x", "--to", "ldm", "--dtype", "int8"), "--dtype is 'int8'; choose one of fp32"),
+        (("sd1", "x", "--to", "ldm", "--prediction", "w"), "no prediction 'w'"),
+        (("sd1", ".", "--to", "ldm", "--overwrite"), "is a folder; a file is wanted"),
+        (("sd1", ".", "--to", "diffusers", "--overwrite"), "it was left alone"),
+        (("sd1", "none/x", "--to", "diffusers"), "none is not a folder"),
+        (("sd1", "x"), "--to"),
+    ],
+)
+def test_conversions_that_are_refused(
+    words: tuple[str, ...], sentence: str, files: dict[str, Path], run: Any, tmp_path: Path
+) -> None:
+    source = files.get(words[0], tmp_path / words[0])
+    status, out, err = run("convert", source, tmp_path / words[1], *words[2:])
+    assert (status, out) == (2, "") and sentence in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- info
+
+FACTS = {
+    "format",
+    "family",
+    "parameters",
+    "types",
+    "prediction",
+    "schedule",
+    "defaults",
+    "latents",
+    "prompt",
+    "unused keys",
+    "runs here on",
+}
+
+
+@pytest.mark.parametrize("to", ["diffusers", "ldm", "native"])
+def test_info_of_every_layout(to: str, files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    save(model_of("sdxl", vocabulary=49408), path, torch.float16, to=to)
+    status, out, err = run("info", path, "--json")
+    told = json.loads(out)
+    assert (status, err) == (0, "")
+    assert told.keys() >= FACTS
+    assert (told["format"], told["name"]) == (to, "tiny" if to == "native" else "model")
+    model = load(path)
+    expected = {
+        name: sum(p.numel() for p in part.parameters())
+        for name in ("backbone", "vae", "text", "text_2")
+        if (part := getattr(model, name)) is not None
+    }
+    assert told["parameters"] == expected
+    assert list(told["types"]) == ["float16"]
+    assert told["prediction"] == model.prediction == "eps"
+    assert told["schedule"]["name"] == "scaled_linear"
+    assert told["defaults"]["width"] == 1024
+    assert told["runs here on"].startswith(("cpu, float32: ", "cuda", "mps"))
+    lines = run("info", path)[1].splitlines()
+    assert len(lines) == len(told)
+    assert any(line.startswith("parameters:") and "text_2" in line for line in lines)
+
+
+def put(path: Path, **weights: Tensor) -> Path:
+    save_file({key.replace("__", "."): value for key, value in weights.items()}, path)
+    return path
+
+
+def test_info_of_what_is_no_model(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+    start = "first_stage_model."
+    stored = load_file(files["sd1"])
+    vae = {k.removeprefix(start): w for k, w in stored.items() if k.startswith(start)}
+    zeros = torch.zeros
+    things = {
+        "a VAE alone": put(tmp_path / "vae", **vae),
+        "a LoRA": put(
+            tmp_path / "lora",
+            lora_unet_mid_block_attentions_0_proj_in__lora_down__weight=zeros(4, 320),
+            lora_unet_mid_block_attentions_0_proj_in__lora_up__weight=zeros(320, 4),
+        ),
+        "a textual-inversion embedding": put(tmp_path / "frog", emb_params=zeros(2, 768)),
+        "a ControlNet": put(tmp_path / "net", control_model__time_embed__0__weight=zeros(3, 2)),
+        "a text encoder alone": put(tmp_path / "te", text_model__final_layer_norm__bias=zeros(2)),
+        "a U-Net alone": put(tmp_path / "unet", mid_block__resnets__0__conv1__bias=zeros(2)),
+    }
+    torch.save({"string_to_param": {"*": zeros(2, 768)}}, tmp_path / "frog.pt")
+    things |= {"a textual-inversion embedding ": tmp_path / "frog.pt"}
+    for kind, path in things.items():
+        status, out, err = run("info", path, "--json")
+        assert (status, err) == (0, "")
+        told = json.loads(out)
+        assert told["kind"] == kind.strip()
+        if "VAE" in kind:
+            assert told["latents"].startswith("4 channels, 1/4 of")
+        if "embedding" in kind:
+            assert told["words"] == {"frog": "2 of width 768"}
+
+
+def test_info_names_unused_keys(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+    weights = load_file(files["sd1"]) | {f"model_ema.x{i}": torch.zeros(1) for i in range(9)}
+    save_file(weights, tmp_path / "more.safetensors")
+    out = run("info", tmp_path / "more.safetensors")[1]
+    assert "9: model_ema.x0, model_ema.x1, model_ema.x2, model_ema.x3, model_ema.x4, ..." in out
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04rubbish", b"\x80\x02rubbish"])
+def test_info_of_rubbish(content: bytes, run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    for wrong in (path, tmp_path, tmp_path / "none"):
+        status, out, err = run("info", wrong)
+        assert (status, out) == (2, "")
+        assert err.startswith("pellucid: ") and str(wrong) in err and err.count("\n") == 1
+
+
+# ---------------------------------------------------------------- how a command opens a model
+
+
+def test_another_autoencoder(files: dict[str, Path], tmp_path: Path) -> None:
+    stored = load_file(files["sd1"])
+    start = "first_stage_model."
+    alone = {k.removeprefix(start): w + 1 for k, w in stored.items() if k.startswith(start)}
+    save_file(alone, tmp_path / "vae.safetensors")
+    model = open_model(files["sdxl"], vae=tmp_path / "vae.safetensors", device="cpu")
+    assert model.vae.config == load(files["sdxl"]).vae.config  # the model's scale of latents
+    assert torch.equal(model.vae.decoder.conv_in.bias, alone["decoder.conv_in.bias"])
+    alone["decoder.conv_in.weight"] = torch.zeros(64, 16, 3, 3)
+    alone["encoder.conv_out.weight"] = torch.zeros(32, 64, 3, 3)
+    alone["encoder.conv_out.bias"] = torch.zeros(32)
+    alone["quant_conv.weight"], alone["quant_conv.bias"] = (
+        torch.zeros(32, 32, 1, 1),
+        torch.zeros(32),
+    )
+    alone["post_quant_conv.weight"] = torch.zeros(16, 16, 1, 1)
+    alone["post_quant_conv.bias"] = torch.zeros(16)
+    save_file(alone, tmp_path / "wide.safetensors")
+    with pytest.raises(ValueError, match=r"has latents of 16 channels .* needs 4"):
+        open_model(files["sdxl"], vae=tmp_path / "wide.safetensors", device="cpu")
+
+
+def test_device_and_type(files: dict[str, Path]) -> None:
+    path = files["sd1"]
+    assert next(open_model(path, device="cpu").backbone.parameters()).dtype == torch.float32
+    half = open_model(path, device="cpu", dtype="bf16")
+    assert next(half.backbone.parameters()).dtype == torch.bfloat16
+    assert checkpoints.type_of(path) == torch.float32
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        open_model(path, device="gpu")
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        open_model(path, device="cpu", dtype="int8")
+
+
+def test_generate_has_the_options(
+    model_file: Path, files: dict[str, Path], run: Any, tmp_path: Path
+) -> None:
+    words = ("generate", "a rabbit", "--model", model_file, "--device", "cpu", "--out", tmp_path)
+    assert run(*words, "--prediction", "v", "--dtype", "float32")[0] == 0
+    status, _, err = run(*words, "--vae", files["sd1"])
+    assert status == 2 and "needs 4 at 1/2" in err
+    status, _, err = run(*words, "--prediction", "w")
+    assert status == 2 and "no prediction 'w'" in err
