@@ -102,7 +102,8 @@ def describe(path: str | Path, prediction: str | None = None) -> dict[str, Any]:
     if holds_gan(path):
         from pellucid.checkpoints import _gan
 
-        return {"kind": "a GAN"} | _gan.describe(path)
+        gan: dict[str, Any] = _gan.describe(path)
+        return gan
     forms = plugins.discover("pellucid.checkpoints").values()
     form = next((form for form in forms if form.matches(path)), None)
     if path.is_file() and (form is None or _weights.is_pickle(path)):

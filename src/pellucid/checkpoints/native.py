@@ -95,8 +95,8 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
         family=f"Pellucid's own, backbone {facts['parts']['backbone'].get('kind')}",
         parts=parts,
         prediction=str(facts["prediction"]) if prediction is None else prediction,
-        schedule=_dataclass(path, "schedule", Schedule, facts["schedule"]),
-        defaults=_dataclass(path, "defaults", Defaults, facts["defaults"]),
+        schedule=dataclass_from(path, "schedule", Schedule, facts["schedule"]),
+        defaults=dataclass_from(path, "defaults", Defaults, facts["defaults"]),
         tokenizer=_tokenizer(path, facts),
     )
     return {"name": str(facts["name"])} | told
