@@ -1,14 +1,16 @@
 """The tiny autoencoder: equal to diffusers' AutoencoderTiny, from every layout on disk."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pellucid import checkpoints
+from pellucid import checkpoints, cli, preview
 from pellucid.checkpoints import CheckpointError
 from pellucid.model import Model
 from pellucid.pipeline import generate
@@ -211,3 +213,65 @@ def test_one_beside_the_model_is_found(model: Model, tmp_path: Path) -> None:
         found = checkpoints.tiny_vae_of(model, place)
         assert found is not None and found.decoder is not None
         assert torch.equal(found.decoder.layers[0].weight, stored["decoder.layers.0.weight"])
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, model_file: Path) -> Path:
+    """A folder with the tests' model and a tiny decoder of its latents beside it."""
+    (tmp_path / "model.safetensors").write_bytes(model_file.read_bytes())
+    save_file(
+        original(TinyVAE(THIN[4]).state_dict(), "decoder"), tmp_path / "taesd_decoder.safetensors"
+    )
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The exit status of ``pellucid words``."""
+    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_decoder_tiny(
+    beside: bool, shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preview, "QUICK_PARAMETERS", 0)
+    tiny = shelf / "taesd_decoder.safetensors"
+    words = ["generate", "a rabbit", "--seed", 5, "--model", shelf / "model.safetensors"]
+    words += ["--out", shelf / "out", "--decoder", "tiny", "--film"]
+    if not beside:
+        tiny = tiny.rename(shelf / "another.safetensors")
+        assert run(monkeypatch, *words) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert "a tiny autoencoder for its 4 latent channels, taesd_decoder.safetensors," in told
+        words += ["--tiny-vae", tiny]
+    assert run(monkeypatch, *words) == 0
+    picture, strip, _ = map(Path, capsys.readouterr().out.split())
+    with Image.open(picture) as image, Image.open(strip) as film:
+        assert image.size == (64, 64)  # the tests' own decoder gives 16
+        assert film.height > 128
+    assert run(monkeypatch, "info", tiny) == 0
+    assert "a tiny autoencoder, original layout" in capsys.readouterr().out
+
+
+def test_wrong_tiny_vae_is_told(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("generate", "a rabbit", "--model", shelf / "model.safetensors", "--out", shelf / "out")
+    for more, message in (
+        (("--tiny-vae", shelf / "none.safetensors"), "does not exist; a tiny autoencoder"),
+        (("--tiny-vae", shelf / "model.safetensors"), "is no tiny autoencoder"),
+        (("--preview", "linaer"), "nearest first: linear"),
+        (("--decoder", "small"), "decoder: "),
+    ):
+        assert run(monkeypatch, *words, *more) == 2
+        assert message in capsys.readouterr().err
+    assert not (shelf / "out").exists()
