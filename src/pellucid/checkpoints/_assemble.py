@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from pellucid.checkpoints import CheckpointError
 from pellucid.checkpoints._weights import Stored
 from pellucid.clip import TextConfig
+from pellucid.model import Model
 from pellucid.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -266,6 +267,14 @@ def new_folder(path: Path) -> Iterator[Path]:
                 raise
     except (OSError, shutil.Error) as error:
         raise CheckpointError(f"{path} could not be written: {error}") from error
+
+
+EXTRAS = {"vision": "the vision tower of CLIP", "tiny_vae": "the tiny autoencoder"}
+
+
+def extras_of(model: Model) -> tuple[str, ...]:
+    """The parts of a model that only the native format has a place for, in words."""
+    return tuple(what for part, what in EXTRAS.items() if getattr(model, part) is not None)
 
 
 def same_when_read(path: Path, layout: str, what: str, has: Any, read: Any) -> None:

@@ -100,6 +100,7 @@ REFINER = Family(
 SD3 = Family(
     "sd3",
     "Stable Diffusion 3",
+    # In T5's place diffusers puts the 256 zero tokens that T5 would be given room for.
     Reading(layer=-2, final_norm=False, pads=(EOS, 0), pooled="all", width=4096, blank=256),
     "flow",
     {"eps": "sd3", "flow": "sd3"},

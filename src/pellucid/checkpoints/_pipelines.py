@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from pellucid.backbones.mmdit import MMDiT
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.checkpoints import _configs
+from pellucid.checkpoints import _configs, _mmdit
 from pellucid.checkpoints._configs import Settings
-from pellucid.checkpoints._families import REFINER, SD1, SD2, SDXL_BASE, Family
+from pellucid.checkpoints._families import REFINER, SD1, SD2, SD3, SDXL_BASE, Family
 from pellucid.clip import TextConfig, TextTower
 from pellucid.model import Model
 
@@ -49,6 +50,9 @@ BACKBONES: Mapping[str, Kind] = {
     "UNet2DConditionModel": Kind(
         "unet", "U-Net", UNet, _configs.read_unet, _configs.write_unet, unet_family
     ),
+    "SD3Transformer2DModel": Kind(
+        "transformer", "MMDiT", MMDiT, _mmdit.read, _mmdit.write, _mmdit.family
+    ),
 }
 
 
@@ -58,6 +62,7 @@ PIPELINES = {
     SD2.name: "StableDiffusion",
     SDXL_BASE.name: "StableDiffusionXL",
     REFINER.name: "StableDiffusionXL",
+    SD3.name: "StableDiffusion3",
 }
 USES = {4: "", 9: "Inpaint", 8: "InstructPix2Pix"}  # by the channels that a U-Net sees
 
@@ -84,6 +89,8 @@ def index(
         entries["force_zeros_for_empty_prompt"] = model.reading.zero_empty
         if family is REFINER:
             entries["requires_aesthetics_score"] = True
+    elif family.name == SD3.name:
+        entries |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}  # T5's
     else:
         entries |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
         entries["requires_safety_checker"] = False

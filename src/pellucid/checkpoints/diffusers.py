@@ -33,6 +33,7 @@ from pellucid.checkpoints._assemble import (
     build,
     check_tokenizer,
     compare,
+    extras_of,
     gather,
     new_folder,
     same_names,
@@ -369,9 +370,7 @@ def towers_of(model: Model, kind: Kind) -> tuple[dict[str, TextTower], tuple[str
             left_out.append(f"the layers behind layer {layers} of {folder}, which are not used")
         if result[folder].config.projection != tower.config.projection:
             left_out.append(f"the projection of {folder}, which is not used")
-    if model.vision is not None:
-        left_out.append("the vision tower of CLIP")
-    return result, tuple(left_out)
+    return result, (*left_out, *extras_of(model))
 
 
 def shortened(tower: TextTower, layers: int, projected: bool) -> TextTower:

@@ -25,6 +25,7 @@ from pellucid.checkpoints._assemble import (
     build,
     check_tokenizer,
     compare,
+    extras_of,
     fill,
     gather,
     same_when_read,
@@ -482,7 +483,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
         "modelspec.prediction_type": "v" if model.prediction == "v" else "epsilon",
     }
     write_file(path, weights, metadata)
-    return () if model.vision is None else ("the vision tower of CLIP",)
+    return extras_of(model)
 
 
 def family_of(path: Path, model: Model) -> Family:
