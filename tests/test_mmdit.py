@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pellucid import checkpoints, samplers
@@ -160,6 +161,21 @@ def test_sizes_are_multiples_of_its_patches(transformer: Model) -> None:
     assert last(transformer, Request(seed=1, width=24, height=12)).images[0].size == (24, 12)
     with pytest.raises(ValueError, match="width is 18; a multiple of 4 is wanted"):
         last(transformer, Request(seed=1, width=18))
+
+
+def test_pictures_masks_and_second_passes(transformer: Model, tmp_path: Path) -> None:
+    picture, mask = tmp_path / "picture.png", tmp_path / "mask.png"
+    Image.linear_gradient("L").resize((16, 16)).convert("RGB").save(picture)
+    half = Image.new("L", (16, 16))
+    half.paste(255, (0, 0, 8, 16))
+    half.save(mask)
+    start = {"seed": 1, "steps": 4, "image": str(picture)}
+    drawn = last(transformer, Request(**start, mask=str(mask), mask_blur=0)).images[0]
+    kept = (8, 0, 16, 16)
+    with Image.open(picture) as before:
+        assert drawn.crop(kept).tobytes() == before.crop(kept).tobytes()
+        assert drawn.tobytes() != before.tobytes()
+    assert last(transformer, Request(**start, strength=0.5, hires=1.5)).images[0].size == (24, 24)
 
 
 def test_native_file_carries_it(transformer: Model, tmp_path: Path) -> None:

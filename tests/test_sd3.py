@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,8 @@ from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.checkpoints import CheckpointError
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
+from pellucid.pipeline import generate
+from pellucid.request import Request
 from pellucid.schedule import Schedule
 from references import (
     FAMILIES,
@@ -209,3 +212,29 @@ def test_what_does_not_fit_is_told(
     (broken / file / name).write_text(json.dumps(config | values))
     with pytest.raises(CheckpointError, match=message):
         checkpoints.load(broken)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+@pytest.mark.parametrize("guidance", [7.0, 1.0])
+def test_a_whole_run_gives_diffusers_picture(ours: Model, theirs: Any, guidance: float) -> None:
+    size = {"width": 64, "height": 48}
+    request = Request(
+        prompt="a red hat", negative_prompt="red", seed=5, steps=10, guidance=guidance, **size
+    )
+    *_, done = generate(ours, request)
+    assert (done.request.sampler, done.request.spacing) == ("euler", "linspace")
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        "a red hat",
+        negative_prompt="red",
+        num_inference_steps=10,
+        guidance_scale=guidance,
+        latents=noise(1, 16, 12, 16, seed=5),
+        **size,
+    ).images[0]
+    assert done.images is not None
+    a, b = (np.asarray(image).astype(int) for image in (done.images[0], expected))
+    assert a.shape == b.shape == (48, 64, 3) and b.std() > 20
+    assert abs(a - b).max() <= 1
