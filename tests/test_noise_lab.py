@@ -229,10 +229,17 @@ def test_the_prompt_and_the_guidance_count(lab: NoiseLab, model: Model) -> None:
     assert len(errors) == 3
 
 
-def test_no_estimate_where_nothing_can_be_said(model: Model) -> None:
+def test_no_estimate_where_nothing_can_be_said(
+    model: Model, well_formed: Callable[[str], None]
+) -> None:
     blind = replace(model, schedule=Schedule(zero_terminal_snr=True), prediction="eps")
-    seen = noise_lab.look(blind, photo(), times=TIMES).estimates.looks
-    assert [look.t for look in seen] == [0, 300]
+    seen = noise_lab.look(blind, photo(), times=TIMES)
+    assert [look.t for look in seen.estimates.looks] == [0, 300]
+    for lab in (seen, noise_lab.look(blind, photo(), times=(999,))):
+        text = page.html(lab)
+        well_formed(text)
+        assert "such a t is left out" in text
+        page.overview(lab)
 
 
 # ---------------------------------------------------------------- the record and the page
@@ -258,7 +265,7 @@ def test_the_page_has_everything_and_needs_nothing(
 ) -> None:
     text = page.html(lab)
     well_formed(text)
-    assert "<script" not in text
+    assert "<script" not in text and "is left out" not in text
     strips, steps, types, looks = len(lab.schedules) * len(TIMES), 2 * len(TIMES), 12, 6
     assert text.count("<img ") == 2 + strips + steps + types + looks
     assert text.count("<svg ") == 4 + 2 + 1 + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+from PIL import Image
 from torch import Tensor
 
 from pellucid.images import to_pil
@@ -62,7 +63,7 @@ def look(seed: int) -> tuple[Kind, ...]:
     return tuple(kinds)
 
 
-def shown(noise: Tensor) -> Picture:
+def shown(noise: Tensor) -> Image.Image:
     """(3, H, W) unit noise as a picture: -2.5 is black, 2.5 is white."""
     return to_pil(noise / 2.5)
 

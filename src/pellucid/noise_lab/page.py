@@ -93,8 +93,7 @@ def html(lab: NoiseLab) -> str:
                 f"original that {lab.model} makes in one look {told}. Near the end that is the "
                 "mean of all that could be there, which is why a sampler looks many times."
             ),
-            guesses(lab).html(),
-            row(figure(errors(lab).svg()), figure(quality(lab).svg())),
+            *_seen(lab),
         ),
     )
 
@@ -104,8 +103,24 @@ def overview(lab: NoiseLab) -> Image.Image:
     plots = [*curves(lab.schedules), spectra(lab), quality(lab)]
     pairs = zip(plots[::2], plots[1::2], strict=True)
     drawn = [gallery.beside([a.image(scale=1), b.image(scale=1)]) for a, b in pairs]
-    tables = [strips(lab), walked(lab), kinds(lab), guesses(lab)]
+    tables = [strips(lab), walked(lab), kinds(lab)]
+    if lab.estimates.looks:
+        tables.append(guesses(lab))
     return gallery.stack([*drawn, *(one.image() for one in tables)])
+
+
+def _seen(lab: NoiseLab) -> list[str]:
+    looks, parts = lab.estimates.looks, []
+    if looks:
+        plots = row(figure(errors(lab).svg()), figure(quality(lab).svg()))
+        parts = [guesses(lab).html(), plots]
+    if len(looks) < len(lab.times):
+        words = (
+            "Where nothing of the picture is left, α = 0, a network that predicts the noise can say "
+            "nothing of the picture; such a t is left out."
+        )
+        parts.append(paragraph(words))
+    return parts
 
 
 def _size(image: Image.Image) -> str:
