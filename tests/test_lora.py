@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pellucid import checkpoints
@@ -22,6 +22,7 @@ from pellucid.checkpoints import (
     _lora_names,
     describe_lora,
     load_lora,
+    save_lora,
 )
 from pellucid.clip import SD1_TEXT, SDXL_TEXT, TextTower
 from pellucid.diffusion import Conditioning
@@ -564,6 +565,20 @@ def test_what_peft_writes_of_lycoris(kind: str, models: dict[str, Model], tmp_pa
     near(
         looked(attach(model, [(lora, 1.0, 1.0)]))["backbone"], their_looks(pipe, model)["backbone"]
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lora_is_written_as_it_was_read(
+    name: str, models: dict[str, Model], tmp_path: Path
+) -> None:
+    weights = kohya(models[name], "all")
+    lora = load_lora(written(tmp_path, weights), models[name])
+    save_lora(lora, models[name], tmp_path / "again.safetensors", {"ss_network_dim": "3"})
+    again = load_file(tmp_path / "again.safetensors")
+    assert again.keys() == weights.keys()
+    assert all(torch.allclose(again[key], weights[key]) for key in weights)
+    with pytest.raises(CheckpointError, match="is not a folder"):
+        save_lora(lora, models[name], tmp_path / "nowhere" / "x.safetensors")
 
 
 # ---------------------------------------------------------------- by number

@@ -8,6 +8,7 @@ A format is a module with `matches(path) -> bool`, `read(path, device, dtype, pr
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,16 @@ def load_lora(path: str | Path, model: Model) -> Lora:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; a LoRA's weights are wanted")
     return _lora.read(path, model)
+
+
+def save_lora(
+    lora: Lora, model: Model, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a LoRA of `model` as one safetensors file with kohya's keys, which A1111 and diffusers
+    read too. Raises CheckpointError if it is none of the plain kind or cannot be written."""
+    from pellucid.checkpoints import _lora  # which imports this module
+
+    _lora.write(lora, model, Path(path), metadata or {})
 
 
 def describe_lora(path: str | Path) -> dict[str, Any]:

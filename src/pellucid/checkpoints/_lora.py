@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from pellucid.checkpoints import CheckpointError
+from pellucid.checkpoints._assemble import write_file
 from pellucid.checkpoints._lora_about import family_of, family_of_model
 from pellucid.checkpoints._lora_file import BESIDE, FIRST, KINDS, Found, Target, examine
-from pellucid.checkpoints._lora_names import Names, Place, in_order
+from pellucid.checkpoints._lora_names import Names, Place, in_order, kohya_names
 from pellucid.lora import Change, Lora, Matrix
 from pellucid.model import Model
 
@@ -64,6 +66,26 @@ def read(path: Path, model: Model) -> Lora:
         )
         raise CheckpointError(f"{path}: {known}{told}")
     return Lora(path.stem, changes, tuple(unmatched))
+
+
+def write(lora: Lora, model: Model, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a LoRA of `model` with the keys of kohya's trainer, whole or not at all.
+
+    Raises CheckpointError for changes of other kinds than LoRA, and if it cannot be written.
+    """
+    weights: dict[str, Tensor] = {}
+    for part, changes in lora.changes.items():
+        keys = kohya_names(model, part)
+        for name, change in changes.items():
+            matrix = change.matrices[0]
+            plain = change.kind == "LoRA" and matrix.core is None and change.magnitude is None
+            if not plain or matrix.b is None or not name.endswith(".weight"):
+                raise CheckpointError(f"{path} was not written: {name} is changed by no plain LoRA")
+            key = keys[name.removesuffix(".weight")]
+            weights[f"{key}.lora_down.weight"] = matrix.b.detach().cpu().contiguous()
+            weights[f"{key}.lora_up.weight"] = matrix.a.detach().cpu().contiguous()
+            weights[f"{key}.alpha"] = torch.tensor(change.scale * len(matrix.b))
+    write_file(path, weights, metadata)
 
 
 # ---------------------------------------------------------------- from tensors to changes

@@ -94,6 +94,21 @@ def _original(unet: UNet, modules: list[str]) -> Iterator[tuple[str, str]]:
         yield places[f"{name}.weight"].key.removesuffix(".weight"), name
 
 
+def kohya_names(model: Model, part: str) -> dict[str, str]:
+    """Module -> its key in the files of kohya's trainer, which most programs read."""
+    network = getattr(model, part)
+    modules = [name for name, module in network.named_modules() if _has_weights(module)]
+    names = {name: name for name in modules}
+    two = model.text_2 is not None
+    if part == "backbone":
+        start = "lora_unet_" if isinstance(network, UNet) else "lora_transformer_"
+        if two and isinstance(network, UNet):
+            names = {name: original for original, name in _original(network, modules)}
+    else:
+        start = {"text": "lora_te1_", "text_2": "lora_te2_"}[part] if two else "lora_te_"
+    return {name: start + flat.replace(".", "_") for name, flat in names.items()}
+
+
 # ---------------------------------------------------------------- by order
 
 # What cloneofsimo's LoRAs call the classes whose linear layers and convolutions they number, and

@@ -1,4 +1,4 @@
-"""``pellucid train``: the parts of the small model, from nothing."""
+"""``pellucid train``: a LoRA of any model; the parts of the small model, from nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="vae, clip, diffusion, gan, classifier or pack.")],
+    what: Annotated[
+        str, typer.Argument(help="lora, vae, clip, diffusion, gan, classifier or pack.")
+    ],
     settings: Annotated[
         list[str] | None, typer.Argument(help="Options as NAME=VALUE, such as steps=1000.")
     ] = None,
@@ -44,10 +46,11 @@ def train(
         bool, typer.Option("--resume", help="Go on where the last run was stopped.")
     ] = False,
 ) -> None:
-    """Train a part of the small model or a GAN, or pack the trained parts into one file."""
+    """Train a LoRA, a GAN, or a part of the small model, or pack the parts into one file."""
     from pellucid.plugins import choose
 
     kinds = {
+        "lora": "Lora",
         "vae": "VAE",
         "clip": "CLIP",
         "diffusion": "Diffusion",
