@@ -64,8 +64,8 @@ def main() -> None:
 
     def recorded() -> Watch:
         watch = Watch(model, request)
-        for progress in generate(watch.model, request):
-            watch.take(progress)
+        for _ in watch.run():
+            pass
         return watch
 
     runs: dict[str, Callable[[], object]] = {

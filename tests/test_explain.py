@@ -16,10 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid import cli, images
+from pellucid import checkpoints, cli, images
 from pellucid.backbones.unet import SD15, UNet
 from pellucid.explain import Explanation, Watch, explain, page, shown, watch
 from pellucid.explain.record import project
+from pellucid.gan import GAN, GANConfig, Generator
+from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
 from pellucid.pipeline import Progress, generate
 from pellucid.request import Request
@@ -87,7 +89,7 @@ def test_watching_leaves_the_model_as_it_was(model: Model) -> None:
     parts = [part for part in (model.backbone, model.text, model.vae) if part is not None]
     before = [dict(vars(part)) for part in parts]
     watching = Watch(model, REQUEST)
-    next(iter(generate(watching.model, REQUEST)))
+    next(watching.run())
     assert [dict(vars(part)) for part in parts] == before
     # The watched parts are copies, and their weights the same tensors.
     assert watching.model.backbone is not model.backbone
@@ -123,7 +125,7 @@ def test_long_prompts_are_chunks(model: Model) -> None:
 
 
 def test_weights_and_a_prompt_that_changes(model: Model) -> None:
-    prompt = "<lora:nothing:0.5>a [(red:1.5):apple:2] AND a rabbit"
+    prompt = "a [(red:1.5):apple:2] AND a rabbit"
     told = explain(model, REQUEST.model_copy(update={"prompt": prompt}))
     texts = ["".join(word.text for word in step.words) for step in told.steps]
     assert texts == ["ared", "ared", "aapple", "aapple"]
@@ -257,6 +259,22 @@ def test_from_a_picture_and_in_two_passes(model: Model, picture: str) -> None:
     assert large.steps[-1].after.shape == (4, 16, 16) != large.start.shape
     assert way.shape == (len(large.steps) + 1, 4 * 16 * 16) and len(guesses) == len(large.steps)
     page.page(model, [half, large])
+
+
+def test_what_is_put_on_the_model_is_watched_too(model: Model) -> None:
+    """A LoRA comes before the watching: the record is of the changed network."""
+    shape = model.backbone.get_parameter("conv_out.weight").shape
+    change = Change("full", (Matrix(torch.ones(shape)),))
+    lora = Lora("brighter", {"backbone": {"conv_out.weight": change}})
+
+    def adapt(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
+        return attach(model, [(lora, 0.1, 0.1)]), ("half of it did not match",)
+
+    *_, plain = generate(model, REQUEST, adapt)
+    told = explain(model, REQUEST, adapt=adapt)
+    assert "half of it did not match" in told.warnings
+    torch.testing.assert_close(told.steps[-1].after, plain.x[0])
+    assert not torch.allclose(told.steps[-1].after, drawn(model, REQUEST)[-1].x[0])
 
 
 def test_mixed_prompts_show_the_first(model: Model) -> None:
@@ -452,3 +470,14 @@ def test_command_with_bad_input(
     assert call(monkeypatch, *words, "--model", model_file, "--steps", 1) == 2
     out, err = capsys.readouterr()
     assert sentence in err and err.count("\n") == 1 and not out
+
+
+def test_command_with_a_gan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "gan.safetensors"
+    small = GANConfig(size=28, latent=4, generator_width=4, discriminator_width=4)
+    checkpoints.save_gan(GAN(Generator(small).eval(), "anything"), path)
+    assert call(monkeypatch, "a rabbit", "--model", path) == 2
+    err = capsys.readouterr().err
+    assert "is a GAN, which draws in one step" in err and err.count("\n") == 1

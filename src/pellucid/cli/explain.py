@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli._app import MODEL_HELP, app
-from pellucid.cli._model import open_model
+from pellucid.cli._model import DEVICE_HELP, DTYPE_HELP, open_model
 from pellucid.cli._page import JSON_HELP, page_path
 
 if TYPE_CHECKING:
     from pellucid.explain import Explanation
     from pellucid.model import Model
+    from pellucid.pipeline import Adapt
     from pellucid.request import Request
 
 
@@ -42,6 +44,11 @@ def explain(
     seed: Annotated[int | None, typer.Option(help="The same seed is the same picture.")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
+    lora_folder: Annotated[
+        Path | None, typer.Option(help="Where the LoRAs of <lora:name:weight> in a prompt lie.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The page, a .html file; outputs/PROMPT-SEED-explain.html if left out."),
@@ -54,6 +61,7 @@ def explain(
     network guessed at each step with the words and without, where each word looked, the way of the
     sampler, and the time it took.
     """
+    from pellucid.adapters import adapt
     from pellucid.cli.generate import _from_picture as from_picture
     from pellucid.cli.generate import _size as size_of
     from pellucid.cli.generate import _stem as stem
@@ -79,14 +87,15 @@ def explain(
         "height": height,
     }
     fields |= {name: value for name, value in asked.items() if value is not None}
-    loaded = open_model(model)
-    told = [_watch(loaded, Request.model_validate(fields))]
+    loaded = open_model(model, device=device, dtype=dtype)
+    watch = partial(_watch, loaded, partial(adapt, folder=lora_folder))
+    told = [watch(Request.model_validate(fields))]
     if versus is not None or versus_guidance is not None:
         # The request that was carried out has the seed, so that both begin with the same noise.
         other = told[0].request.model_dump()
         other |= {} if versus is None else {"prompt": versus}
         other |= {} if versus_guidance is None else {"guidance": versus_guidance}
-        told.append(_watch(loaded, Request.model_validate(other)))
+        told.append(watch(Request.model_validate(other)))
     for warning in dict.fromkeys(text for each in told for text in each.warnings):
         typer.echo(f"pellucid: {warning}", err=True)
     if as_json:
@@ -103,22 +112,20 @@ def explain(
         typer.echo(path)
 
 
-def _watch(model: Model, request: Request) -> Explanation:
+def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:
     """Draw with a progress bar, watched."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pellucid.data.emoji import concept_names
     from pellucid.explain import Watch
-    from pellucid.pipeline import generate
 
-    watch = Watch(model, request)
+    watch = Watch(model, request, adapt)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     hidden = not console.is_terminal  # it would still write an empty line
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(request.prompt[:40], total=None)
-        for progress in generate(watch.model, request):
-            watch.take(progress)
+        for progress in watch.run():
             bar.update(task, total=progress.steps, completed=progress.step)
     return watch.explanation(concept_names())

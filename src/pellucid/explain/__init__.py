@@ -14,19 +14,21 @@ from collections.abc import Sequence
 from pellucid.explain.record import Explanation, Step, Word
 from pellucid.explain.watch import Watch
 from pellucid.model import Model
-from pellucid.pipeline import generate
+from pellucid.pipeline import Adapt, plain
 from pellucid.request import Request
 
 __all__ = ["Explanation", "Step", "Watch", "Word", "explain"]
 
 
-def explain(model: Model, request: Request, words: Sequence[str] = ()) -> Explanation:
+def explain(
+    model: Model, request: Request, words: Sequence[str] = (), adapt: Adapt = plain
+) -> Explanation:
     """Draw what is asked for, one picture, and tell how it came about.
 
-    words: those that the prompt is compared with. Raises ValueError as `generate` does, and for a
-    prompt without tokens, more than one picture, and a strength of 0.
+    words: those that the prompt is compared with. adapt: as in `generate`. Raises ValueError as
+    `generate` does, and for a prompt without tokens, more than one picture, and a strength of 0.
     """
-    watch = Watch(model, request)
-    for progress in generate(watch.model, request):
-        watch.take(progress)
+    watch = Watch(model, request, adapt)
+    for _ in watch.run():
+        pass
     return watch.explanation(words)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
@@ -22,7 +22,7 @@ from pellucid.diffusion import Conditioning
 from pellucid.explain.reading import nearest, plan_of
 from pellucid.explain.record import Explanation, Look, Step
 from pellucid.model import Model
-from pellucid.pipeline import Progress
+from pellucid.pipeline import Adapt, Progress, generate, plain
 from pellucid.request import Request, resolve
 
 MAP_SIDE = 16
@@ -67,17 +67,20 @@ class Watch:
     """Watches one run of `generate`:
 
         watch = Watch(model, request)
-        for progress in generate(watch.model, request):
-            watch.take(progress)
+        for progress in watch.run():
+            ...
         explanation = watch.explanation()
 
-    ValueError: a prompt without tokens, more than one picture.
+    adapt: as in `generate`. ValueError: a prompt without tokens, more than one picture.
     """
 
-    def __init__(self, model: Model, request: Request) -> None:
+    def __init__(self, model: Model, request: Request, adapt: Adapt = plain) -> None:
         if request.count != 1:
             raise ValueError(f"one picture is explained at a time; count is {request.count}")
+        # What is put on the model comes first: a watched part still is the part that it watches.
+        model, self.unmatched = adapt(model, request)
         self.original = model
+        self.request = request
         self.plan = plan_of(model, resolve(model, request))
         self.steps: list[Step] = []
         self.looks: list[Look] = []
@@ -96,7 +99,14 @@ class Watch:
             vae=watched(model.vae, "to_pixels", self.timed("decoder", model.vae.to_pixels)),
             tiny_vae=tiny and watched(tiny, "to_pixels", self.timed("decoder", tiny.to_pixels)),
         )
+        self.began = 0.0
+
+    def run(self) -> Iterator[Progress]:
+        """Draw, as `generate` does, and keep the record."""
         self.began = self.now()
+        for progress in generate(self.model, self.request, lambda *_: (self.model, self.unmatched)):
+            self.take(progress)
+            yield progress
 
     def now(self) -> float:
         """Seconds, when all that was asked of the device is done."""
