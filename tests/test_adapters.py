@@ -222,6 +222,16 @@ def test_wrong_words(run: Callable[..., Any], model_file: Path, folder: Path) ->
         assert (status, out) == (2, "") and message in err and err.count("\n") == 1
 
 
+def test_tokens_shows_the_places_of_a_word(
+    run: Callable[..., Any], model_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "frog.safetensors"
+    save_file({"emb_params": torch.randn(3, 16)}, path)
+    words = ("--model", model_file, "--embedding", path, "--json")
+    status, out, _ = run("tokens", "a (frog:1.2)", *words)
+    assert status == 0 and out.count('"token": "frog"') == 3 and out.count('"weight": 1.2') == 3
+
+
 def test_lora_tells(
     run: Callable[..., Any], model: Model, model_file: Path, tmp_path: Path
 ) -> None:

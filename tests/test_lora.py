@@ -696,6 +696,30 @@ def test_every_module_is_found_under_its_flat_name(name: str, models: dict[str, 
             assert names.find(kohya_name(model, part, module)) == (part, module)
 
 
+# How many modules kohya's trainer says that it changes ("create LoRA for U-Net: 192 modules").
+PUBLISHED = {
+    "sd1": (SD15, SD1_TEXT, None, {"backbone": 192, "text": 72}),
+    "sdxl": (SDXL, SD1_TEXT, SDXL_TEXT, {"backbone": 722, "text": 72, "text_2": 192}),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_published_sizes(name: str, models: dict[str, Model]) -> None:
+    unet, text, text_2, counts = PUBLISHED[name]
+    with torch.device("meta"):
+        real = replace(
+            models[name],
+            backbone=UNet(unet),
+            text=TextTower(text),
+            text_2=None if text_2 is None else TextTower(text_2),
+        )
+    names = _lora_names.Names(real)
+    for part, modules in targets(real, "attention").items():
+        found = {names.find(kohya_name(real, part, module)) for module in modules}
+        assert found == {(part, module) for module in modules}
+        assert len(found) == counts[part]
+
+
 def test_the_small_model_takes_its_own_names(model: Model, tmp_path: Path) -> None:
     weights = {}
     modules = {

@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def options(data: Path, model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> LoraOptions:
     out = tmp_path_factory.mktemp("out") / "apple.safetensors"
-    return LoraOptions(str(data), str(model_file), out, rank=2, steps=12, batch=2, save_every=5)
+    return LoraOptions(str(data), str(model_file), out=out, rank=2, steps=12, batch=2, save_every=5)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_loss_falls(model: Model, data: Path, tmp_path: Path, model_file: Pa
     options = LoraOptions(
         str(data),
         str(model_file),
-        tmp_path / "x.safetensors",
+        out=tmp_path / "x.safetensors",
         rank=4,
         convs=True,
         steps=24,

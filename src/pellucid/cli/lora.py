@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli._app import app
+from pellucid.cli._model import PREDICTION_HELP
 
 
 @app.command()
@@ -17,6 +18,7 @@ def lora(
     model: Annotated[
         Path | None, typer.Option(help="A model file; also says what of the LoRA fits it.")
     ] = None,
+    prediction: Annotated[str | None, typer.Option(help=PREDICTION_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What a LoRA is for, and with --model which of its keys are the model's."""
@@ -24,7 +26,7 @@ def lora(
 
     facts: dict[str, Any] = {"file": str(file)} | checkpoints.describe_lora(file)
     if model is not None:
-        loaded = checkpoints.load(model)
+        loaded = checkpoints.load(model, prediction=prediction)
         read = checkpoints.load_lora(file, loaded)
         facts["model"] = loaded.name
         facts["changed weights"] = {part: len(changes) for part, changes in read.changes.items()}

@@ -19,15 +19,22 @@ if TYPE_CHECKING:
 def tokens(
     prompt: Annotated[str, typer.Argument(help="As for generate.")],
     model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file with a word of textual inversion; repeatable."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Every token of a prompt, its number and weight, its chunk, and when it is read."""
     from pellucid import checkpoints
     from pellucid.request import Request, resolve
+    from pellucid.textual_inversion import with_words
 
     path = checkpoints.embedded() if model is None else model
     loaded = checkpoints.load(path)
+    words = [word for file in embedding or () for word in checkpoints.load_embedding(file, loaded)]
+    loaded = with_words(loaded, words)
     asked = resolve(loaded, Request(prompt=prompt, steps=steps))
     assert asked.steps is not None
     facts = {"model": loaded.name} | _report(loaded.tokenizer, asked.prompt, asked.steps)
