@@ -123,6 +123,7 @@ def read(
     towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
     reading = model.reading
     layer = reading.layer if clip_skip is None else -clip_skip
+    how = reading.emphasis if emphasis is None else emphasis
     layers = min(tower.config.layers for tower in towers)
     if clip_skip is not None and not 1 <= clip_skip <= layers:
         raise ValueError(
@@ -138,7 +139,7 @@ def read(
     for tower, pad in zip(towers, pads, strict=True):
         ids = rows(model.tokenizer, chunks, pad).to(next(tower.parameters()).device)
         out = tower(ids, layer, reading.final_norm)
-        hidden.append(emphasized(out.hidden, weights, emphasis or reading.emphasis))
+        hidden.append(emphasized(out.hidden, weights, how))
         whole = out.pooled if out.projected is None else out.projected
         pooled.append(whole[::most])  # of the first chunk
     tokens = torch.cat(hidden, dim=-1)  # (B * most, context_length, width)

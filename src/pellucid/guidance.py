@@ -118,8 +118,9 @@ class ClassifierFree:
 class ByStep:
     """Guidance by prompts that change on the way: at each level, that of the step it belongs to.
 
-    steps: the `progress` at which each begins, rising, and its guidance. A sampler may look between
-    two steps, where the earlier one still counts, and as often as it likes.
+    steps: the `progress` at which each begins, rising, and its guidance. A sampler may look as often
+    as it likes: between two levels it sees the prompt of the step it is in, and where it looks ahead
+    to the end of the step, as Heun's does, that of the next.
     """
 
     steps: Sequence[tuple[float, ClassifierFree]]
