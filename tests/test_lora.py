@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from pellucid.backbones.unet import SD15, SDXL, UNet
 from pellucid.checkpoints import (
     CheckpointError,
     _keys,
+    _lora_file,
     _lora_names,
     describe_lora,
     load_lora,
@@ -861,6 +864,37 @@ def test_files_that_are_no_lora(
     with pytest.raises(CheckpointError, match="config is not JSON"):
         broken = {"lora_adapter_metadata": "{"}
         load_lora(written(tmp_path, kohya(models["sd1"]), broken), models["sd1"])
+
+
+STRANGE_SHAPES = ((), (0,), (3,), (64, 3), (3, 64), (3, 3, 3, 3), (64, 64, 1, 1), (1, 2, 3))
+STRANGE_TYPES = (torch.float32, torch.float16, torch.float8_e4m3fn, torch.int32, torch.uint8)
+STRANGE_METADATA = (
+    {"lora_adapter_metadata": '{"unet.lora_alpha": "x", "unet.alpha_pattern": 3}'},
+    {"lora_adapter_metadata": "[" * 5000, "ss_tag_frequency": '{"a": 3}'},
+    {"unet": "[3]", "ss_tag_frequency": "["},
+)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_file_is_more_than_an_error(seed: int, models: dict[str, Model], tmp_path: Path) -> None:
+    """Whatever is in a file, it is a LoRA or there is a sentence that says why not."""
+    draw = random.Random(seed)
+    model = models["sd1"]
+    weights = dict(draw.sample(sorted(kohya(model).items()), 12))
+    modules = [key.split(".")[0] for key in weights]
+    for end in draw.sample(sorted(_lora_file._ENDS), 4):
+        shape, kind = draw.choice(STRANGE_SHAPES), draw.choice(STRANGE_TYPES)
+        weights[draw.choice(modules) + end] = torch.ones(shape).to(kind)
+    path = written(tmp_path, weights, draw.choice((None, *STRANGE_METADATA)))
+    if seed % 3 == 0:
+        data = bytearray(path.read_bytes())
+        for _ in range(draw.randint(1, 8)):
+            data[draw.randrange(3000)] = draw.randrange(256)
+        path.write_bytes(data)
+    with contextlib.suppress(CheckpointError):
+        describe_lora(path)
+    with contextlib.suppress(ValueError):
+        attach(model, [(load_lora(path, model), 1.0, 1.0)])
 
 
 # ---------------------------------------------------------------- what a file says

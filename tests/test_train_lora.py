@@ -12,11 +12,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pellucid.checkpoints import CheckpointError, describe_lora, load_lora, save_lora
+from pellucid.checkpoints import (
+    CheckpointError,
+    _families,
+    describe_lora,
+    load_lora,
+    save,
+    save_lora,
+)
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
+from pellucid.tokenizer import Tokenizer
 from pellucid.train import lora as train_lora
 from pellucid.train.lora import LoraOptions, make_pool, new_lora, validation_loss
+from references import model_of
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +114,21 @@ def test_a_run_that_was_stopped_goes_on(
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     with pytest.raises(ValueError, match="is from a run with other options"):
         train_lora.train(replace(half, resume=True, rank=3))
+
+
+def test_sdxl_learns_too(data: Path, tmp_path: Path) -> None:
+    """Two text towers, the size of the picture, and kohya's other names."""
+    tokenizer = Tokenizer.train(["a red apple"], 270, context_length=77)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_families, "clip_tokenizer", lambda: tokenizer)
+        model = model_of("sdxl", vocabulary=49408)  # it pads with the last number
+    save(model, tmp_path / "xl.safetensors")
+    out = tmp_path / "apple.safetensors"
+    options = LoraOptions(str(data), str(tmp_path / "xl.safetensors"), out=out)
+    train_lora.train(replace(options, size=64, rank=1, steps=2, batch=1))
+    assert "lora_unet_middle_block_1_proj_in.alpha" in load_file(out)
+    lora = load_lora(out, model)
+    assert lora.unmatched == () and len(lora.changes["backbone"]) == len(load_file(out)) / 3
 
 
 def test_a_new_lora_changes_nothing(model: Model) -> None:
