@@ -115,7 +115,9 @@ def test_every_layout_gives_the_same(pair, tmp_path: Path) -> None:
         if "decoder" not in path.name:
             assert torch.equal(tiny.to_latents(pixels), ours.to_latents(pixels)), path
         told = checkpoints.describe(path if path.is_file() else next(path.glob("*.safetensors")))
-        assert told["format"].startswith("a tiny autoencoder")
+        by_diffusers = path.name.removesuffix(".safetensors") in ("diffusers", "folder")
+        assert told["kind"] == "a tiny autoencoder (TAESD) alone"
+        assert told["format"] == ("diffusers" if by_diffusers else "TAESD")
         assert told["latents"].startswith(f"{channels} channels, 1/8 of")
         read += 1
     assert read == 7
@@ -259,7 +261,7 @@ def test_decoder_tiny(
         assert image.size == (64, 64)  # the tests' own decoder gives 16
         assert film.height > 128
     assert run(monkeypatch, "info", tiny) == 0
-    assert "a tiny autoencoder, original layout" in capsys.readouterr().out
+    assert "a tiny autoencoder (TAESD) alone" in capsys.readouterr().out
 
 
 def test_wrong_tiny_vae_is_told(

@@ -99,7 +99,7 @@ def describe(path: str | Path, prediction: str | None = None) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; a checkpoint file is wanted")
     if is_tiny_vae(path):
-        return {"kind": "a tiny autoencoder (TAESD) alone"} | _tiny_vae.describe(path)
+        return _tiny_vae.describe(path)
     if holds_gan(path):
         from pellucid.checkpoints import _gan
 

@@ -82,7 +82,8 @@ def describe(path: Path) -> dict[str, Any]:
     compare(path, {"tiny autoencoder": part}, UNUSED)
     halves = [half for half in ("encoder", "decoder") if getattr(found.config, half)]
     return {
-        "format": "a tiny autoencoder" + ("" if found.first == 0 else ", original layout"),
+        "kind": "a tiny autoencoder (TAESD) alone",
+        "format": "diffusers" if found.first == 0 else "TAESD",
         "halves": ", ".join(halves),
         "parameters": {half: _size(getattr(part.module, half)) for half in halves},
         "latents": f"{found.config.latent_channels} channels, 1/{found.config.downsample} of the "
