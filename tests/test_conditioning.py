@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.checkpoints._families import FAMILIES
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
-from pellucid.conditioning import Token, Told, chunked, emphasized, read, told
-from pellucid.model import Model
+from pellucid.conditioning import Token, Told, chunked, emphasized, encode, read, told
+from pellucid.model import Model, Reading
 from pellucid.request import Request
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import CLIP_MERGES, Tokenizer
@@ -261,6 +261,37 @@ def test_sd3_without_t5_equals_diffusers(models: Any, tokenizers: Any) -> None:
     assert step.uncond is not None and mine.tokens.shape == (1, 77 + 256, 4096)
     assert close(mine.tokens, cond) and close(mine.pooled, pooled)
     assert close(step.uncond.tokens, uncond) and close(step.uncond.pooled, unpooled)
+
+
+# ---------------------------------------------------------------- the sum of the words
+
+
+def test_pooled_with_the_words(model: Model) -> None:
+    """Beside CLIP's vector stands the sum of the words' own, of all chunks, each with its weight."""
+    ours = replace(model, reading=Reading(pooled="words"))
+    row = ours.text.text_model.embeddings.token_embedding.weight
+    prompt = "a red apple a rabbit a red rabbit"  # more than a row
+    numbers = ours.tokenizer.encode(prompt)
+    assert len(numbers) > ours.tokenizer.context_length - 2
+    wanted = torch.stack([row[number] for number in numbers]).sum(0)
+    heavy = 3 * row[ours.tokenizer.encode("rabbit")].sum(0) + row[ours.tokenizer.encode("a")].sum(0)
+
+    def unit(x: Tensor) -> Tensor:
+        return (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+
+    for text, total in ((prompt, wanted), ("a (rabbit:3)", heavy), ("", torch.zeros_like(wanted))):
+        told_now, plain = read(ours, [text]).pooled, read(model, [text]).pooled
+        assert told_now is not None and plain is not None
+        assert torch.equal(told_now[:, : plain.shape[1]], plain)
+        assert torch.allclose(told_now[0, plain.shape[1] :], unit(total), atol=1e-5)
+
+
+def test_trained_as_it_is_read(model: Model) -> None:
+    ours = replace(model, reading=Reading(pooled="words"))
+    captions = ["a rabbit", "a", ""]
+    trained, used = encode(ours.text, ours.tokenizer, captions, words=True), read(ours, captions)
+    assert trained.pooled is not None and used.pooled is not None
+    assert torch.allclose(trained.pooled, used.pooled) and torch.equal(trained.tokens, used.tokens)
 
 
 # ---------------------------------------------------------------- chunks

@@ -97,13 +97,33 @@ def rows(tokenizer: Tokenizer, chunks: Sequence[Sequence[Token]], pad: int) -> T
 
 
 @torch.no_grad()
-def encode(text: TextTower, tokenizer: Tokenizer, captions: Sequence[str]) -> Conditioning:
+def encode(
+    text: TextTower, tokenizer: Tokenizer, captions: Sequence[str], words: bool = False
+) -> Conditioning:
     """Captions as they stand, one row each: tokens (B, context_length, width), pooled (B, P).
 
-    This is what a model is trained with. What does not fit in the row is left out.
+    This is what a model is trained with. words: pooled is that of `model.Reading`'s "words". What
+    does not fit in the row is left out.
     """
-    out = text(tokenizer(captions).to(next(text.parameters()).device))
-    return Conditioning(out.hidden, out.pooled if out.projected is None else out.projected)
+    ids = tokenizer(captions).to(next(text.parameters()).device)
+    out = text(ids)
+    pooled = out.pooled if out.projected is None else out.projected
+    if words:
+        summed = sum_of_words(text, ids, torch.ones(ids.shape))
+        pooled = torch.cat([pooled, F.layer_norm(summed, summed.shape[-1:])], dim=-1)
+    return Conditioning(out.hidden, pooled)
+
+
+def sum_of_words(tower: TextTower, ids: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of the vectors of what stands between bos and eos, (N, width).
+
+    ids, weights: (N, L).
+    """
+    ends = (ids == tower.config.eos).int().argmax(dim=1, keepdim=True)
+    places = torch.arange(ids.shape[1], device=ids.device)
+    counts = weights.to(ids.device) * ((places > 0) & (places < ends))
+    vectors = tower.text_model.embeddings.token_embedding(ids)  # (N, L, width)
+    return (vectors * counts.to(vectors).unsqueeze(-1)).sum(dim=1)
 
 
 @torch.no_grad()
@@ -142,11 +162,14 @@ def read(
         hidden.append(emphasized(out.hidden, weights, how))
         whole = out.pooled if out.projected is None else out.projected
         pooled.append(whole[::most])  # of the first chunk
+        if reading.pooled == "words":
+            summed = sum_of_words(tower, ids, weights).unflatten(0, (-1, most)).sum(dim=1)
+            pooled.append(F.layer_norm(summed, summed.shape[-1:]))
     tokens = torch.cat(hidden, dim=-1)  # (B * most, context_length, width)
     tokens = tokens.unflatten(0, (-1, most)).flatten(1, 2)  # (B, most * context_length, width)
     filled = max(reading.width - tokens.shape[-1], 0)
     tokens = F.pad(tokens, (0, filled, 0, reading.blank))
-    return Conditioning(tokens, torch.cat(pooled, -1) if reading.pooled == "all" else pooled[-1])
+    return Conditioning(tokens, pooled[-1] if reading.pooled == "last" else torch.cat(pooled, -1))
 
 
 def weights_of(chunks: Sequence[Sequence[Token]], length: int) -> Tensor:

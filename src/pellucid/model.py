@@ -35,7 +35,10 @@ class Reading:
 
     layer, final_norm: as `TextTower.forward` takes them, the same for every tower.
     pads: the padding token of each tower's rows; empty: the tokenizer's own.
-    pooled: the vector for the whole text is the last tower's, or all towers' beside each other.
+    pooled: the vector for the whole text is the last tower's, or all towers' beside each other; or,
+        as "words", the last tower's beside the sum of the words' own vectors. What CLIP learnt from
+        few pictures tells "a blue rabbit" from all else, but rabbit and blue can't be told apart in
+        it; in the sum they can.
     zero_empty: an empty negative prompt is all zeros, and is not encoded (SDXL).
     width: with more than 0 the tokens' vectors are filled up with zeros to this width (SD3).
     blank: so many zero tokens follow, in the place of a tower that is not there (SD3's T5).
@@ -47,7 +50,7 @@ class Reading:
     layer: int = -1
     final_norm: bool = True
     pads: tuple[int, ...] = ()
-    pooled: Literal["last", "all"] = "last"
+    pooled: Literal["last", "all", "words"] = "last"
     zero_empty: bool = False
     width: int = 0
     blank: int = 0

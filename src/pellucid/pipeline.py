@@ -362,8 +362,9 @@ def with_clip(model: Model, request: Request, denoise: Denoiser, cond: Condition
         raise ValueError("clip_guidance needs CLIP's picture tower, which this model has not")
     if model.text.text_projection is None or model.text_2 is not None:
         raise ValueError("clip_guidance needs a text tower with a projection, which this is not")
-    vision, text = model.vision, cond.pooled
-    assert text is not None
+    assert cond.pooled is not None
+    vision = model.vision
+    text = cond.pooled[:, : vision.config.projection]  # more may stand behind it
     side = vision.config.image_size
 
     def embed(pixels: Tensor) -> Tensor:

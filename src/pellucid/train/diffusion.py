@@ -183,11 +183,11 @@ def make_pool(
         else:
             pixels, captions = pictures.draw(source, many, rng, mix, held, among)
         latents.append(vae.to_latents(pixels.to(device)).half().cpu())
-        cond = encode(clip.text, tokenizer, captions)
+        cond = encode(clip.text, tokenizer, captions, words=True)
         assert cond.pooled is not None
         tokens.append(cond.tokens.half().cpu())
         pooled.append(cond.pooled.half().cpu())
-    empty = encode(clip.text, tokenizer, [""]).to("cpu")
+    empty = encode(clip.text, tokenizer, [""], words=True).to("cpu")
     return Pool(torch.cat(latents), torch.cat(tokens), torch.cat(pooled), empty)
 
 
@@ -204,7 +204,7 @@ def kept_pool(
     """The pool of this run: read back if it was made from the same parts, else made and kept."""
     path = options.out / "pool.pt"
     among = chosen_concepts(options, source)
-    made_of = [str(options.pool), str(options.seed), repr(POOL_MIX), repr(among)]
+    made_of = ["words", str(options.pool), str(options.seed), repr(POOL_MIX), repr(among)]
     parts = [options.vae, options.clip]
     if isinstance(source, Folder):
         made_of += [str(source.size), repr(source.captions)]
@@ -213,7 +213,7 @@ def kept_pool(
         parts.insert(0, options.art)
     made_of += [str(p.stat().st_mtime_ns) for p in parts]
     with torch.no_grad():
-        empty = encode(clip.text, tokenizer, [""]).to("cpu")
+        empty = encode(clip.text, tokenizer, [""], words=True).to("cpu")
     if (state := load_state(path)) and state["made_of"] == made_of:
         return Pool(state["latents"], state["tokens"], state["pooled"], empty)
     say("encoding pictures and captions")
@@ -386,7 +386,7 @@ def train(options: DiffusionOptions) -> Path:
     among = chosen_concepts(options, source)
     held = make_pool(source, vae, clip, tokenizer, 128, POOL_MIX, options.seed + 1, True, among)
     with torch.no_grad():
-        wanted = encode(clip.text, tokenizer, pictures.prompts(source, 16))
+        wanted = encode(clip.text, tokenizer, pictures.prompts(source, 16), words=True)
     (options.out / "rendezvous").unlink(missing_ok=True)
     if options.processes == 1:
         run(0, options, pool, held, vae, wanted)

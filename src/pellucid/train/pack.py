@@ -9,10 +9,10 @@ import torch
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.model import Defaults, Model
+from pellucid.model import Defaults, Model, Reading
 from pellucid.train import clip as train_clip
 from pellucid.train import vae as train_vae
-from pellucid.train.diffusion import EMOJI_PREDICTION, EMOJI_SCHEDULE, emoji_unet
+from pellucid.train.diffusion import EMOJI_PREDICTION, EMOJI_SCHEDULE
 from pellucid.train.loop import load_state
 
 
@@ -44,12 +44,7 @@ def train(options: PackOptions) -> Path:
         raise ValueError(f"{options.diffusion}: no trained network; run `pellucid train diffusion`")
     text = clip.text.config
     pooled = text.width if text.projection is None else text.projection
-    # An older state does not say what network they are of.
-    config = (
-        UNetConfig(**state["config"])
-        if "config" in state
-        else emoji_unet(vae.config.latent_channels, text.width, pooled)
-    )
+    config = UNetConfig(**state["config"])
     network = UNet(config)
     network.load_state_dict(state["ema"])
     model = Model(
@@ -61,6 +56,7 @@ def train(options: PackOptions) -> Path:
         schedule=EMOJI_SCHEDULE,
         prediction=EMOJI_PREDICTION,
         name=options.name,
+        reading=Reading(pooled="words" if config.pooled_dim > pooled else "last"),
         defaults=Defaults(
             steps=options.steps,
             guidance=options.guidance,
