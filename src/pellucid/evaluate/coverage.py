@@ -1,0 +1,69 @@
+"""Does a generator draw everything that it was shown, and only that?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was found in a number of samples.
+
+    modes: how many kinds are among them, of all; good_modes: among the good ones alone. kl: from the
+    share of each kind to equal shares, in nats; 0 is even. good: the share of samples that are what
+    they should be. precision and recall: see `precision_recall`.
+    """
+
+    samples: int
+    modes: int
+    good_modes: int
+    kl: float
+    good: float
+    precision: float
+    recall: float
+
+
+def kl_to_uniform(counts: Tensor) -> float:
+    """sum_k p_k log(p_k K), p the shares of the K kinds in `counts` (K,); in nats.
+
+    0 if all are equally common, log K if there is one kind only, inf of no samples at all.
+    """
+    total = int(counts.sum())
+    if total == 0:
+        return math.inf
+    p = counts.double() / total
+    return float(torch.special.xlogy(p, p * len(p)).sum())
+
+
+def precision_recall(
+    real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS
+) -> tuple[float, float]:
+    """How much of what was made looks real, and how much of what is real could have been made.
+
+    real (N, D), made (M, D): features. Around each real sample lies a ball that reaches its k-th
+    nearest neighbour; precision is the share of made samples inside of any such ball, and recall
+    the same with the parts exchanged (Kynkaanniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2).
+    ValueError: not more than `neighbours` samples of each.
+    """
+    if min(len(real), len(made)) <= neighbours:
+        raise ValueError(
+            f"{len(real)} real and {len(made)} made samples are given; more than {neighbours} of "
+            "each are wanted"
+        )
+    return (
+        float(inside(made, real, neighbours).float().mean()),
+        float(inside(real, made, neighbours).float().mean()),
+    )
+
+
+def inside(samples: Tensor, among: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+    """Which of `samples` (M, D) lie in the balls around the points of `among` (N, D): (M,) bool."""
+    # The nearest neighbour of all is the point itself.
+    radius = torch.cdist(among, among).kthvalue(neighbours + 1, dim=1).values
+    return (torch.cdist(samples, among) <= radius).any(dim=1)
