@@ -7,8 +7,9 @@ A format is a module with `matches(path) -> bool`, `read(path, device, dtype, pr
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,13 @@ def format_of(path: Path) -> Any:
         raise CheckpointError(f"{path} is {what}, not a model")
     raise CheckpointError(
         f"{path} has no 'pellucid' entry in its metadata, and its keys are no known model's: they "
-        f"begin with {', '.join(list(weights)[:3])}"
+        f"begin with {first_keys(weights)}"
     )
+
+
+def first_keys(keys: Iterable[str], count: int = 3) -> str:
+    """The first keys of a file for a message, of which none is long."""
+    return ", ".join(key[:80] for key in itertools.islice(keys, count)) or "nothing"
 
 
 def describe(path: str | Path, prediction: str | None = None) -> dict[str, Any]:

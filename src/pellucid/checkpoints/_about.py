@@ -76,7 +76,8 @@ def other(path: Path) -> dict[str, Any] | None:
     # These import torch modules that describing a model does without.
     from pellucid.checkpoints import _embedding, _lora_about, _lora_file, ldm
 
-    if is_pickle(path) and "string_to_param" in open_pickle(path):
+    content = open_pickle(path) if is_pickle(path) else None
+    if isinstance(content, dict) and "string_to_param" in content:
         return _embedding_facts(path, _embedding.vectors_in(path)[0])
     weights = open_weights(path)
     if any(key.removeprefix(ldm.NEST).startswith((ldm.UNET, ldm.EMA)) for key in weights):

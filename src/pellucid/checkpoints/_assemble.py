@@ -31,6 +31,7 @@ Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["plain", "transposed", "conv", "third"]
 
 FIRST = 3  # how many wrong keys an error names
+LONG = 200  # letters of a key with what is wrong with it
 
 
 class Place(NamedTuple):
@@ -75,6 +76,7 @@ class Part(NamedTuple):
 
 DRAWS = (nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_)
 PARAMETERS = 2**14  # the largest published networks have a quarter of it
+MOST = 2**20  # no number of a config is larger
 
 
 class Unfilled(TorchFunctionMode):
@@ -104,6 +106,8 @@ class Unfilled(TorchFunctionMode):
 def build(path: Path, what: str, kind: Callable[[Any], Network], config: Any) -> Network:
     """`kind(config)` on the meta device. Raises CheckpointError if there is no such network."""
     try:
+        if not _bounded(dataclasses.astuple(config)):
+            raise ValueError(f"a number in it is larger than {MOST}")
         with torch.device("meta"), Unfilled():
             return kind(config)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
@@ -111,6 +115,13 @@ def build(path: Path, what: str, kind: Callable[[Any], Network], config: Any) ->
         raise CheckpointError(
             f"{path}: no {name} can be built from the config of its {what}: {error}"
         ) from error
+
+
+def _bounded(value: Any) -> bool:
+    """Whether no number in it is larger than any network needs: it could cost all memory."""
+    if isinstance(value, tuple | list):
+        return len(value) <= MOST and all(map(_bounded, value))
+    return not isinstance(value, int | float) or abs(value) <= MOST
 
 
 def same_names(module: nn.Module, prefix: str = "") -> dict[str, Place]:
@@ -141,7 +152,8 @@ def compare(path: Path, parts: Mapping[str, Part], unused: Collection[str] = ())
     missing = list(dict.fromkeys(missing))  # three parameters may share a key
     wrong = list(dict.fromkeys(wrong))
     complaints = [
-        f"{len(keys)} {what}: {', '.join(keys[:FIRST])}" + (", ..." if len(keys) > FIRST else "")
+        f"{len(keys)} {what}: {', '.join(key[:LONG] for key in keys[:FIRST])}"
+        + (", ..." if len(keys) > FIRST else "")
         for what, keys in (("missing", missing), ("unknown", extra), ("of the wrong shape", wrong))
         if keys
     ]

@@ -37,6 +37,8 @@ class Settings:
     def open(cls, path: Path, most: int = JSON_BYTES) -> Settings:
         """Raises CheckpointError if `path` is no file of at most so many bytes with a JSON object in
         it."""
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{path} is not a file; a config is wanted")
         try:
             with path.open("rb") as file:
                 text = file.read(most + 1)

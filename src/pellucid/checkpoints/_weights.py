@@ -102,6 +102,8 @@ def open_weights(path: Path) -> Weights:
     Only headers are read. Raises CheckpointError: truncated, no such file, a pickle that asks for
     code to be run, an index that is wrong.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{path} is not a file; a file of weights is wanted")
     if is_index(path):
         return _sharded(path)
     return _single(path)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.checkpoints import CheckpointError, _about, _families, _keys, read_header
+from pellucid.checkpoints import CheckpointError, _about, _families, _keys, first_keys, read_header
 from pellucid.checkpoints._assemble import (
     Part,
     Place,
@@ -189,7 +189,7 @@ def vae_part(path: Path, like: VAEConfig | None = None) -> tuple[Part, list[str]
     ours = "encoder.down_blocks.0.resnets.0.norm1.weight" in shapes
     if not ours and "decoder.up.0.block.0.norm1.weight" not in shapes:
         what = _families.what_is(stored)
-        told = f"its keys begin with {next(iter(stored), 'nothing')}" if what is None else what
+        told = f"its keys begin with {first_keys(stored)}" if what is None else what
         raise CheckpointError(f"{path} has no autoencoder in it: it is {told}")
     if ours:
         stored = {_keys.modern(key): value for key, value in stored.items()}
@@ -310,8 +310,7 @@ def _family(path: Path, weights: Weights, shapes: _families.Shapes) -> Family:
         what = _families.what_is(shapes)
         told = "its keys are no model's" if what is None else f"it is {what}, by its keys"
         start = " is a pickle (torch.save), and" if weights.pickled else ":"
-        first = ", ".join(list(shapes)[:3])
-        raise CheckpointError(f"{path}{start} {told}; they begin with {first}")
+        raise CheckpointError(f"{path}{start} {told}; they begin with {first_keys(shapes)}")
     if {"edm_mean", "edm_std", "edm_vpred.sigma_max"} & shapes.keys():
         raise CheckpointError(
             f"{path} was trained with EDM's noise levels (Playground 2.5, CosXL), which are not read"

@@ -166,7 +166,7 @@ def _facts(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no 'pellucid' entry in its metadata")
     try:
         facts = json.loads(text)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its 'pellucid' metadata is not JSON") from error
     if not isinstance(facts, dict):
         raise CheckpointError(f"{path}: its 'pellucid' metadata is not a JSON object")
