@@ -1,0 +1,188 @@
+"""Loading a Stable Diffusion 1.5 checkpoint: memory, time to the first step, and equal numbers.
+
+    python benchmarks/load.py [--width 1.0] [--repeats 1] [--skip-parity]
+
+A file in the original layout is made on the spot, with the published shapes and random weights in
+float16. Four figures, each from a process of its own:
+
+- the peak memory that loading in float16 adds, from an interpreter that has imported torch to a
+  model that is ready, against the size of the file (the bar is 1.1);
+- the wall time from the command to the first call of the U-Net, here and in diffusers'
+  `from_single_file`, in float32, the type that a CPU computes in (the bar is half of theirs);
+- the U-Net's answer against diffusers' of the same file, in float32, 64x64 latents: the largest
+  difference over the largest value (the bar is 1e-4).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+MAKE, MEMORY, OURS, THEIRS, PARITY = "make", "memory", "ours", "theirs", "parity"
+
+
+def make(path: Path, folder: Path, width: float) -> None:
+    """The checkpoint, and a folder of diffusers' with its configs, which diffusers asks for."""
+    import torch
+
+    from pellucid import checkpoints
+    from pellucid.backbones.unet import SD15, UNet
+    from pellucid.checkpoints._families import SD1
+    from pellucid.clip import TextTower
+    from pellucid.model import Model
+    from pellucid.tokenizer import Tokenizer
+    from pellucid.vae import VAE
+
+    torch.set_default_dtype(torch.float16)
+    torch.manual_seed(0)
+    widths = tuple(int(side * width) // 32 * 32 for side in SD15.block_out_channels)
+    parts = (UNet(replace(SD15, block_out_channels=widths)), VAE(SD1.vae), TextTower(SD1.text))
+    torch.set_default_dtype(torch.float32)
+    backbone, vae, text = parts
+    model = Model(
+        backbone,
+        vae,
+        text,
+        Tokenizer.clip(),
+        SD1.schedule,
+        "eps",
+        "random",
+        reading=SD1.reading,
+        defaults=SD1.defaults("eps"),
+    )
+    checkpoints.save(model, path, to="ldm")
+    checkpoints.save(model, folder, to="diffusers")
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+
+
+def resident() -> int:
+    """Bytes of this process's own memory and of mapped files, now and at the peak: the peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("the peak memory is read from Linux's /proc")
+
+
+def memory(path: Path) -> None:
+    """Prints the bytes that loading adds at the peak, with every weight touched."""
+    import torch
+
+    from pellucid import checkpoints
+    from pellucid.tokenizer import Tokenizer
+
+    Tokenizer.clip()  # which is the program's and not the file's
+    before = resident()
+    model = checkpoints.load(path, dtype=torch.float16)
+    parts = (model.backbone, model.vae, model.text)
+    for part in parts:
+        for weight in part.parameters():
+            weight.flatten()[:: 2**9].sum()  # every page
+    print(json.dumps(resident() - before))
+
+
+def first_call_ours(path: Path) -> None:
+    """Loads and draws until the U-Net is called, then ends."""
+    from pellucid import checkpoints
+    from pellucid.pipeline import generate
+    from pellucid.request import Request
+
+    model = checkpoints.load(path)
+    model.backbone.register_forward_pre_hook(lambda *_: os._exit(0))
+    for _ in generate(model, Request(prompt="a frog on stilts", seed=1)):
+        pass
+
+
+def first_call_theirs(path: Path, folder: Path) -> None:
+    """The same in diffusers."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(path), config=str(folder), local_files_only=True, torch_dtype=torch.float32
+    )
+    pipeline.unet.register_forward_pre_hook(lambda *_: os._exit(0))
+    pipeline("a frog on stilts", generator=torch.Generator().manual_seed(1))
+
+
+def parity(path: Path, folder: Path) -> None:
+    """Prints the largest difference over the largest value of the U-Net's answers."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from pellucid import checkpoints
+    from pellucid.diffusion import Conditioning
+
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(1, 4, 64, 64, generator=generator)
+    tokens = torch.randn(1, 77, 768, generator=generator)
+    t = torch.tensor([500.0])
+    with torch.no_grad():
+        ours = checkpoints.load(path).backbone(x, t, Conditioning(tokens))
+        network = UNet2DConditionModel.from_single_file(
+            str(path), config=str(folder), subfolder="unet", local_files_only=True
+        )
+        theirs = network.float().eval()(x, t, tokens).sample
+    print(json.dumps(float((ours - theirs).abs().max() / theirs.abs().max())))
+
+
+def run(task: str, *words: object) -> tuple[float, str]:
+    """Seconds and output of a task in a process of its own."""
+    command = [sys.executable, __file__, "--task", task, *map(str, words)]
+    start = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode != 0:
+        raise RuntimeError(f"{task} ended with {done.returncode}")
+    return seconds, done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=float, default=1.0, help="of the U-Net; 1 is SD1.5's")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--skip-parity", action="store_true")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    parser.add_argument("paths", nargs="*", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if options.task is not None:
+        tasks = {
+            MAKE: lambda *paths: make(*paths, options.width),
+            MEMORY: memory,
+            OURS: first_call_ours,
+            THEIRS: first_call_theirs,
+            PARITY: parity,
+        }
+        tasks[options.task](*options.paths)
+        return
+    with tempfile.TemporaryDirectory() as room:
+        path, folder = Path(room) / "sd15.safetensors", Path(room) / "configs"
+        run(MAKE, path, folder, "--width", options.width)
+        size = path.stat().st_size
+        print(
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; a file of {size / 1e9:.2f} GB"
+        )
+        added = int(run(MEMORY, path)[1])
+        print(f"memory: {added / 1e9:.2f} GB at the peak, {added / size:.3f} times the file")
+        times: dict[str, list[float]] = {OURS: [], THEIRS: []}
+        for _ in range(options.repeats):  # they take turns; the least counts
+            times[OURS].append(run(OURS, path)[0])
+            times[THEIRS].append(run(THEIRS, path, folder)[0])
+        ours, theirs = min(times[OURS]), min(times[THEIRS])
+        print(
+            f"to the first step: {ours:.2f} s, diffusers {theirs:.2f} s: {ours / theirs:.2f} of it"
+        )
+        if not options.skip_parity:
+            print(f"the U-Net's largest difference: {float(run(PARITY, path, folder)[1]):.1e}")
+
+
+if __name__ == "__main__":
+    main()
