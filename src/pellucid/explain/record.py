@@ -42,8 +42,9 @@ class Look:
     """Those of the prompt, which may change on the way."""
     maps: tuple[Tensor, ...]
     """How much each place looks at each word, one tensor (heads, h', w', words + 1) float16 for
-    each layer of cross-attention. The last column is all the rest of the row: its start, its end
-    and its padding. The columns add up to 1. Empty where the network has no cross-attention."""
+    each layer of cross-attention. The last column is all the rest of the row, its start, its end
+    and its padding; where words and places attend to both (MMDiT) the places too. The columns add
+    up to 1. Empty where the network has no cross-attention."""
     seconds: float
 
 
