@@ -6,6 +6,7 @@ and fixed seeds, so that no picture shows what the code no longer does.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, pictures
 from pellucid.plots import LIGHT, Plot, Series
 from pellucid.schedule import Schedule
+from pellucid.train.gan import Players, play
 
 PROMPT = "a lion"
 SIDE = 128  # pixels of one picture in a sheet
@@ -41,6 +43,36 @@ Figures = Iterator[tuple[str, Image.Image]]
 
 
 # ---------------------------------------------------------------- one function for each page
+
+
+def of_gan(model: Model) -> Figures:
+    """A GAN of points in the plane that is to learn eight places on a ring."""
+    torch.manual_seed(0)
+    random = torch.Generator().manual_seed(0)
+    angles = torch.arange(8) * math.pi / 4
+    places = 2 * torch.stack([angles.cos(), angles.sin()], dim=1)  # (8, 2)
+
+    def real(count: int) -> Tensor:
+        chosen = places[torch.randint(8, (count,), generator=random)]
+        return chosen + 0.02 * torch.randn(count, 2, generator=random)
+
+    players = Players(PointsNetwork(2, 2), PointsNetwork(2, 1), latent=2, rate=1e-3)
+    cells, losses = [Cell(dots(real(1000)), "real")], []
+    with torch.enable_grad():
+        for step in range(1, 2001):
+            losses.append(play(players, real(256), None, random))
+            if step in (100, 300, 1000, 2000):
+                made = players.generator(torch.randn(1000, 2, generator=random), None).detach()
+                near = torch.cdist(made, places).min(dim=1)
+                found = len(near.indices[near.values < 0.2].unique())
+                cells.append(Cell(dots(made), f"{step}: {found} of 8"))
+    yield "gan-ring", sheet(cells, len(cells))
+    steps = list(range(0, 2000, 20))
+    curves = [
+        Series(name, steps, [float(losses[i][name]) for i in steps])
+        for name in ("generator", "discriminator")
+    ]
+    yield "gan-losses", plot("loss", curves, "step", "")
 
 
 def of_noise(model: Model) -> Figures:
@@ -206,6 +238,7 @@ def of_stable_diffusion(model: Model) -> Figures:
 
 
 PAGES: tuple[Callable[[Model], Figures], ...] = (
+    of_gan,
     of_noise,
     of_schedule,
     of_forward,
@@ -244,6 +277,21 @@ def last(model: Model, prompt: str = PROMPT, seed: int = 1, **settings: object) 
     """The last step, which has the pictures."""
     *_, end = run(model, prompt, seed, **settings)
     return end
+
+
+class PointsNetwork(nn.Module):
+    """Vectors (B, before) -> (B, after), or where `after` is 1 scores (B,)."""
+
+    def __init__(self, before: int, after: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Linear(before, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
+            nn.Linear(width, after),
+        )
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        made = self.layers(x)
+        return made[:, 0] if made.shape[1] == 1 else made
 
 
 def errors(model: Model) -> Image.Image:
@@ -290,6 +338,15 @@ def heat(values: Tensor) -> Image.Image:
     return images.to_pil(1 + share * (ink[:, None, None] - 1))
 
 
+def dots(points: Tensor) -> Image.Image:
+    """(N, 2), both between -3 and 3, as a picture."""
+    picture = Image.new("RGB", (SIDE, SIDE), "#f2f2f2")
+    brush = ImageDraw.Draw(picture)
+    for x, y in ((points + 3) / 6 * SIDE).tolist():
+        brush.ellipse((x - 1, y - 1, x + 1, y + 1), fill=LIGHT[0])
+    return picture
+
+
 def grey(values: Tensor) -> Image.Image:
     """(H, W), black at -3 and white at 3 deviations of a unit normal."""
     return images.to_pil((values / 3).expand(3, -1, -1))
@@ -310,10 +367,11 @@ def matrix(scores: Tensor, rows: Sequence[str], columns: Sequence[Image.Image]) 
         y = SIDE + 64 * i + 32
         brush.text((left - 10, y), words, fill="black", font=font, anchor="rm")
         for j, score in enumerate(line):
+            ink = "white" if score > scores.max() / 2 else "black"
             brush.text(
                 (left + SIDE * j + SIDE / 2, y),
                 f"{score:.2f}",
-                fill="black",
+                fill=ink,
                 font=font,
                 anchor="mm",
             )
