@@ -8,7 +8,8 @@ float16. Four figures, each from a process of its own:
 - the peak memory that loading in float16 adds, from an interpreter that has imported torch to a
   model that is ready, against the size of the file (the bar is 1.1);
 - the wall time from the command to the first call of the U-Net, here and in diffusers'
-  `from_single_file`, in float32, the type that a CPU computes in (the bar is half of theirs);
+  `from_single_file`, in float32, the type that a CPU computes in (the bar is half of theirs), and
+  the CPU time of both;
 - the U-Net's answer against diffusers' of the same file, in float32, 64x64 latents: the largest
   difference over the largest value (the bar is 1e-4).
 """
@@ -18,12 +19,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 MAKE, MEMORY, OURS, THEIRS, PARITY = "make", "memory", "ours", "theirs", "parity"
 
@@ -133,15 +136,28 @@ def parity(path: Path, folder: Path) -> None:
     print(json.dumps(float((ours - theirs).abs().max() / theirs.abs().max())))
 
 
-def run(task: str, *words: object) -> tuple[float, str]:
-    """Seconds and output of a task in a process of its own."""
+class Cost(NamedTuple):
+    """What a task took, in seconds: by the clock, and of all its threads."""
+
+    wall: float
+    cpu: float
+    output: str
+
+
+def cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def run(task: str, *words: object) -> Cost:
+    """The cost and the output of a task in a process of its own."""
     command = [sys.executable, __file__, "--task", task, *map(str, words)]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_of_children()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    seconds = time.perf_counter() - start
+    wall, cpu = time.perf_counter() - start, cpu_of_children() - cpu
     if done.returncode != 0:
         raise RuntimeError(f"{task} ended with {done.returncode}")
-    return seconds, done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    return Cost(wall, cpu, done.stdout.strip().rpartition("\n")[2])
 
 
 def main() -> None:
@@ -170,7 +186,7 @@ def main() -> None:
         print(
             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; a file of {size / 1e9:.2f} GB"
         )
-        added = int(run(MEMORY, path)[1])
+        added = int(run(MEMORY, path).output)
         print(f"memory: {added / 1e9:.2f} GB at the peak, {added / size:.3f} times the file")
         times: dict[str, list[float]] = {OURS: [], THEIRS: []}
         for _ in range(options.repeats):  # they take turns; the least counts
@@ -181,7 +197,7 @@ def main() -> None:
             f"to the first step: {ours:.2f} s, diffusers {theirs:.2f} s: {ours / theirs:.2f} of it"
         )
         if not options.skip_parity:
-            print(f"the U-Net's largest difference: {float(run(PARITY, path, folder)[1]):.1e}")
+            print(f"the U-Net's largest difference: {float(run(PARITY, path, folder).output):.1e}")
 
 
 if __name__ == "__main__":

@@ -217,9 +217,11 @@ def their_pipeline(name: str, vocabulary: Path, prediction: str = "epsilon", **u
     diffusers.logging.disable_progress_bar()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(2)
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(str(vocabulary))
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(str(vocabulary), model_max_length=77)
     # SD2 and the second tower of SDXL pad with the token 0.
-    padded = transformers.CLIPTokenizer.from_pretrained(str(vocabulary), pad_token="!")
+    padded = transformers.CLIPTokenizer.from_pretrained(
+        str(vocabulary), model_max_length=77, pad_token="!"
+    )
     towers = []
     for config in (replace(config, vocab_size=49408) for config in TEXTS[name]):
         projected = name.startswith("sdxl") and config.projection is not None

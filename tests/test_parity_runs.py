@@ -1,0 +1,102 @@
+"""Whole runs of ten steps, from the prompt to the picture, against diffusers' own pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pellucid.checkpoints import load
+from pellucid.model import Model
+from pellucid.pipeline import generate
+from pellucid.request import Request
+from pellucid.samplers import levels_for
+from references import small_vocabulary, their_pipeline
+
+# diffusers makes numpy arrays of tensors in a way that numpy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+STEPS, SIDE, SCALE, SEED = 10, 64, 4.0, 3
+# Ours; diffusers' class and settings. Its DPM++ counts the steps of "leading" in another way.
+RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ddim": ("leading", "DDIMScheduler", {"set_alpha_to_one": True}),
+    "dpmpp_2m": ("trailing", "DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
+}
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A pipeline of diffusers, and what is read here of the folder that it writes."""
+    folder = tmp_path_factory.mktemp(request.param)
+    prediction = "v_prediction" if request.param == "sd2" else "epsilon"
+    pipeline = their_pipeline(request.param, small_vocabulary(folder), prediction)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder / "model")
+    return pipeline, load(folder / "model")
+
+
+def ours(model: Model, sampler: str, spacing: str) -> np.ndarray:
+    """(SIDE, SIDE, 3) in [0, 1]."""
+    *_, last = generate(
+        model,
+        Request(
+            prompt="a red apple",
+            negative_prompt="",
+            seed=SEED,
+            steps=STEPS,
+            guidance=SCALE,
+            sampler=sampler,
+            spacing=spacing,
+            width=SIDE,
+            height=SIDE,
+        ),
+    )
+    assert last.images is not None and last.warnings == ()
+    return np.asarray(last.images[0], dtype=np.float64) / 255
+
+
+def theirs(pipeline: Any, model: Model, sampler: str, spacing: str) -> np.ndarray:
+    import diffusers
+
+    _, name, settings = RUNS[sampler]
+    kind = getattr(diffusers, name)
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **settings)
+    side = SIDE // model.vae.config.downsample
+    noise = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(SEED))
+    if spacing != "leading":  # there theirs begins with deviation 1, ours with the level's own
+        noise = noise * levels_for(sampler, model.schedule, STEPS, spacing)[0].sigma
+    picture = pipeline(
+        "a red apple",
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        guidance_scale=SCALE,
+        latents=noise,
+        output_type="np",
+    ).images[0]
+    return np.asarray(picture, dtype=np.float64)
+
+
+@pytest.mark.parametrize("sampler", RUNS)
+def test_the_same_picture(sampler: str, both: tuple[Any, Model]) -> None:
+    pipeline, model = both
+    spacing = RUNS[sampler][0]
+    mine, expected = ours(model, sampler, spacing), theirs(pipeline, model, sampler, spacing)
+    assert expected.std() > 0.02  # a picture
+    assert np.abs(mine - expected).max() <= 1 / 255
+
+
+def test_another_prompt_is_another_picture(both: tuple[Any, Model], tmp_path: Path) -> None:
+    """So that the comparison above is one: words, guidance and seed do show."""
+    _, model = both
+    request = Request(prompt="a red apple", seed=SEED, steps=3, width=SIDE, height=SIDE)
+    pictures = []
+    for change in ({}, {"prompt": "@"}, {"guidance": 1.0}, {"seed": SEED + 1}):
+        *_, last = generate(model, request.model_copy(update=change))
+        assert last.images is not None
+        pictures.append(np.asarray(last.images[0], dtype=np.float64) / 255)
+    for other in pictures[1:]:
+        assert np.abs(other - pictures[0]).max() > 2 / 255
