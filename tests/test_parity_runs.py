@@ -23,6 +23,7 @@ STEPS, SIDE, SCALE, SEED = 10, 64, 4.0, 3
 # Ours; diffusers' class and settings. Its DPM++ counts the steps of "leading" in another way.
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddim": ("leading", "DDIMScheduler", {"set_alpha_to_one": True}),
+    "euler": ("leading", "EulerDiscreteScheduler", {"timestep_spacing": "leading"}),
     "dpmpp_2m": ("trailing", "DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
 }
 
