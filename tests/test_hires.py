@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from pellucid import cli, hires, images
 from pellucid.model import Model
-from pellucid.pipeline import Progress, Request, encoded, generate, resolve
+from pellucid.pipeline import Progress, Request, generate, resolve
+from pellucid.stage import encode as encode_pixels
 
 
 def steps_of(model: Model, **fields: Any) -> list[Progress]:
@@ -73,7 +74,7 @@ def test_what_the_second_pass_begins_with(model: Model, name: str) -> None:
         small = images.to_pil(model.vae.to_pixels(first)[0])
         how = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}[name]
         pixels = images.to_tensor(small.resize((24, 24), how))
-        expected = encoded(model, pixels[None])
+        expected = encode_pixels(model, pixels[None], [])
     assert steps[-1].x.shape == expected.shape
     torch.testing.assert_close(steps[-1].x, expected, rtol=0, atol=0.01)
     assert expected.std() > 0.08

@@ -23,8 +23,9 @@ from pellucid.diffusion import Conditioning
 from pellucid.guidance import Parts
 from pellucid.model import Defaults, Model
 from pellucid.noise import generators
-from pellucid.pipeline import Progress, Request, encoded, first_noise, generate, resolve, start
+from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
 from pellucid.schedule import Level, Schedule
+from pellucid.stage import encode as encode_pixels
 from pellucid.vae import VAE, VAEConfig
 
 LEVEL = Level(0.8, 0.6, 100.0)
@@ -290,7 +291,7 @@ def begin(model: Model, **fields: Any) -> tuple[Tensor, Tensor, Tensor]:
     request = resolve(model, Request(seed=5, strength=0.5, **fields))
     canvas = inpaint.prepare(request, 2)
     level = Level(0.6, 0.8, 500.0)
-    step = start(model, request, canvas, canvas.size, level, generators(5, 1))
+    step = start(model, request, canvas, canvas.size, level, generators(5, 1), [])
     noise = first_noise(model, request, canvas.size, generators(5, 1))
     return (step.x - 0.8 * noise) / 0.6, step.x0, canvas.latent_weights(2)
 
@@ -318,7 +319,7 @@ def test_fills(model: Model, picture: str, mask: str) -> None:
     request = resolve(model, Request(**fields))
     canvas = inpaint.prepare(request, 2)
     smooth = inpaint.surroundings(canvas.pixels, 1 - canvas.weights)
-    torch.testing.assert_close(filled, encoded(model, smooth), rtol=0, atol=1e-5)
+    torch.testing.assert_close(filled, encode_pixels(model, smooth, []), rtol=0, atol=1e-5)
 
 
 def test_at_full_strength_nothing_of_the_masked_part_is_left(model: Model, tmp_path: Path) -> None:
@@ -400,7 +401,7 @@ def test_an_ordinary_model_ends_at_the_original(
     last = run(model, image=picture, mask=mask, mask_blur=0, sampler=sampler, steps=6, guidance=1)
     canvas = inpaint.prepare(last.request, 2)
     outside = canvas.latent_weights(2).expand_as(last.x) == 0
-    original = encoded(model, canvas.pixels)
+    original = encode_pixels(model, canvas.pixels, [])
     torch.testing.assert_close(last.x[outside], original[outside], rtol=1e-4, atol=1e-4)
     assert (last.x - original)[~outside].abs().max() > 0.1
 
@@ -428,7 +429,7 @@ def test_a_network_for_inpainting_sees_mask_and_masked_picture(
     pixels = images.to_tensor(images.open_image(picture))[None]
     pixels[:, :, 10:18, 12:20] = 0
     pixels = torch.nn.functional.pad(pixels, (0, 1, 0, 1), mode="replicate")
-    latents = encoded(model, pixels).expand(4, -1, -1, -1)
+    latents = encode_pixels(model, pixels, []).expand(4, -1, -1, -1)
     torch.testing.assert_close(x[:, 5:], latents, rtol=0, atol=1e-5)
 
 
@@ -439,7 +440,7 @@ def test_without_a_mask_it_draws_everything(model: Model, picture: str, start_fr
     (warning,) = last.warnings
     assert "for inpainting" in warning and "whole picture" in warning
     assert x[:, 4].min() == 1
-    grey = encoded(model, torch.zeros(1, 3, 16, 16))
+    grey = encode_pixels(model, torch.zeros(1, 3, 16, 16), [])
     torch.testing.assert_close(x[:, 5:], grey.expand(2, -1, -1, -1), rtol=0, atol=1e-5)
 
 

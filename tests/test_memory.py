@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
 import weakref
 from dataclasses import replace
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pellucid import devices, images, precision, strips
+from pellucid import checkpoints, devices, images, precision, strips
 from pellucid import nn as blocks
 from pellucid.cli import main
 from pellucid.devices import bring, choose_device, free_memory, in_the_way, weight_bytes
@@ -435,6 +437,29 @@ def test_kept_latents_are_decoded_by_the_command(
         found = images.read_metadata(file).request
         assert found is not None
         assert found["prompt"] == "a rabbit"
+
+
+def test_latents_are_kept_when_the_decoder_fails(
+    model: Model,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = replace(model, vae=copy.deepcopy(model.vae))
+    broken.vae.decoder.conv_out.weight.data[:] = 3e38  # finite in the file, not in the picture
+    file = tmp_path / "broken.safetensors"
+    checkpoints.save(broken, file)
+    line = ["generate", "a rabbit", "--model", str(file), "--seed", "3", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["pellucid", *line])
+    with pytest.raises(SystemExit) as status:
+        main()
+    assert status.value.code == 2
+    kept = tmp_path / "a-rabbit-3.latents.safetensors"
+    told = capsys.readouterr().err
+    assert str(kept) in told and "pellucid decode" in told
+    latents, about = load_latents(kept)
+    assert latents.shape == (1, 4, 8, 8) and latents.isfinite().all()
+    assert json.loads(about["request"])["seed"] == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", None, "other"])

@@ -22,10 +22,10 @@ from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.noise_lab import NoiseLab, kinds, page, schedules
 from pellucid.noise_lab.walk import walk
-from pellucid.pipeline import encoded
 from pellucid.preview import pictures
 from pellucid.schedule import CLEAN, SCHEDULES, Schedule
 from pellucid.spectrum import power_spectrum, radial_average, slope
+from pellucid.stage import encode as encode_pixels
 
 TIMES = (0, 300, 999)
 
@@ -203,7 +203,7 @@ def test_each_type_of_noise_is_told_by_its_numbers(lab: NoiseLab) -> None:
 def test_the_estimate_is_what_the_network_says(lab: NoiseLab, model: Model) -> None:
     looks = lab.estimates
     pixels = images.to_tensor(looks.picture)
-    x0 = encoded(model, pixels[None])
+    x0 = encode_pixels(model, pixels[None], [])
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3))
     for t, found in zip(TIMES, looks.looks, strict=True):
         alpha, sigma = 1 - t / 1000, t / 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from torch import Tensor, nn
 
 from pellucid import samplers
 from pellucid.images import read_metadata, save
 from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
+from pellucid.precision import NotFinite, dtype_of
 from pellucid.preview import preview
 from pellucid.schedule import Schedule
 from pellucid.vae import VAE, VAEConfig
@@ -344,10 +347,47 @@ def test_image_to_image_of_several(model: Model, tmp_path: Path) -> None:
 def test_a_network_that_breaks_is_told(model: Model) -> None:
     hook = model.backbone.register_forward_hook(lambda *call: call[2] * float("nan"))
     try:
-        with pytest.raises(ValueError, match="step 1 of 3 gave numbers that are not finite"):
+        with pytest.raises(
+            ValueError, match="the network gave numbers that are not finite, in float32"
+        ):
             run(model)
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("part", ["backbone", "vae"])
+def test_what_half_precision_cannot_do_is_done_in_float32(model: Model, part: str) -> None:
+    """Only the part that failed goes over, the picture is whole, and the user is told."""
+    half = replace(
+        model,
+        backbone=copy.deepcopy(model.backbone).half(),
+        vae=copy.deepcopy(model.vae).half(),
+        text=copy.deepcopy(model.text).half(),
+    )
+    failing = half.backbone if part == "backbone" else half.vae.decoder
+
+    def overflow(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output * 1e38 if output.dtype == torch.float16 else output
+
+    failing.register_forward_hook(overflow)
+    last = run(half, guidance=1)
+    name = "the network" if part == "backbone" else "the decoder"
+    assert [w for w in last.warnings if "float32" in w] == [
+        f"{name} gave numbers that are not finite in float16; it runs in float32"
+    ]
+    kinds = [dtype_of(half.backbone), dtype_of(half.vae)]
+    other = torch.float16
+    assert kinds == ([torch.float32, other] if part == "backbone" else [other, torch.float32])
+    assert last.images is not None and last.images[0].getextrema() != ((0, 0),) * 3
+
+
+def test_latents_that_cannot_be_decoded_come_with_the_error(model: Model) -> None:
+    broken = replace(model, vae=copy.deepcopy(model.vae))
+    broken.vae.decoder.register_forward_hook(lambda *call: call[2] * float("nan"))
+    with pytest.raises(NotFinite, match="the decoder gave") as error:
+        run(broken)
+    assert error.value.latents is not None
+    assert torch.equal(error.value.latents, run(model).x)
 
 
 def test_the_request_in_a_picture_makes_it_again(model: Model, tmp_path: Path) -> None:
@@ -395,7 +435,7 @@ def test_the_noise_that_a_seed_means_elsewhere(model: Model, seed: int) -> None:
     level = stable.schedule.levels(20, "leading")[0]
     for spacing, scale in (("leading", 1), ("uniform", level.sigma)):
         asked = request.model_copy(update={"spacing": spacing})
-        begin = start(stable, asked, None, (512, 512), level, generators(seed, 1))
+        begin = start(stable, asked, None, (512, 512), level, generators(seed, 1), [])
         assert torch.equal(begin.x, scale * expected)
 
 

@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid import stage
 from pellucid.clip import TextTower
 from pellucid.diffusion import Conditioning, normalized
 from pellucid.model import Emphasis, Model
+from pellucid.precision import dtype_of
 from pellucid.prompt import each_step, parse, split_and, take_loras
 from pellucid.request import Request
 from pellucid.tokenizer import Tokenizer
@@ -157,7 +159,7 @@ def read(
     pads = reading.pads if reading.pads else (model.tokenizer.pad,) * len(towers)
     hidden, pooled = [], []
     for tower, pad in zip(towers, pads, strict=True):
-        ids = rows(model.tokenizer, chunks, pad).to(next(tower.parameters()).device)
+        ids = rows(model.tokenizer, chunks, pad).to(stage.bring(model, tower))
         out = tower(ids, layer, reading.final_norm)
         hidden.append(emphasized(out.hidden, weights, how))
         whole = out.pooled if out.projected is None else out.projected
@@ -247,8 +249,7 @@ def told(model: Model, request: Request, steps: int, second: int = 0) -> list[To
     texts = [text for each, _ in wanted for text in each]
     texts = list(dict.fromkeys([*texts, *unwanted] if guided else texts))
     together = read(model, texts, request.clip_skip, request.emphasis)
-    parameter = next(model.backbone.parameters())
-    together = together.to(parameter.device, parameter.dtype)
+    together = together.to(stage.device_of(model), dtype_of(model.backbone))
     vectors = {text: together[i : i + 1] for i, text in enumerate(texts)}
 
     def at(step: int) -> Told:

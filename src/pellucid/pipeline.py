@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from pellucid import hires, inpaint, samplers
+from pellucid import hires, inpaint, samplers, stage
 from pellucid.conditioning import Told, told
 from pellucid.diffusion import Conditioning, Denoiser, Network, add_noise, predictor
 from pellucid.guidance import ByStep, ClassifierFree, Parts, clip_guidance, progress
@@ -23,6 +23,7 @@ from pellucid.images import picture_size, to_tensor
 from pellucid.inpaint import Canvas
 from pellucid.model import Model
 from pellucid.noise import draw, generators, slerp, source
+from pellucid.precision import dtype_of
 from pellucid.preview import decoder_of, pictures
 from pellucid.prompt import take_loras, unread
 from pellucid.request import Request, draws_any_size, resolve, unit_of
@@ -80,15 +81,16 @@ def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iter
     warnings = (*unmatched, *warnings_of(model, asked, request, passes))
     seeds = tuple(request.seed + i for i in range(request.count))
     looks: list[Parts] = []
-    for number, step in enumerate(steps_of(model, request, canvas, passes, looks)):
+    told_late: list[str] = []  # what the parts had to do otherwise, once they did
+    for number, step in enumerate(steps_of(model, request, canvas, passes, looks, told_late)):
         if not torch.isfinite(step.x).all():
             raise ValueError(
                 f"step {number} of {total} gave numbers that are not finite; a lower guidance than "
                 f"{request.guidance:g} or another sampler than {request.sampler!r} is wanted"
             )
-        images = (
-            finished(model, canvas, step.x, total > 0, request.decoder) if number == total else None
-        )
+        images = None
+        if number == total:
+            images = finished(model, canvas, step.x, total > 0, request.decoder, told_late)
         if number > 0 or total == 0:  # number 0 is the start
             look = looks[0] if looks else None
             yield Progress(
@@ -100,7 +102,7 @@ def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iter
                 look,
                 request,
                 seeds,
-                warnings,
+                (*warnings, *told_late),
                 images,
             )
 
@@ -124,8 +126,10 @@ def steps_of(
     canvas: Canvas | None,
     passes: Sequence[Sequence[Level]],
     looks: list[Parts],
+    warnings: list[str],
 ) -> Iterator[Step]:
-    """The start, then every step of every pass; `looks` holds what the last look was made of."""
+    """The start, then every step of every pass; `looks` holds what the last look was made of, and
+    `warnings` what had to be done otherwise."""
     assert request.seed is not None and request.sampler is not None
     assert request.width is not None and request.height is not None
     sampler = samplers.get(request.sampler).sample
@@ -133,22 +137,22 @@ def steps_of(
     size = (request.width, request.height) if canvas is None else canvas.size
     each = told(model, request, *(len(levels) - 1 for levels in passes))
     streams = generators(request.seed, request.count)
-    step = begin = start(model, request, canvas, size, passes[0][0], streams)
+    step = begin = start(model, request, canvas, size, passes[0][0], streams, warnings)
     yield begin
     if len(passes[0]) > 1:
         original = begin.x0 if canvas is not None else None
         plan = planned(passes[0], each)
-        denoise = denoiser(model, request, canvas, size, original, plan, looks)
+        denoise = denoiser(model, request, canvas, size, original, plan, looks, warnings)
         fresh = source(streams, request.noise)
         for step in sampler(denoise, begin.x, passes[0], fresh, **options):
             yield step
     for levels in passes[1:]:
-        size, x0 = enlarge(model, request, size, step.x)
+        size, x0 = enlarge(model, request, size, step.x, warnings)
         streams = generators(request.seed, request.count)
         noise = first_noise(model, request, size, streams)
         x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
         plan = planned(levels, each[len(passes[0]) - 1 :])
-        denoise = denoiser(model, request, None, size, None, plan, looks)
+        denoise = denoiser(model, request, None, size, None, plan, looks, warnings)
         yield from sampler(denoise, x, levels, source(streams, request.noise), **options)
 
 
@@ -222,6 +226,7 @@ def start(
     size: tuple[int, int],
     level: Level,
     streams: Sequence[Generator],
+    warnings: list[str],
 ) -> Step:
     """The noisy latents that the first pass begins with, and the clean ones of the picture."""
     noise = first_noise(model, request, size, streams)
@@ -229,7 +234,7 @@ def start(
     pure = noise if request.spacing == "leading" else level.sigma * noise
     if canvas is None:
         return Step(pure, pure, level)
-    x0 = encoded(model, canvas.pixels).expand_as(noise)
+    x0 = stage.encode(model, canvas.pixels, warnings).expand_as(noise)
     begin = x0
     if canvas.mask is not None:
         if request.strength == 1:  # as diffusers: nothing shines through
@@ -237,7 +242,7 @@ def start(
         weights = canvas.latent_weights(model.vae.config.downsample).to(x0)
         if request.inpaint_fill == "fill":
             filled = inpaint.surroundings(canvas.pixels, 1 - canvas.weights)
-            begin = encoded(model, filled).expand_as(noise)
+            begin = stage.encode(model, filled, warnings).expand_as(noise)
         elif request.inpaint_fill == "noise":
             other = draw(request.noise, tuple(noise.shape[1:]), streams).to(noise)
             begin = torch.lerp(x0, other, weights)
@@ -258,11 +263,11 @@ def first_noise(
         other = request.seed + 1 if request.variation_seed is None else request.variation_seed
         towards = draw(request.noise, shape, generators(other, request.count))
         noise = slerp(noise, towards, request.variation_strength)
-    return noise.to(next(model.backbone.parameters()))
+    return noise.to(stage.device_of(model), dtype_of(model.backbone))
 
 
 def enlarge(
-    model: Model, request: Request, size: tuple[int, int], latents: Tensor
+    model: Model, request: Request, size: tuple[int, int], latents: Tensor, warnings: list[str]
 ) -> tuple[tuple[int, int], Tensor]:
     """The size of the second pass and the clean latents enlarged to it."""
     assert request.hires is not None
@@ -274,9 +279,10 @@ def enlarge(
         larger = hires.enlarge_latents(latents, width // down, height // down, name)
     else:
         how = hires.PICTURE[name]
-        drawn = pictures(model, latents, request.decoder)
+        drawn = pictures(model, latents, request.decoder, warnings)
         whole = [picture.resize((width, height), how) for picture in drawn]
-        larger = encoded(model, torch.stack([to_tensor(picture) for picture in whole]))
+        pixels = torch.stack([to_tensor(picture) for picture in whole])
+        larger = stage.encode(model, pixels, warnings)
     return (width, height), larger
 
 
@@ -296,15 +302,16 @@ def denoiser(
     original: Tensor | None,
     plan: Sequence[tuple[float, Told]],
     looks: list[Parts],
+    warnings: list[str],
 ) -> Denoiser:
     """The model as a function (x, level) -> x0: told the prompts, guided, kept to the mask.
 
     size: width and height of the pass. original: the clean latents of the canvas. plan: the
     `guidance.progress` at which each step begins, and what it is told. What each look was made of
-    goes into `looks`.
+    goes into `looks`, what had to be done otherwise into `warnings`.
     """
     assert request.guidance is not None
-    predict = predictor(network(model, canvas, size), model.prediction)
+    predict = predictor(network(model, canvas, size, warnings), model.prediction)
     scale, rescale, interval = request.guidance, request.rescale, request.interval
     steps = []
     for begin, step in plan:
@@ -324,19 +331,23 @@ def denoiser(
     return denoise
 
 
-def network(model: Model, canvas: Canvas | None, size: tuple[int, int]) -> Network:
+def network(
+    model: Model, canvas: Canvas | None, size: tuple[int, int], warnings: list[str]
+) -> Network:
     """The backbone; one for inpainting with the mask and what is to stay beside x.
 
     Without a mask it is to draw everything.
     """
     if not inpaint.sees_masks(model):
-        return model.backbone
+        return stage.network(model, warnings)
     if canvas is None or canvas.mask is None:
         grey = Image.new("RGB", size)
         canvas = Canvas(grey, None, (0, 0, *size), size)
     channel = inpaint.mask_channel(canvas, model.vae.config.downsample)
-    seen = encoded(model, inpaint.masked_pixels(canvas))
-    return inpaint.beside(model.backbone, torch.cat([channel.to(seen), seen], dim=1))
+    seen = stage.encode(model, inpaint.masked_pixels(canvas), warnings)
+    return inpaint.beside(
+        stage.network(model, warnings), torch.cat([channel.to(seen), seen], dim=1)
+    )
 
 
 @dataclass(frozen=True)
@@ -382,22 +393,20 @@ def sampler_options(sampler: Callable[..., Any], request: Request) -> dict[str, 
     return {"eta": request.eta}
 
 
-# ---------------------------------------------------------------- pixels and latents
+# ---------------------------------------------------------------- pixels
 
 
 def finished(
-    model: Model, canvas: Canvas | None, x: Tensor, drawn: bool, decoder: str
+    model: Model,
+    canvas: Canvas | None,
+    x: Tensor,
+    drawn: bool,
+    decoder: str,
+    warnings: list[str],
 ) -> list[Image.Image]:
     """The pictures of the last step; where nothing was drawn, the one that it began with."""
     if canvas is None:
-        return pictures(model, x, decoder)
+        return pictures(model, x, decoder, warnings)
     if not drawn:
         return [canvas.picture] * len(x)
-    return [canvas.paste(picture) for picture in pictures(model, x, decoder)]
-
-
-@torch.no_grad()
-def encoded(model: Model, pixels: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) in [-1, 1] as scaled latents, where the network is."""
-    latents = model.vae.to_latents(pixels.to(next(model.vae.parameters())))
-    return latents.to(next(model.backbone.parameters()))
+    return [canvas.paste(picture) for picture in pictures(model, x, decoder, warnings)]

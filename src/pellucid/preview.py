@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pellucid import stage
 from pellucid.images import to_pil
 from pellucid.model import Model
 from pellucid.plugins import choose
@@ -119,10 +120,15 @@ def decoder_of(model: Model, decoder: str) -> VAE | TinyVAE:
 
 
 @torch.no_grad()
-def pictures(model: Model, latents: Tensor, decoder: str = "vae") -> list[Image.Image]:
-    """Scaled latents (B, C, h, w) as pictures; decoder: "vae" or "tiny"."""
-    part = decoder_of(model, decoder)
-    pixels = part.to_pixels(latents.to(next(part.parameters())))
+def pictures(
+    model: Model, latents: Tensor, decoder: str = "vae", warnings: list[str] | None = None
+) -> list[Image.Image]:
+    """Scaled latents (B, C, h, w) as pictures; decoder: "vae" or "tiny".
+
+    warnings: takes what had to be done otherwise. Raises NotFinite where that did not help.
+    """
+    told = [] if warnings is None else warnings
+    pixels = stage.decode(model, decoder_of(model, decoder), latents, told)
     return [to_pil(picture) for picture in pixels.float()]
 
 

@@ -14,7 +14,7 @@ from pellucid.cli._app import MODEL_HELP, app
 def decode(
     file: Annotated[Path, typer.Argument(help="Latents, as `generate` keeps them.")],
     model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("outputs"),
 ) -> None:
     """Decode latents that an earlier run could not, in float32 and by this model's decoder."""
     import json

@@ -13,6 +13,8 @@ from pellucid.cli._app import MODEL_HELP, app
 from pellucid.cli._model import DEVICE_HELP, DTYPE_HELP, PREDICTION_HELP, open_model
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pellucid.model import Model
     from pellucid.pipeline import Adapt, Progress, Request
 
@@ -265,10 +267,12 @@ def generate(
     loaded = open_model(
         model, prediction=prediction, vae=vae, tiny_vae=tiny_vae, device=device, dtype=dtype
     )
-    last, trail = _run(loaded, request, film, partial(adapt, folder=lora_folder, live=live_lora))
+    folder = out.parent if is_file else out
+    adapted = partial(adapt, folder=lora_folder, live=live_lora)
+    last, trail = _run(loaded, request, film, adapted, folder)
     for warning in last.warnings:
         typer.echo(f"pellucid: {warning}", err=True)
-    (out.parent if is_file else out).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     assert last.images is not None
     results = []
     for i, (picture, seed) in enumerate(zip(last.images, last.seeds, strict=True)):
@@ -308,14 +312,18 @@ def _is_file(out: Path, count: int) -> bool:
 
 
 def _run(
-    model: Model, request: Request, keep: bool, adapt: Adapt
+    model: Model, request: Request, keep: bool, adapt: Adapt, folder: Path
 ) -> tuple[Progress, list[Progress]]:
-    """The last step, and with `keep` all of them, with a bar on the terminal meanwhile."""
+    """The last step, and with `keep` all of them, with a bar on the terminal meanwhile.
+
+    Latents that cannot be decoded are kept in `folder`, and the ValueError says where.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     from pellucid.pipeline import generate as run
+    from pellucid.precision import NotFinite
 
     trail = []
     console = Console(stderr=True)
@@ -323,11 +331,31 @@ def _run(
     hidden = not console.is_terminal  # it would still write an empty line
     with Bar(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(request.prompt[:40] or "(no prompt)", total=None)
-        for last in run(model, request, adapt):
-            bar.update(task, total=last.steps, completed=last.step)
-            if keep:
-                trail.append(last)
+        try:
+            for last in run(model, request, adapt):
+                bar.update(task, total=last.steps, completed=last.step)
+                request = last.request
+                if keep:
+                    trail.append(last)
+        except NotFinite as error:
+            if error.latents is None:
+                raise
+            kept = _kept(error.latents, request, folder)
+            raise ValueError(
+                f"{error}. The latents are kept in {kept}; with a sound decoder, that of FILE: "
+                f"pellucid decode {kept} --model FILE"
+            ) from error
     return last, trail
+
+
+def _kept(latents: Tensor, request: Request, folder: Path) -> Path:
+    """Where the latents are written that could not be decoded."""
+    from pellucid.vae import save_latents
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _free_name(folder, _stem(request.prompt, request.seed or 0), ".latents.safetensors")
+    save_latents(path, latents, {"request": json.dumps(request.record())})
+    return path
 
 
 def _film(model: Model, trail: list[Progress], i: int, target: Path, how: str) -> dict[str, str]:

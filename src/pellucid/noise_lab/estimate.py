@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pellucid import stage
 from pellucid.conditioning import told
 from pellucid.diffusion import add_noise
 from pellucid.images import fit, to_tensor
 from pellucid.model import Model
 from pellucid.noise import draw, generators
 from pellucid.noise_lab.schedules import level_at
-from pellucid.pipeline import denoiser, encoded
+from pellucid.pipeline import denoiser
 from pellucid.preview import pictures
 from pellucid.records import Picture, Record
 from pellucid.request import Request, resolve
@@ -74,10 +75,11 @@ def look(
     size = (request.width, request.height)
     picture = fit(image, *size)
     pixels = to_tensor(picture)
-    x0 = encoded(model, pixels[None])
+    warnings: list[str] = []  # the page has no place for them
+    x0 = stage.encode(model, pixels[None], warnings)
     eps = draw("gaussian", tuple(x0.shape[1:]), generators(seed, 1)).to(x0)
     plan = [(0.0, step) for step in told(model, request, 1)]
-    denoise = denoiser(model, request, None, size, None, plan, [])
+    denoise = denoiser(model, request, None, size, None, plan, [], warnings)
     looks = []
     for time in times:
         level = level_at(model.schedule, time)
