@@ -398,7 +398,8 @@ def test_an_ordinary_model_ends_at_the_original(
     model: Model, picture: str, mask: str, sampler: str
 ) -> None:
     model = with_channels(model, 4)
-    last = run(model, image=picture, mask=mask, mask_blur=0, sampler=sampler, steps=6, guidance=1)
+    fields = {"sampler": sampler, "spacing": "trailing", "steps": 6, "guidance": 1}
+    last = run(model, image=picture, mask=mask, mask_blur=0, **fields)
     canvas = inpaint.prepare(last.request, 2)
     outside = canvas.latent_weights(2).expand_as(last.x) == 0
     original = encode_pixels(model, canvas.pixels, [])
@@ -518,7 +519,9 @@ def test_equals_diffusers(
         "euler": diffusers.EulerDiscreteScheduler,
         "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
     }[sampler]
-    extra: dict[str, Any] = {"clip_sample": False} if sampler == "ddim" else {}
+    extra: dict[str, Any] = (
+        {"clip_sample": False, "set_alpha_to_one": False} if sampler == "ddim" else {}
+    )
     scheduler = kind(
         beta_start=0.00085,
         beta_end=0.012,

@@ -8,7 +8,8 @@ cancelling are the caller's ``for`` loop.
 A sampler's file also says ORDER (how the error of a deterministic solver falls with the step; None
 for one that adds noise) and ALIASES (the names that people know from other programs). Where it is
 not so for all, it says too: SPACING, the spacing that suits it best, which "automatic" means
-("uniform"); SKIP_PENULTIMATE, that the last but one of the levels is left out, as in A1111 (False).
+("uniform"); SKIP_PENULTIMATE, that the last but one of the levels is left out, as in A1111 (False); ENDS_FIRST,
+that the "leading" spacing ends at t = 0 and not without any noise, as in the original code (False).
 """
 
 from __future__ import annotations
@@ -114,12 +115,14 @@ def spacing_of(name: str, spacing: str, schedule: Schedule) -> str:
 
 
 def levels_for(
-    name: str, schedule: Schedule, steps: int, spacing: str = "automatic", final: str = "clean"
+    name: str, schedule: Schedule, steps: int, spacing: str = "automatic"
 ) -> list[Level]:
     """The steps + 1 levels of a run of this sampler; see `Schedule.levels`."""
+    sampler, plain = get(name), spacing_of(name, spacing, schedule)
+    first = plain == "leading" and getattr(sampler, "ENDS_FIRST", False)
     return schedule.levels(
         steps,
-        spacing_of(name, spacing, schedule),
-        final,
-        skip_penultimate=getattr(get(name), "SKIP_PENULTIMATE", False),
+        plain,
+        "first" if first else "clean",
+        skip_penultimate=getattr(sampler, "SKIP_PENULTIMATE", False),
     )
