@@ -253,13 +253,15 @@ class Keep:
     weights: Tensor
 
     def __call__(self, x: Tensor, level: Level) -> Tensor:
-        return self._blend(self.denoise(x, level))
+        return self.keep(self.denoise(x, level))
 
     def parts(self, x: Tensor, level: Level) -> Parts:
         """For samplers that put back the unconditional noise (CFG++)."""
         of = getattr(self.denoise, "parts", None)
         parts = Parts(*[self.denoise(x, level)] * 3) if of is None else of(x, level)
-        return Parts(*(self._blend(part) for part in parts))
+        return Parts(*(self.keep(part) for part in parts))
 
-    def _blend(self, x0: Tensor) -> Tensor:
-        return torch.lerp(self.original.expand_as(x0), x0, self.weights)
+    def keep(self, latents: Tensor) -> Tensor:
+        """Latents with the original outside of the mask; the last x too, of a run that does not end
+        without noise."""
+        return torch.lerp(self.original.expand_as(latents), latents, self.weights)

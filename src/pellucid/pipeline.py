@@ -145,6 +145,8 @@ def steps_of(
         denoise = denoiser(model, request, canvas, size, original, plan, looks, warnings)
         fresh = source(streams, request.noise)
         for step in sampler(denoise, begin.x, passes[0], fresh, **options):
+            if isinstance(denoise, inpaint.Keep) and step.level is passes[0][-1]:
+                step = step._replace(x=denoise.keep(step.x))
             yield step
     for levels in passes[1:]:
         size, x0 = enlarge(model, request, size, step.x, warnings)

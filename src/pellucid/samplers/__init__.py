@@ -8,8 +8,9 @@ cancelling are the caller's ``for`` loop.
 A sampler's file also says ORDER (how the error of a deterministic solver falls with the step; None
 for one that adds noise) and ALIASES (the names that people know from other programs). Where it is
 not so for all, it says too: SPACING, the spacing that suits it best, which "automatic" means
-("uniform"); SKIP_PENULTIMATE, that the last but one of the levels is left out, as in A1111 (False); ENDS_FIRST,
-that the "leading" spacing ends at t = 0 and not without any noise, as in the original code (False).
+("uniform"); SKIP_PENULTIMATE, that the last but one of the levels is left out, as in A1111 (False);
+ENDS_FIRST, that the spacing "leading" ends at t = 0, with a little noise left, as in the original
+code (False).
 """
 
 from __future__ import annotations
