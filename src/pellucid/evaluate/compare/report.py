@@ -136,22 +136,24 @@ def image(options: CompareOptions, results: Mapping[str, Any]) -> Image.Image:
     """The same in one picture: sentences, samples of the first seed, curves."""
     blocks: list[Image.Image] = []
     for name, one in results["data"].items():
-        table_lines = ["   ".join(str(cell) for cell in line) for line in (HEAD, *rows(one))]
-        blocks.append(words([one["title"], *one["verdict"], "", *table_lines]))
+        blocks.append(words([[line] for line in (one["title"], *one["verdict"])]))
+        blocks.append(words([HEAD, *rows(one)]))
         shown = [Part(name, "real", 0), *(Part(name, m, 0) for m in options.methods)]
         blocks.append(beside([picture_of(options, part) for part in shown]))
         blocks.append(beside([plot.image(1) for plot in plots(options, one)]))
     return below(blocks)
 
 
-def words(lines: Sequence[str]) -> Image.Image:
-    """Lines of text on white."""
+def words(lines: Sequence[Sequence[object]]) -> Image.Image:
+    """Lines of cells, in columns, on white."""
     font = ImageFont.load_default(12)
-    width = max(int(font.getlength(line)) for line in lines) + 16
-    drawn = Image.new("RGB", (width, LINE * len(lines) + 24), "white")
+    columns = [[str(cell) for cell in column] for column in zip(*lines, strict=True)]
+    widths = [max(int(font.getlength(cell)) for cell in column) + 16 for column in columns]
+    drawn = Image.new("RGB", (sum(widths) + 8, LINE * len(lines) + 12), "white")
     brush = ImageDraw.Draw(drawn)
-    for i, line in enumerate(lines):
-        brush.text((8, 12 + LINE * i), line, fill="black", font=font)
+    for i, column in enumerate(columns):
+        for j, cell in enumerate(column):
+            brush.text((8 + sum(widths[:i]), 6 + LINE * j), cell, fill="black", font=font)
     return drawn
 
 

@@ -114,12 +114,15 @@ def work(options: CompareOptions, parts: Any, news: Any) -> None:
     """One process: takes parts off a queue until there is None, and tells how far it is."""
     torch.set_num_threads(1)
     contests: dict[str, Contest] = {}
+    parent = multiprocessing.parent_process()
     while (part := parts.get()) is not None:
         try:
             if part.data not in contests:
                 contests[part.data] = contest_of(part.data, options)
             contest = contests[part.data]
             for done in run(part, contest, options.recipe(contest), options.out):
+                if parent is not None and not parent.is_alive():  # it was killed
+                    return
                 news.put((part, done))
         except Exception as error:
             news.put((part, f"{type(error).__name__}: {error}"))
