@@ -59,7 +59,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         # stabilityai/stable-diffusion-3-medium-diffusers: 28 steps, 7.0, flow matching with shift 3
         "sd3": _square(1024, 28, 7.0, "euler", "linspace"),
         # the embedded model (`pellucid train pack`)
-        "emoji": _square(64, 20, 7.0, "dpmpp_2m", "uniform"),
+        "emoji": _square(64, 20, 5.0, "dpmpp_2m", "uniform"),
         # latent-consistency/lcm-lora-sdv1-5 and -sdxl: 4 to 8 steps, guidance 1 to 2
         "lcm": Preset(steps=4, guidance=1.5, sampler="lcm", spacing="lcm"),
         # stabilityai/sd-turbo, sdxl-turbo: 1 to 4 steps, no guidance, 512 pixels both

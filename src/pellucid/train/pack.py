@@ -28,7 +28,7 @@ class PackOptions:
     size: int = 0
     """Of the pictures that it draws; 0: as those that CLIP was trained on."""
     steps: int = 20
-    guidance: float = 7.0
+    guidance: float = 5.0
     sampler: str = "dpmpp_2m"
     spacing: str = "uniform"
     resume: bool = False
