@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pellucid import conditioning
 from pellucid.backbones.unet import UNet
 from pellucid.checkpoints import (
     CheckpointError,
@@ -143,7 +144,9 @@ def test_what_a_folder_says(folders: dict[str, Path], tmp_path: Path) -> None:
         assert model.prediction == "eps"
         assert model.vae.config.scaling_factor == family.vae.scaling_factor
         assert model.defaults == family.defaults("eps")
-        expected = replace(family.reading, layer=-1) if name in ("sd1", "sd2") else family.reading
+        expected = (
+            replace(family.reading, layer=-1, left_out=1) if name == "sd2" else family.reading
+        )
         assert model.reading == expected
         assert model.tokenizer.table() == _families.clip_tokenizer().table()
         told = describe(folder)
@@ -267,12 +270,18 @@ def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -
     assert len(left_out) == 2 and "layer 2 of text_encoder" in left_out[0]
     again = load(path)
     assert again.text.config == replace(text, layers=2, projection=None)
-    assert again.reading == replace(model.reading, layer=-1)
+    assert again.reading == replace(model.reading, layer=-1, left_out=1)
     assert again.prediction == "v"
     ids = model.tokenizer(["a red apple"])
     expected = model.text(ids, model.reading.layer, model.reading.final_norm).hidden
     got = again.text(ids, again.reading.layer, again.reading.final_norm).hidden
     assert torch.equal(got, expected)
+    # Clip skip counts the layer that was left out.
+    for skip in (2, 3):
+        one, other = (conditioning.read(m, ["a red apple"], skip).tokens for m in (model, again))
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"the last 1 is left out\), so .* from 2 to 3"):
+        conditioning.read(again, ["a red apple"], 1)
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,8 @@ def test_mixed_types(models: dict[str, Model], files: dict[str, Path], tmp_path:
 def test_an_sd2_tower_of_diffusers_has_its_last_layer_left_out(tmp_path: Path) -> None:
     model = model_of("sd2")
     text = replace(TEXT_H, projection=None)
-    model = replace(model, text=TextTower(text).eval(), reading=replace(SD2.reading, layer=-1))
+    reading = replace(SD2.reading, layer=-1, left_out=1)
+    model = replace(model, text=TextTower(text).eval(), reading=reading)
     path = tmp_path / "short.safetensors"
     ldm.write(model, path)
     assert_same(model, load(path, prediction="eps"))
@@ -296,8 +297,8 @@ def test_an_sd2_tower_of_diffusers_has_its_last_layer_left_out(tmp_path: Path) -
     wrong = replace(model, reading=SD2.reading)
     with pytest.raises(CheckpointError, match="reading of the text encoders: layer -2"):
         ldm.write(wrong, path)
-    assert _families.sd2_layer(SD2_TEXT) == -2
-    assert _families.sd2_layer(replace(SD2_TEXT, layers=23)) == -1
+    assert _families.sd2_left_out(SD2_TEXT) == 0
+    assert _families.sd2_left_out(replace(SD2_TEXT, layers=23)) == 1
 
 
 # ---------------------------------------------------------------- what an SD2 file predicts

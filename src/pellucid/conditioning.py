@@ -138,19 +138,21 @@ def read(
     """Prompts of one step, of any length: tokens (B, L, width), pooled (B, P).
 
     Every prompt gets as many chunks as the longest has; the pooled text is that of the first one.
-    clip_skip: the tower's last layer (1), the one before (2), ...; emphasis: as in
-    `model.Reading`. None: as the model was trained.
+    clip_skip: the last layer that the tower was trained with (1), the one before (2), ...;
+    emphasis: as in `model.Reading`. None: as the model was trained.
     Raises ValueError for a layer that is not there, and for weights that `chunked` refuses.
     """
     towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
     reading = model.reading
-    layer = reading.layer if clip_skip is None else -clip_skip
+    layer = reading.layer if clip_skip is None else reading.left_out - clip_skip
     how = reading.emphasis if emphasis is None else emphasis
     layers = min(tower.config.layers for tower in towers)
-    if clip_skip is not None and not 1 <= clip_skip <= layers:
+    lowest, highest = 1 + reading.left_out, layers + reading.left_out
+    if clip_skip is not None and not lowest <= clip_skip <= highest:
+        without = f" (the last {reading.left_out} is left out)" if reading.left_out else ""
         raise ValueError(
-            f"clip_skip is {clip_skip}; the text tower of {model.name} has {layers} layers, so a "
-            f"number from 1 to {layers} is wanted"
+            f"clip_skip is {clip_skip}; the text tower of {model.name} has {layers} layers"
+            f"{without}, so a number from {lowest} to {highest} is wanted"
         )
     each = [chunked(model.tokenizer, prompt) for prompt in prompts]
     most = max(map(len, each))

@@ -34,6 +34,8 @@ class Reading:
     """How the text towers are read, which differs from family to family.
 
     layer, final_norm: as `TextTower.forward` takes them, the same for every tower.
+    left_out: so many of the last layers that the towers were trained with are not there (1 in
+        diffusers' folders of SD2); clip skip counts them, so that it is the same layer everywhere.
     pads: the padding token of each tower's rows; empty: the tokenizer's own.
     pooled: the vector for the whole text is the last tower's, or all towers' beside each other; or,
         as "words", the last tower's beside the sum of the words' own vectors. What CLIP learnt from
@@ -49,6 +51,7 @@ class Reading:
 
     layer: int = -1
     final_norm: bool = True
+    left_out: int = 0
     pads: tuple[int, ...] = ()
     pooled: Literal["last", "all", "words"] = "last"
     zero_empty: bool = False

@@ -40,8 +40,8 @@ class Request(BaseModel):
     """In the grammar of `prompt`."""
     negative_prompt: str = ""
     clip_skip: Annotated[int, Field(ge=1, le=100)] | None = None
-    """The layer of the text tower that is read: 1 is the last that the file has, 2 the one before.
-    None: the one that the model was trained with."""
+    """The layer of the text tower that is read: 1 is the last that it was trained with, 2 the one
+    before, also where a file lacks the last. None: the one that the model was trained with."""
     emphasis: Emphasis | None = None
     """What weights in a prompt do, as in `model.Reading`. None: what suits the model."""
     loras: tuple[tuple[str, Finite, Finite], ...] = ()

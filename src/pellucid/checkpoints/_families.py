@@ -267,14 +267,19 @@ def _count(shapes: Shapes, prefix: str) -> int:
     return len(numbers)
 
 
-def sd2_layer(text: TextConfig) -> int:
-    """Which layer of an SD2 tower is read.
+def sd2_left_out(text: TextConfig) -> int:
+    """How many of the last layers an SD2 tower lacks.
 
     SD2 was trained with the last but one of 24. diffusers leaves the last one out, and with it the
     projection that it would be used for, and files that were made from its folders lack both.
     """
-    left_out = text.layers == 23 or (text.projection is None and text.layers != 24)
-    return -1 if left_out else -2
+    return int(text.layers == 23 or (text.projection is None and text.layers != 24))
+
+
+def sd2_reading(text: TextConfig) -> Reading:
+    """How the original code reads an SD2 tower: by the last but one layer, by its own count."""
+    left_out = sd2_left_out(text)
+    return replace(SD2.reading, layer=SD2.reading.layer + left_out, left_out=left_out)
 
 
 def clip_tokenizer() -> Tokenizer:

@@ -181,7 +181,7 @@ def examine(path: Path, prediction: str | None = None) -> Found:
         texts=texts,
         tokenizer=tokenizer,
         family=family,
-        reading=_reading(index, family, pads),
+        reading=_reading(index, family, texts, pads),
         schedule=schedule,
         prediction=told,
         trailing=trailing,
@@ -242,12 +242,17 @@ def _tokenizer(
     return tokenizer, tuple(usual if pad is None else pad for pad, usual in pads)
 
 
-def _reading(index: Settings, family: Family, pads: tuple[int, ...]) -> Reading:
+def _reading(
+    index: Settings, family: Family, texts: Mapping[str, TextConfig], pads: tuple[int, ...]
+) -> Reading:
     """How diffusers' pipelines read the towers: those of SD1 and SD2 by their last layer.
 
     That of SD2 is stored without the layer that it does not use.
     """
-    usual = replace(family.reading, layer=-1) if family is SD2 else family.reading
+    usual = family.reading
+    if family is SD2:
+        left_out = _families.sd2_left_out(texts["text_encoder"])
+        usual = replace(usual, layer=-1, left_out=left_out)
     zero = index.flag("force_zeros_for_empty_prompt", usual.zero_empty)
     return replace(usual, pads=pads, zero_empty=zero)
 
@@ -422,7 +427,8 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _would_be_read(path: Path, found: Found, model: Model, towers: Mapping[str, TextTower]) -> None:
     reading = model.reading
     if found.reading.layer == -1 and reading.final_norm:  # the layers behind it were left out
-        reading = replace(reading, layer=-1)
+        left_out = reading.left_out - (reading.layer + 1)
+        reading = replace(reading, layer=-1, left_out=left_out)
     pairs: list[tuple[str, Any, Any]] = [
         (f"this {found.kind.title}", model.backbone.config, found.backbone),
         ("this autoencoder", model.vae.config, found.vae),

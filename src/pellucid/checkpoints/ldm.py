@@ -259,9 +259,7 @@ def examine(path: Path, prediction: str | None = None) -> Found:
     told = _prediction(path, family, unet, weights, stored) if prediction is None else prediction
     if told is not None:
         choose(told, [kind for kind in PREDICTIONS if kind != "flow"], "prediction")
-    reading = family.reading
-    if family is SD2:
-        reading = replace(reading, layer=_families.sd2_layer(towers[0]))
+    reading = _families.sd2_reading(towers[0]) if family is SD2 else family.reading
     zero_snr = told == "v" and "ztsnr" in stored
     heard = MARKS if told == "v" else ()
     unused = tuple(key for key in stored if UNUSED.match(key) and key not in heard)
@@ -515,9 +513,7 @@ def _would_be_read(
         raise CheckpointError(
             f"{path} was not written: {model.name} has no place in it: {error}"
         ) from error
-    reading = family.reading
-    if family is SD2:
-        reading = replace(reading, layer=_families.sd2_layer(read_texts[0]))
+    reading = _families.sd2_reading(read_texts[0]) if family is SD2 else family.reading
     zero_snr = model.prediction == "v" and model.schedule.zero_terminal_snr
     schedule = replace(family.schedule, zero_terminal_snr=zero_snr)
     said = model.prediction if model.prediction in ("eps", "v") else "eps"
