@@ -112,22 +112,6 @@ def test_pack_takes_size_and_network_from_what_was_trained(large: Path) -> None:
     )
 
 
-def test_pack_reads_a_state_without_config(large: Path, tmp_path: Path) -> None:
-    out = tmp_path / "state.pt"
-    network = train_diffusion.UNet(train_diffusion.emoji_unet(32, 192, 192))
-    torch.save({"ema": network.state_dict()}, out)
-    options = pack.PackOptions(
-        vae=large / "vae" / "vae.pt",
-        clip=large / "clip" / "state.pt",
-        diffusion=out,
-        out=tmp_path / "model.safetensors",
-        size=64,
-    )
-    model = checkpoints.load(pack.train(options))
-    assert model.backbone.config == train_diffusion.emoji_unet(32, 192, 192)
-    assert model.defaults.width == 64
-
-
 def test_a_sheet_of_samples_now_and_then_and_at_the_end(large: Path) -> None:
     folder = large / "diffusion" / "samples"
     assert sorted(p.name for p in folder.iterdir()) == ["000002.png", "000003.png"]
