@@ -478,6 +478,18 @@ def test_a_rounded_size_is_said(model: Model, tmp_path: Path) -> None:
     assert run(model, image=path, strength=0).warnings == ()
 
 
+def test_what_does_nothing_is_told(model: Model) -> None:
+    asked = {"strength": 0.5, "mask_grow": 2, "hires_steps": 3, "variation_seed": 4}
+    assert run(model, **asked).warnings == (
+        "strength does nothing without image",
+        "mask_grow does nothing without mask",
+        "hires_steps does nothing without hires",
+        "variation_seed does nothing without variation_strength",
+    )
+    assert run(model, variation_seed=4, variation_strength=0.1).warnings == ()
+    assert run(model, mask_blur=Request().mask_blur).warnings == ()
+
+
 def test_what_does_nothing_is_not_recorded() -> None:
     plain = Request(prompt="a rabbit", seed=1).record()
     assert {"prompt", "seed", "steps", "mix"} <= set(plain)

@@ -197,6 +197,12 @@ def warnings_of(
         for prompt in prompts
         for text in unread(prompt, *counts)
     ]
+    default = Request()
+    warnings += [
+        f"{field} does nothing without {needed}"
+        for field, needed in asked.idle().items()
+        if getattr(asked, field) != getattr(default, field)
+    ]
     if request.image is not None:
         if request.strength is not None and redrawn(request) == 0 < request.strength:
             warnings.append(

@@ -168,13 +168,24 @@ class Request(BaseModel):
         turned = None if self.variation_seed is None else self.variation_seed + i
         return self.model_copy(update={"seed": self.seed + i, "variation_seed": turned, "count": 1})
 
+    def idle(self) -> dict[str, str]:
+        """The fields that do nothing in this request, and the one that each of them needs."""
+        idle: dict[str, str] = {}
+        if self.image is None:
+            idle["strength"] = "image"
+        if not self.masked:
+            idle |= dict.fromkeys(sorted(OF_MASK), "mask")
+        if self.hires is None:
+            idle |= dict.fromkeys(sorted(OF_HIRES), "hires")
+        if self.variation_strength == 0:
+            idle["variation_seed"] = "variation_strength"
+        return idle
+
     def record(self) -> dict[str, Any]:
         """Plain JSON values, less the fields that do nothing in this request."""
-        idle = {"strength", "extend"} if self.image is None else set()
+        idle = set(self.idle())
         if not self.masked:
-            idle |= OF_MASK | {"mask", "extend"}
-        if self.hires is None:
-            idle |= OF_HIRES
+            idle |= {"mask", "extend"}
         if self.decoder == "vae":
             idle |= {"decoder"}
         return self.model_dump(mode="json", exclude=idle)
