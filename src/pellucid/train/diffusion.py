@@ -45,7 +45,7 @@ from pellucid.vae import VAE
 
 EMOJI_SCHEDULE = Schedule("flow")
 EMOJI_PREDICTION = "flow"
-POOL_MIX = Mix(tinted=0.33, on_color=0.25, pair=0.05, play=0.1, styled=0.75)
+POOL_MIX = Mix(tinted=0.3, on_color=0.25, pair=0.05, play=0.1, styled=0.6)
 
 
 def emoji_unet(
