@@ -23,7 +23,7 @@ from pellucid.evaluate.compare.emoji import Emoji
 from pellucid.evaluate.compare.points import grid, ring
 from pellucid.evaluate.compare.stacked_mnist import StackedMnist
 from pellucid.evaluate.compare.summary import has_failed, verdict
-from pellucid.evaluate.compare.work import known, run
+from pellucid.evaluate.compare.work import known, run, run_all
 from pellucid.evaluate.coverage import inside, kl_to_uniform, precision_recall
 
 # ---------------------------------------------------------------- figures
@@ -230,6 +230,13 @@ def test_collapse_is_said_when_it_happens_and_only_then() -> None:
 def test_options_that_make_no_comparison(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         CompareOptions(**fields)
+
+
+def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
+    (tmp_path / "parts").touch()  # where a folder is wanted
+    options = CompareOptions(data=("ring",), samples=100, out=tmp_path)
+    with pytest.raises(ValueError, match=r"^ring, real, seed 0: .*File exists"):
+        list(run_all(options, [Part("ring", "real", 0)], 1))
 
 
 def test_parts_come_seed_by_seed() -> None:

@@ -295,6 +295,12 @@ def test_any_size_of_picture(
     page.overview(lab)
 
 
+def test_a_guided_guess_is_no_mean(lab: NoiseLab, model: Model) -> None:
+    guided = noise_lab.look(model, photo(), "one", (0,), prompt="a rabbit", guidance=5)
+    assert "Near the end that is the mean" in page.html(lab)
+    assert "Guidance 5 exaggerates" in page.html(guided)
+
+
 def test_one_time_alone(model: Model, well_formed: Callable[[str], None]) -> None:
     well_formed(page.html(noise_lab.look(model, photo(), "one", (0,))))
 

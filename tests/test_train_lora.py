@@ -160,7 +160,9 @@ def test_captions_are_no_prompts(model: Model, data: Path) -> None:
     [
         ({"data": ""}, "data is wanted: a folder of pictures with captions"),
         ({"data": "/nowhere"}, "there is no such folder"),
-        ({"rank": 0}, "rank is 0; at least 1 is wanted"),
+        ({"rank": 0}, "rank is 0; 1 to 1024 is wanted"),
+        ({"out": Path("apple.pt")}, r"out is apple.pt; a file that ends in .safetensors is wanted"),
+        ({"out": Path("/tmp")}, "out is /tmp; a file that ends in .safetensors"),
         ({"size": 17}, "size is 17; a multiple of"),
         ({"model": "/nowhere.safetensors"}, "does not exist"),
     ],

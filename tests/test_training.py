@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -22,8 +23,11 @@ import torch
 from torch import nn
 
 from pellucid.data.emoji import Concept, EmojiArt
+from pellucid.evaluate import classifier
 from pellucid.train import clip as train_clip
 from pellucid.train import diffusion as train_diffusion
+from pellucid.train import gan as train_gan
+from pellucid.train import lora as train_lora
 from pellucid.train import vae as train_vae
 from pellucid.train.loop import Ema, generator_of, learning_rate, load_state, rng_of, save_state
 
@@ -198,6 +202,53 @@ def test_a_state_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert state is not None
     assert state["step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    (tmp_path / "state.tmp").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"state\.pt could not be written: No space left"):
+        save_state(tmp_path / "state.pt", {"x": torch.arange(3)})
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=r"state\.pt could not be written: File exists"):
+        save_state(tmp_path / "run" / "state.pt", {})
+
+
+EVERY_LOOP: tuple[tuple[Any, Any], ...] = (
+    (train_vae, train_vae.VAEOptions),
+    (train_clip, train_clip.CLIPOptions),
+    (train_diffusion, train_diffusion.DiffusionOptions),
+    (train_gan, train_gan.GANOptions),
+    (train_lora, train_lora.LoraOptions),
+    (classifier, classifier.ClassifierOptions),
+)
+OUT_OF_RANGE = (
+    ("steps", 0, "steps is 0; at least 1 is wanted"),
+    ("batch", 0, "batch is 0; at least 1 is wanted"),
+    ("save_every", 0, "save_every is 0; at least 1 is wanted"),
+    ("rate", math.nan, "rate is nan; at least 0 is wanted"),
+    ("seed", -1, "seed is -1; 0 to 9223372036854775807 is wanted"),
+    ("seed", 2**70, "seed is 1180591620717411303424; 0 to"),
+    ("ema", 2.0, "ema is 2.0; 0 to 1 is wanted"),
+    ("r1", math.nan, "r1 is nan; at least 0 is wanted"),
+    ("rank", 100_000, "rank is 100000; 1 to 1024 is wanted"),
+)
+
+
+@pytest.mark.parametrize(
+    ("loop", "kind", "field", "value", "sentence"),
+    [
+        (loop, kind, *wrong)
+        for (loop, kind), wrong in itertools.product(EVERY_LOOP, OUT_OF_RANGE)
+        if wrong[0] in {field.name for field in dataclasses.fields(kind)}
+    ],
+)
+def test_an_option_out_of_range(
+    loop: Any, kind: Any, field: str, value: Any, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        loop.train(kind(out=tmp_path / "out", **{field: value}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_truncated_state_is_named(tmp_path: Path) -> None:

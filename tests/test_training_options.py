@@ -263,5 +263,5 @@ def test_yes_and_no_on_the_command_line() -> None:
     kind = train_diffusion.DiffusionOptions
     assert _options(kind, ["core=False"], False).core is False
     assert _options(kind, ["core=true"], False).core is True
-    with pytest.raises(ValueError, match="core is a bool"):
+    with pytest.raises(ValueError, match="core is true or false"):
         _options(kind, ["core=maybe"], False)

@@ -329,6 +329,8 @@ def read_metadata(path: str | Path) -> Metadata:
                     exif = image.getexif()
                     parameters = _user_comment(exif.get_ifd(EXIF_IFD).get(USER_COMMENT))
                     text = exif.get(IMAGE_DESCRIPTION)
+        except Image.DecompressionBombError:
+            raise ValueError(_too_large(path, "more than 178 million pixels")) from None
         except Exception as error:  # decoders meet hostile bytes with every kind of exception
             raise ValueError(f"{path} is not a picture that can be read: {error}") from error
     try:

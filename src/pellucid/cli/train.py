@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pellucid.cli._app import app
+
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Path: "a path",
+    str: "text",
+}
 
 
 def _yes_or_no(text: str) -> bool:
@@ -30,7 +39,7 @@ def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
             kind_of = fields[name]  # bool("False") would be True
             values[name] = _yes_or_no(text) if kind_of is bool else kind_of(text)
         except ValueError:
-            raise ValueError(f"{setting!r}: {name} is a {fields[name].__name__}") from None
+            raise ValueError(f"{setting!r}: {name} is {KINDS[fields[name]]}") from None
     return kind(**values)
 
 

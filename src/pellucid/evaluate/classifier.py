@@ -19,6 +19,7 @@ from pellucid.train.loop import (
     Ema,
     Report,
     autocast,
+    check,
     device_of,
     generator_of,
     learning_rate,
@@ -91,6 +92,7 @@ def augmented(pixels: Tensor, rng: np.random.Generator, generator: torch.Generat
 
 def train(options: ClassifierOptions) -> Path:
     """Run the loop; returns the path of the saved state."""
+    check(options)
     device = device_of(options.device)
     art = EmojiArt.load(options.art)
     torch.manual_seed(options.seed)

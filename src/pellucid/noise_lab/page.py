@@ -90,8 +90,8 @@ def html(lab: NoiseLab) -> str:
             source("diffusion.py", "x0 = (x − σ · ε) / α, or as the network predicts"),
             paragraph(
                 "The picture as latents with noise, decoded, and below it the estimate of the "
-                f"original that {lab.model} makes in one look {told}. Near the end that is the "
-                "mean of all that could be there, which is why a sampler looks many times."
+                f"original that {lab.model} makes in one look {told}. {_mean(estimates.guidance)}, "
+                "which is why a sampler looks many times."
             ),
             *_seen(lab),
         ),
@@ -107,6 +107,16 @@ def overview(lab: NoiseLab) -> Image.Image:
     if lab.estimates.looks:
         tables.append(guesses(lab))
     return gallery.stack([*drawn, *(one.image() for one in tables)])
+
+
+def _mean(guidance: float) -> str:
+    mean = "the mean of all that could be there"
+    if guidance == 1:
+        return f"Near the end that is {mean}"
+    return (
+        f"Guidance {guidance:g} exaggerates in it what the words change; without, it would near the "
+        f"end be {mean}"
+    )
 
 
 def _seen(lab: NoiseLab) -> list[str]:

@@ -16,6 +16,7 @@ from pellucid.train import pictures
 from pellucid.train.loop import (
     Report,
     autocast,
+    check,
     device_of,
     learning_rate,
     load_state,
@@ -94,6 +95,7 @@ def train(options: CLIPOptions) -> Path:
     there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
     that has done its steps already is only finished off.
     """
+    check(options)
     device = device_of(options.device)
     source = pictures.load(options.art, options.data, options.size)
     tokenizer = train_tokenizer(source, options.vocabulary, options.captions, options.seed)

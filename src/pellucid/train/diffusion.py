@@ -33,6 +33,7 @@ from pellucid.train.loop import (
     Report,
     autocast,
     average_gradients,
+    check,
     device_of,
     generator_of,
     learning_rate,
@@ -373,6 +374,7 @@ def train(options: DiffusionOptions) -> Path:
     there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
     that has done its steps already is only finished off.
     """
+    check(options)
     device = device_of(options.device)
     channels_of(options.channels)  # a mistake there is told before the work begins
     if options.processes > 1 and device.type != "cpu":

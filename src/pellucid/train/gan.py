@@ -32,6 +32,7 @@ from pellucid.train.loop import (
     Ema,
     Report,
     autocast,
+    check,
     device_of,
     generator_of,
     load_state,
@@ -180,8 +181,6 @@ def draw(
 
 def config_of(options: GANOptions, classes: tuple[str, ...]) -> GANConfig:
     """The networks of this run. ValueError for what does not go together."""
-    if options.r1 < 0:
-        raise ValueError(f"r1 is {options.r1}; 0 or more is wanted")
     if options.r1 > 0 and options.norm == "batch":
         raise ValueError(
             f"r1 is {options.r1} and norm is 'batch', with which a picture's score depends on the "
@@ -223,6 +222,7 @@ def train(options: GANOptions) -> Path:
     A killed or interrupted run leaves the state of its last save; with ``resume`` it goes on from
     there, bit for bit as if unbroken (on a CPU, with the same options and number of threads).
     """
+    check(options)
     device = device_of(options.device)
     config_of(options, ())  # says what is wrong before the pictures are read
     source: pictures.Source

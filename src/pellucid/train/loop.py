@@ -1,4 +1,4 @@
-"""What every training loop here shares: EMA, learning rate, saved state, a line of progress.
+"""What every training loop here shares: options, EMA, learning rate, saved state, progress.
 
 The loops themselves stay visible in ``vae.py``, ``clip.py`` and ``diffusion.py``. Randomness is a
 function of (seed, step, rank), never of what was drawn before, so a resumed run goes on bit for
@@ -21,6 +21,32 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.devices import choose_device
+
+RANGES: dict[str, tuple[float, float]] = {
+    "steps": (1, math.inf),
+    "batch": (1, math.inf),
+    "save_every": (1, math.inf),
+    "sample_every": (-1, math.inf),
+    "pool": (1, math.inf),
+    "processes": (1, math.inf),
+    "rank": (1, 1024),
+    "rate": (0, math.inf),
+    "r1": (0, math.inf),
+    "ema": (0, 1),
+    "drop": (0, 1),
+    "decay_from": (0, 1),
+    "seed": (0, 2**63 - 1),
+}
+"""The least and the most that an option of this name may be, in every loop."""
+
+
+def check(options: Any) -> None:
+    """ValueError for an option of a loop that is not in its range, or is not finite."""
+    for name, (least, most) in RANGES.items():
+        value = getattr(options, name, least)
+        if not (math.isfinite(value) and least <= value <= most):
+            wanted = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise ValueError(f"{name} is {value}; {wanted} is wanted")
 
 
 def say(line: str) -> None:
@@ -113,14 +139,31 @@ def generator_of(seed: int, step: int, rank: int = 0) -> torch.Generator:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a run's whole state under a temporary name, then rename: a kill never spoils it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a run's whole state under a temporary name, then rename: a kill never spoils it.
+
+    ValueError: a full disk, a file where a folder should be, and whatever else the disk refuses.
+    """
     temporary = path.with_suffix(".tmp")
     try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(state, file)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        refused = from_disk(error)
+        if refused is None:
+            raise
+        raise ValueError(f"{path} could not be written: {refused.strerror or refused}") from error
+
+
+def from_disk(error: BaseException | None) -> OSError | None:
+    """What the disk said, where torch's writer went on to stumble over it; None if it said nothing."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

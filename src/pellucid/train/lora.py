@@ -26,6 +26,7 @@ from pellucid.model import Model
 from pellucid.train.loop import (
     Report,
     autocast,
+    check,
     device_of,
     generator_of,
     learning_rate,
@@ -145,9 +146,9 @@ def train(options: LoraOptions) -> Path:
     A killed run leaves the state of its last save; with ``resume`` it goes on from there.
     Raises ValueError: no pictures, an option that makes no sense.
     """
-    for name in ("rank", "steps", "batch", "save_every"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} is {getattr(options, name)}; at least 1 is wanted")
+    check(options)
+    if options.out.suffix != ".safetensors" or options.out.is_dir():
+        raise ValueError(f"out is {options.out}; a file that ends in .safetensors is wanted")
     if not options.data:
         raise ValueError("data is wanted: a folder of pictures with captions, data=FOLDER")
     device = device_of(options.device)
@@ -168,7 +169,8 @@ def train(options: LoraOptions) -> Path:
     pool = make_pool(model, folder, options.mirror)
     learnt, held = folder.split(False), folder.split(True)
 
-    path, first = options.out.with_suffix(".pt"), 0
+    # With another stem than the LoRA's, or a prompt that names the LoRA would find two of them.
+    path, first = options.out.with_suffix(".state.pt"), 0
     free = {"steps": 0, "save_every": 0, "resume": False}  # may change in between
     made_of = repr(asdict(options) | free)
     if options.resume and (state := load_state(path)):

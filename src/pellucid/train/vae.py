@@ -19,6 +19,7 @@ from pellucid.train.loop import (
     Ema,
     Report,
     autocast,
+    check,
     device_of,
     generator_of,
     learning_rate,
@@ -136,6 +137,7 @@ def train(options: VAEOptions) -> Path:
     there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
     that has done its steps already is only finished off.
     """
+    check(options)
     device = device_of(options.device)
     source = pictures.load(options.art, options.data, options.size)
     mix = Mix(tinted=0.2, on_color=0.2, pair=0.2)

@@ -124,8 +124,11 @@ def work(options: CompareOptions, parts: Any, news: Any) -> None:
                 if parent is not None and not parent.is_alive():  # it was killed
                     return
                 news.put((part, done))
+        except (OSError, ValueError) as error:  # of the user's making: a full disk, say
+            news.put((part, ValueError(str(error))))
+            return
         except Exception as error:
-            news.put((part, f"{type(error).__name__}: {error}"))
+            news.put((part, RuntimeError(f"{type(error).__name__}: {error}")))
             return
 
 
@@ -134,7 +137,8 @@ def run_all(
 ) -> Iterator[tuple[Part, float]]:
     """All of these parts, `workers` at a time; yields whenever one has come further.
 
-    A caller that stops listening stops the work. RuntimeError if a process broke down.
+    A caller that stops listening stops the work. ValueError if what a part needs is not there or
+    its findings cannot be written, RuntimeError if a process broke down.
     """
     if not parts:
         return
@@ -158,8 +162,9 @@ def run_all(
                 if not any(process.is_alive() for process in processes) and news.empty():
                     raise RuntimeError(f"the work stopped before {min(left)} was done") from None
                 continue
-            if isinstance(done, str):
-                raise RuntimeError(f"{part.data}, {part.method}, seed {part.seed}: {done}")
+            if isinstance(done, Exception):
+                where = f"{part.data}, {part.method}, seed {part.seed}"
+                raise type(done)(f"{where}: {done}")
             if done == 1:
                 left.discard(part)
             yield part, done
