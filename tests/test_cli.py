@@ -84,6 +84,9 @@ def test_json_and_info(
     assert made["request"]["mix"] == [["a rabbit", 0.5]]
     assert call(monkeypatch, "info", made["path"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["request"] == made["request"]
+    capsys.readouterr()
+    assert call(monkeypatch, "info", made["path"]) == 0
+    assert f"seed {made['seed']}, " in capsys.readouterr().out  # without commas, to be copied
     assert call(monkeypatch, "info", model_file) == 0
     assert "backbone" in capsys.readouterr().out
 

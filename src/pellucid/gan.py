@@ -246,6 +246,15 @@ def dcgan_init(network: nn.Module) -> None:
             module.weight.normal_(1.0, 0.02)
 
 
+def untrained(config: GANConfig) -> tuple[Generator, Discriminator]:
+    """Both networks as a training begins with them."""
+    networks = Generator(config), Discriminator(config)
+    for network in networks:
+        dcgan_init(network)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return networks
+
+
 @dataclass
 class GAN:
     """A trained generator, in eval mode, and what it is called."""

@@ -55,7 +55,7 @@ def _choice(types: dict[str, int]) -> str:
 def _told(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(
-            f"{k} {v:,}" if isinstance(v, int) and not isinstance(v, bool) else f"{k} {v}"
+            f"{k} {v:,}" if type(v) is int and k != "seed" else f"{k} {v}"  # a seed is to be copied
             for k, v in value.items()
         )
     if isinstance(value, list):

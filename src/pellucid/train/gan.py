@@ -17,15 +17,14 @@ from pellucid.data.emoji import EmojiArt, Mix, compose, core_concepts
 from pellucid.data.imagefolder import Folder
 from pellucid.gan import (
     GAN,
-    Discriminator,
     GANConfig,
     Generator,
     accuracies,
-    dcgan_init,
     discriminator_loss,
     generator_loss,
     r1_penalty,
     sample,
+    untrained,
 )
 from pellucid.train import pictures
 from pellucid.train.loop import (
@@ -234,10 +233,8 @@ def train(options: GANOptions) -> Path:
         among = (core_concepts(source) if options.core else []) or range(len(source.concepts))
     config = config_of(options, classes_of(source, among))
     torch.manual_seed(options.seed)
-    generator, discriminator = Generator(config).to(device), Discriminator(config).to(device)
-    for network in (generator, discriminator):
-        dcgan_init(network)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator, discriminator = untrained(config)
+    generator, discriminator = generator.to(device), discriminator.to(device)
     players = Players(generator, discriminator, config.latent, options.rate)
     ema = Ema(generator, options.ema)
     path, first = options.out / "state.pt", 0

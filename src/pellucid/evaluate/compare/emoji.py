@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from pellucid.data.emoji import EmojiArt, core_concepts
 from pellucid.evaluate.compare.contest import PatchUNet, Recipe, picture_grid
 from pellucid.evaluate.coverage import Coverage, inside, kl_to_uniform, precision_recall
-from pellucid.gan import Discriminator, GANConfig, Generator, dcgan_init
+from pellucid.gan import GANConfig, untrained
 
 SIZE = 32
 SEEN = 16  # pixels on a side, of the features
@@ -66,12 +66,7 @@ class Emoji:
         return torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
 
     def gan(self, pack: int) -> tuple[nn.Module, nn.Module]:
-        config = replace(NETWORKS, pack=pack)
-        players = Generator(config), Discriminator(config)
-        for network in players:
-            dcgan_init(network)
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return players
+        return untrained(replace(NETWORKS, pack=pack))
 
     def denoiser(self) -> nn.Module:
         return PatchUNet(UNET).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -19,7 +19,7 @@ from pellucid.data import mnist
 from pellucid.evaluate.compare.contest import PatchUNet, Recipe, picture_grid
 from pellucid.evaluate.coverage import Coverage, kl_to_uniform, precision_recall
 from pellucid.evaluate.digits import DigitClassifier
-from pellucid.gan import Discriminator, GANConfig, Generator, dcgan_init
+from pellucid.gan import GANConfig, untrained
 
 COMPARED = 1000  # pictures for precision and recall
 UNSURE = 0.05  # of real digits the classifier is less sure than of a good one
@@ -63,12 +63,7 @@ class StackedMnist:
         return mnist.stacked(self.digits, count, rng)
 
     def gan(self, pack: int) -> tuple[nn.Module, nn.Module]:
-        config = replace(NETWORKS, pack=pack)
-        players = Generator(config), Discriminator(config)
-        for network in players:
-            dcgan_init(network)
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return players
+        return untrained(replace(NETWORKS, pack=pack))
 
     def denoiser(self) -> nn.Module:
         return PatchUNet(UNET).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
