@@ -1,20 +1,21 @@
 """The pictures of the documentation, drawn anew for every build: ``python docs/figures.py FOLDER``.
 
 Each function below draws those of one page with Pellucid's public functions, the model that ships
-and fixed seeds, so that no picture shows what the code no longer does.
+and fixed seeds, so that no picture shows what the code no longer does. How they are laid out is in
+layout.py.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from layout import Cell, dots, grey, heat, matrix, plot, sheet
+from PIL import Image
 from torch import Tensor, nn
 
 from pellucid import checkpoints, images, noise
@@ -22,21 +23,11 @@ from pellucid.conditioning import read
 from pellucid.diffusion import add_noise, predictor, target
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, pictures
-from pellucid.plots import LIGHT, Plot, Series
+from pellucid.plots import Series
 from pellucid.schedule import Schedule
 from pellucid.train.gan import Players, play
 
 PROMPT = "a lion"
-SIDE = 128  # pixels of one picture in a sheet
-TEXT = 19  # pixels of the letters below it
-
-
-class Cell(NamedTuple):
-    """A picture in a sheet and the words below it."""
-
-    image: Image.Image
-    label: str = ""
-
 
 Figures = Iterator[tuple[str, Image.Image]]
 """Names, without a suffix, and what they show."""
@@ -171,7 +162,7 @@ def of_prediction(model: Model) -> Figures:
     latents = model.vae.to_latents(x0)
     draw = noise.draw("gaussian", tuple(latents.shape[1:]), noise.generators(1, 1))
     predict = predictor(model.backbone, model.prediction)
-    cond = read(model, [PROMPT])
+    cond = read(model, [""])  # told the words, the small model guesses well at once
     noisy, guessed = [], []
     for t in (100, 300, 500, 700, 900):
         level = model.schedule.level(t)
@@ -307,75 +298,6 @@ def errors(model: Model) -> Image.Image:
     return plot(
         "distance from the end of 50 steps of heun", curves, "steps", "", log_x=True, log_y=True
     )
-
-
-# ---------------------------------------------------------------- laying out
-
-
-def sheet(cells: Sequence[Cell], columns: int, side: int = SIDE) -> Image.Image:
-    """Pictures in rows, each `side` pixels wide and high with its words below."""
-    font = ImageFont.load_default(TEXT)
-    frames = []
-    for cell in cells:
-        frame = Image.new("RGB", (side, side + (TEXT + 10 if cell.label else 0)), "white")
-        frame.paste(cell.image.resize((side, side), Image.Resampling.NEAREST))
-        ImageDraw.Draw(frame).text(
-            (side / 2, side + 4), cell.label, fill="black", font=font, anchor="ma"
-        )
-        frames.append(frame)
-    return images.grid(frames, columns, gap=8)
-
-
-def plot(title: str, series: Sequence[Series], x: str, y: str, **axes: bool) -> Image.Image:
-    return Plot(title, series, x, y, **axes).image(scale=3)
-
-
-def heat(values: Tensor) -> Image.Image:
-    """(H, W), white at the least, blue at the greatest."""
-    low, high = values.min(), values.max()
-    share = ((values - low) / (high - low).clamp(min=1e-12))[None]
-    ink = torch.tensor([int(LIGHT[0][i : i + 2], 16) / 127.5 - 1 for i in (1, 3, 5)])
-    return images.to_pil(1 + share * (ink[:, None, None] - 1))
-
-
-def dots(points: Tensor) -> Image.Image:
-    """(N, 2), both between -3 and 3, as a picture."""
-    picture = Image.new("RGB", (SIDE, SIDE), "#f2f2f2")
-    brush = ImageDraw.Draw(picture)
-    for x, y in ((points + 3) / 6 * SIDE).tolist():
-        brush.ellipse((x - 1, y - 1, x + 1, y + 1), fill=LIGHT[0])
-    return picture
-
-
-def grey(values: Tensor) -> Image.Image:
-    """(H, W), black at -3 and white at 3 deviations of a unit normal."""
-    return images.to_pil((values / 3).expand(3, -1, -1))
-
-
-def matrix(scores: Tensor, rows: Sequence[str], columns: Sequence[Image.Image]) -> Image.Image:
-    """Numbers (rows, columns) on blue, the higher the bluer, words at the left, pictures on top."""
-    font, left = ImageFont.load_default(TEXT), 200
-    canvas = Image.new("RGB", (left + SIDE * len(columns), SIDE + 64 * len(rows)), "white")
-    brush = ImageDraw.Draw(canvas)
-    for i, picture in enumerate(columns):
-        canvas.paste(picture.resize((SIDE - 8, SIDE - 8)), (left + SIDE * i + 4, 4))
-    canvas.paste(
-        heat(scores).resize((SIDE * len(columns), 64 * len(rows)), Image.Resampling.NEAREST),
-        (left, SIDE),
-    )
-    for i, (words, line) in enumerate(zip(rows, scores, strict=True)):
-        y = SIDE + 64 * i + 32
-        brush.text((left - 10, y), words, fill="black", font=font, anchor="rm")
-        for j, score in enumerate(line):
-            ink = "white" if score > scores.max() / 2 else "black"
-            brush.text(
-                (left + SIDE * j + SIDE / 2, y),
-                f"{score:.2f}",
-                fill=ink,
-                font=font,
-                anchor="mm",
-            )
-    return canvas
 
 
 if __name__ == "__main__":
