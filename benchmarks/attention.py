@@ -22,13 +22,12 @@ from torch import Tensor
 
 from pellucid import checkpoints
 from pellucid.conditioning import read
-from pellucid.data.emoji import EmojiArt, Mix, compose, core_concepts
+from pellucid.data.emoji import LEFT, EmojiArt, Mix, compose, core_concepts
 from pellucid.diffusion import add_noise
-from pellucid.explain.reading import words_of
 from pellucid.model import Model
+from pellucid.train.token_loss import columns
 
 NOISE = (0.3, 0.5, 0.7, 0.9)  # of the whole time
-ARTICLES = ("a", "an", "the")
 
 
 class Pair(NamedTuple):
@@ -36,7 +35,7 @@ class Pair(NamedTuple):
 
     pixels: Tensor  # (3, H, W) in [-1, 1]
     caption: str
-    nouns: tuple[list[int], list[int]]  # the columns of the first and of the second thing
+    columns: Tensor  # (2, L) bool: the tokens of the first and of the second thing
     across: bool  # the first is left of the second; else above it
 
 
@@ -47,28 +46,22 @@ def pairs(model: Model, art: EmojiArt, count: int, held: bool) -> list[Pair]:
     found: list[Pair] = []
     while len(found) < count:
         sample = compose(art, rng, mix, held=held, among=core)
-        if len(sample.concepts) < 2:  # no partner was to be had
+        if not sample.places:  # no partner was to be had
             continue
-        across = " and " in sample.caption
-        first, between, _ = sample.caption.partition(" and " if across else " above ")
-        starts = [0, len(words_of(model, first)), len(words_of(model, first + between))]
-        words = words_of(model, sample.caption)
-        nouns = [
-            [word.place for word in part if word.text not in ARTICLES]
-            for part in (words[: starts[1]], words[starts[2] :])
-        ]
+        across = sample.places[0].box == LEFT
+        words = columns(model.tokenizer, sample.caption, sample.places)
         pixels = torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
-        found.append(Pair(pixels, sample.caption, (nouns[0], nouns[1]), across))
+        found.append(Pair(pixels, sample.caption, words, across))
     return found
 
 
-def own_half(weights: Tensor, columns: list[int], across: bool, second: bool) -> float:
-    """The share of a noun's map (h, w, L) on its half of the picture."""
-    mass = weights[..., columns].sum(-1)
+def own_half(weights: Tensor, noun: Tensor, across: bool, second: bool) -> float:
+    """The share of a noun's map (h, w, L) on its half of the picture; 0.5 of a map of zeros."""
+    mass = weights[..., noun].sum(-1)
     along = mass.sum(0 if across else 1)  # (w,) or (h,)
     half = len(along) // 2
-    part = along[-half:] if second else along[:half]
-    return float(part.sum() / (along[:half].sum() + along[-half:].sum()))
+    first, last = float(along[:half].sum()), float(along[-half:].sum())
+    return 0.5 if first + last == 0 else (last if second else first) / (first + last)
 
 
 @torch.no_grad()
@@ -113,8 +106,8 @@ def main() -> None:
             for i, weights in enumerate(layers, start=1):
                 name = f"layer {i}" if i < len(layers) else "all layers"
                 first, second = (
-                    own_half(weights, columns, pair.across, second=bool(k))
-                    for k, columns in enumerate(pair.nouns)
+                    own_half(weights, noun, pair.across, second=bool(k))
+                    for k, noun in enumerate(pair.columns)
                 )
                 shares[name].append((first + second) / 2)
                 right[name].append(float(first + second > 1))

@@ -87,6 +87,25 @@ def test_captions_tell_what_is_drawn(art: EmojiArt) -> None:
         head, _, tail = s.caption.partition(" and " if " and " in s.caption else " above ")
         assert first in head
         assert second in tail
+        assert [s.caption[p.start : p.end] for p in s.places] == [first, second]
+
+
+def test_two_things_are_where_their_places_say() -> None:
+    colors = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    pixels = np.zeros((3, 1, 16, 16, 4), np.uint8)
+    pixels[..., 3] = 255
+    for thing, color in zip(pixels, colors, strict=True):
+        thing[..., :3] = color
+    art = EmojiArt([Concept("x", (name,)) for name in NAMES[:3]], pixels, ["flat"])
+    boxes = set()
+    for s in draw(art, PAIRS, 50):
+        for concept, place in zip(s.concepts, s.places, strict=True):
+            left, top, right, bottom = (round(16 * edge) for edge in place.box)
+            part = s.pixels[top:bottom, left:right].reshape(-1, 3)
+            seen = {tuple(map(int, color)) for color in np.unique(part, axis=0)}
+            assert seen == {colors[concept], (255, 255, 255)}
+            boxes.add(place.box)
+    assert len(boxes) == 4
 
 
 def test_style_is_told_or_not(art: EmojiArt) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -328,9 +329,24 @@ class Mix:
     on_color: float = 0.12
     pair: float = 0.06
     play: float = 1.0
-    """Chance that a single thing is shifted, scaled and mirrored; else it is drawn as it was made."""
+    """Chance that a single thing is shifted, scaled and mirrored, and one of two things mirrored; else
+    it is drawn as it was made."""
     styled: float = 0.5
     """Chance that the caption tells the style."""
+
+
+class Place(NamedTuple):
+    """Which words of a caption name a thing, and where in the picture it is."""
+
+    start: int
+    """Of the words in the caption, in characters."""
+    end: int
+    box: tuple[float, float, float, float]
+    """Left, top, right, bottom of its part of the picture, 0..1."""
+
+
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+ABOVE, BELOW = (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -343,6 +359,8 @@ class Sample:
     style: int
     tint: str | None = None
     background: str | None = None
+    places: tuple[Place, ...] = ()
+    """Of each of two things; a thing on its own has the whole picture, and nothing is said."""
 
 
 def held_out(first: int, second: int | str) -> bool:
@@ -407,20 +425,20 @@ def compose(
         second = among[int(rng.integers(count))]
         while second == first or held_out(first, second) != held:
             second = among[int(rng.integers(count))]
-        half = round(size * 0.5)
-        other = with_article(pick_name(art.concepts[second], rng))
+        other = pick_name(art.concepts[second], rng)
         canvas = ground(size, None)
-        quarter, near, far = size / 2, size / 4, size * 3 / 4
-        if rng.random() < 0.5:
-            text = f"{with_article(name)} and {other}"
-            spots = ((near, quarter), (far, quarter))
-        else:
-            text = f"{with_article(name)} above {other}"
-            spots = ((quarter, near), (quarter, far))
-        for thing, (x, y) in zip((first, second), spots, strict=True):
-            paste(canvas, art.pixels[thing, style], x, y, half, bool(rng.random() < 0.5))
+        beside = rng.random() < 0.5
+        text, boxes = with_article(name), (LEFT, RIGHT) if beside else (ABOVE, BELOW)
+        places = [Place(len(text) - len(name), len(text), boxes[0])]
+        text += (" and " if beside else " above ") + with_article(other)
+        places.append(Place(len(text) - len(other), len(text), boxes[1]))
+        for thing, place in zip((first, second), places, strict=True):
+            left, top, right, bottom = place.box
+            x, y = size * (left + right) / 2, size * (top + bottom) / 2
+            flip = bool(rng.random() < mix.play / 2)
+            paste(canvas, art.pixels[thing, style], x, y, round(size / 2), flip)
         text += f", {told} style" if told else ""
-        return Sample(canvas.astype(np.uint8), text, (first, second), style)
+        return Sample(canvas.astype(np.uint8), text, (first, second), style, places=tuple(places))
     canvas = ground(size, None)
     paste(canvas, art.pixels[first, style], cx, cy, side, mirror)
     return Sample(canvas.astype(np.uint8), caption(name, told, rng), (first,), style)

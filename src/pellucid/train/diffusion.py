@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from pellucid import checkpoints, images, noise
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
 from pellucid.clip import CLIP
 from pellucid.conditioning import encode
-from pellucid.data.emoji import Mix, core_concepts
+from pellucid.data.emoji import Mix, Place, compose, core_concepts
 from pellucid.data.imagefolder import Folder
 from pellucid.diffusion import Conditioning, predictor, sample_t, training_loss
 from pellucid.guidance import ClassifierFree
@@ -26,7 +28,7 @@ from pellucid.samplers import ddim
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.train import clip as train_clip
-from pellucid.train import pictures
+from pellucid.train import pictures, token_loss
 from pellucid.train import vae as train_vae
 from pellucid.train.loop import (
     Ema,
@@ -46,7 +48,7 @@ from pellucid.vae import VAE
 
 EMOJI_SCHEDULE = Schedule("flow")
 EMOJI_PREDICTION = "flow"
-POOL_MIX = Mix(tinted=0.3, on_color=0.25, pair=0.05, play=0.1, styled=0.6)
+POOL_MIX = Mix(tinted=0.3, on_color=0.2, pair=0.2, play=0.2, styled=0.7)
 
 
 def emoji_unet(
@@ -103,6 +105,8 @@ class DiffusionOptions:
     """Pictures whose latents are kept."""
     drop: float = 0.1
     """Chance that a caption is replaced by the empty one, for guidance."""
+    token_loss: float = 0.02
+    """Weight of the loss that asks the words for a thing to look where it is; 0: without it."""
     ema: float = 0.998
     decay_from: float = 0.6
     start: str = ""
@@ -129,27 +133,36 @@ class DiffusionOptions:
     resume: bool = False
 
 
-@dataclass
-class Pool:
-    """Latents and caption embeddings, computed once."""
+class Pool(NamedTuple):
+    """Latents, caption embeddings and the places of things, computed once."""
 
     latents: Tensor  # (N, C, h, w) float16
     tokens: Tensor  # (N, L, D) float16
     pooled: Tensor  # (N, P) float16
-    empty: Conditioning  # of the empty caption, (1, L, D)
+    columns: Tensor  # (N, MOST, L) bool, the tokens that name a thing whose place is known
+    boxes: Tensor  # (N, MOST, 4), that place
+    empty_tokens: Tensor  # (1, L, D), of the empty caption
+    empty_pooled: Tensor  # (1, P)
+
+    @property
+    def empty(self) -> Conditioning:
+        return Conditioning(self.empty_tokens, self.empty_pooled)
 
     def to(self, device: torch.device) -> Pool:
         """The same on another device, where batches are then made."""
-        latents, tokens, pooled = (x.to(device) for x in (self.latents, self.tokens, self.pooled))
-        return Pool(latents, tokens, pooled, self.empty.to(device))
+        return Pool(*(x.to(device) for x in self))
 
     def batch(self, index: Tensor, dropped: Tensor) -> tuple[Tensor, Conditioning]:
         """Latents (B, C, h, w) and conditioning, float32; `dropped` (B,) bool have no caption."""
-        assert self.empty.pooled is not None
         index, dropped = index.to(self.latents.device), dropped.to(self.latents.device)
-        tokens = torch.where(dropped[:, None, None], self.empty.tokens, self.tokens[index].float())
-        pooled = torch.where(dropped[:, None], self.empty.pooled, self.pooled[index].float())
+        tokens = torch.where(dropped[:, None, None], self.empty_tokens, self.tokens[index].float())
+        pooled = torch.where(dropped[:, None], self.empty_pooled, self.pooled[index].float())
         return self.latents[index].float(), Conditioning(tokens, pooled)
+
+    def places(self, index: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns (B, MOST, L) and boxes (B, MOST, 4) for `token_loss`; none of what is dropped."""
+        index, dropped = index.to(self.latents.device), dropped.to(self.latents.device)
+        return self.columns[index] & ~dropped[:, None, None], self.boxes[index]
 
 
 @torch.no_grad()
@@ -171,7 +184,7 @@ def make_pool(
     if isinstance(source, Folder):
         index = source.split(held)
         count = 2 * len(index)
-    latents, tokens, pooled = [], [], []
+    latents, tokens, pooled, columns, boxes = [], [], [], [], []
     device = next(vae.parameters()).device
     for start in range(0, count, 250):
         many, rng = min(250, count - start), rng_of(seed, start, 3)
@@ -181,15 +194,30 @@ def make_pool(
             drawn = [p[:, ::-1].copy() if i % 2 else p for i, p in zip(chosen, drawn, strict=True)]
             pixels = pictures.to_pixels(drawn)
             captions = [source.captions[index[i // 2]] for i in chosen]
+            places: list[tuple[Place, ...]] = [()] * many
         else:
-            pixels, captions = pictures.draw(source, many, rng, mix, held, among)
+            samples = [compose(source, rng, mix, held=held, among=among) for _ in range(many)]
+            pixels = pictures.to_pixels([s.pixels for s in samples])
+            captions, places = [s.caption for s in samples], [s.places for s in samples]
         latents.append(vae.to_latents(pixels.to(device)).half().cpu())
         cond = encode(clip.text, tokenizer, captions, words=True)
         assert cond.pooled is not None
         tokens.append(cond.tokens.half().cpu())
         pooled.append(cond.pooled.half().cpu())
+        for caption, where in zip(captions, places, strict=True):
+            columns.append(token_loss.columns(tokenizer, caption, where))
+            boxes.append(token_loss.boxes(where))
     empty = encode(clip.text, tokenizer, [""], words=True).to("cpu")
-    return Pool(torch.cat(latents), torch.cat(tokens), torch.cat(pooled), empty)
+    assert empty.pooled is not None
+    return Pool(
+        torch.cat(latents),
+        torch.cat(tokens),
+        torch.cat(pooled),
+        torch.stack(columns),
+        torch.stack(boxes),
+        empty.tokens,
+        empty.pooled,
+    )
 
 
 def chosen_concepts(options: DiffusionOptions, source: pictures.Source) -> list[int] | None:
@@ -205,7 +233,13 @@ def kept_pool(
     """The pool of this run: read back if it was made from the same parts, else made and kept."""
     path = options.out / "pool.pt"
     among = chosen_concepts(options, source)
-    made_of = ["words", str(options.pool), str(options.seed), repr(POOL_MIX), repr(among)]
+    made_of = [
+        "words and places",
+        str(options.pool),
+        str(options.seed),
+        repr(POOL_MIX),
+        repr(among),
+    ]
     parts = [options.vae, options.clip]
     if isinstance(source, Folder):
         made_of += [str(source.size), repr(source.captions)]
@@ -213,16 +247,13 @@ def kept_pool(
     else:
         parts.insert(0, options.art)
     made_of += [str(p.stat().st_mtime_ns) for p in parts]
-    with torch.no_grad():
-        empty = encode(clip.text, tokenizer, [""], words=True).to("cpu")
     if (state := load_state(path)) and state["made_of"] == made_of:
-        return Pool(state["latents"], state["tokens"], state["pooled"], empty)
+        return Pool(*(state[name] for name in Pool._fields))
     say("encoding pictures and captions")
     pool = make_pool(
         source, vae, clip, tokenizer, options.pool, POOL_MIX, options.seed, among=among
     )
-    tensors = {"latents": pool.latents, "tokens": pool.tokens, "pooled": pool.pooled}
-    save_state(path, tensors | {"made_of": made_of})
+    save_state(path, pool._asdict() | {"made_of": made_of})
     return pool
 
 
@@ -319,6 +350,7 @@ def run(
     report = Report("diffusion", options.steps, first, every=100, quiet=rank > 0)
     ask = torch.compile(network) if options.compiled else network
     average: float | Tensor = 1.0
+    placed = options.token_loss > 0 and bool(pool.columns.any())
     sample_every = options.save_every if options.sample_every < 0 else options.sample_every
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
@@ -331,10 +363,15 @@ def run(
         t = sample_t("logit_normal", options.batch, EMOJI_SCHEDULE.T, generator)
         eps = torch.randn(latents.shape, generator=generator)
         t, eps = t.to(device), eps.to(device)
+        maps: list[Tensor] = []
+        looking = partial(ask, record=maps) if placed else ask
         with autocast(device):
             loss = training_loss(
-                ask, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps
+                looking, latents, cond, EMOJI_SCHEDULE, EMOJI_PREDICTION, t, eps
             ).mean()
+        if placed:
+            columns, boxes = pool.places(index, dropped)
+            loss = loss + options.token_loss * token_loss.token_loss(maps, columns, boxes)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(parameters, world)
@@ -393,7 +430,7 @@ def train(options: DiffusionOptions) -> Path:
     if options.processes == 1:
         run(0, options, pool, held, vae, wanted)
     else:
-        for tensor in (pool.latents, pool.tokens, pool.pooled):
+        for tensor in pool:
             tensor.share_memory_()
         torch.multiprocessing.spawn(
             run, (options, pool, held, vae, wanted), nprocs=options.processes

@@ -32,6 +32,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "rank": (1, 1024),
     "rate": (0, math.inf),
     "r1": (0, math.inf),
+    "token_loss": (0, math.inf),
     "ema": (0, 1),
     "drop": (0, 1),
     "decay_from": (0, 1),
