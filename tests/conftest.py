@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pellucid import checkpoints
+from pellucid import checkpoints, cli
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.clip import TextConfig, TextTower, VisionConfig, VisionTower
 from pellucid.model import Defaults, Model
@@ -78,6 +79,38 @@ def model_file(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     checkpoints.save(model, path)
     return path
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Exit status, stdout and stderr of ``pellucid words``."""
+
+    def pellucid(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return (status, *capsys.readouterr())
+
+    return pellucid
+
+
+@pytest.fixture
+def refused(call: Call) -> Callable[..., str]:
+    """What ``pellucid words`` says; fails unless that is one sentence and exit status 2."""
+
+    def say(*words: object) -> str:
+        status, out, err = call(*words)
+        assert (status, out) == (2, ""), err
+        assert err.startswith("pellucid: ") and err.count("\n") == 1, err
+        return err
+
+    return say
 
 
 class Balanced(HTMLParser):

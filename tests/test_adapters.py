@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from pellucid import cli
 from pellucid.adapters import adapt, find
 from pellucid.checkpoints import load_lora
 from pellucid.images import read_metadata
@@ -157,27 +155,12 @@ def test_where_names_are_looked_up(folder: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the command line
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["pellucid", *map(str, words)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
-
-
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
 def test_generate_and_do_it_again(
-    run: Callable[..., Any], model_file: Path, folder: Path, tmp_path: Path
+    call: Any, model_file: Path, folder: Path, tmp_path: Path
 ) -> None:
     word = tmp_path / "frog.safetensors"
     save_file({"emb_params": torch.randn(2, 16)}, word)
@@ -185,13 +168,13 @@ def test_generate_and_do_it_again(
     base = ("--model", model_file, "--seed", "1", "--lora-folder", folder)
     one, prompt = folder / "one.safetensors", "a frog <lora:two:0.5>"
     words = ("--lora", f"{one}:0.5:0.25", "--embedding", word)
-    assert run("generate", prompt, *base, *words, "--out", first)[0] == 0
+    assert call("generate", prompt, *base, *words, "--out", first)[0] == 0
     request = read_metadata(first).request
     assert request is not None and request["prompt"] == prompt
     assert request["loras"] == [[str(one), 0.5, 0.25]] and request["embeddings"] == [str(word)]
-    assert run("generate", "--like", first, *base, "--live-lora", "--out", again)[0] == 0
+    assert call("generate", "--like", first, *base, "--live-lora", "--out", again)[0] == 0
     assert np.array_equal(pixels(first), pixels(again))
-    assert run("generate", prompt, *base, *words[2:], "--out", other)[0] == 0
+    assert call("generate", prompt, *base, *words[2:], "--out", other)[0] == 0
     assert not np.array_equal(pixels(first), pixels(other))
 
 
@@ -211,36 +194,32 @@ def test_how_a_lora_is_written(item: str, wanted: tuple[str, float, float]) -> N
     assert _lora(item) == wanted
 
 
-def test_wrong_words(run: Callable[..., Any], model_file: Path, folder: Path) -> None:
+def test_wrong_words(call: Any, model_file: Path, folder: Path) -> None:
     for words, message in (
         (("--lora", "0.5"), "--lora is '0.5'; FILE or FILE:WEIGHT is wanted"),
         (("--lora", f"{folder / 'one.safetensors'}:nan"), "loras.0.1: Input should be a finite"),
         (("--lora", str(model_file)), "is a whole model, not a LoRA"),
         (("--embedding", str(folder / "one.safetensors")), "is a LoRA, not an embedding"),
     ):
-        status, out, err = run("generate", "a", "--model", model_file, *words)
+        status, out, err = call("generate", "a", "--model", model_file, *words)
         assert (status, out) == (2, "") and message in err and err.count("\n") == 1
 
 
-def test_tokens_shows_the_places_of_a_word(
-    run: Callable[..., Any], model_file: Path, tmp_path: Path
-) -> None:
+def test_tokens_shows_the_places_of_a_word(call: Any, model_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "frog.safetensors"
     save_file({"emb_params": torch.randn(3, 16)}, path)
     words = ("--model", model_file, "--embedding", path, "--json")
-    status, out, _ = run("tokens", "a (frog:1.2)", *words)
+    status, out, _ = call("tokens", "a (frog:1.2)", *words)
     assert status == 0 and out.count('"token": "frog"') == 3 and out.count('"weight": 1.2') == 3
 
 
-def test_lora_tells(
-    run: Callable[..., Any], model: Model, model_file: Path, tmp_path: Path
-) -> None:
+def test_lora_tells(call: Any, model: Model, model_file: Path, tmp_path: Path) -> None:
     path = make_lora(model, tmp_path / "odd.safetensors", strange=True)
-    status, out, _ = run("lora", path, "--model", model_file, "--json")
+    status, out, _ = call("lora", path, "--model", model_file, "--json")
     facts = json.loads(out)
     assert status == 0 and facts["ranks"] == [2]
     assert facts["keys left out"] == ["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight"]
     assert facts["changed weights"]["text"] == facts["modules"]["text encoder"] == 4
-    status, out, _ = run("lora", path)
+    status, out, _ = call("lora", path)
     assert status == 0 and "model" not in facts["kinds"] and "ranks:" in out
-    assert run("lora", model_file)[0] == 2
+    assert call("lora", model_file)[0] == 2

@@ -16,28 +16,17 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
-from pellucid import cli, images, pipeline
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """The exit status of ``pellucid words``."""
-    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+from pellucid import images, pipeline
 
 
 def test_paths_on_stdout(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Any,
     model_file: Path,
     tmp_path: Path,
 ) -> None:
     words = ("generate", "a rabbit", "--seed", 5, "--count", 2, "--model", model_file)
-    assert call(monkeypatch, *words, "--out", tmp_path, "--show", "--film") == 0
-    out, err = capsys.readouterr()
+    status, out, err = call(*words, "--out", tmp_path, "--show", "--film")
+    assert status == 0
     names = [Path(line).name for line in out.splitlines()]
     assert names == [
         "a-rabbit-5.png",
@@ -51,18 +40,16 @@ def test_paths_on_stdout(
 
 
 def test_like_makes_the_same_picture_again(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Any,
     model_file: Path,
     tmp_path: Path,
 ) -> None:
     first, again, other = (tmp_path / f"{name}.png" for name in ("first", "again", "other"))
     common = ("--model", model_file, "--out")
     settings = ("--negative", "green", "--steps", 2, "--guidance", 3, "--size", "16x20")
-    assert call(monkeypatch, "generate", "a rabbit", *settings, *common, first) == 0
-    assert call(monkeypatch, "generate", "--like", first, *common, again) == 0
-    assert call(monkeypatch, "generate", "--like", first, "--seed", 1, *common, other) == 0
-    capsys.readouterr()
+    assert call("generate", "a rabbit", *settings, *common, first)[0] == 0
+    assert call("generate", "--like", first, *common, again)[0] == 0
+    assert call("generate", "--like", first, "--seed", 1, *common, other)[0] == 0
     pixels = [Image.open(path).tobytes() for path in (first, again, other)]
     assert pixels[0] == pixels[1] != pixels[2]
     request = images.read_metadata(again).request
@@ -73,22 +60,22 @@ def test_like_makes_the_same_picture_again(
 
 
 def test_json_and_info(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Any,
     model_file: Path,
     tmp_path: Path,
 ) -> None:
     words = ("generate", "", "--mix", "a rabbit:0.5", "--model", model_file, "--json")
-    assert call(monkeypatch, *words, "--out", tmp_path) == 0
-    (made,) = json.loads(capsys.readouterr().out)["images"]
+    status, out, _ = call(*words, "--out", tmp_path)
+    assert status == 0
+    (made,) = json.loads(out)["images"]
     assert made["request"]["mix"] == [["a rabbit", 0.5]]
-    assert call(monkeypatch, "info", made["path"], "--json") == 0
-    assert json.loads(capsys.readouterr().out)["request"] == made["request"]
-    capsys.readouterr()
-    assert call(monkeypatch, "info", made["path"]) == 0
-    assert f"seed {made['seed']}, " in capsys.readouterr().out  # without commas, to be copied
-    assert call(monkeypatch, "info", model_file) == 0
-    assert "backbone" in capsys.readouterr().out
+    status, out, _ = call("info", made["path"], "--json")
+    assert status == 0
+    assert json.loads(out)["request"] == made["request"]
+    status, out, _ = call("info", made["path"])
+    assert status == 0 and f"seed {made['seed']}, " in out  # without commas, to be copied
+    status, out, _ = call("info", model_file)
+    assert status == 0 and "backbone" in out
 
 
 @pytest.mark.parametrize(
@@ -123,24 +110,20 @@ def test_json_and_info(
     ],
 )
 def test_bad_input_is_one_sentence(
+    refused: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
     words: list[str],
     sentence: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, "generate", "a rabbit", "--model", model_file, *words) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and sentence in err and "Traceback" not in err
-    assert err.count("\n") == 1
+    assert sentence in refused("generate", "a rabbit", "--model", model_file, *words)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_that_is_none(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refused: Any,
     model_file: Path,
     tmp_path: Path,
 ) -> None:
@@ -148,14 +131,12 @@ def test_a_picture_that_is_none(
     text.write_text("not a picture")
     for option in ("--image", "--like"):
         words = ("generate", "a rabbit", "--model", model_file, option, text)
-        assert call(monkeypatch, *words, "--out", tmp_path / "out") == 2
-        assert "text.png" in capsys.readouterr().err
+        assert "text.png" in refused(*words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_pictures_and_models_that_are_broken(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refused: Any,
     model_file: Path,
     tmp_path: Path,
 ) -> None:
@@ -182,15 +163,15 @@ def test_pictures_and_models_that_are_broken(
         ("--out", plain / "in", "plain.png"),
     ):
         words = ("generate", "a rabbit", "--model", model_file, "--out", out, option, path)
-        assert call(monkeypatch, *words) == 2
-        stdout, err = capsys.readouterr()
-        assert stdout == "" and err.count("\n") == 1 and sentence in err and path.name in err, err
+        said = refused(*words)
+        assert sentence in said and path.name in said, said
     assert not out.exists()
 
 
 def test_a_full_disk(
+    call: Any,
+    refused: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
 ) -> None:
@@ -202,17 +183,15 @@ def test_a_full_disk(
 
     monkeypatch.setattr(Image.Image, "save", full)
     words = ("generate", "a rabbit", "--model", model_file, "--out", tmp_path / "a.png")
-    assert call(monkeypatch, *words) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and "No space left" in err and "a.png" in err and err.count("\n") == 1
+    said = refused(*words)
+    assert "No space left" in said and "a.png" in said
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(Image.Image, "save", real)
-    assert call(monkeypatch, *words) == 0
+    assert call(*words)[0] == 0
 
 
 def test_long_empty_and_odd_prompts(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Any,
     model_file: Path,
     tmp_path: Path,
 ) -> None:
@@ -224,23 +203,23 @@ def test_long_empty_and_odd_prompts(
         ("((a [rabbit:( \\", "a-rabbit-1.png"),
     ):
         words = ("generate", prompt, "--model", model_file, "--steps", 1, "--seed", 1)
-        assert call(monkeypatch, *words, "--out", tmp_path) == 0
-        out, err = capsys.readouterr()
+        status, out, err = call(*words, "--out", tmp_path)
+        assert status == 0
         path = Path(out.strip())
         assert path.parent == tmp_path and path.is_file() and name in (None, path.name)
         assert not err
 
 
 def test_a_random_seed_is_in_the_name_and_in_the_picture(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Any,
     model_file: Path,
     tmp_path: Path,
 ) -> None:
     words = ("generate", "a rabbit", "--model", model_file, "--seed", -1, "--count", 2)
-    assert call(monkeypatch, *words, "--out", tmp_path) == 0
+    status, out, _ = call(*words, "--out", tmp_path)
+    assert status == 0
     seeds = []
-    for line in capsys.readouterr().out.splitlines():
+    for line in out.splitlines():
         request = images.read_metadata(line).request
         assert request is not None and Path(line).stem == f"a-rabbit-{request['seed']}"
         seeds.append(request["seed"])
@@ -248,8 +227,7 @@ def test_a_random_seed_is_in_the_name_and_in_the_picture(
 
 
 def test_like_a_picture_of_another_program(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Any,
     model_file: Path,
     tmp_path: Path,
 ) -> None:
@@ -264,32 +242,26 @@ def test_like_a_picture_of_another_program(
         info.add_text("parameters", text.format(schedule))
         Image.new("RGB", (16, 16)).save(theirs, pnginfo=info)
         words = ("generate", "--like", theirs, "--model", model_file, "--out", ours)
-        assert call(monkeypatch, *words) == 0
+        assert call(*words)[0] == 0
         request = images.read_metadata(ours).request
         assert request is not None and request["sampler"] == "euler_ancestral"
         assert (request["spacing"], request["seed"], request["steps"]) == (spacing, 4, 2)
-    capsys.readouterr()
 
 
-def test_help_and_no_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_and_no_command(call: Any, refused: Any) -> None:
     for words, status in ((["--help"], 0), (["generate", "--help"], 0), ([], 2), (["data"], 2)):
-        assert call(monkeypatch, *words) == status
-        out, err = capsys.readouterr()
-        assert "Usage" in out + err and "pellucid: " not in err
-    assert call(monkeypatch, "generate") == 2
-    assert "a prompt is wanted" in capsys.readouterr().err
-    assert call(monkeypatch, "draw") == 2
-    assert "draw" in capsys.readouterr().err
+        found, out, err = call(*words)
+        assert found == status and "Usage" in out + err and "pellucid: " not in err
+    assert "a prompt is wanted" in refused("generate")
+    assert "draw" in refused("draw")
 
 
 @pytest.mark.parametrize(
     ("number", "status", "said"), [(errno.EPIPE, 1, ""), (errno.ENOSPC, 2, "No space left")]
 )
 def test_a_stdout_that_cannot_be_written(
+    call: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     number: int,
     status: int,
@@ -301,14 +273,14 @@ def test_a_stdout_that_cannot_be_written(
 
     with monkeypatch.context() as inside:
         inside.setattr(sys, "stdout", Closed())
-        assert call(inside, "info", model_file) == status
-    err = capsys.readouterr().err
+        found, _, err = call("info", model_file)
+    assert found == status
     assert said in err and "Traceback" not in err and (said or not err)
 
 
 def test_ctrl_c_is_130_and_leaves_nothing(
+    call: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
 ) -> None:
@@ -317,20 +289,19 @@ def test_ctrl_c_is_130_and_leaves_nothing(
 
     monkeypatch.setattr(pipeline, "pictures", stopped)
     words = ("generate", "a rabbit", "--model", model_file, "--out", tmp_path / "out")
-    assert call(monkeypatch, *words) == 130
-    out, err = capsys.readouterr()
+    status, out, err = call(*words)
+    assert status == 130
     assert out == "" and "stopped" in err and not (tmp_path / "out").exists()
 
 
 def test_memory_that_does_not_suffice(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_file: Path
+    refused: Any, monkeypatch: pytest.MonkeyPatch, model_file: Path
 ) -> None:
     def full(*_: object) -> list[Image.Image]:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
 
     monkeypatch.setattr(pipeline, "pictures", full)
-    assert call(monkeypatch, "generate", "a rabbit", "--model", model_file) == 2
-    assert "memory" in capsys.readouterr().err
+    assert "memory" in refused("generate", "a rabbit", "--model", model_file)
 
 
 def test_help_is_quick_because_torch_is_not_imported() -> None:
@@ -355,13 +326,12 @@ def test_a_picture_takes_no_compiler(model_file: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- tokens
 
 
-def test_tokens_of_a_prompt(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_file: Path
-) -> None:
+def test_tokens_of_a_prompt(call: Any, model_file: Path) -> None:
     prompt = "a (red:1.5) [apple:red:0.5] BREAK a AND [a|red]:-0.5 <lora:paint:0.8>"
     words = ("tokens", prompt, "--model", model_file, "--steps", 4)
-    assert call(monkeypatch, *words, "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
+    status, out, _ = call(*words, "--json")
+    assert status == 0
+    facts = json.loads(out)
     assert (facts["model"], facts["chunk_size"], facts["steps"]) == ("tiny", 6, 4)
     assert facts["loras"] == [{"name": "paint", "weight": 0.8, "text_weight": 0.8}]
     first, second = facts["prompts"]
@@ -374,20 +344,17 @@ def test_tokens_of_a_prompt(
     for reading, text in zip(first["readings"], ("apple", "red"), strict=True):
         chunks = [[(token["token"], token["weight"]) for token in c] for c in reading["chunks"]]
         assert chunks == [[("a", 1.0), ("red", 1.5), (text, 1.0)], [("a", 1.0)]]
-    assert call(monkeypatch, *words) == 0
-    text = capsys.readouterr().out
+    status, text, _ = call(*words)
+    assert status == 0
     assert "tiny reads 6 tokens at a time; 4 steps" in text and "LoRA paint: 0.8" in text
     assert "steps 1-2: a (red:1.5) apple BREAK a" in text and "steps 1, 3: a" in text
     assert "prompt 2, weight -0.5" in text and "1.5  red" in text
 
 
-def test_tokens_of_odd_prompts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_file: Path
-) -> None:
+def test_tokens_of_odd_prompts(call: Any, model_file: Path) -> None:
     for prompt, said in (("", "(empty)"), ("\x1b[31m\udcff\n", "\\x1b"), ("((", "(empty)")):
-        assert call(monkeypatch, "tokens", prompt, "--model", model_file) == 0
-        out = capsys.readouterr().out
-        assert said in out and "\x1b" not in out
+        status, out, _ = call("tokens", prompt, "--model", model_file)
+        assert status == 0 and said in out and "\x1b" not in out
 
 
 @pytest.mark.parametrize(
@@ -405,15 +372,13 @@ def test_tokens_of_odd_prompts(
     ],
 )
 def test_bad_prompts_are_one_sentence(
+    refused: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
     words: tuple[Any, ...],
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, *words, "--model", model_file) == 2
-    err = capsys.readouterr().err
-    assert message in err and len(err.splitlines()) == 1
+    assert message in refused(*words, "--model", model_file)
     assert list(tmp_path.iterdir()) == []

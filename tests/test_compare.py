@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid import cli
 from pellucid.data import mnist
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.evaluate import digits as digit_classifier
@@ -246,23 +244,11 @@ def test_parts_come_seed_by_seed() -> None:
     assert [part.seed for part in parts[2:]] == [0] * 4 + [1] * 4
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """The exit status of ``pellucid words``."""
-    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def test_the_command_goes_on_where_it_was(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_command_goes_on_where_it_was(call: Any, tmp_path: Path) -> None:
     words = ("compare", "gan", "diffusion", "--data", "ring", "--seen", 1000, "--samples", 200)
     words += ("--seeds", 1, "--workers", 1, "--out", tmp_path)
-    assert call(monkeypatch, *words) == 0
-    out, err = capsys.readouterr()
+    status, out, err = call(*words)
+    assert status == 0
     assert [Path(line).name for line in out.splitlines()] == [
         "compare.html",
         "compare.png",
@@ -274,8 +260,8 @@ def test_the_command_goes_on_where_it_was(
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert set(results["data"]["ring"]["methods"]) == {"gan", "diffusion"}
     (tmp_path / "parts" / "ring-gan-0.json").unlink()
-    assert call(monkeypatch, *words) == 0
-    err = capsys.readouterr().err
+    status, _, err = call(*words)
+    assert status == 0
     assert "2 of 3 parts are done already" in err and "ring, gan, seed 0: done" in err
     again = json.loads((tmp_path / "results.json").read_text("utf-8"))
     runs = [r["data"]["ring"]["methods"]["gan"]["runs"][0]["coverage"] for r in (results, again)]
@@ -294,11 +280,9 @@ def test_the_command_goes_on_where_it_was(
     ],
 )
 def test_bad_input(
+    refused: Any,
     words: tuple[object, ...],
     sentence: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    assert call(monkeypatch, "compare", *words, "--out", tmp_path / "o") == 2
-    assert sentence in capsys.readouterr().err
+    assert sentence in refused("compare", *words, "--out", tmp_path / "o")

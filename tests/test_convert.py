@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pellucid import checkpoints, cli
+from pellucid import checkpoints
 from pellucid.checkpoints import _families, ldm, load, save
 from pellucid.cli._model import open_model
 from pellucid.tokenizer import Tokenizer
@@ -34,52 +33,36 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     patch.undo()
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Exit status, stdout and stderr of ``pellucid words``."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return (status, *capsys.readouterr())
-
-    return call
-
-
 # ---------------------------------------------------------------- convert
 
 
-def test_there_and_back(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+def test_there_and_back(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     native, back = tmp_path / "native", tmp_path / "back.safetensors"
-    assert run("convert", files["sdxl"], native, "--to", "native") == (0, f"{native}\n", "")
+    assert call("convert", files["sdxl"], native, "--to", "native") == (0, f"{native}\n", "")
     assert checkpoints.describe(native)["format"] == "native"
-    assert run("convert", native, back, "--to", "ldm")[0] == 0
+    assert call("convert", native, back, "--to", "ldm")[0] == 0
     one, other = load_file(files["sdxl"]), load_file(back)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     # What is there is not written over, but when it is asked for.
-    status, out, err = run("convert", native, back, "--to", "ldm", "--dtype", "fp16")
+    status, out, err = call("convert", native, back, "--to", "ldm", "--dtype", "fp16")
     assert (status, out) == (2, "") and "--overwrite replaces it" in err
-    assert run("convert", native, back, "--to", "ldm", "--dtype", "fp16", "--overwrite")[0] == 0
+    assert call("convert", native, back, "--to", "ldm", "--dtype", "fp16", "--overwrite")[0] == 0
     assert {weight.dtype for weight in load_file(back).values()} == {torch.float16}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.safetensors", "native"]
 
 
-def test_sd2(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+def test_sd2(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     """It says what is wanted, and what diffusers' layout leaves out: what nothing reads."""
     path, folder = tmp_path / "sd2.safetensors", tmp_path / "folder"
     save_file(load_file(files["sd2"]), path)  # without the metadata
-    status, out, _ = run("info", path)
+    status, out, _ = call("info", path)
     assert status == 0 and "give --prediction eps or v" in out
-    assert "prediction:   v\n" in run("info", path, "--prediction", "v")[1]
-    status, _, err = run("convert", path, folder, "--to", "diffusers")
+    assert "prediction:   v\n" in call("info", path, "--prediction", "v")[1]
+    status, _, err = call("convert", path, folder, "--to", "diffusers")
     assert status == 2 and "--prediction eps" in err
     words = ("convert", path, folder, "--to", "diffusers", "--prediction", "v")
-    status, _, err = run(*words)
+    status, _, err = call(*words)
     assert status == 0 and load(folder).prediction == "v"
     assert "the layers behind layer 2 of text_encoder" in err.splitlines()[0]
     assert "the projection of text_encoder" in err.splitlines()[1]
@@ -99,10 +82,10 @@ def test_sd2(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
     ],
 )
 def test_conversions_that_are_refused(
-    words: tuple[str, ...], sentence: str, files: dict[str, Path], run: Any, tmp_path: Path
+    words: tuple[str, ...], sentence: str, files: dict[str, Path], call: Any, tmp_path: Path
 ) -> None:
     source = files.get(words[0], tmp_path / words[0])
-    status, out, err = run("convert", source, tmp_path / words[1], *words[2:])
+    status, out, err = call("convert", source, tmp_path / words[1], *words[2:])
     assert (status, out) == (2, "") and sentence in err
     assert list(tmp_path.iterdir()) == []
 
@@ -125,10 +108,10 @@ FACTS = {
 
 
 @pytest.mark.parametrize("to", ["diffusers", "ldm", "native"])
-def test_info_of_every_layout(to: str, files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+def test_info_of_every_layout(to: str, files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     path = tmp_path / "model"
     save(model_of("sdxl", vocabulary=49408), path, torch.float16, to=to)
-    status, out, err = run("info", path, "--json")
+    status, out, err = call("info", path, "--json")
     told = json.loads(out)
     assert (status, err) == (0, "")
     assert told.keys() >= FACTS
@@ -145,7 +128,7 @@ def test_info_of_every_layout(to: str, files: dict[str, Path], run: Any, tmp_pat
     assert told["schedule"]["name"] == "scaled_linear"
     assert told["defaults"]["width"] == 1024
     assert told["runs here on"].startswith(("cpu, float32: ", "cuda", "mps"))
-    lines = run("info", path)[1].splitlines()
+    lines = call("info", path)[1].splitlines()
     assert len(lines) == len(told)
     assert any(line.startswith("parameters:") and "text_2" in line for line in lines)
 
@@ -155,7 +138,7 @@ def put(path: Path, **weights: Tensor) -> Path:
     return path
 
 
-def test_info_of_what_is_no_model(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+def test_info_of_what_is_no_model(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     start = "first_stage_model."
     stored = load_file(files["sd1"])
     vae = {k.removeprefix(start): w for k, w in stored.items() if k.startswith(start)}
@@ -175,7 +158,7 @@ def test_info_of_what_is_no_model(files: dict[str, Path], run: Any, tmp_path: Pa
     torch.save({"string_to_param": {"*": zeros(2, 768)}}, tmp_path / "frog.pt")
     things |= {"a textual-inversion embedding ": tmp_path / "frog.pt"}
     for kind, path in things.items():
-        status, out, err = run("info", path, "--json")
+        status, out, err = call("info", path, "--json")
         assert (status, err) == (0, "")
         told = json.loads(out)
         assert told["kind"] == kind.strip()
@@ -185,19 +168,19 @@ def test_info_of_what_is_no_model(files: dict[str, Path], run: Any, tmp_path: Pa
             assert told["words"] == {"frog": "2 of width 768"}
 
 
-def test_info_names_unused_keys(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
+def test_info_names_unused_keys(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     weights = load_file(files["sd1"]) | {f"model_ema.x{i}": torch.zeros(1) for i in range(9)}
     save_file(weights, tmp_path / "more.safetensors")
-    out = run("info", tmp_path / "more.safetensors")[1]
+    out = call("info", tmp_path / "more.safetensors")[1]
     assert "9: model_ema.x0, model_ema.x1, model_ema.x2, model_ema.x3, model_ema.x4, ..." in out
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04rubbish", b"\x80\x02rubbish"])
-def test_info_of_rubbish(content: bytes, run: Any, tmp_path: Path) -> None:
+def test_info_of_rubbish(content: bytes, call: Any, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     for wrong in (path, tmp_path, tmp_path / "none"):
-        status, out, err = run("info", wrong)
+        status, out, err = call("info", wrong)
         assert (status, out) == (2, "")
         assert err.startswith("pellucid: ") and str(wrong) in err and err.count("\n") == 1
 
@@ -240,11 +223,11 @@ def test_device_and_type(files: dict[str, Path]) -> None:
 
 
 def test_generate_has_the_options(
-    model_file: Path, files: dict[str, Path], run: Any, tmp_path: Path
+    model_file: Path, files: dict[str, Path], call: Any, tmp_path: Path
 ) -> None:
     words = ("generate", "a rabbit", "--model", model_file, "--device", "cpu", "--out", tmp_path)
-    assert run(*words, "--prediction", "v", "--dtype", "float32")[0] == 0
-    status, _, err = run(*words, "--vae", files["sd1"])
+    assert call(*words, "--prediction", "v", "--dtype", "float32")[0] == 0
+    status, _, err = call(*words, "--vae", files["sd1"])
     assert status == 2 and "needs 4 at 1/2" in err
-    status, _, err = run(*words, "--prediction", "w")
+    status, _, err = call(*words, "--prediction", "w")
     assert status == 2 and "no prediction 'w'" in err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid import checkpoints, cli, images
+from pellucid import checkpoints, images
 from pellucid.backbones.unet import SD15, UNet
 from pellucid.explain import Explanation, Watch, explain, page, shown, watch
 from pellucid.explain.record import project
@@ -394,43 +393,34 @@ def test_details_get_less_and_less() -> None:
 # ---------------------------------------------------------------- the command
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """The exit status of ``pellucid explain words``."""
-    monkeypatch.setattr(sys, "argv", ["pellucid", "explain", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_command(
+    call: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     common = ("--model", model_file, "--steps", 2)
-    assert call(monkeypatch, "a rabbit", "--seed", 3, *common) == 0
-    name = capsys.readouterr().out.strip()
+    status, out, _ = call("explain", "a rabbit", "--seed", 3, *common)
+    assert status == 0
+    name = out.strip()
     assert Path(name) == Path("outputs/a-rabbit-3-explain.html") and Path(name).is_file()
 
     pair = ("--versus", "a red apple", "--versus-guidance", 2, "--out", "two.html")
-    assert call(monkeypatch, "a rabbit", *pair, *common) == 0
+    assert call("explain", "a rabbit", *pair, *common)[0] == 0
     first, second = embedded_record(Path("two.html").read_text("utf-8"))["runs"]
     assert (first["prompt"], second["prompt"]) == ("a rabbit", "a red apple")
     assert second["guidance"] == 2 and first["start"] == second["start"]
 
-    capsys.readouterr()
-    assert call(monkeypatch, "a rabbit", "--json", *common) == 0
-    (record,) = json.loads(capsys.readouterr().out)["explanations"]
+    status, out, _ = call("explain", "a rabbit", "--json", *common)
+    assert status == 0
+    (record,) = json.loads(out)["explanations"]
     assert record["request"]["prompt"] == "a rabbit" and len(record["steps"]) == 2
 
 
 def test_command_like_a_picture(
+    call: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model: Model,
     model_file: Path,
     tmp_path: Path,
@@ -439,8 +429,9 @@ def test_command_like_a_picture(
     *_, last = generate(model, REQUEST)
     assert last.images is not None
     images.save(last.images[0], "apple.png", last.request.record())
-    assert call(monkeypatch, "--like", "apple.png", "--model", model_file, "--json") == 0
-    (record,) = json.loads(capsys.readouterr().out)["explanations"]
+    status, out, _ = call("explain", "--like", "apple.png", "--model", model_file, "--json")
+    assert status == 0
+    (record,) = json.loads(out)["explanations"]
     assert record["request"] == last.request.record()
     assert not Path("outputs").exists()  # JSON alone writes nothing
 
@@ -458,8 +449,8 @@ def test_command_like_a_picture(
     ],
 )
 def test_command_with_bad_input(
+    refused: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
     words: tuple[str, ...],
@@ -467,17 +458,11 @@ def test_command_with_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("plain.png")
-    assert call(monkeypatch, *words, "--model", model_file, "--steps", 1) == 2
-    out, err = capsys.readouterr()
-    assert sentence in err and err.count("\n") == 1 and not out
+    assert sentence in refused("explain", *words, "--model", model_file, "--steps", 1)
 
 
-def test_command_with_a_gan(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_command_with_a_gan(refused: Any, tmp_path: Path) -> None:
     path = tmp_path / "gan.safetensors"
     small = GANConfig(size=28, latent=4, generator_width=4, discriminator_width=4)
     checkpoints.save_gan(GAN(Generator(small).eval(), "anything"), path)
-    assert call(monkeypatch, "a rabbit", "--model", path) == 2
-    err = capsys.readouterr().err
-    assert "is a GAN, which draws in one step" in err and err.count("\n") == 1
+    assert "is a GAN, which draws in one step" in refused("explain", "a rabbit", "--model", path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from pellucid import checkpoints, cli, gan, images
+from pellucid import checkpoints, gan, images
 from pellucid.checkpoints import CheckpointError
 from pellucid.checkpoints._weights import open_weights
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
@@ -338,35 +337,26 @@ def test_options_that_do_not_go(
 # ---------------------------------------------------------------- the command
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """The exit status of ``pellucid words``."""
-    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_generate_with_a_gan(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Any,
     trained: Path,
     tmp_path: Path,
 ) -> None:
     words = ("generate", "rabbit", "--model", trained, "--seed", 3, "--count", 2)
-    assert call(monkeypatch, *words, "--out", tmp_path) == 0
-    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    status, out, _ = call(*words, "--out", tmp_path)
+    assert status == 0
+    names = [Path(line).name for line in out.splitlines()]
     assert names == ["rabbit-3.png", "rabbit-4.png", "rabbit-3-grid.png"]
     again = tmp_path / "again.png"
     like = ("--like", tmp_path / "rabbit-4.png", "--model", trained, "--out", again, "--json")
-    assert call(monkeypatch, "generate", *like) == 0
-    (made,) = json.loads(capsys.readouterr().out)["images"]
+    status, out, _ = call("generate", *like)
+    assert status == 0
+    (made,) = json.loads(out)["images"]
     assert made["request"] == {"prompt": "rabbit", "seed": 4, "model": "three things"}
     assert images.read_metadata(again).request == made["request"]
     assert Image.open(again).tobytes() == Image.open(tmp_path / "rabbit-4.png").tobytes()
-    assert call(monkeypatch, "info", trained) == 0
-    assert "generator of a GAN" in capsys.readouterr().out
+    status, out, _ = call("info", trained)
+    assert status == 0 and "generator of a GAN" in out
 
 
 @pytest.mark.parametrize(
@@ -382,35 +372,29 @@ def test_generate_with_a_gan(
     ],
 )
 def test_what_a_gan_cannot_do(
+    refused: Any,
     words: tuple[object, ...],
     sentence: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     trained: Path,
     tmp_path: Path,
 ) -> None:
-    status = call(monkeypatch, "generate", *words, "--model", trained, "--out", tmp_path / "o")
-    assert status == 2 and sentence in capsys.readouterr().err
+    assert sentence in refused("generate", *words, "--model", trained, "--out", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
 def test_the_prompt_of_an_unconditional_gan_is_not_read(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Any,
     unconditional: Path,
     tmp_path: Path,
 ) -> None:
     out = ("--model", unconditional, "--seed", 1, "--out", tmp_path)
-    assert call(monkeypatch, "generate", "a frog", *out) == 0
-    assert "the prompt is not read" in capsys.readouterr().err
-    assert call(monkeypatch, "generate", "", *out) == 0
-    assert not capsys.readouterr().err
+    status, _, err = call("generate", "a frog", *out)
+    assert status == 0 and "the prompt is not read" in err
+    status, _, err = call("generate", "", *out)
+    assert (status, err) == (0, "")
     pictures = [Image.open(p).tobytes() for p in sorted(tmp_path.glob("unconditional-1*.png"))]
     assert len(pictures) == 2 and pictures[0] == pictures[1]
 
 
-def test_other_commands_want_a_diffusion_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: Path
-) -> None:
-    assert call(monkeypatch, "evaluate", "--model", trained) == 2
-    assert "a diffusion model is wanted" in capsys.readouterr().err
+def test_other_commands_want_a_diffusion_model(refused: Any, trained: Path) -> None:
+    assert "a diffusion model is wanted" in refused("evaluate", "--model", trained)

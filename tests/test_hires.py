@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from pellucid import cli, hires, images
+from pellucid import hires, images
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, resolve
 from pellucid.stage import encode as encode_pixels
@@ -158,18 +157,13 @@ def test_parameters_of_a_second_pass() -> None:
     assert both["hires_strength"] == 0.5
 
 
-def test_from_the_command_line_and_again(
-    monkeypatch: pytest.MonkeyPatch, model_file: Path, tmp_path: Path
-) -> None:
+def test_from_the_command_line_and_again(call: Any, model_file: Path, tmp_path: Path) -> None:
     first, again = tmp_path / "first.png", tmp_path / "again.png"
-    common = ("--model", str(model_file), "--out")
-    options = ("--hires", "1.5", "--hires-steps", "2", "--hires-strength", "0.5")
+    common = ("--model", model_file, "--out")
+    options = ("--hires", 1.5, "--hires-steps", 2, "--hires-strength", 0.5)
     more = ("--hires-upscaler", "lanczos", "--film")
-    for words in (("a rabbit", *options, *more, *common, str(first)), ("--like", str(first))):
-        line = ["pellucid", "generate", *words]
-        line += [] if "--out" in words else [*common, str(again)]
-        monkeypatch.setattr(sys, "argv", line)
-        cli.main()
+    assert call("generate", "a rabbit", *options, *more, *common, first)[0] == 0
+    assert call("generate", "--like", first, *common, again)[0] == 0
     assert images.read_metadata(first).request == images.read_metadata(again).request
     with Image.open(first) as a, Image.open(again) as b:
         assert a.size == (24, 24) and np.array_equal(np.asarray(a), np.asarray(b))

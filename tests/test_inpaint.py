@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from PIL import Image, ImageDraw
 from pydantic import ValidationError
 from torch import Tensor
 
-from pellucid import cli, images, inpaint
+from pellucid import images, inpaint
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.conditioning import encode
 from pellucid.diffusion import Conditioning
@@ -398,7 +397,7 @@ def test_an_ordinary_model_ends_at_the_original(
     model: Model, picture: str, mask: str, sampler: str
 ) -> None:
     model = with_channels(model, 4)
-    fields = {"sampler": sampler, "spacing": "trailing", "steps": 6, "guidance": 1}
+    fields = {"sampler": sampler, "steps": 6, "guidance": 1}
     last = run(model, image=picture, mask=mask, mask_blur=0, **fields)
     canvas = inpaint.prepare(last.request, 2)
     outside = canvas.latent_weights(2).expand_as(last.x) == 0
@@ -584,21 +583,13 @@ def test_equals_diffusers(
 
 
 def test_a_picture_that_was_inpainted_is_made_again(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Any,
+    refused: Any,
     model_file: Path,
     picture: str,
     mask: str,
     tmp_path: Path,
 ) -> None:
-    def call(*words: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["pellucid", "generate", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            assert end.code == 2
-        return capsys.readouterr().err
-
     common = ("--model", model_file, "--out")
     for number, options in enumerate(
         (
@@ -608,8 +599,10 @@ def test_a_picture_that_was_inpainted_is_made_again(
         )
     ):
         first, again = tmp_path / f"{number}.png", tmp_path / f"{number}-again.png"
-        assert call("a rabbit", "--seed", 3, "--image", picture, *options, *common, first) == ""
-        assert call("--like", first, *common, again) == ""
+        words = ("a rabbit", "--seed", 3, "--image", picture, *options, *common, first)
+        for drawn in (words, ("--like", first, *common, again)):
+            status, _, err = call("generate", *drawn)
+            assert (status, err) == (0, "")
         assert Image.open(first).tobytes() == Image.open(again).tobytes()
         found = images.read_metadata(first)
         assert found.request == images.read_metadata(again).request
@@ -623,5 +616,6 @@ def test_a_picture_that_was_inpainted_is_made_again(
     )
     text = str(images.read_metadata(tmp_path / "1.png").parameters)
     assert "Mask mode: Inpaint not masked" in text and "Inpaint area: Only masked" in text
-    assert "--extend" in call("a", "--image", picture, "--extend", "1,2", *common, first)
-    assert "mask needs an image" in call("a", "--mask", mask, *common, first)
+    words = ("generate", "a", *common, first)
+    assert "--extend" in refused(*words, "--image", picture, "--extend", "1,2")
+    assert "mask needs an image" in refused(*words, "--mask", mask)

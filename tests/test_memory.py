@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from pellucid import checkpoints, devices, images, precision, strips
 from pellucid import nn as blocks
-from pellucid.cli import main
 from pellucid.devices import bring, choose_device, free_memory, in_the_way, weight_bytes
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
@@ -412,8 +410,7 @@ def test_kept_latents_are_decoded_by_the_command(
     model: Model,
     model_file: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    call: Any,
 ) -> None:
     latents = noise(2, 4, 8, 8)
     path = tmp_path / "a-rabbit.latents.safetensors"
@@ -424,13 +421,9 @@ def test_kept_latents_are_decoded_by_the_command(
     assert about == {"request": '{"prompt": "a rabbit"}'}
 
     out = tmp_path / "out"
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["pellucid", "decode", str(path), "--model", str(model_file), "--out", str(out)],
-    )
-    main()
-    written = [Path(line) for line in capsys.readouterr().out.split()]
+    status, paths, _ = call("decode", path, "--model", model_file, "--out", out)
+    assert status == 0
+    written = [Path(line) for line in paths.split()]
     assert written == [out / "a-rabbit.png", out / "a-rabbit-2.png"]
     for file, expected in zip(written, pictures(model, latents), strict=True):
         assert Image.open(file).tobytes() == expected.tobytes()
@@ -442,20 +435,14 @@ def test_kept_latents_are_decoded_by_the_command(
 def test_latents_are_kept_when_the_decoder_fails(
     model: Model,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    refused: Any,
 ) -> None:
     broken = replace(model, vae=copy.deepcopy(model.vae))
     broken.vae.decoder.conv_out.weight.data[:] = 3e38  # finite in the file, not in the picture
     file = tmp_path / "broken.safetensors"
     checkpoints.save(broken, file)
-    line = ["generate", "a rabbit", "--model", str(file), "--seed", "3", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["pellucid", *line])
-    with pytest.raises(SystemExit) as status:
-        main()
-    assert status.value.code == 2
+    told = refused("generate", "a rabbit", "--model", file, "--seed", 3, "--out", tmp_path)
     kept = tmp_path / "a-rabbit-3.latents.safetensors"
-    told = capsys.readouterr().err
     assert str(kept) in told and "pellucid decode" in told
     latents, about = load_latents(kept)
     assert latents.shape == (1, 4, 8, 8) and latents.isfinite().all()

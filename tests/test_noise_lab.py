@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid import cli, images, noise_lab
+from pellucid import images, noise_lab
 from pellucid.conditioning import encode
 from pellucid.diffusion import small_step
 from pellucid.model import Model
@@ -324,33 +323,26 @@ def test_wrong_settings_are_named(model: Model, options: dict[str, Any], sentenc
 # ---------------------------------------------------------------- the command
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_the_command(
+    call: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photo().save("photo.png")
     command = ("noise", "photo.png", "--model", model_file, "--t", "0, 999")
-    assert call(monkeypatch, *command) == 0
-    out, _ = capsys.readouterr()
+    status, out, _ = call(*command)
+    assert status == 0
     assert out.split() == ["outputs/photo-noise.html", "outputs/photo-noise.png"]
     assert all(Path(name).stat().st_size > 1000 for name in out.split())
-    assert call(monkeypatch, *command, "--json", "--schedule", "cosine") == 0
-    lab = NoiseLab.model_validate_json(capsys.readouterr().out)
+    status, out, _ = call(*command, "--json", "--schedule", "cosine")
+    assert status == 0
+    lab = NoiseLab.model_validate_json(out)
     assert lab.times == (0, 999) and lab.walk.schedule == "cosine"
-    assert call(monkeypatch, *command, "--json", "--out", "new/a.html") == 0
-    assert NoiseLab.model_validate_json(capsys.readouterr().out).source == "photo.png"
+    status, out, _ = call(*command, "--json", "--out", "new/a.html")
+    assert status == 0
+    assert NoiseLab.model_validate_json(out).source == "photo.png"
     assert sorted(path.name for path in Path("new").iterdir()) == ["a.html", "a.png"]
 
 
@@ -370,10 +362,10 @@ def test_the_command(
     ],
 )
 def test_bad_input_is_one_sentence(
+    refused: Any,
     words: tuple[str, ...],
     sentence: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
 ) -> None:
@@ -385,7 +377,5 @@ def test_bad_input_is_one_sentence(
     Path("half.png").write_bytes(Path("photo.png").read_bytes()[:90])
     before = sorted(tmp_path.iterdir())
     model = () if "--model" in words else ("--model", model_file)
-    assert call(monkeypatch, "noise", *words, *model) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and sentence in err
+    assert sentence in refused("noise", *words, *model)
     assert sorted(tmp_path.iterdir()) == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pellucid import cli, images
+from pellucid import images
 from pellucid import nn as blocks
 from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.clip import CLIP, TextTower, retrieve
@@ -311,40 +310,32 @@ def test_pages_have_everything_and_need_nothing(
 # ---------------------------------------------------------------- the commands
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_the_commands(
+    call: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photo().save("a.png")
     photo(turn=1).convert("P").save("b.gif")
-    assert call(monkeypatch, "autoencoder", "a.png", "--model", model_file) == 0
+    round_trip = ("autoencoder", "a.png", "--model", model_file)
     command = ("clip", "a.png", "b.gif", "--model", model_file, "--text", "a rabbit")
-    assert call(monkeypatch, *command) == 0
-    out, _ = capsys.readouterr()
-    assert out.split() == ["outputs/a-autoencoder.html", "outputs/a-clip.html"]
-    assert all(Path(name).stat().st_size > 1000 for name in out.split())
-    assert call(monkeypatch, "autoencoder", "a.png", "--model", model_file, "--json") == 0
-    assert RoundTrip.model_validate_json(capsys.readouterr().out).source == "a.png"
+    for words in (round_trip, command):
+        name = f"outputs/a-{words[0]}.html"
+        assert call(*words) == (0, f"{name}\n", "")
+        assert Path(name).stat().st_size > 1000
+    status, out, _ = call(*round_trip, "--json")
+    assert status == 0
+    assert RoundTrip.model_validate_json(out).source == "a.png"
     Path("words.txt").write_text("rabbit\n\n apple \n")
     for source, count in (("concepts", len(concept_names())), ("words.txt", 2)):
-        assert call(monkeypatch, *command, "--json", "--words", source) == 0
-        found = Similarity.model_validate_json(capsys.readouterr().out)
+        status, out, _ = call(*command, "--json", "--words", source)
+        assert status == 0
+        found = Similarity.model_validate_json(out)
         assert found.words == count and found.texts == ("a rabbit",)
     assert [seen.name for seen in found.pictures] == ["a.png", "b.gif"]
-    assert call(monkeypatch, *command, "--json", "--words", "vocabulary") == 0
-    capsys.readouterr()
+    assert call(*command, "--json", "--words", "vocabulary")[0] == 0
     assert sorted(path.name for path in Path("outputs").iterdir()) == [
         "a-autoencoder.html",
         "a-clip.html",
@@ -363,11 +354,11 @@ def test_the_commands(
     ],
 )
 def test_bad_pictures_are_one_sentence(
+    refused: Any,
     command: str,
     words: tuple[str, ...],
     sentence: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
 ) -> None:
@@ -376,9 +367,7 @@ def test_bad_pictures_are_one_sentence(
     Image.new("RGB", (20_000, 2)).save("large.png")
     photo().save("photo.png")
     Path("half.png").write_bytes(Path("photo.png").read_bytes()[:90])
-    assert call(monkeypatch, command, *words, "--model", model_file) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and sentence in err
+    assert sentence in refused(command, *words, "--model", model_file)
     assert not Path("outputs").exists()
 
 
@@ -387,15 +376,13 @@ def test_bad_pictures_are_one_sentence(
     [("vocabulry", "concepts, vocabulary or a file"), ("a.png", "a.png is not a text file")],
 )
 def test_bad_words_are_one_sentence(
+    refused: Any,
     source: str,
     sentence: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     model_file: Path,
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photo().save("a.png")
-    assert call(monkeypatch, "clip", "a.png", "--words", source, "--model", model_file) == 2
-    _, err = capsys.readouterr()
-    assert err.count("\n") == 1 and sentence in err
+    assert sentence in refused("clip", "a.png", "--words", source, "--model", model_file)

@@ -1,8 +1,8 @@
 """The tiny autoencoder: equal to diffusers' AutoencoderTiny, from every layout on disk."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pellucid import checkpoints, cli, preview
+from pellucid import checkpoints, preview
 from pellucid.checkpoints import CheckpointError
 from pellucid.model import Model
 from pellucid.pipeline import generate
@@ -230,19 +230,9 @@ def shelf(tmp_path: Path, model_file: Path) -> Path:
     return tmp_path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """The exit status of ``pellucid words``."""
-    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 @pytest.mark.parametrize("beside", [True, False])
 def test_decoder_tiny(
-    beside: bool, shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    beside: bool, shelf: Path, call: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preview, "QUICK_PARAMETERS", 0)
     tiny = shelf / "taesd_decoder.safetensors"
@@ -250,23 +240,19 @@ def test_decoder_tiny(
     words += ["--out", shelf / "out", "--decoder", "tiny", "--film"]
     if not beside:
         tiny = tiny.rename(shelf / "another.safetensors")
-        assert run(monkeypatch, *words) == 2
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1
-        assert "a tiny autoencoder for its 4 latent channels, taesd_decoder.safetensors," in told
+        told = "a tiny autoencoder for its 4 latent channels, taesd_decoder.safetensors,"
+        assert told in refused(*words)
         words += ["--tiny-vae", tiny]
-    assert run(monkeypatch, *words) == 0
-    picture, strip, _ = map(Path, capsys.readouterr().out.split())
+    status, out, _ = call(*words)
+    assert status == 0
+    picture, strip, _ = map(Path, out.split())
     with Image.open(picture) as image, Image.open(strip) as film:
         assert image.size == (64, 64)  # the tests' own decoder gives 16
         assert film.height > 128
-    assert run(monkeypatch, "info", tiny) == 0
-    assert "a tiny autoencoder (TAESD) alone" in capsys.readouterr().out
+    assert "a tiny autoencoder (TAESD) alone" in call("info", tiny)[1]
 
 
-def test_wrong_tiny_vae_is_told(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_tiny_vae_is_told(shelf: Path, refused: Any) -> None:
     words = ("generate", "a rabbit", "--model", shelf / "model.safetensors", "--out", shelf / "out")
     for more, message in (
         (("--tiny-vae", shelf / "none.safetensors"), "does not exist; a tiny autoencoder"),
@@ -274,6 +260,5 @@ def test_wrong_tiny_vae_is_told(
         (("--preview", "linaer"), "nearest first: linear"),
         (("--decoder", "small"), "decoder: "),
     ):
-        assert run(monkeypatch, *words, *more) == 2
-        assert message in capsys.readouterr().err
+        assert message in refused(*words, *more)
     assert not (shelf / "out").exists()
