@@ -38,7 +38,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 INDEX_BYTES = 2**24
-READ_BYTES = 2**22  # at a time, of a tensor that is cast
+READ_BYTES = 2**15  # at a time, of a tensor that is cast: stays in cache, and in one thread
 PICKLE_BYTES = 2**23  # of the part that is not tensors; an original file's has a twentieth of it
 RENEW_BYTES = 2**26  # of a mapped pickle, read and cast, before the mapping is made anew
 
