@@ -102,6 +102,8 @@ def test_json_and_info(
         (["--size", "big"], "WIDTHxHEIGHT"),
         (["--size", "0"], "width"),
         (["--mix", "frog:much"], "TEXT:WEIGHT"),
+        (["--interval", "0.2"], "FROM,TO"),
+        (["--interval", "0.8,0.2"], "ends before it begins"),
         (["--image", "absent.png"], "absent.png"),
         (["--like", "absent.png"], "absent.png"),
         (["--model", "absent.safetensors"], "absent.safetensors"),

@@ -103,6 +103,33 @@ def test_mix(model: Model, by: str) -> None:
     torch.testing.assert_close(same.x, run(model).x, rtol=1e-3, atol=1e-3)
 
 
+def test_a_walk_from_one_prompt_to_another(model: Model) -> None:
+    way = run(model, walk="a rabbit", count=3, guidance=2.0)
+    assert way.seeds == (1, 1, 1)
+    ends = [run(model, guidance=2.0), run(model, prompt="a rabbit", guidance=2.0)]
+    for i, end in ((0, ends[0]), (2, ends[1])):
+        torch.testing.assert_close(way.x[i : i + 1], end.x, atol=1e-5, rtol=1e-4)
+        assert (way.x[1] - end.x).abs().max() > 1e-4
+    for i in range(3):
+        alone = run(model, **way.request.alone(i).record())
+        torch.testing.assert_close(alone.x, way.x[i : i + 1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_walk_of_prompts_of_different_lengths(model: Model) -> None:
+    way = run(model, prompt="a", walk="a red apple, " * 20, count=2, negative_prompt="a rabbit")
+    assert torch.isfinite(way.x).all()
+    assert (way.x[0] - way.x[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"mix": [("a", 1.0)]}, "walk does not go with mix"), ({"prompt": "a AND b"}, "AND does not")],
+)
+def test_what_does_not_go_with_a_walk(model: Model, fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        run(model, walk="a rabbit", **fields)
+
+
 def test_variation(model: Model) -> None:
     there = run(model, variation_seed=7, variation_strength=1.0)
     torch.testing.assert_close(there.x, run(model, seed=7).x, rtol=1e-4, atol=1e-4)

@@ -30,7 +30,7 @@ def adapt(
     ]
     uses = [(Path(name), weight, text) for name, weight, text in request.loras]
     warnings = []
-    for prompt in (request.prompt, *(text for text, _ in request.mix)):
+    for prompt in request.prompts:
         uses += [
             (find(tag.name, folder), tag.weight, tag.text_weight) for tag in take_loras(prompt)[1]
         ]

@@ -19,6 +19,7 @@ from torch import Tensor
 from pellucid import stage
 from pellucid.clip import TextTower
 from pellucid.diffusion import Conditioning, normalized
+from pellucid.guidance import walk
 from pellucid.model import Emphasis, Model
 from pellucid.precision import dtype_of
 from pellucid.prompt import each_step, parse, split_and, take_loras
@@ -223,7 +224,7 @@ def _sized(
     score = NEGATIVE_SCORE if negative else SCORE
     last = (score,) if config.size_count == 5 else (height, width)
     numbers = [height, width, 0, 0, *last]
-    sizes = torch.tensor([numbers], dtype=torch.float32, device=cond.tokens.device)
+    sizes = torch.tensor([numbers] * len(cond), dtype=torch.float32, device=cond.tokens.device)
     return replace(cond, sizes=sizes)
 
 
@@ -231,11 +232,14 @@ def told(model: Model, request: Request, steps: int, second: int = 0) -> list[To
     """What is wanted and what is not at each of `steps`, and then of `second` steps.
 
     Mixed prompts are shares of 1; what AND joins is added up with its weights, and need not be 1.
-    Raises ValueError for weights that make no sense, and for AND with a mix of embeddings.
+    On a walk each is of a batch of `request.count`, image by image.
+    Raises ValueError for weights that make no sense, and for AND with a mix of embeddings or a walk.
     """
     if steps + second == 0:
         return []
     prompts = [(request.prompt, 1.0), *request.mix]
+    if request.walk is not None:
+        prompts.append((request.walk, 1.0))
     shares = normalized([weight for _, weight in prompts])
     wanted: list[tuple[list[str], float]] = []
     for (prompt, _), share in zip(prompts, shares, strict=True):
@@ -245,6 +249,8 @@ def told(model: Model, request: Request, steps: int, second: int = 0) -> list[To
     weights = [weight for _, weight in wanted]
     if request.mix_by == "embedding" and len(wanted) > len(prompts):
         raise ValueError("AND does not go with mix_by 'embedding'; 'noise' does")
+    if request.walk is not None and len(wanted) > len(prompts):
+        raise ValueError("AND does not go with walk")
     unwanted = each_step(request.negative_prompt, steps, second)
     guided = request.guidance != 1 or not math.isclose(sum(weights), 1)
 
@@ -256,7 +262,11 @@ def told(model: Model, request: Request, steps: int, second: int = 0) -> list[To
 
     def at(step: int) -> Told:
         conds = [(vectors[each[step]], weight) for each, weight in wanted]
-        if request.mix_by == "embedding":
+        if request.walk is not None:
+            (here, _), (there, _) = conds
+            stops = [walk(here, there, share) for share in request.walked]
+            conds = [(Conditioning.cat(stops), 1.0)]
+        elif request.mix_by == "embedding":
             conds = [(Conditioning.mix(conds), 1.0)]
         if not guided:
             return Told(conds, None)

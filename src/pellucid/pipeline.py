@@ -7,7 +7,7 @@ same loop, ``for step in sample(...)``. To stop is to stop iterating.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,6 @@ def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iter
     passes = levels_of(model, request)
     total = sum(len(levels) - 1 for levels in passes)
     warnings = (*unmatched, *warnings_of(model, asked, request, passes))
-    seeds = tuple(request.seed + i for i in range(request.count))
     looks: list[Parts] = []
     told_late: list[str] = []  # what the parts had to do otherwise, once they did
     for number, step in enumerate(steps_of(model, request, canvas, passes, looks, told_late)):
@@ -101,7 +100,7 @@ def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iter
                 step.x0,
                 look,
                 request,
-                seeds,
+                tuple(request.seeds),
                 (*warnings, *told_late),
                 images,
             )
@@ -109,9 +108,8 @@ def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iter
 
 def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
     """The model as it is, for a request that asks for nothing on it; ValueError for others."""
-    prompts = (request.prompt, *(text for text, _ in request.mix))
     named = [path for path, *_ in request.loras] + list(request.embeddings)
-    named += [tag.name for prompt in prompts for tag in take_loras(prompt)[1]]
+    named += [tag.name for prompt in request.prompts for tag in take_loras(prompt)[1]]
     if named:
         raise ValueError(
             f"the request asks for {named[0]!r}, and nothing is given that opens LoRAs and "
@@ -136,7 +134,7 @@ def steps_of(
     options = sampler_options(sampler, request)
     size = (request.width, request.height) if canvas is None else canvas.size
     each = told(model, request, *(len(levels) - 1 for levels in passes))
-    streams = generators(request.seed, request.count)
+    streams = streams_of(request.seeds)
     step = begin = start(model, request, canvas, size, passes[0][0], streams, warnings)
     yield begin
     if len(passes[0]) > 1:
@@ -150,7 +148,7 @@ def steps_of(
             yield step
     for levels in passes[1:]:
         size, x0 = enlarge(model, request, size, step.x, warnings)
-        streams = generators(request.seed, request.count)
+        streams = streams_of(request.seeds)
         noise = first_noise(model, request, size, streams)
         x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
         plan = planned(levels, each[len(passes[0]) - 1 :])
@@ -190,7 +188,7 @@ def warnings_of(
     model: Model, asked: Request, request: Request, passes: Sequence[Sequence[Level]]
 ) -> tuple[str, ...]:
     """What was done otherwise than asked; `request` is `asked`, resolved."""
-    prompts = (request.prompt, *(text for text, _ in request.mix), request.negative_prompt)
+    prompts = (*request.prompts, request.negative_prompt)
     counts = [len(levels) - 1 for levels in passes]
     warnings = [
         f"no step of {sum(counts)} reads {text!r} of the prompt; see pellucid tokens"
@@ -259,6 +257,11 @@ def start(
     return Step(add_noise(begin, noise, level.alpha, level.sigma), x0, level)
 
 
+def streams_of(seeds: Iterable[int]) -> list[Generator]:
+    """The randomness of each image."""
+    return [generators(seed, 1)[0] for seed in seeds]
+
+
 def first_noise(
     model: Model, request: Request, size: tuple[int, int], streams: Sequence[Generator]
 ) -> Tensor:
@@ -269,7 +272,8 @@ def first_noise(
     noise = draw(request.noise, shape, streams)
     if request.variation_strength > 0:
         other = request.seed + 1 if request.variation_seed is None else request.variation_seed
-        towards = draw(request.noise, shape, generators(other, request.count))
+        turn = other - request.seed
+        towards = draw(request.noise, shape, streams_of(seed + turn for seed in request.seeds))
         noise = slerp(noise, towards, request.variation_strength)
     return noise.to(stage.device_of(model), dtype_of(model.backbone))
 

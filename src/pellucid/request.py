@@ -97,6 +97,10 @@ class Request(BaseModel):
     mix: tuple[tuple[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = ()
     """Further prompts and their weights beside the prompt's own, which is 1."""
     mix_by: Literal["embedding", "noise"] = "noise"
+    walk: str | None = None
+    """A prompt to walk to from the prompt, in `count` pictures that all begin with the same noise."""
+    walk_span: tuple[Share, Share] = (0.0, 1.0)
+    """The part of that way which is walked; a single picture is of the middle of it."""
     variation_seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     variation_strength: Share = 0.0
     """How far the first noise is turned towards that of `variation_seed`, image i's towards that of
@@ -138,6 +142,8 @@ class Request(BaseModel):
     def _together(self) -> Request:
         if self.interval[0] > self.interval[1]:
             raise ValueError(f"the interval {self.interval} ends before it begins")
+        if self.walk is not None and self.mix:
+            raise ValueError("walk does not go with mix; one of them is wanted")
         if self.seed is not None and self.seed + self.count - 1 > MAX_SEED:
             raise ValueError(
                 f"seed {self.seed} and count {self.count} pass the last seed {MAX_SEED}"
@@ -161,12 +167,36 @@ class Request(BaseModel):
         """Only a part is drawn, and the rest comes back as it was."""
         return self.mask is not None or any(self.extend)
 
+    @property
+    def prompts(self) -> list[str]:
+        """All that is wanted."""
+        return [self.prompt, *(text for text, _ in self.mix), *([self.walk] if self.walk else [])]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of each image; ValueError where `seed` was not filled in."""
+        if self.seed is None:
+            raise ValueError("the request has no seed yet; `resolve` chooses one")
+        return [self.seed + (i if self.walk is None else 0) for i in range(self.count)]
+
+    @property
+    def walked(self) -> list[float]:
+        """How far on the walk each image is, 0..1."""
+        start, end = self.walk_span
+        if self.count == 1:
+            return [(start + end) / 2]
+        return [start + (end - start) * i / (self.count - 1) for i in range(self.count)]
+
     def alone(self, i: int) -> Request:
         """The request of image i by itself; `seed` is filled in, as in `Progress.request`."""
         if self.seed is None or not 0 <= i < self.count:
             raise ValueError(f"image {i} of {self.count} with the seed {self.seed} has no request")
-        turned = None if self.variation_seed is None else self.variation_seed + i
-        return self.model_copy(update={"seed": self.seed + i, "variation_seed": turned, "count": 1})
+        seed, turned = self.seeds[i], self.variation_seed
+        if turned is not None:
+            turned += seed - self.seed
+        span = self.walk_span if self.walk is None else (self.walked[i],) * 2
+        fixed = {"seed": seed, "variation_seed": turned, "walk_span": span, "count": 1}
+        return self.model_copy(update=fixed)
 
     def idle(self) -> dict[str, str]:
         """The fields that do nothing in this request, and the one that each of them needs."""
@@ -179,6 +209,8 @@ class Request(BaseModel):
             idle |= dict.fromkeys(sorted(OF_HIRES), "hires")
         if self.variation_strength == 0:
             idle["variation_seed"] = "variation_strength"
+        if self.walk is None:
+            idle["walk_span"] = "walk"
         return idle
 
     def record(self) -> dict[str, Any]:
@@ -188,6 +220,8 @@ class Request(BaseModel):
             idle |= {"mask", "extend"}
         if self.decoder == "vae":
             idle |= {"decoder"}
+        if self.walk is None:
+            idle |= {"walk"}
         return self.model_dump(mode="json", exclude=idle)
 
 

@@ -46,6 +46,14 @@ def _mix(items: list[str]) -> list[tuple[str, float]]:
     return out
 
 
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        start, end = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--interval is {text!r}; FROM,TO is wanted, such as 0.2,0.8") from None
+    return start, end
+
+
 def _lora(item: str) -> tuple[str, float, float]:
     """FILE, FILE:WEIGHT or FILE:WEIGHT:WEIGHT IN THE TEXT TOWERS; a path may have a colon too."""
     path, weights = item, list[float]()
@@ -173,6 +181,12 @@ def generate(
         list[str] | None, _panel(STEER, "A further prompt, TEXT or TEXT:WEIGHT; repeatable.")
     ] = None,
     mix_by: Annotated[str | None, _panel(STEER, "noise or embedding.")] = None,
+    walk: Annotated[
+        str | None, _panel(STEER, "A prompt to walk to: --count pictures on the way, of one seed.")
+    ] = None,
+    interval: Annotated[
+        str | None, _panel(STEER, "FROM,TO: the part of the way with guidance, such as 0.2,0.8.")
+    ] = None,
     variation_seed: Annotated[int | None, _panel(STEER, "Noise to turn towards.")] = None,
     variation_strength: Annotated[float | None, _panel(STEER, "How far, 0 to 1.")] = None,
     clip_skip: Annotated[
@@ -242,6 +256,8 @@ def generate(
         "hires_upscaler": hires_upscaler,
         "mix": _mix(mix) if mix else None,
         "mix_by": mix_by,
+        "walk": walk,
+        "interval": None if interval is None else _interval(interval),
         "variation_seed": variation_seed,
         "variation_strength": variation_strength,
         "clip_skip": clip_skip,
