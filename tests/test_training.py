@@ -6,6 +6,7 @@ Six things drawn as noise stand for the art; a few steps of small batches stand 
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import math
 import os
@@ -27,9 +28,18 @@ from pellucid.evaluate import classifier
 from pellucid.train import clip as train_clip
 from pellucid.train import diffusion as train_diffusion
 from pellucid.train import gan as train_gan
+from pellucid.train import loop
 from pellucid.train import lora as train_lora
 from pellucid.train import vae as train_vae
-from pellucid.train.loop import Ema, generator_of, learning_rate, load_state, rng_of, save_state
+from pellucid.train.loop import (
+    Ema,
+    Report,
+    generator_of,
+    learning_rate,
+    load_state,
+    rng_of,
+    save_state,
+)
 
 STEPS = 12
 
@@ -257,6 +267,34 @@ def test_a_truncated_state_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state\.pt: not a saved training state"):
         load_state(path)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", written := Terminal())
+    monkeypatch.setattr(loop, "REDRAW", -1.0)
+    report = Report("vae", 4)
+    for step in range(4):
+        report(step, 8, loss=1.0)
+        if step == 1:
+            loop.say("a sheet was drawn")
+    shown = written.getvalue().split("\r\x1b[K")[1:]
+    assert [line.count("━") for line in shown] == [6, 12, 0, 18, 24]
+    assert [line.endswith("\n") for line in shown] == [False, False, True, False, True]
+    assert "vae" in shown[0] and "4/4  loss 1.0000" in shown[-1] and "0.0 min left" in shown[-1]
+
+
+def test_progress_is_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("vae", 7, start=2, every=2)
+    for step in range(2, 7):
+        report(step, 8, loss=1.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["4/7", "6/7", "7/7"]
+    assert not any("\r" in line or "━" in line for line in lines)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:

@@ -14,7 +14,7 @@ import sys
 import typer
 
 from pellucid import plugins
-from pellucid.cli._app import app, fail
+from pellucid.cli._app import app, fail, tell
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         if isinstance(status, int) and status != 0:
             raise SystemExit(status)
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo("pellucid: stopped", err=True)
+        tell("stopped")
         raise SystemExit(130) from None
     except OSError as error:
         if error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:

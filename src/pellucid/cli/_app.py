@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 import typer
@@ -16,7 +17,13 @@ app = typer.Typer(
 MODEL_HELP = "A model file; without it the small model that ships with Pellucid."
 
 
+def tell(message: str) -> None:
+    """A message on stderr; on a terminal it takes the place of a bar that was left behind."""
+    erase = "\r\x1b[K" if sys.stderr.isatty() else ""
+    typer.echo(f"{erase}pellucid: {message}", err=True)
+
+
 def fail(message: str) -> NoReturn:
     """Say what is wrong and leave with status 2."""
-    typer.echo(f"pellucid: {message}", err=True)
+    tell(message)
     raise SystemExit(2)

@@ -40,6 +40,9 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """The least and the most that an option of this name may be, in every loop."""
 
+BAR = 24  # letters of a bar of progress
+REDRAW = 0.2  # seconds until it is drawn again
+
 
 def check(options: Any) -> None:
     """ValueError for an option of a loop that is not in its range, or is not finite."""
@@ -50,9 +53,14 @@ def check(options: Any) -> None:
             raise ValueError(f"{name} is {value}; {wanted} is wanted")
 
 
-def say(line: str) -> None:
-    """A line of progress, on stderr; stdout is for results."""
-    sys.stderr.write(line + "\n")
+def say(line: str, *, replaced: bool = False) -> None:
+    """A line of progress, on stderr; stdout is for results.
+
+    replaced: the next line takes its place, on a terminal.
+    """
+    terminal = sys.stderr.isatty()
+    erase = "\r\x1b[K" if terminal else ""
+    sys.stderr.write(erase + line + ("" if terminal and replaced else "\n"))
     sys.stderr.flush()
 
 
@@ -198,21 +206,28 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
 
 
 class Report:
-    """A line of progress on stderr: step, speed, time left, and what is measured."""
+    """Progress on stderr: step, speed, time left, and what is measured.
+
+    On a terminal a bar that moves; elsewhere, as in a log, a line every `every` steps.
+    """
 
     def __init__(self, name: str, steps: int, start: int = 0, every: int = 50, quiet: bool = False):
         self.name, self.steps, self.start, self.every, self.quiet = name, steps, start, every, quiet
-        self.began = time.monotonic()
+        self.began = self.shown = time.monotonic()
 
     def __call__(self, step: int, batch: int, **figures: float | Tensor) -> None:
-        done = step + 1 - self.start
-        if self.quiet or (done % self.every and step + 1 != self.steps):
+        done, now = step + 1 - self.start, time.monotonic()
+        last, terminal = step + 1 == self.steps, sys.stderr.isatty()
+        due = now - self.shown > REDRAW if terminal else done % self.every == 0
+        if self.quiet or not (due or last):
             return
-        seconds = time.monotonic() - self.began
+        self.shown, seconds = now, now - self.began
         left = seconds / done * (self.steps - step - 1)
         text = "  ".join(f"{key} {float(value):.4f}" for key, value in figures.items())
-        speed = done * batch / seconds
+        full = round(BAR * (step + 1) / self.steps)
+        bar = "━" * full + "─" * (BAR - full) + " " if terminal else ""
         say(
-            f"{self.name} {step + 1}/{self.steps}  {text}  {speed:.0f} pictures/s  "
-            f"{left / 60:.1f} min left"
+            f"{self.name} {bar}{step + 1}/{self.steps}  {text}  {done * batch / seconds:.0f} "
+            f"pictures/s  {left / 60:.1f} min left",
+            replaced=not last,
         )
