@@ -543,6 +543,9 @@ def test_inpainting_and_pix2pix(name: str, channels: int, vocabulary: Path, tmp_
         }[name, channels]
     )
     assert_same(model, load(tmp_path / "out"))
+    diffusers = pytest.importorskip("diffusers")
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert type(again).__name__ == said and again.unet.config.in_channels == channels
 
 
 # ---------------------------------------------------------------- what is wrong with a folder

@@ -65,6 +65,8 @@ PIPELINES = {
     SD3.name: "StableDiffusion3",
 }
 USES = {4: "", 9: "Inpaint", 8: "InstructPix2Pix"}  # by the channels that a U-Net sees
+# The release of diffusers whose layout is written; its pipeline for inpainting asks for it.
+VERSION = "0.30.0"
 
 
 def index(
@@ -75,6 +77,7 @@ def index(
         use = use or "Img2Img"
     entries: dict[str, Any] = {
         "_class_name": f"{PIPELINES[family.name]}{use}Pipeline",
+        "_diffusers_version": VERSION,
         BACKBONES[name].folder: ["diffusers", name],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", scheduler],
