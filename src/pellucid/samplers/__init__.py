@@ -8,7 +8,8 @@ cancelling are the caller's ``for`` loop.
 A sampler's file also says ORDER (how the error of a deterministic solver falls with the step; None
 for one that adds noise) and ALIASES (the names that people know from other programs). Where it is
 not so for all, it says too: SPACING, the spacing that suits it best, which "automatic" means
-("uniform"); SKIP_PENULTIMATE, that the last but one of the levels is left out, as in A1111 (False);
+("uniform"); SKIP_PENULTIMATE, the spacings of which the last but one of the levels is left out (none):
+all of them in A1111's DPM2, and "linspace" in the multistep solvers, which diffusers spaces so;
 ENDS_FIRST, that the spacing "leading" ends at t = 0, with a little noise left, as in the original
 code (False).
 """
@@ -125,5 +126,5 @@ def levels_for(
         steps,
         plain,
         "first" if first else "clean",
-        skip_penultimate=getattr(sampler, "SKIP_PENULTIMATE", False),
+        skip_penultimate=plain in getattr(sampler, "SKIP_PENULTIMATE", ()),
     )

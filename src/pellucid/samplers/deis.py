@@ -24,6 +24,7 @@ from pellucid.schedule import Level
 
 ORDER = 3
 ALIASES = ("DEIS", "DEISMultistepScheduler")
+SKIP_PENULTIMATE = ("linspace",)
 
 
 def sample(

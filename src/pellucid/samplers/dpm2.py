@@ -19,12 +19,12 @@ from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
 from pellucid.samplers import Noise, Step
-from pellucid.schedule import Level
+from pellucid.schedule import SPACINGS, Level
 
 ORDER = 2
 ALIASES = ("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler")
 SPACING = "karras"
-SKIP_PENULTIMATE = True
+SKIP_PENULTIMATE = SPACINGS
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

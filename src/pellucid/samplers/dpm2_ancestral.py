@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
 from pellucid.samplers import Noise, Step, ancestral
-from pellucid.schedule import Level
+from pellucid.schedule import SPACINGS, Level
 
 ORDER = None
 ALIASES = ("DPM2 a", "DPM2 ancestral", "k_dpm_2_a", "KDPM2AncestralDiscreteScheduler")
 SPACING = "karras"
-SKIP_PENULTIMATE = True
+SKIP_PENULTIMATE = SPACINGS
 
 
 def sample(

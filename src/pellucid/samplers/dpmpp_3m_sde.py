@@ -25,12 +25,12 @@ from torch import Tensor
 
 from pellucid.diffusion import Denoiser
 from pellucid.samplers import Noise, Step
-from pellucid.schedule import Level
+from pellucid.schedule import SPACINGS, Level
 
 ORDER = None
 ALIASES = ("DPM++ 3M SDE", "k_dpmpp_3m_sde")
 SPACING = "exponential"
-SKIP_PENULTIMATE = True
+SKIP_PENULTIMATE = SPACINGS
 
 
 def sample(

@@ -26,6 +26,7 @@ from pellucid.schedule import Level
 
 ORDER = 3
 ALIASES = ("UniPC", "UniPCMultistepScheduler")
+SKIP_PENULTIMATE = ("linspace",)
 
 
 class _Look(NamedTuple):
