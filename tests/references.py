@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 
@@ -112,6 +113,24 @@ def assert_same(model: Model, other: Model) -> None:
     assert (other.text_2 is None) == (model.text_2 is None)
     for name in ("reading", "schedule", "prediction", "defaults"):
         assert getattr(other, name) == getattr(model, name)
+
+
+def make_lora(model: Model, path: Path, seed: int = 0, strange: bool = False) -> Path:
+    """A LoRA of all that attends in a model, with kohya's keys; strange: and of something else."""
+    draw = torch.Generator().manual_seed(seed)
+    weights = {}
+    for part, start in (("backbone", "lora_unet_"), ("text", "lora_te_")):
+        for name, module in getattr(model, part).named_modules():
+            if isinstance(module, nn.Linear) and "attn" in name:
+                key = start + name.replace(".", "_")
+                sides = module.weight.shape
+                weights[f"{key}.lora_down.weight"] = torch.randn(2, sides[1], generator=draw)
+                weights[f"{key}.lora_up.weight"] = torch.randn(sides[0], 2, generator=draw)
+    if strange:
+        weights |= {f"lora_unet_x.lora_{end}.weight": torch.ones(2, 2) for end in ("down", "up")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path)
+    return path
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

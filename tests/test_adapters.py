@@ -12,32 +12,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
 
 from pellucid.adapters import adapt, find
 from pellucid.checkpoints import load_lora
+from pellucid.cli._request import lora_of
 from pellucid.images import read_metadata
 from pellucid.lora import attach
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
-
-
-def make_lora(model: Model, path: Path, seed: int = 0, strange: bool = False) -> Path:
-    draw = torch.Generator().manual_seed(seed)
-    weights = {}
-    for part, start in (("backbone", "lora_unet_"), ("text", "lora_te_")):
-        for name, module in getattr(model, part).named_modules():
-            if isinstance(module, nn.Linear) and "attn" in name:
-                key = start + name.replace(".", "_")
-                sides = module.weight.shape
-                weights[f"{key}.lora_down.weight"] = torch.randn(2, sides[1], generator=draw)
-                weights[f"{key}.lora_up.weight"] = torch.randn(sides[0], 2, generator=draw)
-    if strange:
-        weights |= {f"lora_unet_x.lora_{end}.weight": torch.ones(2, 2) for end in ("down", "up")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path)
-    return path
+from references import make_lora
 
 
 @pytest.fixture
@@ -189,9 +173,7 @@ def test_generate_and_do_it_again(
     ],
 )
 def test_how_a_lora_is_written(item: str, wanted: tuple[str, float, float]) -> None:
-    from pellucid.cli.generate import _lora
-
-    assert _lora(item) == wanted
+    assert lora_of(item) == wanted
 
 
 def test_wrong_words(call: Any, model_file: Path, folder: Path) -> None:

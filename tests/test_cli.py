@@ -203,13 +203,14 @@ def test_long_empty_and_odd_prompts(
         ("rabbit " * 10_000, f"{'-'.join(['rabbit'] * 9)[:60].strip('-')}-1.png"),
         ("\U00020000" * 90, None),  # four bytes each, in a name of at most 255
         ("((a [rabbit:( \\", "a-rabbit-1.png"),
+        ("a (rabbit", "a-rabbit-1-2.png"),
     ):
         words = ("generate", prompt, "--model", model_file, "--steps", 1, "--seed", 1)
         status, out, err = call(*words, "--out", tmp_path)
         assert status == 0
         path = Path(out.strip())
         assert path.parent == tmp_path and path.is_file() and name in (None, path.name)
-        assert not err
+        assert err.count("\n") == ("(" in prompt) and ("is never closed" in err) == ("(" in prompt)
 
 
 def test_a_random_seed_is_in_the_name_and_in_the_picture(
@@ -226,6 +227,39 @@ def test_a_random_seed_is_in_the_name_and_in_the_picture(
         assert request is not None and Path(line).stem == f"a-rabbit-{request['seed']}"
         seeds.append(request["seed"])
     assert seeds[0] >= 0 and seeds[1] == seeds[0] + 1
+
+
+def test_options_that_do_nothing_are_told(call: Any, model_file: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "mask.png")
+    base = ("generate", "a rabbit", "--model", model_file, "--steps", 2, "--out", tmp_path)
+    masked = ("--image", tmp_path / "mask.png", "--mask", tmp_path / "mask.png")
+    for words, told in (
+        (("--preview", "vae"), "--preview does nothing without --film"),
+        (("--live-lora",), "--live-lora does nothing without a LoRA"),
+        (("--padding", 9), "padding does nothing without mask"),
+        ((*masked, "--padding", 9), "padding does nothing without only_masked"),
+        ((*masked, "--padding", 9, "--only-masked"), ""),
+        (("--preview", "vae", "--film"), ""),
+    ):
+        status, _, err = call(*base, *words)
+        assert (status, err) == (0, f"pellucid: {told}\n" if told else "")
+    status, out, _ = call(*base, "--live-lora", "--json")
+    assert json.loads(out)["warnings"] == ["--live-lora does nothing without a LoRA"]
+
+
+def test_a_folder_of_loras_that_is_missing(refused: Any, model_file: Path, tmp_path: Path) -> None:
+    for command in ("generate", "explain"):
+        words = (command, "a rabbit", "--model", model_file, "--lora-folder", tmp_path / "absent")
+        told = refused(*words)
+        assert "--lora-folder" in told and "absent" in told and "does not exist" in told
+
+
+def test_info_of_a_picture_that_says_nothing(call: Any, tmp_path: Path) -> None:
+    path = tmp_path / "plain.png"
+    Image.new("RGB", (8, 8)).save(path)
+    assert call("info", path) == (0, f"{path} does not say what made it\n", "")
+    status, out, _ = call("info", path, "--json")
+    assert status == 0 and json.loads(out) == {"request": None, "parameters": None}
 
 
 def test_like_a_picture_of_another_program(
@@ -355,8 +389,9 @@ def test_tokens_of_a_prompt(call: Any, model_file: Path) -> None:
 
 def test_tokens_of_odd_prompts(call: Any, model_file: Path) -> None:
     for prompt, said in (("", "(empty)"), ("\x1b[31m\udcff\n", "\\x1b"), ("((", "(empty)")):
-        status, out, _ = call("tokens", prompt, "--model", model_file)
+        status, out, err = call("tokens", prompt, "--model", model_file)
         assert status == 0 and said in out and "\x1b" not in out
+        assert ("is never closed" in err) == (prompt != "")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from pellucid import checkpoints
 from pellucid.checkpoints import _families, ldm, load, save
 from pellucid.cli._model import open_model
 from pellucid.tokenizer import Tokenizer
-from references import NAMES, model_of
+from pellucid.vae import save_latents
+from references import NAMES, make_lora, model_of
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,45 @@ def test_sd2(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     assert status == 0 and load(folder).prediction == "v"
     assert "the layers behind layer 2 of text_encoder" in err.splitlines()[0]
     assert "the projection of text_encoder" in err.splitlines()[1]
+
+
+@pytest.mark.parametrize("to", ["ldm", "diffusers"])
+def test_a_prediction_is_asked_for_only_where_it_counts(
+    to: str, files: dict[str, Path], call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = load(files["sd2"], prediction="v")
+    path = tmp_path / "sd2"
+    save(model, path, to=to)
+    if to == "ldm":
+        weights = load_file(path)
+        weights.pop("v_pred")
+        save_file(weights, path)  # without the metadata
+    else:
+        (path / "scheduler" / "scheduler_config.json").unlink()
+    save_latents(Path("a.latents.safetensors"), torch.zeros(1, 4, 2, 2), {})
+    lora = make_lora(model, Path("lora.safetensors"))
+    Image.new("RGB", (64, 64)).save("a.png")
+    named = ("--model", path)
+    for words in (
+        ("tokens", "a cat"),
+        ("decode", "a.latents.safetensors"),
+        ("autoencoder", "a.png"),
+        ("lora", lora),
+    ):
+        assert call(*words, *named)[::2] == (0, ""), words
+    assert "vision tower" in call("clip", "a.png", *named)[2]
+    small = ("--steps", 1, "--size", 64)
+    for words in (
+        ("generate", "a cat", *small, "--out", "b.png"),
+        ("explain", "a cat", *small),
+    ):
+        status, _, err = call(*words, *named)
+        assert status == 2 and "give --prediction eps" in err
+        assert call(*words, *named, "--prediction", "v")[::2] == (0, ""), words
+    for words, then in ((("noise", "a.png", "--t", "5,4"), "rising"), (("evaluate",), "art64")):
+        assert "give --prediction eps" in call(*words, *named)[2]
+        assert then in call(*words, *named, "--prediction", "v")[2]  # which is asked next
 
 
 @pytest.mark.parametrize(

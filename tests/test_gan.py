@@ -348,11 +348,16 @@ def test_generate_with_a_gan(
     names = [Path(line).name for line in out.splitlines()]
     assert names == ["rabbit-3.png", "rabbit-4.png", "rabbit-3-grid.png"]
     again = tmp_path / "again.png"
-    like = ("--like", tmp_path / "rabbit-4.png", "--model", trained, "--out", again, "--json")
+    like = ("--like", tmp_path / "rabbit-4.png", "--out", again, "--json")
     status, out, _ = call("generate", *like)
     assert status == 0
     (made,) = json.loads(out)["images"]
-    assert made["request"] == {"prompt": "rabbit", "seed": 4, "model": "three things"}
+    assert made["request"] == {
+        "prompt": "rabbit",
+        "seed": 4,
+        "model": "three things",
+        "model_file": str(trained),
+    }
     assert images.read_metadata(again).request == made["request"]
     assert Image.open(again).tobytes() == Image.open(tmp_path / "rabbit-4.png").tobytes()
     status, out, _ = call("info", trained)
@@ -367,6 +372,8 @@ def test_generate_with_a_gan(
         (("rabbit", "--size", "64x64"), "width, height are for diffusion models"),
         (("rabbit", "--image", "x.png"), "image is for diffusion models"),
         (("rabbit", "--film"), "--film is for diffusion models"),
+        (("rabbit", "--vae", "x", "--dtype", "fp16"), "--dtype, --vae are for diffusion models"),
+        ((), "a prompt is wanted, one of the classes of"),
         (("rabbit", "--count", 0), "count"),
         (("rabbit", "--seed", -5), "seed"),
     ],
@@ -390,10 +397,11 @@ def test_the_prompt_of_an_unconditional_gan_is_not_read(
     out = ("--model", unconditional, "--seed", 1, "--out", tmp_path)
     status, _, err = call("generate", "a frog", *out)
     assert status == 0 and "the prompt is not read" in err
-    status, _, err = call("generate", "", *out)
-    assert (status, err) == (0, "")
+    for words in (("",), ()):  # a prompt is not wanted either
+        status, _, err = call("generate", *words, *out)
+        assert (status, err) == (0, "")
     pictures = [Image.open(p).tobytes() for p in sorted(tmp_path.glob("unconditional-1*.png"))]
-    assert len(pictures) == 2 and pictures[0] == pictures[1]
+    assert len(pictures) == 3 and len(set(pictures)) == 1
 
 
 def test_other_commands_want_a_diffusion_model(refused: Any, trained: Path) -> None:

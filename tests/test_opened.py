@@ -373,7 +373,11 @@ def test_bad_pictures_are_one_sentence(
 
 @pytest.mark.parametrize(
     ("source", "sentence"),
-    [("vocabulry", "concepts, vocabulary or a file"), ("a.png", "a.png is not a text file")],
+    [
+        ("vocabulry", "concepts, vocabulary or a file"),
+        ("a.png", "a.png is not a text file"),
+        ("empty.txt", "empty.txt has no words in it; one word on each line is wanted"),
+    ],
 )
 def test_bad_words_are_one_sentence(
     refused: Any,
@@ -385,4 +389,5 @@ def test_bad_words_are_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photo().save("a.png")
+    Path("empty.txt").write_text("\n \n")
     assert sentence in refused("clip", "a.png", "--words", source, "--model", model_file)

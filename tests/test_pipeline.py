@@ -522,7 +522,9 @@ def test_what_does_nothing_is_not_recorded() -> None:
     assert {"prompt", "seed", "steps", "mix"} <= set(plain)
     assert not {"strength", "mask", "extend", "padding", "mask_blur", "hires_steps"} & set(plain)
     assert "strength" in Request(image="a.png").record()
-    masked = Request(image="a.png", mask="m.png", hires_steps=3)
-    assert "padding" in masked.record() and "hires_steps" not in masked.record()
+    masked = Request(image="a.png", mask="m.png", hires_steps=3, padding=9)
+    assert "mask_blur" in masked.record() and "hires_steps" not in masked.record()
+    assert masked.idle()["padding"] == "only_masked" and "padding" not in masked.record()
+    assert masked.model_copy(update={"only_masked": True}).record()["padding"] == 9
     for request in (Request(image="a.png", extend=(1, 2, 3, 4)), Request(hires=2, hires_steps=3)):
         assert Request.model_validate(request.record()) == request

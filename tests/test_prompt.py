@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.prompt import LoraTag, Run, each_step, parse, split_and, take_loras, unread
+from pellucid.prompt import (
+    LoraTag,
+    Run,
+    each_step,
+    parse,
+    split_and,
+    take_loras,
+    unbalanced,
+    unread,
+)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +204,32 @@ def test_what_no_step_reads() -> None:
     assert unread("[one:two:1.5]", 0) == []
 
 
+# ---------------------------------------------------------------- brackets without a partner
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a (red:1.2) [cat] [day:night:0.5] <lora:x(1:0.5>", None),
+        (r"a cat \(sitting\) \[ \\", None),
+        ("([overlapping)]", None),
+        (
+            "a photo of (a [cat]",
+            "'(' at character 12 of the prompt, in '(a [cat]', is never closed",
+        ),
+        ("((a)", "'(' at character 1 of"),
+        ("a cat] and (a dog", "']' at character 6 of the prompt, in 'a cat]', closes nothing"),
+        (":)", "')' at character 2 of the prompt, in ':)', closes nothing and stands for itself"),
+        ("(a AND b)", "'(' at character 1 of the prompt, in '(a AND b)', is never closed"),
+        (r"\\(a", r"'(' at character 3"),
+        ("(" + 99 * "x", f"in '({23 * 'x'}', is never closed and counts to the end; a plain"),
+    ],
+)
+def test_brackets_without_a_partner(prompt: str, told: str | None) -> None:
+    found = unbalanced(prompt)
+    assert found is None if told is None else told in str(found)
+
+
 # ---------------------------------------------------------------- any input at all
 
 PIECES = ["(", ")", "[", "]", ":", "|", "\\", "BREAK", "AND", "<lora:", ">", "1.3", ".5", "-1", "e"]
@@ -223,6 +258,7 @@ def test_escaped_text_is_itself(text: str) -> None:
     assert "".join(run.text for runs in parse(escaped) for run in runs) == text
     assert all(run.weight == 1 for runs in parse(escaped) for run in runs)
     assert each_step(escaped, 2) == [escaped] * 2
+    assert unbalanced(escaped) is None
 
 
 def test_long_inputs_take_no_longer_than_their_length_asks() -> None:
@@ -232,5 +268,6 @@ def test_long_inputs_take_no_longer_than_their_length_asks() -> None:
         parse(text)
         split_and(text + "AND" + text)
         take_loras(text)
+        unbalanced(text + "AND" + text)
     assert len(each_step("[a:" * 3000 + "3]" * 3000, 3)) == 3
     assert parse("(" * 8000 + "a")[0][0].weight == math.inf

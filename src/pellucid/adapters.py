@@ -30,10 +30,7 @@ def adapt(
     ]
     uses = [(Path(name), weight, text) for name, weight, text in request.loras]
     warnings = []
-    for prompt in request.prompts:
-        uses += [
-            (find(tag.name, folder), tag.weight, tag.text_weight) for tag in take_loras(prompt)[1]
-        ]
+    uses += [(find(tag.name, folder), tag.weight, tag.text_weight) for tag in request.lora_tags]
     if against := take_loras(request.negative_prompt)[1]:
         warnings.append(
             f"the LoRA {against[0].name!r} stands in the negative prompt, where it does nothing"
@@ -45,9 +42,10 @@ def adapt(
         if lora.unmatched:
             first = ", ".join(lora.unmatched[:SHOWN])
             more = "" if len(lora.unmatched) <= SHOWN else ", ..."
+            count = len(lora.unmatched)
+            keys, were = ("1 key is", "was") if count == 1 else (f"{count} keys are", "were")
             warnings.append(
-                f"{path}: {len(lora.unmatched)} keys are nothing of this model's and were left out: "
-                f"{first}{more}"
+                f"{path}: {keys} nothing of this model's and {were} left out: {first}{more}"
             )
     return with_words(attach(model, loras, live), words), tuple(dict.fromkeys(warnings))
 

@@ -30,6 +30,7 @@ ORIENTATION = 0x0112
 
 # What A1111 writes for the values of some fields.
 WORDS: dict[str, dict[Any, str]] = {
+    "decoder": {"vae": "Full", "tiny": "TAESD"},
     "mask_invert": {False: "Inpaint masked", True: "Inpaint not masked"},
     "only_masked": {False: "Whole picture", True: "Only masked"},
     "inpaint_fill": {
@@ -55,6 +56,8 @@ PARAMETERS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("Size", "size", str),
     ("Model hash", "model_hash", str),
     ("Model", "model", str),
+    ("VAE", "vae", str),
+    ("VAE Decoder", "decoder", _from_words("decoder")),
     ("Clip skip", "clip_skip", int),
     ("Denoising strength", "strength", float),
     ("Mask blur", "mask_blur", int),
@@ -233,6 +236,8 @@ def write_parameters(request: Mapping[str, Any]) -> str:
         fields["size"] = f"{fields['width']}x{fields['height']}"
     if "hires" in fields and "strength" not in fields and "hires_strength" in fields:
         fields["strength"] = fields.pop("hires_strength")
+    if "vae" in fields:  # a file, which A1111 names without its folder
+        fields["vae"] = Path(str(fields["vae"])).name
     fields |= {
         name: WORDS[name].get(fields[name], fields[name]) for name in WORDS if name in fields
     }

@@ -25,7 +25,7 @@ from pellucid.model import Model
 from pellucid.noise import draw, generators, slerp, source
 from pellucid.precision import dtype_of
 from pellucid.preview import decoder_of, pictures
-from pellucid.prompt import take_loras, unread
+from pellucid.prompt import unbalanced, unread
 from pellucid.request import Request, draws_any_size, resolve, unit_of
 from pellucid.samplers import Step
 from pellucid.schedule import MAX_STEPS, Level
@@ -109,7 +109,7 @@ def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iter
 def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
     """The model as it is, for a request that asks for nothing on it; ValueError for others."""
     named = [path for path, *_ in request.loras] + list(request.embeddings)
-    named += [tag.name for prompt in request.prompts for tag in take_loras(prompt)[1]]
+    named += [tag.name for tag in request.lora_tags]
     if named:
         raise ValueError(
             f"the request asks for {named[0]!r}, and nothing is given that opens LoRAs and "
@@ -190,7 +190,8 @@ def warnings_of(
     """What was done otherwise than asked; `request` is `asked`, resolved."""
     prompts = (*request.prompts, request.negative_prompt)
     counts = [len(levels) - 1 for levels in passes]
-    warnings = [
+    warnings = [told for prompt in dict.fromkeys(prompts) if (told := unbalanced(prompt))]
+    warnings += [
         f"no step of {sum(counts)} reads {text!r} of the prompt; see pellucid tokens"
         for prompt in prompts
         for text in unread(prompt, *counts)

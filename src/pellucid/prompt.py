@@ -90,6 +90,48 @@ def split_and(text: str) -> list[tuple[str, float]]:
     ]
 
 
+# ---------------------------------------------------------------- brackets without a partner
+
+_BRACKETS = re.compile(rf"{_LORA.pattern}|\\.|[()\[\]]|\bAND\b", re.S)
+_OPENERS = {")": "(", "]": "["}
+EXCERPT = 24  # letters of a prompt that a message shows
+
+
+def unbalanced(prompt: str) -> str | None:
+    """The first bracket of a prompt without a partner, in words; None if each has one.
+
+    Such a prompt is understood, but seldom as it was meant. Round and square brackets may overlap,
+    as in `parse`; none reaches beyond an AND.
+    """
+    alone: list[re.Match[str]] = []
+    opened: dict[str, list[re.Match[str]]] = {"(": [], "[": []}
+    for match in _BRACKETS.finditer(prompt):
+        symbol = match[0]
+        if symbol in opened:
+            opened[symbol].append(match)
+        elif symbol in _OPENERS and opened[_OPENERS[symbol]]:
+            opened[_OPENERS[symbol]].pop()
+        elif symbol in _OPENERS:
+            alone.append(match)
+        elif symbol == "AND":
+            for each in opened.values():
+                alone += each
+                each.clear()
+    alone += opened["("] + opened["["]
+    first = min(alone, key=lambda match: match.start(), default=None)
+    if first is None:
+        return None
+    bracket, place = first[0], first.start()
+    if bracket in _OPENERS:
+        what, around = "closes nothing and stands for itself", prompt[: place + 1][-EXCERPT:]
+    else:
+        what, around = "is never closed and counts to the end", prompt[place:][:EXCERPT]
+    return (
+        f"the bracket {bracket!r} at character {place + 1} of the prompt, in {around!r}, {what}; a "
+        f"plain bracket is written \\{bracket}"
+    )
+
+
 # ---------------------------------------------------------------- [a:b:when] and [a|b]
 
 _SYMBOL = re.compile(r"\\.|[()\[\]:|\\]|[^()\[\]:|\\]+", re.S)

@@ -12,6 +12,7 @@ from pellucid.images import picture_size
 from pellucid.model import Emphasis, Model
 from pellucid.noise import MAX_SEED, NOISES
 from pellucid.plugins import choose
+from pellucid.prompt import LoraTag, take_loras
 
 MAX_SIDE = 4096
 # Models of at least this width draw any size; a smaller one draws what it was trained on.
@@ -187,6 +188,11 @@ class Request(BaseModel):
             return [(start + end) / 2]
         return [start + (end - start) * i / (self.count - 1) for i in range(self.count)]
 
+    @property
+    def lora_tags(self) -> list[LoraTag]:
+        """The LoRAs that its prompts name, <lora:name:weight>; the negative prompt's do nothing."""
+        return [tag for prompt in self.prompts for tag in take_loras(prompt)[1]]
+
     def alone(self, i: int) -> Request:
         """The request of image i by itself; `seed` is filled in, as in `Progress.request`."""
         if self.seed is None or not 0 <= i < self.count:
@@ -205,6 +211,8 @@ class Request(BaseModel):
             idle["strength"] = "image"
         if not self.masked:
             idle |= dict.fromkeys(sorted(OF_MASK), "mask")
+        elif not self.only_masked:
+            idle["padding"] = "only_masked"
         if self.hires is None:
             idle |= dict.fromkeys(sorted(OF_HIRES), "hires")
         if self.variation_strength == 0:

@@ -33,6 +33,16 @@ class CheckpointError(ValueError):
     why."""
 
 
+class UnknownPrediction(CheckpointError):
+    """A model whose file does not say what its network predicts, which no one has said either."""
+
+    def __init__(self, path: Path, title: str, silent: str) -> None:
+        super().__init__(
+            f"{path} is {title}, and {silent}: give --prediction eps (the 512 pixel models) or "
+            "--prediction v (the 768 pixel models)"
+        )
+
+
 def load(
     path: str | Path | None = None,
     device: str | torch.device = "cpu",
@@ -47,7 +57,7 @@ def load(
     used, so it must not be written over.
 
     Nothing in the file is run. Raises CheckpointError: no such file, truncated, of another kind,
-    keys that are missing, unknown or of the wrong shape.
+    keys that are missing, unknown or of the wrong shape; UnknownPrediction.
     """
     path = embedded() if path is None else Path(path)
     if not path.exists():

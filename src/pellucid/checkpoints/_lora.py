@@ -58,8 +58,8 @@ def read(path: Path, model: Model) -> Lora:
     if wrong or not changes:
         known = f"{title}; " if theirs is not None and theirs != ours else ""
         told = (
-            f"{len(wrong)} of its changes are of another shape than the model's weights: "
-            + "; ".join(wrong[:FIRST])
+            f"{len(wrong)} of its changes {'is' if len(wrong) == 1 else 'are'} of another shape "
+            "than the model's weights: " + "; ".join(wrong[:FIRST])
             if wrong
             else f"it has nothing that {model.name} has; its keys begin with "
             + ", ".join(unmatched[:FIRST])

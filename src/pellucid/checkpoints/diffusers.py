@@ -18,6 +18,7 @@ from torch import nn
 from pellucid.backbones.unet import UNetConfig
 from pellucid.checkpoints import (
     CheckpointError,
+    UnknownPrediction,
     _about,
     _configs,
     _families,
@@ -94,11 +95,8 @@ def read(
     """
     found = examine(path, prediction)
     if found.prediction is None:
-        raise CheckpointError(
-            f"{path} is {found.title}, and has no scheduler/scheduler_config.json to say what it "
-            "predicts: give --prediction eps (the 512 pixel models) or --prediction v (the 768 "
-            "pixel models)"
-        )
+        silent = "has no scheduler/scheduler_config.json to say what it predicts"
+        raise UnknownPrediction(path, found.title, silent)
     for config in found.texts.values():
         check_tokenizer(path, found.tokenizer, config)
     parts, unused = _parts(found)

@@ -17,7 +17,15 @@ import torch
 from torch import nn
 
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.checkpoints import CheckpointError, _about, _families, _keys, first_keys, read_header
+from pellucid.checkpoints import (
+    CheckpointError,
+    UnknownPrediction,
+    _about,
+    _families,
+    _keys,
+    first_keys,
+    read_header,
+)
 from pellucid.checkpoints._assemble import (
     Part,
     Place,
@@ -117,10 +125,7 @@ def read(
     parts = _parts(path, found)
     if found.prediction is None:
         compare(path, parts, (*found.unused, *MARKS))
-        raise CheckpointError(
-            f"{path} is {found.title}, and its weights do not say what they predict: give "
-            "--prediction eps (the 512 pixel models) or --prediction v (the 768 pixel models)"
-        )
+        raise UnknownPrediction(path, found.title, "its weights do not say what they predict")
     assemble(path, parts, device, dtype, (*found.unused, *MARKS))
     texts = [parts[name].module for name in ("text", "text_2") if name in parts]
     text, text_2 = texts[0], texts[1] if len(texts) > 1 else None

@@ -14,8 +14,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-MODEL_HELP = "A model file; without it the small model that ships with Pellucid."
-
 
 def tell(message: str) -> None:
     """A message on stderr; on a terminal it takes the place of a bar that was left behind."""

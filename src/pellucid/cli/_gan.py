@@ -4,44 +4,58 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from pellucid.cli.generate import _free_name as free_name
-from pellucid.cli.generate import _is_file as names_a_file
-from pellucid.cli.generate import _stem as stem_of
+from pellucid.cli._app import tell
+from pellucid.cli._files import free_name, names_a_file, stem_of
 
 KNOWN = ("prompt", "seed", "count")
 """The fields of a request that mean something to a GAN."""
+SHOWN = 8  # classes that a message names
 
 
-def draw(path: Path, fields: Mapping[str, Any], out: Path, show: bool, as_json: bool) -> None:
+def refuse(path: Path, options: Sequence[str]) -> None:
+    """ValueError if there are any `options`, which mean nothing to a GAN."""
+    if options:
+        raise ValueError(
+            f"{path} is a GAN, which draws in one step at its own size; {', '.join(options)} "
+            f"{'is' if len(options) == 1 else 'are'} for diffusion models"
+        )
+
+
+def draw(
+    path: Path, fields: Mapping[str, Any], out: Path, device: str, show: bool, as_json: bool
+) -> None:
     """Draw what was asked for, write it to `out`, and say where it is.
 
-    Of more than one picture there is a sheet too. ValueError: a field that only a diffusion model
-    has, no such class, a seed or count that is out of range.
+    Of more than one picture there is a sheet too. An unconditional GAN needs no prompt.
+    ValueError: a field that only a diffusion model has, no class or none of that name, a seed or
+    count that is out of range.
     """
     from pellucid import checkpoints, gan, images
-    from pellucid.pipeline import Request
+    from pellucid.devices import choose_device
+    from pellucid.request import Request
 
-    if unknown := [name.replace("_", " ") for name in fields if name not in KNOWN]:
-        raise ValueError(
-            f"{path} is a GAN, which draws in one step at its own size; {', '.join(unknown)} "
-            f"{'is' if len(unknown) == 1 else 'are'} for diffusion models"
-        )
+    refuse(path, [name.replace("_", " ") for name in fields if name not in KNOWN])
     request = Request.model_validate(dict(fields))  # which knows what seed and count may be
     is_file = names_a_file(out, request.count)
-    loaded = checkpoints.load_gan(path)
+    loaded = checkpoints.load_gan(path, choose_device(device))
     config = loaded.generator.config
+    if config.classes and "prompt" not in fields:
+        raise ValueError(
+            f"a prompt is wanted, one of the classes of {path}: {', '.join(config.classes[:SHOWN])}"
+            + (", ..." if len(config.classes) > SHOWN else "")
+        )
     label = gan.class_of(config, request.prompt)
     warnings = []
     if label is None and request.prompt.strip():
         warnings.append(f"{path} is an unconditional GAN: the prompt is not read")
     for warning in warnings:
-        typer.echo(f"pellucid: {warning}", err=True)
+        tell(warning)
     prompt = "" if label is None else config.classes[label]
     first = request.seed if request.seed not in (None, -1) else secrets.randbelow(2**32)
     assert first is not None
@@ -50,7 +64,12 @@ def draw(path: Path, fields: Mapping[str, Any], out: Path, show: bool, as_json: 
     (out.parent if is_file else out).mkdir(parents=True, exist_ok=True)
     results = []
     for picture, seed in zip(drawn, seeds, strict=True):
-        record = {"prompt": prompt, "seed": seed, "model": loaded.name}
+        record = {
+            "prompt": prompt,
+            "seed": seed,
+            "model": loaded.name,
+            "model_file": str(path),
+        }
         target = out if is_file else free_name(out, stem_of(prompt, seed))
         images.save(picture, target, record)
         result: dict[str, Any] = {"path": str(target), "seed": seed}

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from pellucid.model import Model
 
-PREDICTION_HELP = "What the network predicts, eps or v, where the file does not say it (SD2)."
-DEVICE_HELP = "cpu, cuda, cuda:1, mps; auto is a GPU if there is one."
-DTYPE_HELP = "float32, float16 or bfloat16; auto is told by `pellucid info`."
+
+def _in_box(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel="Model")
+
+
+ModelFile = Annotated[
+    Path | None, _in_box("A model file; without it the small model that ships with Pellucid.")
+]
+Prediction = Annotated[
+    str | None,
+    _in_box("What the network predicts, eps or v, where the file does not say it (SD2)."),
+]
+Vae = Annotated[Path | None, _in_box("A file whose autoencoder is used instead.")]
+TinyVae = Annotated[
+    Path | None, _in_box("The tiny autoencoder, if it does not lie beside the model.")
+]
+Device = Annotated[str, _in_box("cpu, cuda, cuda:1, mps; auto is a GPU if there is one.")]
+Dtype = Annotated[str, _in_box("float32, float16 or bfloat16; auto is told by `pellucid info`.")]
+LoraFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the LoRAs of <lora:name:weight> in a prompt lie.",
+        rich_help_panel="On the model",
+        exists=True,
+        file_okay=False,
+    ),
+]
+
 # The types as people name them, and as torch does.
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -56,3 +83,16 @@ def open_model(
         if model.tiny_vae is not None:
             model.tiny_vae.to(where, choice.dtype)
     return model
+
+
+def open_parts(path: Path | None) -> Model:
+    """The model in `path`, on the CPU, for a command that never asks its network.
+
+    So it does not matter what that predicts, and no file has to say it.
+    """
+    from pellucid import checkpoints
+
+    try:
+        return checkpoints.load(path)
+    except checkpoints.UnknownPrediction:
+        return checkpoints.load(path, prediction="eps")

@@ -7,23 +7,24 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import MODEL_HELP, app
+from pellucid.cli._app import app
+from pellucid.cli._model import ModelFile, open_parts
 from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
 
 
 @app.command()
 def autoencoder(
     picture: Annotated[Path, typer.Argument(help="Any picture.")],
-    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    model: ModelFile = None,
     out: Annotated[Path | None, typer.Option(help=OUT_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """A page of a picture's round trip, what it lost, its latents, and what they save."""
-    from pellucid import checkpoints, images
+    from pellucid import images
     from pellucid.opened import page
     from pellucid.opened.autoencoder import look
 
     path = page_path(out, as_json, picture, "autoencoder")
     image = images.open_image(picture)
-    trip = look(checkpoints.load(model), image, picture.name)
+    trip = look(open_parts(model), image, picture.name)
     deliver(trip, lambda: page.round_trip_html(trip), path, as_json)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pellucid.cli._app import MODEL_HELP, app
+from pellucid.cli._app import app
+from pellucid.cli._model import ModelFile, open_parts
 from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
 
 if TYPE_CHECKING:
@@ -25,18 +26,18 @@ def clip(
             "vocabulary (of the tokenizer), or a file with one on each line."
         ),
     ] = "concepts",
-    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    model: ModelFile = None,
     out: Annotated[Path | None, typer.Option(help=OUT_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """A page of how like each other pictures and texts are, and of each picture's nearest words."""
-    from pellucid import checkpoints, images
+    from pellucid import images
     from pellucid.opened import page
     from pellucid.opened.clip import look
 
     path = page_path(out, as_json, pictures[0], "clip")
     opened = [(picture.name, images.open_image(picture)) for picture in pictures]
-    loaded = checkpoints.load(model)
+    loaded = open_parts(model)
     found = look(loaded, opened, text or [], _words(words, loaded))
     deliver(found, lambda: page.similarity_html(found), path, as_json)
 
@@ -57,4 +58,7 @@ def _words(source: str, model: Model) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{source} is not a text file; one word on each line is wanted") from None
-    return [line.strip() for line in lines if line.strip()]
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ValueError(f"{source} has no words in it; one word on each line is wanted")
+    return found

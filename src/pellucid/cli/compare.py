@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli._app import app
+from pellucid.cli._bar import bar
 
 
 @app.command()
@@ -39,9 +40,6 @@ def compare(
 
     Parts that are done are kept in the folder: the same command goes on where it was stopped.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from pellucid.evaluate.compare import DATA, CompareOptions, Part, parts_of, prepare
     from pellucid.evaluate.compare.report import write
     from pellucid.evaluate.compare.summary import summarise
@@ -70,16 +68,12 @@ def compare(
     missing = [part for part in parts if found(part) is None]
     if len(missing) < len(parts):
         typer.echo(f"{len(parts) - len(missing)} of {len(parts)} parts are done already", err=True)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("comparing", total=len(missing))
+    with bar("comparing", len(missing)) as advance:
         done: dict[object, float] = {}
         for part, share in run_all(options, missing, workers or os.cpu_count() or 1):
             done[part] = share
             name = f"{part.data}, {part.method}, seed {part.seed}"
-            bar.update(task, completed=sum(done.values()), description=name)
+            advance(completed=sum(done.values()), description=name)
             if share == 1:
                 typer.echo(f"{name}: done", err=True)
     findings = {part: known_now for part in parts if (known_now := found(part)) is not None}

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import app
-from pellucid.cli._model import PREDICTION_HELP, SHORT
+from pellucid.cli._app import app, tell
+from pellucid.cli._model import SHORT, Prediction
 
 
 @app.command()
@@ -22,7 +22,7 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option(help="fp32, fp16 or bf16; without it every weight keeps its own.")
     ] = None,
-    prediction: Annotated[str | None, typer.Option(help=PREDICTION_HELP)] = None,
+    prediction: Prediction = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="OUT may be there already, and is replaced.")
     ] = False,
@@ -41,5 +41,5 @@ def convert(
         raise ValueError(f"{target} is a folder; a file is wanted for --to {to}")
     model = checkpoints.load(source, dtype=None, prediction=prediction)
     for thing in checkpoints.save(model, target, kind, to):
-        typer.echo(f"pellucid: left out, because {to} has no place for it: {thing}", err=True)
+        tell(f"left out, because {to} has no place for it: {thing}")
     typer.echo(target)

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import MODEL_HELP, app
+from pellucid.cli._app import app
+from pellucid.cli._files import free_name
+from pellucid.cli._model import ModelFile, open_parts
 
 
 @app.command()
 def decode(
     file: Annotated[Path, typer.Argument(help="Latents, as `generate` keeps them.")],
-    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    model: ModelFile = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("outputs"),
 ) -> None:
     """Decode latents that an earlier run could not, in float32 and by this model's decoder."""
@@ -21,14 +23,12 @@ def decode(
 
     import torch
 
-    from pellucid import checkpoints
-    from pellucid.cli.generate import _free_name as free_name
     from pellucid.images import save
     from pellucid.pipeline import pictures
     from pellucid.vae import load_latents
 
     latents, about = load_latents(file)
-    loaded = checkpoints.load(checkpoints.embedded() if model is None else model)
+    loaded = open_parts(model)
     channels = loaded.vae.config.latent_channels
     if latents.shape[1] != channels:
         raise ValueError(

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import MODEL_HELP, app
+from pellucid.cli._app import app
+from pellucid.cli._model import ModelFile, Prediction
 
 
 @app.command()
 def evaluate(
-    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    model: ModelFile = None,
+    prediction: Prediction = None,
     art: Annotated[Path, typer.Option(help="The rendered emoji.")] = Path("runs/art64.npz"),
     classifier: Annotated[Path, typer.Option(help="The trained judge.")] = Path(
         "runs/classifier/state.pt"
@@ -25,6 +27,6 @@ def evaluate(
     from pellucid import checkpoints
     from pellucid.evaluate.report import report
 
-    loaded = checkpoints.load(checkpoints.embedded() if model is None else model)
+    loaded = checkpoints.load(model, prediction=prediction)
     report(loaded, art, classifier, out)
     typer.echo(out / "results.json")

@@ -5,13 +5,28 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pellucid.cli._app import MODEL_HELP, app
-from pellucid.cli._model import DEVICE_HELP, DTYPE_HELP, open_model
+from pellucid.cli._app import app, tell
+from pellucid.cli._bar import bar
+from pellucid.cli._files import stem_of
+from pellucid.cli._like import Opening, read
+from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, Vae, open_model
 from pellucid.cli._page import JSON_HELP, page_path
+from pellucid.cli._request import (
+    Guidance,
+    Like,
+    Negative,
+    Prompt,
+    Sampler,
+    Seed,
+    Size,
+    Spacing,
+    Steps,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from pellucid.explain import Explanation
@@ -22,33 +37,27 @@ if TYPE_CHECKING:
 
 @app.command()
 def explain(
-    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
-    like: Annotated[
-        Path | None, typer.Option(help="A picture made here or by A1111: explain how.")
-    ] = None,
+    prompt: Prompt = None,
+    like: Like = None,
     versus: Annotated[
         str | None, typer.Option(help="Another prompt, from the same noise, side by side.")
     ] = None,
     versus_guidance: Annotated[
         float | None, typer.Option(help="Another guidance scale, side by side.")
     ] = None,
-    negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="How much the text counts; 1: once.")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, ...")] = None,
-    spacing: Annotated[
-        str | None, typer.Option("--spacing", "--schedule", help="Where the steps lie: karras, ...")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed is the same picture.")] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
-    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
-    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
-    dtype: Annotated[str, typer.Option(help=DTYPE_HELP)] = "auto",
-    lora_folder: Annotated[
-        Path | None, typer.Option(help="Where the LoRAs of <lora:name:weight> in a prompt lie.")
-    ] = None,
+    negative: Negative = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: Sampler = None,
+    spacing: Spacing = None,
+    seed: Seed = None,
+    size: Size = None,
+    model: ModelFile = None,
+    vae: Vae = None,
+    prediction: Prediction = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    lora_folder: LoraFolder = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The page, a .html file; outputs/PROMPT-SEED-explain.html if left out."),
@@ -62,9 +71,6 @@ def explain(
     sampler, and the time it took.
     """
     from pellucid.adapters import adapt
-    from pellucid.cli.generate import _from_picture as from_picture
-    from pellucid.cli.generate import _size as size_of
-    from pellucid.cli.generate import _stem as stem
     from pellucid.explain import page
     from pellucid.request import Request
 
@@ -73,8 +79,9 @@ def explain(
             'a prompt or --like PICTURE is wanted, such as: pellucid explain "a rabbit"'
         )
     page_path(out, as_json, Path(), "explain")  # said now, not after the work is done
-    fields: dict[str, Any] = {} if like is None else from_picture(like)
-    width, height = (None, None) if size is None else size_of(size)
+    told = read(like)
+    opening, warnings = told.over(Opening(model, prediction, vae, None, lora_folder))
+    width, height = size_of(size)
     asked = {
         "prompt": prompt,
         "negative_prompt": negative,
@@ -86,46 +93,49 @@ def explain(
         "width": width,
         "height": height,
     }
-    fields |= {name: value for name, value in asked.items() if value is not None}
-    loaded = open_model(model, device=device, dtype=dtype)
-    watch = partial(_watch, loaded, partial(adapt, folder=lora_folder))
-    told = [watch(Request.model_validate(fields))]
+    fields = dict(told.request) | {name: v for name, v in asked.items() if v is not None}
+    request = Request.model_validate(fields)
+    loaded = open_model(
+        opening.model,
+        prediction=opening.prediction,
+        vae=opening.vae,
+        tiny_vae=opening.tiny_vae,
+        device=device,
+        dtype=dtype,
+    )
+    warnings += told.other_model(opening, loaded.name)
+    watch = partial(_watch, loaded, partial(adapt, folder=opening.lora_folder))
+    runs = [watch(request)]
     if versus is not None or versus_guidance is not None:
         # The request that was carried out has the seed, so that both begin with the same noise.
-        other = told[0].request.model_dump()
+        other = runs[0].request.model_dump()
         other |= {} if versus is None else {"prompt": versus}
         other |= {} if versus_guidance is None else {"guidance": versus_guidance}
-        told.append(watch(Request.model_validate(other)))
-    for warning in dict.fromkeys(text for each in told for text in each.warnings):
-        typer.echo(f"pellucid: {warning}", err=True)
+        runs.append(watch(Request.model_validate(other)))
+    warnings += [text for each in runs for text in each.warnings]
+    for warning in dict.fromkeys(warnings):
+        tell(warning)
     if as_json:
-        typer.echo(json.dumps({"explanations": [each.record() for each in told]}))
-    name = stem(told[0].request.prompt, told[0].request.seed or 0)
+        typer.echo(json.dumps({"explanations": [each.record() for each in runs]}))
+    name = stem_of(runs[0].request.prompt, runs[0].request.seed or 0)
     path = page_path(out, as_json, Path(f"{name}.png"), "explain")
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    left_out = page.write(path, loaded, told)
+    left_out = page.write(path, loaded, runs)
     if left_out:
-        typer.echo(f"pellucid: {left_out}", err=True)
+        tell(left_out)
     if not as_json:
         typer.echo(path)
 
 
 def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:
     """Draw with a progress bar, watched."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from pellucid.data.emoji import concept_names
     from pellucid.explain import Watch
 
     watch = Watch(model, request, adapt)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal  # it would still write an empty line
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(request.prompt[:40], total=None)
+    with bar(request.prompt[:40]) as advance:
         for progress in watch.run():
-            bar.update(task, total=progress.steps, completed=progress.step)
+            advance(total=progress.steps, completed=progress.step)
     return watch.explanation(concept_names())

@@ -9,8 +9,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._app import MODEL_HELP, app
-from pellucid.cli._model import DEVICE_HELP, DTYPE_HELP, PREDICTION_HELP, open_model
+from pellucid.cli._app import app, tell
+from pellucid.cli._bar import bar
+from pellucid.cli._files import free_name, names_a_file, stem_of
+from pellucid.cli._like import Opening, read
+from pellucid.cli._model import (
+    Device,
+    Dtype,
+    LoraFolder,
+    ModelFile,
+    Prediction,
+    TinyVae,
+    Vae,
+    open_model,
+)
+from pellucid.cli._request import (
+    Guidance,
+    Like,
+    Negative,
+    Prompt,
+    Sampler,
+    Seed,
+    Size,
+    Spacing,
+    Steps,
+    extend_of,
+    interval_of,
+    lora_of,
+    mix_of,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,92 +48,6 @@ if TYPE_CHECKING:
 
 SMALL = 256  # pictures of no more pixels on a side are shown twice as large in a film
 
-
-def _size(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(p.strip().isdecimal() for p in parts):
-        raise ValueError(f"--size is {text!r}; WIDTHxHEIGHT or one number is wanted, such as 64x64")
-    return int(parts[0]), int(parts[-1])
-
-
-def _extend(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"--extend is {text!r}; LEFT,TOP,RIGHT,BOTTOM in pixels is wanted")
-    return tuple(int(part) for part in parts)
-
-
-def _mix(items: list[str]) -> list[tuple[str, float]]:
-    out = []
-    for item in items:
-        text, colon, weight = item.rpartition(":")
-        try:
-            out.append((text, float(weight)) if colon else (item, 1.0))
-        except ValueError:
-            raise ValueError(f"--mix is {item!r}; TEXT or TEXT:WEIGHT is wanted") from None
-    return out
-
-
-def _interval(text: str) -> tuple[float, float]:
-    try:
-        start, end = map(float, text.split(","))
-    except ValueError:
-        raise ValueError(f"--interval is {text!r}; FROM,TO is wanted, such as 0.2,0.8") from None
-    return start, end
-
-
-def _lora(item: str) -> tuple[str, float, float]:
-    """FILE, FILE:WEIGHT or FILE:WEIGHT:WEIGHT IN THE TEXT TOWERS; a path may have a colon too."""
-    path, weights = item, list[float]()
-    while len(weights) < 2:
-        rest, colon, last = path.rpartition(":")
-        try:
-            weights.insert(0, float(last))
-        except ValueError:
-            break
-        if not colon:
-            raise ValueError(f"--lora is {item!r}; FILE or FILE:WEIGHT is wanted")
-        path = rest
-    weight = weights[0] if weights else 1.0
-    return path, weight, weights[-1] if weights else 1.0
-
-
-def _from_picture(path: Path) -> dict[str, Any]:
-    """The request that a picture carries."""
-    from pellucid.images import read_metadata
-    from pellucid.pipeline import Request
-
-    found = read_metadata(path)
-    if found.request is not None:
-        return {k: v for k, v in found.request.items() if k in Request.model_fields}
-    if not found.parameters:
-        raise ValueError(f"{path} does not say what made it: it has no request inside")
-    from pellucid.images import read_parameters
-    from pellucid.samplers import SUFFIXES
-    from pellucid.schedule import SPACINGS
-
-    known = read_parameters(found.parameters)
-    if "spacing" in known:  # labels such as "SGM Uniform"
-        spacing = str(known["spacing"]).lower()
-        known["spacing"] = spacing if spacing in SPACINGS else SUFFIXES.get(spacing)
-    return {k: v for k, v in known.items() if k in Request.model_fields}
-
-
-def _free_name(folder: Path, stem: str, suffix: str = ".png") -> Path:
-    """A name that is not taken."""
-    path, number = folder / f"{stem}{suffix}", 2
-    while path.exists():
-        path, number = folder / f"{stem}-{number}{suffix}", number + 1
-    return path
-
-
-def _stem(prompt: str, seed: int) -> str:
-    words = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
-    short = words[:60].encode()[:150].decode(errors="ignore")  # a file name has at most 255 bytes
-    return f"{short.strip('-') or 'unconditional'}-{seed}"
-
-
-MODEL = "Model"
 START, MASK, SECOND = "Picture to start from", "Mask", "Second pass"
 ADD, STEER, OUTPUT = "On the model", "Noise and guidance", "Output"
 
@@ -117,33 +59,26 @@ def _panel(panel: str, help: str, *names: str) -> Any:
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help='What to draw; "" is anything.')] = None,
-    negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="How much the text counts; 1: once.")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, ...")] = None,
-    spacing: Annotated[
-        str | None, typer.Option("--spacing", "--schedule", help="Where the steps lie: karras, ...")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed is the same picture.")] = None,
+    prompt: Prompt = None,
+    negative: Negative = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: Sampler = None,
+    spacing: Spacing = None,
+    seed: Seed = None,
     count: Annotated[int | None, typer.Option(help="How many; seeds follow on.")] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
-    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
-    vae: Annotated[Path | None, _panel(MODEL, "A file whose autoencoder is used instead.")] = None,
-    prediction: Annotated[str | None, _panel(MODEL, PREDICTION_HELP)] = None,
-    device: Annotated[str, _panel(MODEL, DEVICE_HELP)] = "auto",
-    dtype: Annotated[str, _panel(MODEL, DTYPE_HELP)] = "auto",
-    like: Annotated[
-        Path | None, typer.Option(help="A picture made here or by A1111: do as it was done.")
-    ] = None,
+    size: Size = None,
+    like: Like = None,
+    model: ModelFile = None,
+    vae: Vae = None,
+    prediction: Prediction = None,
+    tiny_vae: TinyVae = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     lora: Annotated[
         list[str] | None, _panel(ADD, "A LoRA, FILE or FILE:WEIGHT; repeatable.")
     ] = None,
-    lora_folder: Annotated[
-        Path | None, _panel(ADD, "Where the LoRAs of <lora:name:weight> in a prompt lie.")
-    ] = None,
+    lora_folder: LoraFolder = None,
     live_lora: Annotated[
         bool, _panel(ADD, "Add LoRAs at every step: slower, needs less memory.", "--live-lora")
     ] = False,
@@ -205,9 +140,6 @@ def generate(
     decoder: Annotated[
         str | None, _panel(OUTPUT, "What makes pixels of latents: vae, or tiny, which is faster.")
     ] = None,
-    tiny_vae: Annotated[
-        Path | None, _panel(OUTPUT, "The tiny autoencoder, if it does not lie beside the model.")
-    ] = None,
     film: Annotated[
         bool, _panel(OUTPUT, "Also a strip and a film of how it came out of noise.", "--film")
     ] = False,
@@ -221,14 +153,13 @@ def generate(
     from pellucid import checkpoints, images
     from pellucid.adapters import adapt
     from pellucid.cli import _gan
-    from pellucid.pipeline import Request
     from pellucid.plugins import choose
     from pellucid.preview import PREVIEWS
+    from pellucid.request import Request
 
-    if prompt is None and like is None:
-        raise ValueError('a prompt is wanted, such as: pellucid generate "a rabbit"')
-    fields: dict[str, Any] = {} if like is None else _from_picture(like)
-    width, height = (None, None) if size is None else _size(size)
+    told = read(like)
+    opening, warnings = told.over(Opening(model, prediction, vae, tiny_vae, lora_folder))
+    width, height = size_of(size)
     asked = {
         "prompt": prompt,
         "negative_prompt": negative,
@@ -242,7 +173,7 @@ def generate(
         "height": height,
         "image": None if image is None else str(image),
         "strength": strength,
-        "extend": None if extend is None else _extend(extend),
+        "extend": None if extend is None else extend_of(extend),
         "mask": None if mask is None else str(mask),
         "mask_invert": invert_mask,
         "mask_grow": mask_grow,
@@ -254,10 +185,10 @@ def generate(
         "hires_steps": hires_steps,
         "hires_strength": hires_strength,
         "hires_upscaler": hires_upscaler,
-        "mix": _mix(mix) if mix else None,
+        "mix": mix_of(mix) if mix else None,
         "mix_by": mix_by,
         "walk": walk,
-        "interval": None if interval is None else _interval(interval),
+        "interval": None if interval is None else interval_of(interval),
         "variation_seed": variation_seed,
         "variation_strength": variation_strength,
         "clip_skip": clip_skip,
@@ -267,34 +198,65 @@ def generate(
         "noise": noise,
         "clip_guidance": clip_guidance,
         "decoder": decoder,
-        "loras": [_lora(item) for item in lora] if lora else None,
+        "loras": [lora_of(item) for item in lora] if lora else None,
         "embeddings": [str(path) for path in embedding] if embedding else None,
     }
-    fields |= {name: value for name, value in asked.items() if value is not None}
-    if model is not None and checkpoints.holds_gan(model):
-        if film or tiny_vae is not None:
-            what = "--film" if film else "--tiny-vae"
-            raise ValueError(f"{what} is for diffusion models, and {model} is a GAN")
-        _gan.draw(model, fields, out, show, as_json)
+    fields = dict(told.request) | {name: v for name, v in asked.items() if v is not None}
+    if opening.model is not None and checkpoints.holds_gan(opening.model):
+        options = {
+            "--film": film,
+            "--preview": preview != "auto",
+            "--live-lora": live_lora,
+            "--dtype": dtype != "auto",
+            "--prediction": prediction,
+            "--vae": vae,
+            "--tiny-vae": tiny_vae,
+            "--lora-folder": lora_folder,
+        }
+        _gan.refuse(opening.model, [option for option, given in options.items() if given])
+        _gan.draw(opening.model, fields, out, device, show, as_json)
         return
+    if "prompt" not in fields:
+        raise ValueError('a prompt is wanted, such as: pellucid generate "a rabbit"')
     request = Request.model_validate(fields)
     choose(preview, PREVIEWS, "preview")
-    is_file = _is_file(out, request.count)
+    is_file = names_a_file(out, request.count)
     loaded = open_model(
-        model, prediction=prediction, vae=vae, tiny_vae=tiny_vae, device=device, dtype=dtype
+        opening.model,
+        prediction=opening.prediction,
+        vae=opening.vae,
+        tiny_vae=opening.tiny_vae,
+        device=device,
+        dtype=dtype,
     )
+    warnings += told.other_model(opening, loaded.name)
+    warnings += [
+        f"{option} does nothing without {needed}"
+        for option, needed, idle in (
+            ("--preview", "--film", preview != "auto" and not film),
+            ("--live-lora", "a LoRA", live_lora and not (request.loras or request.lora_tags)),
+            (
+                "--tiny-vae",
+                "--decoder tiny or --film",
+                tiny_vae and not (film or request.decoder == "tiny"),
+            ),
+        )
+        if idle
+    ]
     folder = out.parent if is_file else out
-    adapted = partial(adapt, folder=lora_folder, live=live_lora)
+    adapted = partial(adapt, folder=opening.lora_folder, live=live_lora)
     last, trail = _run(loaded, request, film, adapted, folder)
-    for warning in last.warnings:
-        typer.echo(f"pellucid: {warning}", err=True)
+    warnings += last.warnings
+    for warning in warnings:
+        tell(warning)
     folder.mkdir(parents=True, exist_ok=True)
     assert last.images is not None
     results = []
     for i, (picture, seed) in enumerate(zip(last.images, last.seeds, strict=True)):
         # What is stored makes this one picture again, alone.
-        record = last.request.alone(i).record() | {"model": loaded.name}
-        target = out if is_file else _free_name(out, _stem(request.prompt, seed))
+        alone = last.request.alone(i)
+        record = alone.record() | {"model": loaded.name} | opening.record(alone)
+        target = out if is_file else free_name(out, stem_of(request.prompt, seed))
         images.save(picture, target, record)
         result: dict[str, Any] = {"path": str(target), "seed": seed}
         if film and trail:
@@ -303,28 +265,12 @@ def generate(
             typer.echo(images.draw_in_terminal(picture, 48), err=True)
         results.append(result | ({"request": record} if as_json else {}))
     if as_json:
-        typer.echo(json.dumps({"images": results, "warnings": list(last.warnings)}, indent=1))
+        typer.echo(json.dumps({"images": results, "warnings": warnings}, indent=1))
         return
     for result in results:
         for name in ("path", "strip", "film"):
             if name in result:
                 typer.echo(result[name])
-
-
-def _is_file(out: Path, count: int) -> bool:
-    """Whether --out names a file; a folder otherwise."""
-    from pellucid.images import FORMATS
-
-    is_file = out.suffix.lower() in FORMATS
-    if out.suffix and not is_file and not out.is_dir():
-        known = ", ".join(FORMATS)
-        raise ValueError(f"--out is {out}; a folder or a file that ends in {known} is wanted")
-    if is_file and count > 1:
-        raise ValueError(f"--out is one file, {out}, and --count is {count}; name a folder")
-    folder = out.parent if is_file else out
-    if folder.exists() and not folder.is_dir():  # said now, not after the work is done
-        raise ValueError(f"--out is {out}, and {folder} is a file; a folder is wanted")
-    return is_file
 
 
 def _run(
@@ -334,22 +280,14 @@ def _run(
 
     Latents that cannot be decoded are kept in `folder`, and the ValueError says where.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     from pellucid.pipeline import generate as run
     from pellucid.precision import NotFinite
 
     trail = []
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal  # it would still write an empty line
-    with Bar(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(request.prompt[:40] or "(no prompt)", total=None)
+    with bar(request.prompt[:40] or "(no prompt)") as advance:
         try:
             for last in run(model, request, adapt):
-                bar.update(task, total=last.steps, completed=last.step)
+                advance(total=last.steps, completed=last.step)
                 request = last.request
                 if keep:
                     trail.append(last)
@@ -369,7 +307,7 @@ def _kept(latents: Tensor, request: Request, folder: Path) -> Path:
     from pellucid.vae import save_latents
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = _free_name(folder, _stem(request.prompt, request.seed or 0), ".latents.safetensors")
+    path = free_name(folder, stem_of(request.prompt, request.seed or 0), ".latents.safetensors")
     save_latents(path, latents, {"request": json.dumps(request.record())})
     return path
 

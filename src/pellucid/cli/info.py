@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli._app import app
-from pellucid.cli._model import PREDICTION_HELP
+from pellucid.cli._model import Prediction
 
 FIRST = 5  # of a long list in the text; JSON has all
 
@@ -19,7 +19,7 @@ def info(
     file: Annotated[
         Path | None, typer.Argument(help="A model's file or folder, other weights, or a picture.")
     ] = None,
-    prediction: Annotated[str | None, typer.Option(help=PREDICTION_HELP)] = None,
+    prediction: Prediction = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What a model or another file of weights is, or what made a picture."""
@@ -30,6 +30,10 @@ def info(
     if path.suffix.lower() in images.FORMATS:
         found = images.read_metadata(path)
         facts = {"request": found.request, "parameters": found.parameters}
+        if not as_json:
+            facts = {name: value for name, value in facts.items() if value is not None}
+        if not facts:
+            typer.echo(f"{path} does not say what made it")
     else:
         facts = {"file": str(path)} | checkpoints.describe(path, prediction)
         if "prompt" in facts:  # a model

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import MODEL_HELP, app
+from pellucid.cli._app import app
+from pellucid.cli._model import ModelFile, Prediction
 from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
 
 
@@ -21,7 +22,8 @@ def _times(text: str) -> list[int]:
 @app.command()
 def noise(
     picture: Annotated[Path, typer.Argument(help="Any picture.")],
-    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    model: ModelFile = None,
+    prediction: Prediction = None,
     t: Annotated[str | None, typer.Option("--t", help="Times of 1000, as 0,250,500,999.")] = None,
     prompt: Annotated[str, typer.Option(help="What the model is told.")] = "",
     guidance: Annotated[float, typer.Option(help="How much the prompt counts; 1: once.")] = 1.0,
@@ -42,7 +44,7 @@ def noise(
     times = noise_lab.TIMES if t is None else _times(t)
     walked = None if schedule is None else schedules.named(schedule)
     image = images.open_image(picture)
-    loaded = checkpoints.load(model)
+    loaded = checkpoints.load(model, prediction=prediction)
     lab = noise_lab.look(
         loaded,
         image,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._app import MODEL_HELP, app
+from pellucid.cli._app import app, tell
+from pellucid.cli._model import ModelFile, open_parts
 
 if TYPE_CHECKING:
     from pellucid.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @app.command()
 def tokens(
     prompt: Annotated[str, typer.Argument(help="As for generate.")],
-    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    model: ModelFile = None,
     embedding: Annotated[
         list[Path] | None,
         typer.Option(help="A file with a word of textual inversion; repeatable."),
@@ -28,15 +29,17 @@ def tokens(
 ) -> None:
     """Every token of a prompt, its number and weight, its chunk, and when it is read."""
     from pellucid import checkpoints
+    from pellucid.prompt import unbalanced
     from pellucid.request import Request, resolve
     from pellucid.textual_inversion import with_words
 
-    path = checkpoints.embedded() if model is None else model
-    loaded = checkpoints.load(path)
+    loaded = open_parts(model)
     words = [word for file in embedding or () for word in checkpoints.load_embedding(file, loaded)]
     loaded = with_words(loaded, words)
     asked = resolve(loaded, Request(prompt=prompt, steps=steps))
     assert asked.steps is not None
+    if told := unbalanced(prompt):
+        tell(told)
     facts = {"model": loaded.name} | _report(loaded.tokenizer, asked.prompt, asked.steps)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
