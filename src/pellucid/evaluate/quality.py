@@ -98,6 +98,26 @@ def index_of(art: EmojiArt) -> dict[str, int]:
     return {c.names[0]: i for i, c in enumerate(art.concepts)}
 
 
+def judge(art: EmojiArt, classifier: Classifier, count: int = 200) -> dict[str, float]:
+    """How often the judge itself is right, of real pictures of the common concepts."""
+    kinds = {"plain": Mix(0, 0, 0, 0), "tint": Mix(1, 0, 0, 0), "ground": Mix(0, 1, 0, 0)}
+    names = {p.concept for p in read_prompts("common")}
+    among = [i for i, c in enumerate(art.concepts) if c.names[0] in names]
+    out: dict[str, float] = {}
+    for number, (kind, mix) in enumerate(kinds.items()):
+        rng = np.random.default_rng([13, number])
+        samples = [compose(art, rng, mix, held=True, among=among) for _ in range(count)]
+        pixels = torch.stack([torch.from_numpy(s.pixels) for s in samples])
+        with torch.no_grad():
+            thing, style = classifier(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        right = [s.concepts[0] == g for s, g in zip(samples, thing.argmax(1).tolist(), strict=True)]
+        out[f"judge, real pictures: concept, {kind}"] = float(np.mean(right))
+        if kind == "plain":
+            right = [s.style == g for s, g in zip(samples, style.argmax(1).tolist(), strict=True)]
+            out["judge, real pictures: style"] = float(np.mean(right))
+    return out
+
+
 def concept_rate(
     model: Model, art: EmojiArt, classifier: Classifier, kind: str, **fields: Any
 ) -> tuple[float, list[Image.Image], list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 from pellucid.data.emoji import EmojiArt
 from pellucid.evaluate import classifier as classifiers
 from pellucid.evaluate import quality
-from pellucid.images import grid
+from pellucid.images import grid, save
 from pellucid.model import Model
 from pellucid.train.loop import say
 
@@ -53,9 +53,11 @@ def report(
         results[name] = value
         say(f"{name}: {value}")
 
+    for name, value in quality.judge(art, classifier).items():
+        note(name, value)
     began = time.monotonic()
     rate, drawn, misses = quality.concept_rate(model, art, classifier, "common")
-    grid(drawn, 10).save(out / "sheet.png")
+    save(grid(drawn, 10), out / "sheet.png")
     note("common concepts named", rate)
     note("common concepts missed", misses)
     note("seconds for 100 pictures", round(time.monotonic() - began, 1))

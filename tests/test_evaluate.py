@@ -1,0 +1,176 @@
+"""The measuring instruments: who draws what is asked gets full marks, who draws something else none.
+
+Random patterns stand for the art, and a look-up of patterns for the judge, so that what is right is
+known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.data.emoji import (
+    COLORS,
+    TINTS,
+    Concept,
+    EmojiArt,
+    concept_names,
+    ground,
+    paste,
+    tint,
+    with_article,
+    with_color,
+)
+from pellucid.evaluate import quality
+
+SIZE, RIM = 64, 8
+LUMA = torch.tensor([0.299, 0.587, 0.114])
+
+
+@pytest.fixture(scope="module")
+def art() -> EmojiArt:
+    """Every thing in every style is a pattern of 6x6 greys with nothing around it."""
+    names = concept_names()
+    greys = np.random.default_rng(0).integers(20, 220, (len(names), 4, 6, 6), dtype=np.uint8)
+    pixels = np.zeros((len(names), 4, SIZE, SIZE, 4), np.uint8)
+    inner = slice(RIM, SIZE - RIM)
+    pixels[:, :, inner, inner, :3] = greys.repeat(8, 2).repeat(8, 3)[..., None]
+    pixels[:, :, inner, inner, 3] = 255
+    return EmojiArt([Concept("x", (name,)) for name in names], pixels)
+
+
+class Judge(nn.Module):
+    """Knows every pattern: pixels (B, 3, 64, 64) -> logits of things and of styles."""
+
+    def __init__(self, art: EmojiArt) -> None:
+        super().__init__()
+        plain = torch.from_numpy(art.pixels[..., :3].copy()).float().permute(0, 1, 4, 2, 3)
+        self.shape = plain.shape[:2]
+        self.patterns = self.pattern(plain.flatten(0, 1) / 127.5 - 1)
+
+    def pattern(self, pixels: Tensor) -> Tensor:
+        luma = torch.einsum("bchw,c->bhw", pixels, LUMA)[:, None, RIM:-RIM, RIM:-RIM]
+        greys = F.avg_pool2d(luma, 8).flatten(1)
+        return F.normalize(greys - greys.mean(1, keepdim=True), dim=1)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        likeness = (self.pattern(pixels) @ self.patterns.T).unflatten(1, self.shape)
+        return likeness.amax(2), likeness.amax(1)
+
+
+@pytest.fixture(scope="module")
+def judge(art: EmojiArt) -> Any:
+    return Judge(art)
+
+
+class Painter:
+    """Draws what a prompt of the evaluation says, or the thing `off` places further in the list."""
+
+    def __init__(self, art: EmojiArt, off: int = 0) -> None:
+        self.art, self.off = art, off
+        self.index = quality.index_of(art)
+        self.words: dict[str, tuple[str, str | None]] = {}
+        for kind in ("common", "everyday"):
+            for p in quality.read_prompts(kind):
+                self.words[p.text] = (p.concept, None)
+                self.words |= {with_color(p.concept, w): (p.concept, w) for w in TINTS}
+        self.words |= {with_article(name): (name, None) for name in self.index}
+
+    def thing(self, text: str, style: int) -> np.ndarray:
+        name, color = self.words[text]
+        rgba = self.art.pixels[(self.index[name] + self.off) % len(self.index), style]
+        return rgba if color is None else tint(rgba, color)
+
+    def picture(self, text: str) -> Image.Image:
+        text, _, style = text.removesuffix(" style").partition(", ")
+        number = self.art.styles.index(style) if style else 0
+        if self.off:
+            number = (number + 1) % len(self.art.styles)
+        if two := re.fullmatch(r"(.+) (and|above) (.+)", text):
+            canvas, half, quarter = ground(SIZE, None), SIZE // 2, SIZE // 4
+            for part, near in ((two[1], quarter), (two[3], SIZE - quarter)):
+                x, y = (near, half) if two[2] == "and" else (half, near)
+                paste(canvas, self.thing(part, number), x, y, half, False)
+        else:
+            text, _, color = text.removesuffix(" background").partition(" on ")
+            word = color.split()[-1] if color else None
+            if word and self.off:
+                word = TINTS[(TINTS.index(word) + 1) % len(TINTS)]
+            canvas = ground(SIZE, word)
+            paste(canvas, self.thing(text, number), SIZE / 2, SIZE / 2, SIZE, False)
+        return Image.fromarray(canvas.astype(np.uint8))
+
+    def __call__(self, model: Any, prompts: Iterable[str], seed: int = 0, **fields: Any) -> Any:
+        return [self.picture(text) for text in prompts]
+
+
+@pytest.mark.parametrize("kind", ["common", "everyday"])
+def test_things(kind: str, art: EmojiArt, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = None
+    monkeypatch.setattr(quality, "pictures", Painter(art))
+    rate, drawn, misses = quality.concept_rate(model, art, judge, kind)
+    assert (rate, misses) == (1, [])
+    assert len(drawn) == len(quality.read_prompts(kind)) >= 45
+    monkeypatch.setattr(quality, "pictures", Painter(art, off=1))
+    rate, _, misses = quality.concept_rate(model, art, judge, kind)
+    assert rate == 0
+    assert len(misses) == len(drawn)
+
+
+def test_attributes(art: EmojiArt, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = None
+    monkeypatch.setattr(quality, "pictures", Painter(art))
+    right = quality.attributes(model, art, judge)
+    for name in ("tint: right hue", "tint: concept kept", "ground: right hue", "style obeyed"):
+        assert right[name] == 1, name
+    assert right["ground: concept kept"] == 1
+    monkeypatch.setattr(quality, "pictures", Painter(art, off=1))
+    wrong = quality.attributes(model, art, judge)
+    for name in ("tint: concept kept", "ground: right hue", "ground: concept kept", "style obeyed"):
+        assert wrong[name] == 0, name
+
+
+def test_two_objects(art: EmojiArt, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = None
+    monkeypatch.setattr(quality, "pictures", Painter(art))
+    assert quality.two_objects(model, art, judge, 20) == 1
+    monkeypatch.setattr(quality, "pictures", Painter(art, off=1))
+    assert quality.two_objects(model, art, judge, 20) == 0
+
+
+def test_a_copy_is_found_out(art: EmojiArt, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = None
+    monkeypatch.setattr(quality, "pictures", Painter(art))
+    found = quality.novelty(model, art, 10)
+    assert found["distance to the nearest training picture, median"] < 1e-3
+    assert found["distance between two seeds, mean"] == found["seeds / styles"] == 0
+    assert found["distance between styles of a concept in training, mean"] > 0.1
+
+
+@pytest.mark.parametrize("color", TINTS)
+def test_dominant_hue(color: str) -> None:
+    picture = torch.tensor(COLORS[color]).float().view(3, 1, 1).expand(3, 8, 8) / 127.5 - 1
+    where = torch.ones(8, 8, dtype=torch.bool)
+    assert quality.dominant_hue(picture, where) == color
+    half = torch.cat([picture[:, :4], torch.ones(3, 4, 8)], 1)  # the rest is white
+    assert quality.dominant_hue(half, where) == color
+    assert quality.dominant_hue(torch.zeros(3, 8, 8), where) is None
+    assert quality.dominant_hue(picture, ~where) is None
+
+
+def test_the_judge_is_judged(art: EmojiArt, judge: Any) -> None:
+    real = "judge, real pictures"
+    found = quality.judge(art, judge, 30)
+    assert found[f"{real}: concept, plain"] == found[f"{real}: style"] == 1
+    assert found[f"{real}: concept, tint"] == 1
+    wrong = EmojiArt(art.concepts, np.roll(art.pixels, 1, (0, 1)))
+    found = quality.judge(wrong, judge, 30)
+    assert found[f"{real}: concept, plain"] == found[f"{real}: style"] == 0
