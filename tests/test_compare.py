@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pellucid.data import mnist
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.evaluate import digits as digit_classifier
 from pellucid.evaluate.compare import CompareOptions, Part, parameters_of, parts_of
 from pellucid.evaluate.compare.emoji import Emoji
-from pellucid.evaluate.compare.points import grid, ring
+from pellucid.evaluate.compare.points import Points, grid, ring
 from pellucid.evaluate.compare.stacked_mnist import StackedMnist
 from pellucid.evaluate.compare.summary import has_failed, verdict
 from pellucid.evaluate.compare.work import known, run, run_all
@@ -62,7 +63,8 @@ def test_real_points_are_good_and_cover_all(points: Any) -> None:
     assert collapsed.modes == 1 and collapsed.kl == pytest.approx(math.log(points.modes))
     assert collapsed.precision > 0.9 and collapsed.recall < 0.3
     assert points.measure([real + 0.5]).good < 0.1
-    assert isinstance(points.look(real), Image.Image)
+    looks = [points.look(real, label).tobytes() for label in ("real", "real", "made")]
+    assert looks[0] == looks[1] != looks[2]  # which is the legend's
 
 
 def package(folder: Path, each: int = 30) -> Path:
@@ -151,6 +153,21 @@ def test_networks_are_of_one_size(stacked: StackedMnist, art: EmojiArt) -> None:
 
 
 # ---------------------------------------------------------------- parts
+
+
+def test_the_legend_says_what_is_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+
+    def look(self: Points, samples: Tensor, label: str) -> Image.Image:
+        labels.append(label)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(Points, "look", look)
+    points = ring()
+    for method in ("real", "gan", "diffusion"):
+        recipe = replace(points.quick, seen=256, samples=100, steps=2)
+        list(run(Part("ring", method, 0), points, recipe, tmp_path))
+    assert labels == ["real", "made", "made"]
 
 
 @pytest.mark.parametrize("method", ["real", "gan", "pacgan", "diffusion"])

@@ -287,12 +287,21 @@ def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vae": {"patch_size": 2}}, "no place for this autoencoder: patch_size 2"),
+        ({"vae": {"patch_size": 2}}, "no place for patches of 2x2 pixels in its autoencoder"),
         ({"schedule": Schedule("sigmoid")}, "no schedule 'sigmoid'"),
         ({"schedule": Schedule("flow")}, "no schedule 'flow' with the prediction 'eps'"),
         ({"reading": {"layer": -2, "final_norm": False}}, "reading of the text .*: layer -2"),
-        ({"backbone": {"pooled_dim": 12, "map_channels": 2}}, "was not written"),
-        ({"tokenizer": Tokenizer.train(["a"], 270)}, "not written: the layout is for CLIP's kind"),
+        (
+            {
+                "backbone": {"pooled_dim": 12, "map_channels": 2, "film": True},
+                "vae": {"shortcut": True},
+            },
+            "the map .* from the text; FiLM in its U-Net; the linear code beside its autoencoder$",
+        ),
+        (
+            {"tokenizer": Tokenizer.train(["a"], 270)},
+            "no place for its tokenizer, which is not of CLIP",
+        ),
     ],
 )
 def test_models_without_a_place_in_the_layout(

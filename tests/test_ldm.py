@@ -842,7 +842,10 @@ def test_models_that_cannot_be_written(models: dict[str, Model], tmp_path: Path)
         (replace(sd1, schedule=Schedule("cosine")), "no place for this schedule: name cosine"),
         (replace(sd1, reading=SD2.reading), "no place for this reading of the text encoders"),
         (model_of("sd1", heads=(4,) * 4), "no place for this U-Net: heads"),
-        (model_of("sd1", map_channels=2, pooled_dim=8), "has no name in the original layout"),
+        (
+            model_of("sd1", map_channels=2, pooled_dim=8),
+            "no place for the map that its U-Net draws from the text",
+        ),
         (model_of("sd1", in_channels=5), "takes 5 channels"),
         (
             replace(sd1, vae=VAE(replace(sd1.vae.config, scaling_factor=0.5))),

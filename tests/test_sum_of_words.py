@@ -66,9 +66,7 @@ def test_it_is_saved_and_read(words: Model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["diffusers", "ldm"])
 def test_other_layouts_have_no_place_for_it(words: Model, layout: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"was not written|has no name in the original layout"
-    ):
+    with pytest.raises(CheckpointError, match=r"no place for .* the sum of the words"):
         checkpoints.save(words, tmp_path / "there", to=layout)
     assert not list(tmp_path.iterdir())
 

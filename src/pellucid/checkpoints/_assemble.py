@@ -25,7 +25,7 @@ from pellucid.checkpoints import CheckpointError
 from pellucid.checkpoints._weights import Stored
 from pellucid.clip import TextConfig
 from pellucid.model import Model
-from pellucid.tokenizer import Tokenizer
+from pellucid.tokenizer import BOS, EOS, Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["plain", "transposed", "conv", "third"]
@@ -287,6 +287,29 @@ EXTRAS = {"vision": "the vision tower of CLIP", "tiny_vae": "the tiny autoencode
 def extras_of(model: Model) -> tuple[str, ...]:
     """The parts of a model that only the native format has a place for, in words."""
     return tuple(what for part, what in EXTRAS.items() if getattr(model, part) is not None)
+
+
+def check_has_place(path: Path, layout: str, model: Model, tokenizer: bool) -> None:
+    """Raises CheckpointError that names all of a model's parts which only the native format has.
+
+    tokenizer: whether the layout has a place for CLIP's.
+    """
+    unet, vae = getattr(model.backbone, "config", None), model.vae.config
+    own = {
+        "the map that its U-Net draws from the text": getattr(unet, "map_channels", 0) > 0,
+        "FiLM in its U-Net": getattr(unet, "film", False),
+        f"patches of {vae.patch_size}x{vae.patch_size} pixels in its autoencoder": (
+            vae.patch_size > 1
+        ),
+        "the linear code beside its autoencoder": vae.shortcut,
+        "the sum of the words beside the pooled text": model.reading.pooled == "words",
+        "its tokenizer, which is not of CLIP's kind": tokenizer
+        and not {BOS, EOS} <= model.tokenizer.table()[0].keys(),
+    }
+    if found := [what for what, has in own.items() if has]:
+        raise CheckpointError(
+            f"{path} was not written: {layout} has no place for {'; '.join(found)}"
+        )
 
 
 def same_when_read(path: Path, layout: str, what: str, has: Any, read: Any) -> None:

@@ -32,6 +32,7 @@ from pellucid.checkpoints._assemble import (
     Unfilled,
     assemble,
     build,
+    check_has_place,
     check_tokenizer,
     compare,
     extras_of,
@@ -334,6 +335,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
             f"{path} was not written: diffusers' layout is for {', '.join(BACKBONES)}, and the "
             f"backbone is a {type(model.backbone).__name__}"
         )
+    check_has_place(path, "diffusers' layout", model, tokenizer=True)
     towers, left_out = towers_of(model, BACKBONES[name])
     family = BACKBONES[name].family(
         model.backbone.config, {folder: tower.config for folder, tower in towers.items()}

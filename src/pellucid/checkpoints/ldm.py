@@ -31,6 +31,7 @@ from pellucid.checkpoints._assemble import (
     Place,
     assemble,
     build,
+    check_has_place,
     check_tokenizer,
     compare,
     extras_of,
@@ -464,6 +465,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
     """
     path = Path(path)
     family = family_of(path, model)
+    check_has_place(path, "the original layout", model, tokenizer=False)
     networks: dict[str, nn.Module] = {
         "backbone": model.backbone,
         "vae": model.vae,

@@ -29,6 +29,22 @@ class Coverage:
     recall: float
 
 
+def coverage(kind: Tensor, good: Tensor, modes: int, real: Tensor, made: Tensor) -> Coverage:
+    """What is in N samples, of which each is of a kind (N,) 0..modes-1, and good or not (N,) bool.
+
+    real, made: features, as `precision_recall` takes them.
+    """
+    counts = torch.bincount(kind, minlength=modes)
+    return Coverage(
+        len(kind),
+        int((counts > 0).sum()),
+        len(kind[good].unique()),
+        kl_to_uniform(counts),
+        float(good.float().mean()),
+        *precision_recall(real, made),
+    )
+
+
 def kl_to_uniform(counts: Tensor) -> float:
     """sum_k p_k log(p_k K), p the shares of the K kinds in `counts` (K,); in nats.
 

@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
-from pellucid.diffusion import Conditioning
 from pellucid.evaluate.coverage import Coverage
-from pellucid.images import grid, to_pil
-
-PATCH = 2
 
 Draw = Callable[[int, np.random.Generator], Tensor]
 """(count, rng) -> so many real pictures or points, (B, ...)."""
@@ -58,12 +51,18 @@ class Contest(Protocol):
     name: str
     title: str
     modes: int
-    shape: tuple[int, ...]
-    latent: int
     features: str
     good: str
     quick: Recipe
     full: Recipe
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one picture or point."""
+
+    @property
+    def latent(self) -> int:
+        """Length of z."""
 
     def draw(self, count: int, rng: np.random.Generator) -> Tensor:
         """Real pictures or points to learn from, (B, *shape)."""
@@ -77,39 +76,5 @@ class Contest(Protocol):
     def measure(self, batches: Iterable[Tensor]) -> Coverage:
         """What is in the samples."""
 
-    def look(self, samples: Tensor) -> Image.Image:
-        """Some samples to look at."""
-
-
-def picture_grid(samples: Tensor, count: int = 48, columns: int = 12) -> Image.Image:
-    """The first `count` pictures of samples (B, 3, h, w) in [-1, 1]."""
-    return grid([to_pil(pixels) for pixels in samples[:count]], columns, gap=1)
-
-
-class PatchUNet(nn.Module):
-    """A U-Net without text over patches of 2x2 pixels: (B, 3, h, w), t (B,) -> (B, 3, h, w).
-
-    Each patch is one place of 12 channels, so that the widest maps have a quarter of the places.
-    """
-
-    def __init__(self, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        levels, channels = len(widths), 3 * PATCH**2
-        self.unet = UNet(
-            UNetConfig(
-                in_channels=channels,
-                out_channels=channels,
-                block_out_channels=widths,
-                layers_per_block=1,
-                transformer_layers=(0,) * levels,
-                mid_transformer_layers=0,
-                heads=(1,) * levels,
-                cross_attention_dim=1,
-                norm_groups=8,
-            )
-        )
-        init_for_training(self.unet)
-
-    def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        places = F.pixel_unshuffle(x, PATCH).contiguous(memory_format=torch.channels_last)
-        return F.pixel_shuffle(self.unet(places, t, cond), PATCH)
+    def look(self, samples: Tensor, label: str) -> Image.Image:
+        """Some samples to look at; label: what they are, for a legend."""

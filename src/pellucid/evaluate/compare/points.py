@@ -104,12 +104,12 @@ class Points:
             *precision_recall(real, points[:COMPARED]),
         )
 
-    def look(self, samples: Tensor) -> Image.Image:
+    def look(self, samples: Tensor, label: str) -> Image.Image:
         some = samples[:SHOWN]
         plot = Plot(
             "",
             [
-                Series("made", some[:, 0].tolist(), some[:, 1].tolist(), "dots"),
+                Series(label, some[:, 0].tolist(), some[:, 1].tolist(), "dots"),
                 Series("centres", self.centres[:, 0].tolist(), self.centres[:, 1].tolist(), "dots"),
             ],
             x_range=(-2.2, 2.2),

@@ -12,39 +12,27 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from pellucid.data import mnist
-from pellucid.evaluate.compare.contest import PatchUNet, Recipe, picture_grid
-from pellucid.evaluate.coverage import Coverage, kl_to_uniform, precision_recall
+from pellucid.evaluate.compare.pictures import FULL, QUICK, Pictures
+from pellucid.evaluate.coverage import Coverage, coverage
 from pellucid.evaluate.digits import DigitClassifier
-from pellucid.gan import GANConfig, untrained
+from pellucid.gan import GANConfig
 
 COMPARED = 1000  # pictures for precision and recall
 UNSURE = 0.05  # of real digits the classifier is less sure than of a good one
-NETWORKS = GANConfig(size=mnist.SIZE, latent=100, generator_width=48, discriminator_width=48)
-UNET = (32, 64)
 
 
-class StackedMnist:
+class StackedMnist(Pictures):
     """Learns from nine digits in ten; the rest tell how sure the classifier is of real ones."""
 
     name, title = "stacked-mnist", "Stacked MNIST: three digits, 1000 kinds"
-    modes, latent = mnist.MODES, NETWORKS.latent
-    shape: tuple[int, ...] = (3, mnist.SIZE, mnist.SIZE)
+    modes = mnist.MODES
+    networks = GANConfig(size=mnist.SIZE, latent=100, generator_width=48, discriminator_width=48)
     features = "the classifier's features of the three channels"
     good = "each of its digits is recognised as surely as 19 of 20 real ones"
-    quick = Recipe(
-        seen=60_000,
-        batch=32,
-        gan_rate=5e-4,
-        diffusion_rate=2e-3,
-        steps=10,
-        samples=2600,
-        seeds=1,
-    )
-    full = replace(quick, seen=1_000_000, gan_rate=2e-4, steps=20, samples=26_000, seeds=5)
+    quick, full = replace(QUICK, samples=2600), replace(FULL, samples=26_000)
 
     def __init__(self, digits: mnist.Digits, classifier: DigitClassifier) -> None:
         self.digits, self.held = digits.split(False), digits.split(True)
@@ -62,12 +50,6 @@ class StackedMnist:
     def draw(self, count: int, rng: np.random.Generator) -> Tensor:
         return mnist.stacked(self.digits, count, rng)
 
-    def gan(self, pack: int) -> tuple[nn.Module, nn.Module]:
-        return untrained(replace(NETWORKS, pack=pack))
-
-    def denoiser(self) -> nn.Module:
-        return PatchUNet(UNET).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
     def measure(self, batches: Iterable[Tensor]) -> Coverage:
         kinds, good, features = [], [], []
         for batch in batches:
@@ -76,17 +58,6 @@ class StackedMnist:
             good.append((sure.view(-1, 3) >= self.least).all(dim=1))
             features.append(seen.view(len(batch), -1))
         kind, well = torch.cat(kinds), torch.cat(good)
-        counts = torch.bincount(kind, minlength=self.modes)
         real = mnist.stacked(self.digits, COMPARED, np.random.default_rng(1))
         seen = self.look_at(real.flatten(0, 1)[:, None])[2].view(COMPARED, -1)
-        return Coverage(
-            len(kind),
-            int((counts > 0).sum()),
-            len(kind[well].unique()),
-            kl_to_uniform(counts),
-            float(well.float().mean()),
-            *precision_recall(seen, torch.cat(features)[:COMPARED]),
-        )
-
-    def look(self, samples: Tensor) -> Image.Image:
-        return picture_grid(samples)
+        return coverage(kind, well, self.modes, seen, torch.cat(features)[:COMPARED])

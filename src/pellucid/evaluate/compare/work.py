@@ -70,7 +70,8 @@ def run(part: Part, contest: Contest, recipe: Recipe, out: Path) -> Iterator[flo
     found = asdict(contest.measure([samples])) if finite else None
     target = part.path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    save(contest.look(samples[:KEPT].nan_to_num()), target.with_suffix(".png"))
+    label = "real" if part.method == "real" else "made"
+    save(contest.look(samples[:KEPT].nan_to_num(), label), target.with_suffix(".png"))
     findings = {
         "made_of": made_of(contest, recipe, part),
         "coverage": found,
