@@ -73,7 +73,9 @@ def test_json_and_info(
     assert status == 0
     assert json.loads(out)["request"] == made["request"]
     status, out, _ = call("info", made["path"])
-    assert status == 0 and f"seed {made['seed']}, " in out  # without commas, to be copied
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert status == 0 and ["seed:", str(made["seed"])] in lines  # without commas, to be copied
+    assert ["model:", "tiny"] in lines and "prompt:" not in out  # it was empty
     status, out, _ = call("info", model_file)
     assert status == 0 and "backbone" in out
 
@@ -290,6 +292,9 @@ def test_help_and_no_command(call: Any, refused: Any) -> None:
         assert found == status and "Usage" in out + err and "pellucid: " not in err
     assert "a prompt is wanted" in refused("generate")
     assert "draw" in refused("draw")
+    assert refused("gnerate").endswith("Did you mean 'generate'?\n")
+    assert "tokens --help`" in refused("tokens")
+    assert "written in quotes" in refused("generate", "a", "rabbit")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_file_that_is_gone(shelf: Path, call: Any, refused: Any) -> None:
     assert call("generate", "a rabbit", *words)[0] == 0
     for name, option in (("vae", "--vae"), ("one", "--model")):
         (shelf / f"{name}.safetensors").rename(f"{name}.moved")
-        told = f"was made with {option} {name}.safetensors, which is not there; {option} names"
+        told = f"was made with {option} {name}.safetensors, which is not there; {option} FILE names"
         for command in ("generate", "explain"):
             assert told in refused(command, "--like", "first.png")
         (shelf / f"{name}.moved").rename(f"{name}.safetensors")

@@ -811,8 +811,14 @@ LAYER = "lora_unet_mid_block_attentions_0_proj_in"
     ("change", "message"),
     [
         (change_one(f"{LAYER}.lora_up.weight", None), "is incomplete: .* and no up"),
-        (change_one(f"{LAYER}.lora_up.weight", noise(63, 3)), "another shape than the model's"),
-        (change_one(f"{LAYER}.lora_up.weight", noise(64, 2)), "another shape than the model's"),
+        (
+            change_one(f"{LAYER}.lora_up.weight", noise(63, 3)),
+            "1 of its changes is of another shape than the model's",
+        ),
+        (
+            change_one(f"{LAYER}.lora_up.weight", noise(64, 2)),
+            "1 of its changes is of another shape than the model's",
+        ),
         (change_one(f"{LAYER}.lora_up.weight", torch.tensor(1.0)), "numbers are wanted"),
         (change_one(f"{LAYER}.lora_up.weight", torch.ones(64, 3).int()), "int32 of the shape"),
         (change_one(f"{LAYER}.lora_up.weight", torch.zeros(0, 3)), "numbers are wanted"),

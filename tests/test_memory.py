@@ -460,3 +460,6 @@ def test_other_files_are_no_latents(content: bytes | str | None, tmp_path: Path)
         path.write_bytes(content)
     with pytest.raises(ValueError, match="is not a file of latents"):
         load_latents(path)
+    for absent in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match="is not a file of latents: there is no such file"):
+            load_latents(absent)

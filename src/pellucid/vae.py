@@ -379,6 +379,8 @@ def save_latents(path: Path, latents: Tensor, about: Mapping[str, str]) -> None:
 
 def load_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
     """What `save_latents` wrote. ValueError for any other file."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file of latents: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})

@@ -48,11 +48,21 @@ def main() -> None:
             message = error.format_message()
             if not message:  # without a command the help was shown
                 raise SystemExit(2) from None
-            fail(message)
+            fail(message.rstrip(".") + _hint(message, error))
         # Torch says so with a RuntimeError on the CPU and a sub-class of it on a GPU.
         if isinstance(error, MemoryError | RuntimeError) and "memory" in repr(error).lower():
             fail("there is not enough memory for this; a smaller size or count is wanted")
         raise
+
+
+def _hint(message: str, error: Exception) -> str:
+    """What else can be said about a command line that could not be read."""
+    if message.endswith("?"):  # it has asked whether another command was meant
+        return ""
+    if "extra argument" in message:
+        return "; a text of several words is written in quotes"
+    context = getattr(error, "ctx", None)
+    return "" if context is None else f"; see `{context.command_path} --help`"
 
 
 def _sentence(error: ValueError) -> str:

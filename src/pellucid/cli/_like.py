@@ -68,7 +68,7 @@ class Told:
             if name != "prediction" and not Path(value).exists():
                 raise ValueError(
                     f"{self.picture} was made with {option(name)} {value}, which is not there; "
-                    f"{option(name)} names another"
+                    f"{option(name)} {'FOLDER' if name == 'lora_folder' else 'FILE'} names another"
                 )
         if self.vae is not None and asked.vae is None:
             warnings.append(f"{self.picture} was made with the VAE {self.vae}: --vae FILE names it")

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-Prompt = Annotated[str | None, typer.Argument(help='What to draw; "" is anything.')]
 Negative = Annotated[str | None, typer.Option(help="What to keep away from.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000.")]
 Guidance = Annotated[float | None, typer.Option(help="How much the text counts; 1: once.")]
@@ -18,7 +17,8 @@ Spacing = Annotated[
 Seed = Annotated[int | None, typer.Option(help="The same seed is the same picture.")]
 Size = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")]
 Like = Annotated[
-    Path | None, typer.Option(help="A picture made here or by A1111: do as it was done.")
+    Path | None,
+    typer.Option(help="A picture made here or by A1111: do as it was done, with the same files."),
 ]
 
 

@@ -19,7 +19,6 @@ from pellucid.cli._request import (
     Guidance,
     Like,
     Negative,
-    Prompt,
     Sampler,
     Seed,
     Size,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def explain(
-    prompt: Prompt = None,
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
     like: Like = None,
     versus: Annotated[
         str | None, typer.Option(help="Another prompt, from the same noise, side by side.")

@@ -27,7 +27,6 @@ from pellucid.cli._request import (
     Guidance,
     Like,
     Negative,
-    Prompt,
     Sampler,
     Seed,
     Size,
@@ -59,7 +58,7 @@ def _panel(panel: str, help: str, *names: str) -> Any:
 
 @app.command()
 def generate(
-    prompt: Prompt = None,
+    prompt: Annotated[str | None, typer.Argument(help='What to draw; "" is anything.')] = None,
     negative: Negative = None,
     steps: Steps = None,
     guidance: Guidance = None,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli._app import app
 from pellucid.cli._model import Prediction
+
+if TYPE_CHECKING:
+    from pellucid.images import Metadata
 
 FIRST = 5  # of a long list in the text; JSON has all
 
@@ -31,9 +34,10 @@ def info(
         found = images.read_metadata(path)
         facts = {"request": found.request, "parameters": found.parameters}
         if not as_json:
-            facts = {name: value for name, value in facts.items() if value is not None}
+            facts = _said(found)
         if not facts:
             typer.echo(f"{path} does not say what made it")
+            return
     else:
         facts = {"file": str(path)} | checkpoints.describe(path, prediction)
         if "prompt" in facts:  # a model
@@ -41,8 +45,16 @@ def info(
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return
+    width = max(map(len, facts)) + 1
     for name, value in facts.items():
-        typer.echo(f"{name + ':':<13} {_told(value)}")
+        typer.echo(f"{name + ':':<{width}} {_told(value)}")
+
+
+def _said(found: Metadata) -> dict[str, Any]:
+    """What a picture says, less what is empty: its request, or what another program wrote."""
+    if found.request is not None:
+        return {k: v for k, v in found.request.items() if v not in (None, "", [])}
+    return {} if found.parameters is None else {"parameters": found.parameters}
 
 
 def _choice(types: dict[str, int]) -> str:
@@ -58,10 +70,7 @@ def _choice(types: dict[str, int]) -> str:
 
 def _told(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(
-            f"{k} {v:,}" if type(v) is int and k != "seed" else f"{k} {v}"  # a seed is to be copied
-            for k, v in value.items()
-        )
+        return ", ".join(f"{k} {v:,}" if type(v) is int else f"{k} {v}" for k, v in value.items())
     if isinstance(value, list):
         first = ", ".join(map(str, value[:FIRST]))
         return f"{len(value)}: {first}, ..." if len(value) > FIRST else first or "none"

@@ -80,10 +80,10 @@ def verdict(title: str, found: Mapping[str, Any], real: Mapping[str, Any]) -> st
     if means is None:
         return f"{title}: every run broke down."
     covered = [run["coverage"]["good_modes"] for run in runs if run["coverage"] is not None]
+    spread = f"from {min(covered)} to {max(covered)} over {len(covered)} runs"
     told = (
         f"{mean(covered):.4g} of the {real['good_modes']} modes that as many real samples show "
-        f"(from {min(covered)} to {max(covered)} over {len(covered)} "
-        f"{'run' if len(covered) == 1 else 'runs'}), {means['good']:.0%} of the samples good"
+        f"({'in one run' if len(covered) == 1 else spread}), {means['good']:.0%} of the samples good"
     )
     if min(covered) >= WHOLE * real["good_modes"] and len(covered) == len(runs):
         return f"{title}: no mode collapse; {told}."
