@@ -31,14 +31,18 @@ class Opening:
     lora_folder: Path | None = None
 
     def record(self, request: Request) -> dict[str, str]:
-        """What of it counted for a picture of this request; "model" is the model's name there."""
-        counted = {one.name: getattr(self, one.name) for one in fields(self)}
-        counted["model_file"] = counted.pop("model")
+        """What of it counted for a picture of this request, as it is stored there."""
+        counted = {key: getattr(self, name) for name, key in stored_as().items()}
         if request.decoder != "tiny":
             del counted["tiny_vae"]
         if not request.lora_tags:
             del counted["lora_folder"]
         return {name: str(value) for name, value in counted.items() if value is not None}
+
+
+def stored_as() -> dict[str, str]:
+    """The fields of `Opening`, and what they are called in a picture."""
+    return {one.name: one.name for one in fields(Opening)} | {"model": "model_file"}
 
 
 @dataclass(frozen=True)
@@ -102,13 +106,11 @@ def read(picture: Path | None) -> Told:
 
     found = read_metadata(picture)
     if found.request is not None:
-        said = dict(found.request)
-        name = said.pop("model", None)
-        said["model"] = said.pop("model_file", None)
-        names = [one.name for one in fields(Opening)]
-        opening = {n: said[n] for n in names if isinstance(said.get(n), str)}
-        name = name if isinstance(name, str) and "model" not in opening else None
-        return Told(picture, _fields(said, Request), opening, name)
+        said = found.request
+        keys = stored_as().items()
+        opening = {name: said[key] for name, key in keys if isinstance(said.get(key), str)}
+        model = None if "model" in opening else said.get("model")
+        return Told(picture, _fields(said, Request), opening, model)
     if not found.parameters:
         raise ValueError(f"{picture} does not say what made it: it has no request inside")
     said = read_parameters(found.parameters)
