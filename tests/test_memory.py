@@ -24,8 +24,9 @@ from pellucid.devices import bring, choose_device, free_memory, in_the_way, weig
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.nn import Downsample, ResidualBlock, Upsample, attend
-from pellucid.pipeline import pictures
-from pellucid.precision import Careful, NotFinite, choose_dtype, finite
+from pellucid.pipeline import generate, pictures
+from pellucid.precision import Careful, NotFinite, choose_dtype, dtype_of, finite
+from pellucid.request import Request
 from pellucid.vae import SD_VAE, VAE, load_latents, save_latents
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -375,6 +376,30 @@ def test_what_is_not_finite_in_float32_is_an_error_with_the_latents() -> None:
         finite("the decoder", part, lambda: part(x.to(precision.dtype_of(part))), x)
     assert error.value.latents is x
     assert isinstance(error.value, ValueError)
+
+
+def test_a_text_tower_that_overflows_is_run_in_float32(model: Model) -> None:
+    """What lies between two layers is too large for float16, and what comes out of them is not."""
+    model = copy.deepcopy(model)
+    for layer in model.text.text_model.encoder.layers:
+        layer.mlp.fc1.bias.data += 60000
+        layer.mlp.fc1.weight.data *= 1e4
+        layer.mlp.fc2.weight.data *= 1e-4
+    request = Request(prompt="a red apple", seed=1, steps=1)
+    *_, expected = generate(model, request)
+    assert expected.warnings == ()
+    for part in (model.backbone, model.vae, model.text):
+        part.half()
+    *_, done = generate(model, request)
+    assert done.warnings == (
+        "the text tower gave numbers that are not finite in float16; it runs in float32",
+    )
+    assert dtype_of(model.text) == torch.float32 and dtype_of(model.backbone) == torch.float16
+    torch.testing.assert_close(done.x.float(), expected.x, rtol=0.02, atol=0.02)
+
+    model.text.text_model.final_layer_norm.bias.data[0] = torch.nan
+    with pytest.raises(NotFinite, match=r"the text tower .*, in float32 too"):
+        list(generate(model, request))
 
 
 class Shouting(nn.Module):

@@ -135,12 +135,14 @@ def read(
     prompts: Sequence[str],
     clip_skip: int | None = None,
     emphasis: Emphasis | None = None,
+    warnings: list[str] | None = None,
 ) -> Conditioning:
     """Prompts of one step, of any length: tokens (B, L, width), pooled (B, P).
 
     Every prompt gets as many chunks as the longest has; the pooled text is that of the first one.
     clip_skip: the last layer that the tower was trained with (1), the one before (2), ...;
     emphasis: as in `model.Reading`. None: as the model was trained.
+    warnings: takes what had to be done otherwise.
     Raises ValueError for a layer that is not there, and for weights that `chunked` refuses.
     """
     towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
@@ -160,15 +162,17 @@ def read(
     chunks = [chunk for own in each for chunk in [*own, *[[]] * (most - len(own))]]
     weights = weights_of(chunks, model.tokenizer.context_length)
     pads = reading.pads if reading.pads else (model.tokenizer.pad,) * len(towers)
+    late = [] if warnings is None else warnings
     hidden, pooled = [], []
     for tower, pad in zip(towers, pads, strict=True):
-        ids = rows(model.tokenizer, chunks, pad).to(stage.bring(model, tower))
-        out = tower(ids, layer, reading.final_norm)
+        ids = rows(model.tokenizer, chunks, pad)
+        out = stage.read(model, tower, ids, layer, reading.final_norm, late)
         hidden.append(emphasized(out.hidden, weights, how))
         whole = out.pooled if out.projected is None else out.projected
         pooled.append(whole[::most])  # of the first chunk
         if reading.pooled == "words":
-            summed = sum_of_words(tower, ids, weights).unflatten(0, (-1, most)).sum(dim=1)
+            here = ids.to(out.pooled.device)
+            summed = sum_of_words(tower, here, weights).unflatten(0, (-1, most)).sum(dim=1)
             pooled.append(F.layer_norm(summed, summed.shape[-1:]))
     tokens = torch.cat(hidden, dim=-1)  # (B * most, context_length, width)
     tokens = tokens.unflatten(0, (-1, most)).flatten(1, 2)  # (B, most * context_length, width)
@@ -228,10 +232,18 @@ def _sized(
     return replace(cond, sizes=sizes)
 
 
-def told(model: Model, request: Request, steps: int, second: int = 0) -> list[Told]:
+def told(
+    model: Model,
+    request: Request,
+    steps: int,
+    second: int = 0,
+    *,
+    warnings: list[str] | None = None,
+) -> list[Told]:
     """What is wanted and what is not at each of `steps`, and then of `second` steps.
 
     Mixed prompts are shares of 1; what AND joins is added up with its weights, and need not be 1.
+    warnings: takes what had to be done otherwise.
     On a walk each is of a batch of `request.count`, image by image.
     Raises ValueError for weights that make no sense, and for AND with a mix of embeddings or a walk.
     """
@@ -256,7 +268,7 @@ def told(model: Model, request: Request, steps: int, second: int = 0) -> list[To
 
     texts = [text for each, _ in wanted for text in each]
     texts = list(dict.fromkeys([*texts, *unwanted] if guided else texts))
-    together = read(model, texts, request.clip_skip, request.emphasis)
+    together = read(model, texts, request.clip_skip, request.emphasis, warnings)
     together = together.to(stage.device_of(model), dtype_of(model.backbone))
     vectors = {text: together[i : i + 1] for i, text in enumerate(texts)}
 

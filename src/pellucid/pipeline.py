@@ -133,7 +133,8 @@ def steps_of(
     sampler = samplers.get(request.sampler).sample
     options = sampler_options(sampler, request)
     size = (request.width, request.height) if canvas is None else canvas.size
-    each = told(model, request, *(len(levels) - 1 for levels in passes))
+    counts = [len(levels) - 1 for levels in passes]
+    each = told(model, request, *counts, warnings=warnings)
     streams = streams_of(request.seeds)
     step = begin = start(model, request, canvas, size, passes[0][0], streams, warnings)
     yield begin

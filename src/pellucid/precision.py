@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 HALVES = (torch.float16, torch.bfloat16)
+Result = TypeVar("Result", bound=Tensor | tuple[Tensor | None, ...])
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def dtype_of(part: nn.Module) -> torch.dtype:
 
 
 def finite(
-    name: str, part: nn.Module, run: Callable[[], Tensor], latents: Tensor | None = None
-) -> tuple[Tensor, str | None]:
-    """What `run` gives, and a warning if that took float32.
+    name: str, part: nn.Module, run: Callable[[], Result], latents: Tensor | None = None
+) -> tuple[Result, str | None]:
+    """What `run` gives, a tensor or several, and a warning if that took float32.
 
     run: calls `part`, with inputs cast to the type that `part` then has (`dtype_of`): where the
     result is not finite and `part` is in half precision, `part` is changed to float32, in place and
@@ -83,13 +84,13 @@ def finite(
     there still are numbers that are not.
     """
     result = run()
-    if torch.isfinite(result).all():
+    if _is_finite(result):
         return result, None
     before = dtype_of(part)
     if before in HALVES:
         part.float()
         result = run()
-        if torch.isfinite(result).all():
+        if _is_finite(result):
             short = str(before).removeprefix("torch.")
             return result, f"{name} gave numbers that are not finite in {short}; it runs in float32"
     raise NotFinite(
@@ -97,6 +98,11 @@ def finite(
         "went in is out of all bounds",
         latents,
     )
+
+
+def _is_finite(result: Tensor | tuple[Tensor | None, ...]) -> bool:
+    tensors = (result,) if isinstance(result, Tensor) else result
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import devices, strips
+from pellucid.clip import TextOutput, TextTower
 from pellucid.model import Model
 from pellucid.precision import Careful, dtype_of, finite
 from pellucid.tiny_vae import TinyVAE
@@ -37,6 +38,28 @@ def bring(model: Model, part: nn.Module, work: int = 0) -> torch.device:
     device = device_of(model)
     devices.bring(part, parts_of(model), device, work)
     return device
+
+
+def read(
+    model: Model,
+    tower: TextTower,
+    ids: Tensor,
+    layer: int,
+    final_norm: bool,
+    warnings: list[str],
+) -> TextOutput:
+    """What a text tower makes of rows of tokens (N, L), in float32 if half precision is not enough.
+
+    layer, final_norm: as `TextTower.forward` takes them. Raises NotFinite.
+    """
+    rows = ids.to(bring(model, tower))
+    name = "the text tower"
+    if model.text_2 is not None:
+        name = f"the {'second' if tower is model.text_2 else 'first'} text tower"
+    output, warning = finite(name, tower, lambda: tower(rows, layer, final_norm))
+    if warning is not None:
+        warnings.append(warning)
+    return output
 
 
 def network(model: Model, warnings: list[str]) -> Careful:
