@@ -205,6 +205,7 @@ def test_info_of_what_is_no_model(files: dict[str, Path], call: Any, tmp_path: P
         assert told["kind"] == kind.strip()
         if "VAE" in kind:
             assert told["latents"].startswith("4 channels, 1/4 of")
+            assert told["latents"].endswith("the file does not say their scale")
         if "embedding" in kind:
             assert told["words"] == {"frog": "2 of width 768"}
 

@@ -693,6 +693,7 @@ def test_files_that_are_wrong(
         (["clip_l", "clip_g"], "a textual-inversion embedding"),
         (["encoder.down.0.block.0.norm1.weight"], "a VAE alone"),
         (["decoder.up_blocks.0.resnets.0.norm1.weight"], "a VAE alone"),
+        (["backbone.conv_in.bias", "vae.encoder.down.0"], "a file of Pellucid's own layout"),
         (["text_model.embeddings.position_ids"], "a text encoder alone"),
         (["down_blocks.0.resnets.0.norm1.weight"], "a U-Net alone"),
         (["control_model.time_embed.0.weight"], "a ControlNet"),

@@ -240,6 +240,14 @@ def test_what_does_not_fit_is_cut_and_told() -> None:
         ({"emb_params": torch.ones(64).long()}, "sd1", "are not finite numbers"),
         ({"emb_params": torch.ones(0, 64)}, "sd1", "vectors have the shape"),
         ({"lora_unet_a.lora_down.weight": noise(2, 2)}, "sd1", "is a LoRA, not an embedding"),
+        (
+            {
+                "first_stage_model.encoder.down.0.block.0.conv1.weight": noise(2, 2, 3, 3),
+                "model.diffusion_model.input_blocks.0.0.weight": noise(2, 2, 3, 3),
+            },
+            "sd1",
+            "is a model, not an embedding",
+        ),
         ({"a": noise(2, 2, 2)}, "sd1", "is no textual-inversion embedding: its keys begin with a"),
         ({}, "sd1", "its keys begin with nothing"),
     ],

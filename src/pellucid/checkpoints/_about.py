@@ -65,10 +65,12 @@ def types(*weights: Mapping[str, Stored]) -> dict[str, int]:
 
 
 def latents(config: VAEConfig) -> str:
-    return (
-        f"{config.latent_channels} channels, 1/{config.downsample} of the width and height, "
-        f"scale {config.scaling_factor:g}"
-    )
+    return f"{shape_of(config)}, scale {config.scaling_factor:g}"
+
+
+def shape_of(config: VAEConfig) -> str:
+    """The shape of the latents, in words."""
+    return f"{config.latent_channels} channels, 1/{config.downsample} of the width and height"
 
 
 def other(path: Path) -> dict[str, Any] | None:
@@ -94,7 +96,7 @@ def other(path: Path) -> dict[str, Any] | None:
         part, unused = ldm.vae_part(path)
         assert isinstance(part.module, VAE)
         facts |= {"parameters": {"vae": size(part)}, "unused keys": unused}
-        facts["latents"] = latents(part.module.config)
+        facts["latents"] = f"{shape_of(part.module.config)}; the file does not say their scale"
     else:
         facts["parameters"] = {"all": sum(math.prod(s.shape) for s in weights.values())}
     return facts | {"types": types(weights), "keys": len(weights)}

@@ -301,6 +301,8 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"(model\.diffusion_model\.)?joint_blocks\.", "Stable Diffusion 3 as a single file"),
     (r"(model\.diffusion_model\.)?double_blocks\.", "a Flux model"),
     (r".*motion_modules\.", "a motion module (AnimateDiff)"),
+    (r"model\.diffusion_model\.input_blocks\.", "a model"),
+    (r"backbone\.", "a file of Pellucid's own layout"),
     (r"(first_stage_model\.|vae\.|)(encoder\.down|decoder\.up)", "a VAE alone"),
     (r"(encoder\.layers|decoder\.layers)\.\d+\.", "a tiny autoencoder (TAESD) alone"),
     (r"\d+\.(conv\.\d+\.)?(weight|bias)$", "a tiny autoencoder (TAESD) alone"),
