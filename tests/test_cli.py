@@ -97,6 +97,7 @@ def test_json_and_info(
         (["--seed", "-2"], "seed"),
         (["--count", "0"], "count"),
         (["--spacing", "karas"], "nearest first: karras"),
+        (["--preset", "lighting"], "nearest first: lightning"),
         (["--strength", "2"], "strength"),
         (["--steps"], "--steps"),
         (["a second prompt"], "a second prompt"),
@@ -284,6 +285,17 @@ def test_like_a_picture_of_another_program(
         request = images.read_metadata(ours).request
         assert request is not None and request["sampler"] == "euler_ancestral"
         assert (request["spacing"], request["seed"], request["steps"]) == (spacing, 4, 2)
+
+
+def test_a_preset_and_what_is_asked_beside_it(call: Any, model_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    words = ("generate", "a rabbit", "--model", model_file, "--out", out, "--preset", "lightning")
+    for more, steps in (((), 4), (("--steps", "2"), 2)):
+        assert call(*words, *more)[0] == 0
+        request = images.read_metadata(out).request
+        assert request is not None
+        told = [request[name] for name in ("steps", "guidance", "sampler", "spacing")]
+        assert told == [steps, 1.0, "euler", "trailing"]
 
 
 def test_help_and_no_command(call: Any, refused: Any) -> None:

@@ -60,6 +60,10 @@ def _panel(panel: str, help: str, *names: str) -> Any:
 def generate(
     prompt: Annotated[str | None, typer.Argument(help='What to draw; "" is anything.')] = None,
     negative: Negative = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Settings of a fast model: lcm, turbo, lightning, hyper; others win."),
+    ] = None,
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: Sampler = None,
@@ -149,7 +153,7 @@ def generate(
     as_json: Annotated[bool, _panel(OUTPUT, "Results as JSON on stdout.", "--json")] = False,
 ) -> None:
     """Draw pictures from words."""
-    from pellucid import checkpoints, images
+    from pellucid import checkpoints, images, presets
     from pellucid.adapters import adapt
     from pellucid.cli import _gan
     from pellucid.plugins import choose
@@ -200,7 +204,8 @@ def generate(
         "loras": [lora_of(item) for item in lora] if lora else None,
         "embeddings": [str(path) for path in embedding] if embedding else None,
     }
-    fields = dict(told.request) | {name: v for name, v in asked.items() if v is not None}
+    known = {} if preset is None else presets.preset(preset).given()
+    fields = dict(told.request) | known | {name: v for name, v in asked.items() if v is not None}
     if opening.model is not None and checkpoints.holds_gan(opening.model):
         options = {
             "--film": film,
