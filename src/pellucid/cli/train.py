@@ -34,13 +34,37 @@ def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name not in fields:
-            raise ValueError(f"{setting!r}: NAME=VALUE is wanted, NAME one of {', '.join(fields)}")
+            known = ", ".join(field for field in fields if field != "resume")
+            raise ValueError(f"{setting!r}: NAME=VALUE is wanted, NAME one of {known}")
         try:
             kind_of = fields[name]  # bool("False") would be True
             values[name] = _yes_or_no(text) if kind_of is bool else kind_of(text)
         except ValueError:
             raise ValueError(f"{setting!r}: {name} is {KINDS[fields[name]]}") from None
     return kind(**values)
+
+
+def _told(kind: type[Any]) -> str:
+    """Every setting with its default, and what its docstring in the source says of it."""
+    import ast
+    import inspect
+    import textwrap
+    from itertools import pairwise
+
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    lines = []
+    for node, after in pairwise([*tree.body, ast.Pass()]):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        name, said = node.target.id, ""
+        if name == "resume":  # which is --resume
+            continue
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            said = " ".join(str(after.value.value).split())
+        lines.append(f"{name}={getattr(kind, name)}")
+        lines += textwrap.wrap(said, 92, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
 
 
 @app.command()
@@ -53,6 +77,9 @@ def train(
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the last run was stopped.")
+    ] = False,
+    list_settings: Annotated[
+        bool, typer.Option("--settings", help="List what can be set, with its defaults, and leave.")
     ] = False,
 ) -> None:
     """Train a LoRA, a GAN, or a part of the small model, or pack the parts into one file."""
@@ -72,5 +99,8 @@ def train(
 
     package = "evaluate" if what == "classifier" else "train"
     module = importlib.import_module(f"pellucid.{package}.{what}")
-    options = _options(getattr(module, kinds[what] + "Options"), settings or [], resume)
-    typer.echo(module.train(options))
+    kind = getattr(module, kinds[what] + "Options")
+    if list_settings:
+        typer.echo(_told(kind))
+        return
+    typer.echo(module.train(_options(kind, settings or [], resume)))
