@@ -176,10 +176,17 @@ def test_stopping_to_iterate_cancels(model: Model) -> None:
     assert calls <= 2
 
 
+def test_a_long_prompt_is_told(model: Model) -> None:
+    assert run(model, prompt="a red apple").warnings == ()
+    (told,) = run(model, prompt="a rabbit, " * 1000, steps=1).warnings
+    assert "'a rabbit, a rabbit, '" in told and "chunks of at most 6" in told
+    (told,) = run(model, negative_prompt="[a:" + "red " * 9 + ":1]", steps=2).warnings
+    assert "has 9 tokens" in told
+
+
 def test_all_of_a_long_prompt_counts(model: Model) -> None:
     long = "a rabbit " + "apple " * 30  # six pieces fit into a row of the tower
     last = run(model, prompt=long)
-    assert last.warnings == ()
     assert differ(last, run(model, prompt=long + "red")) > 1e-5
     assert differ(last, run(model, prompt=long, negative_prompt="apple")) > 1e-5
 

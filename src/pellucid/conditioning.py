@@ -61,6 +61,24 @@ def chunked(tokenizer: Tokenizer, prompt: str) -> list[list[Token]]:
     return chunks
 
 
+def in_chunks(tokenizer: Tokenizer, prompt: str, steps: int, second: int = 0) -> str | None:
+    """How a prompt is read that is too long for one row of a tower; None of one that is not."""
+    texts = {
+        text
+        for part, _ in split_and(take_loras(prompt)[0])
+        for text in each_step(part, steps, second)
+    }
+    each = [chunked(tokenizer, text) for text in texts]
+    chunks = max(each, key=lambda chunks: sum(map(len, chunks)), default=[])
+    count, room = sum(map(len, chunks)), tokenizer.context_length - 2
+    if count <= room:
+        return None
+    return (
+        f"the prompt that begins with {prompt.strip()[:20]!r} has {count:,} tokens, and is read in "
+        f"{len(chunks)} chunks of at most {room}"
+    )
+
+
 def check_weight(text: str, weight: float) -> None:
     """ValueError for a weight that is not finite, or beyond `MAX_WEIGHT`."""
     if not abs(weight) <= MAX_WEIGHT:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from pellucid import hires, inpaint, samplers, stage
-from pellucid.conditioning import Told, told
+from pellucid.conditioning import Told, in_chunks, told
 from pellucid.diffusion import Conditioning, Denoiser, Network, add_noise, predictor
 from pellucid.guidance import ByStep, ClassifierFree, Parts, clip_guidance, progress
 from pellucid.images import picture_size, to_tensor
@@ -197,6 +197,8 @@ def warnings_of(
         for prompt in prompts
         for text in unread(prompt, *counts)
     ]
+    long = [in_chunks(model.tokenizer, prompt, *counts) for prompt in dict.fromkeys(prompts)]
+    warnings += [told for told in long if told]
     default = Request()
     warnings += [
         f"{field} does nothing without {needed}"

@@ -83,6 +83,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a LoRA, a GAN, or a part of the small model, or pack the parts into one file."""
+    from pellucid.checkpoints import UnknownPrediction
     from pellucid.plugins import choose
 
     kinds = {
@@ -103,4 +104,8 @@ def train(
     if list_settings:
         typer.echo(_told(kind))
         return
-    typer.echo(module.train(_options(kind, settings or [], resume)))
+    options = _options(kind, settings or [], resume)
+    try:
+        typer.echo(module.train(options))
+    except UnknownPrediction as error:  # it names the flag of the other commands
+        raise ValueError(str(error).replace("--prediction ", "prediction=")) from error
