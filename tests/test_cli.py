@@ -213,7 +213,9 @@ def test_long_empty_and_odd_prompts(
         assert status == 0
         path = Path(out.strip())
         assert path.parent == tmp_path and path.is_file() and name in (None, path.name)
-        assert err.count("\n") == ("(" in prompt) and ("is never closed" in err) == ("(" in prompt)
+        assert ("is never closed" in err) == ("(" in prompt)
+        assert ("is read in" in err) == (len(prompt) > 50)
+        assert err.count("\n") == ("(" in prompt) + (len(prompt) > 50)
 
 
 def test_a_random_seed_is_in_the_name_and_in_the_picture(
