@@ -104,7 +104,7 @@ runs/art64.npz: | $(VENV)/.installed-dev build/art/.installed
 emoji-model: $(VENV)/.installed-dev runs/art64.npz
 	$(BIN)/pellucid train vae --resume
 	$(BIN)/pellucid train clip --resume
-	$(BIN)/pellucid train diffusion --resume steps=45000 pool=40000 ema=0.999
+	$(BIN)/pellucid train diffusion --resume steps=80000 pool=80000 ema=0.999
 	$(BIN)/pellucid train classifier --resume
 	$(BIN)/pellucid train pack
 	$(BIN)/pellucid evaluate --model runs/emoji.safetensors

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pellucid import checkpoints, images, noise
-from pellucid.conditioning import read
+from pellucid.conditioning import chunked, read
 from pellucid.diffusion import add_noise, predictor, target
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, pictures
@@ -28,6 +28,7 @@ from pellucid.schedule import Schedule
 from pellucid.train.gan import Players, play
 
 PROMPT = "a lion"
+PAIR = "a dog and an apple"
 
 Figures = Iterator[tuple[str, Image.Image]]
 """Names, without a suffix, and what they show."""
@@ -146,6 +147,19 @@ def of_unet(model: Model) -> Figures:
     for hook in hooks:
         hook.remove()
     yield "unet-levels", sheet(cells, 4)
+
+    picture = last(model, PAIR).images[0]
+    x0 = model.vae.to_latents(images.to_tensor(picture)[None])
+    maps: list[Tensor] = []
+    x = add_noise(x0, eps, level.alpha, level.sigma)
+    unet(x, torch.tensor([level.t]), read(model, [PAIR]), record=maps)
+    looks = torch.stack([layer[0].mean(0) for layer in maps]).mean(0)  # (h, w, L)
+    cells = [Cell(picture, "the picture")]
+    (chunk,) = chunked(model.tokenizer, PAIR)
+    for place, token in enumerate(chunk, 1):  # the row begins with a mark
+        if token.text in PAIR.split()[1::3]:
+            cells.append(Cell(heat(looks[..., place]), token.text))
+    yield "unet-words", sheet(cells, 3)
 
 
 def of_prediction(model: Model) -> Figures:
