@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -30,6 +31,7 @@ from pellucid.tokenizer import BOS, EOS, Tokenizer
 Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["plain", "transposed", "conv", "third"]
 
+READERS = 2  # tensors that are read at once; more were no faster
 FIRST = 3  # how many wrong keys an error names
 LONG = 200  # letters of a key with what is wrong with it
 
@@ -162,14 +164,18 @@ def compare(path: Path, parts: Mapping[str, Part], unused: Collection[str] = ())
 
 
 def fill(part: Part, device: str | torch.device, dtype: torch.dtype | None) -> None:
-    """Give the network its weights, one after the other, and put it in eval mode; `dtype` None
-    leaves each its own."""
-    filled = {}
-    for name in part.module.state_dict():
+    """Give the network its weights, a few at a time, and put it in eval mode; `dtype` None leaves
+    each its own."""
+
+    def read(name: str) -> Tensor:
         place = part.places[name]
         stored = part.weights[place.key]
         tensor = place.unpack(stored.get(stored.dtype if dtype is None else dtype))
-        filled[name] = tensor.to(device)
+        return tensor.to(device)
+
+    names = list(part.module.state_dict())
+    with ThreadPoolExecutor(READERS) as pool:  # casting leaves the interpreter to the others
+        filled = dict(zip(names, pool.map(read, names), strict=True))
     part.module.load_state_dict(filled, assign=True, strict=True)
     part.module.eval()
 

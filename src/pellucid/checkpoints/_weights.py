@@ -11,6 +11,7 @@ import io
 import json
 import pickle
 import pickletools
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 INDEX_BYTES = 2**24
-READ_BYTES = 2**15  # at a time, of a tensor that is cast: stays in cache, and in one thread
+READ_BYTES = 2**16  # at a time, of a tensor that is cast: stays in cache, and in one thread
 PICKLE_BYTES = 2**23  # of the part that is not tensors; an original file's has a twentieth of it
 RENEW_BYTES = 2**26  # of a mapped pickle, read and cast, before the mapping is made anew
 
@@ -318,6 +319,7 @@ class _Pickle:
         self.path, self.mapped = path, mapped
         self.opened: dict[str, Tensor] | None = None
         self.read = 0
+        self.lock = threading.Lock()  # tensors are asked for by several threads
 
     def tensors(self) -> dict[str, Tensor]:
         if self.opened is None:
@@ -326,15 +328,16 @@ class _Pickle:
 
     def reader(self, key: str) -> Callable[[torch.dtype], Tensor]:
         def get(dtype: torch.dtype) -> Tensor:
-            tensor = self.tensors()[key]
-            if tensor.dtype == dtype:
-                return tensor
-            cast = tensor.to(dtype)
-            self.read += tensor.numel() * tensor.element_size()
-            if self.mapped and self.read > RENEW_BYTES:
-                # The pages that were read would stay in memory as long as the mapping does.
-                self.opened, self.read = None, 0
-            return cast
+            with self.lock:
+                tensor = self.tensors()[key]
+                if tensor.dtype == dtype:
+                    return tensor
+                cast = tensor.to(dtype)
+                self.read += tensor.numel() * tensor.element_size()
+                if self.mapped and self.read > RENEW_BYTES:
+                    # The pages that were read would stay in memory as long as the mapping does.
+                    self.opened, self.read = None, 0
+                return cast
 
         return get
 
