@@ -13,7 +13,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pellucid.cli._model import open_model
+
 if TYPE_CHECKING:
+    from pellucid.model import Model
     from pellucid.request import Request
 
 OF_MODEL = ("prediction", "vae", "tiny_vae")
@@ -29,6 +32,17 @@ class Opening:
     vae: Path | None = None
     tiny_vae: Path | None = None
     lora_folder: Path | None = None
+
+    def open(self, device: str, dtype: str) -> Model:
+        """The model, with all that was named for it; errors as of `open_model`."""
+        return open_model(
+            self.model,
+            prediction=self.prediction,
+            vae=self.vae,
+            tiny_vae=self.tiny_vae,
+            device=device,
+            dtype=dtype,
+        )
 
     def record(self, request: Request) -> dict[str, str]:
         """What of it counted for a picture of this request, as it is stored there."""

@@ -13,7 +13,7 @@ from pellucid.cli._app import app, tell
 from pellucid.cli._bar import bar
 from pellucid.cli._files import stem_of
 from pellucid.cli._like import Opening, read
-from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, Vae, open_model
+from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, Vae
 from pellucid.cli._page import JSON_HELP, page_path
 from pellucid.cli._request import (
     Guidance,
@@ -94,14 +94,7 @@ def explain(
     }
     fields = dict(told.request) | {name: v for name, v in asked.items() if v is not None}
     request = Request.model_validate(fields)
-    loaded = open_model(
-        opening.model,
-        prediction=opening.prediction,
-        vae=opening.vae,
-        tiny_vae=opening.tiny_vae,
-        device=device,
-        dtype=dtype,
-    )
+    loaded = opening.open(device, dtype)
     warnings += told.other_model(opening, loaded.name)
     watch = partial(_watch, loaded, partial(adapt, folder=opening.lora_folder))
     runs = [watch(request)]

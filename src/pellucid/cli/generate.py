@@ -21,7 +21,6 @@ from pellucid.cli._model import (
     Prediction,
     TinyVae,
     Vae,
-    open_model,
 )
 from pellucid.cli._request import (
     Guidance,
@@ -225,14 +224,7 @@ def generate(
     request = Request.model_validate(fields)
     choose(preview, PREVIEWS, "preview")
     is_file = names_a_file(out, request.count)
-    loaded = open_model(
-        opening.model,
-        prediction=opening.prediction,
-        vae=opening.vae,
-        tiny_vae=opening.tiny_vae,
-        device=device,
-        dtype=dtype,
-    )
+    loaded = opening.open(device, dtype)
     warnings += told.other_model(opening, loaded.name)
     warnings += [
         f"{option} does nothing without {needed}"
