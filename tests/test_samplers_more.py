@@ -386,6 +386,46 @@ def test_deis_is_diffusers(order):
     assert_same(run_pellucid("deis", levels, order=order), run_diffusers(scheduler, 16, 1))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 14, 15, 30])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_deis_as_it_comes_is_diffusers(spacing, steps):
+    """Its levels, its end and its order, which falls at the end of a short run."""
+    scheduler = diffusers.DEISMultistepScheduler(**BETAS, timestep_spacing=spacing, steps_offset=1)
+    scheduler.set_timesteps(steps)
+    levels = samplers.levels_for("deis", VP, steps, spacing)
+    assert [level.t for level in levels] == [*scheduler.timesteps.tolist(), 0]
+    scheduler.sigmas = scheduler.sigmas.double()
+    scheduler.set_timesteps = lambda steps: None
+    assert_same(run_pellucid("deis", levels), run_diffusers(scheduler, steps, 1))
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 30, 400])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "unipc"])
+def test_multistep_solvers_have_the_times_of_diffusers(name, spacing, steps):
+    kind = "UniPC" if name == "unipc" else "DPMSolver"
+    scheduler = getattr(diffusers, f"{kind}MultistepScheduler")(
+        **BETAS, timestep_spacing=spacing, steps_offset=1
+    )
+    scheduler.set_timesteps(steps)
+    levels = samplers.levels_for(name, VP, steps, spacing)
+    assert [level.t for level in levels] == [*scheduler.timesteps.tolist(), 0]
+    assert levels[-1] == CLEAN
+
+
+@pytest.mark.parametrize("steps", [10, 20, 25])
+def test_ddim_of_a1111_is_the_same_for_all_samplers(steps):
+    """A1111's and ComfyUI's own words: the sigmas from the second on, each 1000 // steps."""
+    s = [VP.level(t).s for t in range(1, 1000, 1000 // steps)][::-1]
+    for name in ("euler", "dpmpp_2m", "unipc", "deis"):
+        for asked in ("ddim", "DDIM", "ddim_uniform"):
+            assert [x.s for x in samplers.levels_for(name, VP, steps, asked)] == [*s, 0]
+    for name in ("ddim", "ddim_cfgpp", "plms"):  # which have times of their own there
+        own = samplers.levels_for(name, VP, steps, "leading")
+        assert samplers.levels_for(name, VP, steps, "ddim") == own
+        assert [x.s for x in own[:-1]] == s and own[-1] == VP.level(0)
+
+
 def test_dpmpp_2s_is_diffusers():
     """diffusers counts looks: every second of its levels is one of ours, the others lie between."""
     scheduler = diffusers.DPMSolverSinglestepScheduler(
@@ -529,7 +569,7 @@ A1111_SPACINGS = {
     "Align Your Steps": "align_your_steps",
     "Simple": "simple",
     "Normal": "uniform",
-    "DDIM": "leading",
+    "DDIM": "ddim",
     "Beta": "beta",
 }
 
@@ -540,9 +580,8 @@ def test_every_sampler_of_a1111_is_known(label):
     assert samplers.resolve(label) == samplers.resolve(label.lower()) == (name, None)
     for suffix, means in A1111_SPACINGS.items():
         assert samplers.resolve(f"{label} {suffix}") == (name, means)
-        assert samplers.spacing_of(name, suffix, VP) == (
-            spacing if suffix == "Automatic" else means
-        )
+        own = suffix == "Automatic" or (suffix == "DDIM" and spacing == "leading")
+        assert samplers.spacing_of(name, suffix, VP) == (spacing if own else means)
     levels = samplers.levels_for(name, VP, 12)
     # The original DDIM and PLMS end at t = 0, which still has a little noise.
     final = "first" if label in ("DDIM", "DDIM CFG++", "PLMS") else "clean"

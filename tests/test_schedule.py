@@ -34,7 +34,7 @@ ALL = [Schedule(name) for name in SCHEDULES] + [
 def spacings_of(schedule):
     if schedule.name != "flow":
         return SPACINGS
-    return [s for s in SPACINGS if s != "leading" and not s.startswith("align")]
+    return [s for s in SPACINGS if s not in ("leading", "ddim") and not s.startswith("align")]
 
 
 def test_published_figures():
@@ -324,7 +324,7 @@ def test_levels_fall_from_the_noisiest_to_clean(schedule):
             ratios = [level.s for level in levels]
             assert all(a > b for a, b in pairwise(ratios)), (spacing, steps)
             top = schedule.T if schedule.name == "flow" else schedule.T - 1
-            if spacing != "leading" and not spacing.startswith("align"):
+            if spacing not in ("leading", "ddim") and not spacing.startswith("align"):
                 assert levels[0] == schedule.level(top)
             assert all(0 <= level.t <= top for level in levels)
 
@@ -415,7 +415,7 @@ def test_rounded_times_bound_the_steps_by_T():
         short.levels(51, "trailing")
 
 
-@pytest.mark.parametrize("spacing", ["leading", "align_your_steps", "align_your_steps_xl"])
+@pytest.mark.parametrize("spacing", ["leading", "ddim", "align_your_steps", "align_your_steps_xl"])
 def test_flow_refuses_what_does_not_reach_pure_noise(spacing):
     with pytest.raises(ValueError, match="does not reach pure noise"):
         Schedule("flow").levels(10, spacing)

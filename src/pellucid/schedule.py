@@ -34,13 +34,13 @@ SPACINGS = (
     "align_your_steps",
     "align_your_steps_xl",
     "lcm",
+    "ddim",
 )
 # Names of other programs for the same thing.
 SPACING_ALIASES = {
     "normal": "uniform",
     "polyexponential": "exponential",  # with rho = 1, as k-diffusion and A1111 have it
-    "ddim": "leading",
-    "ddim_uniform": "leading",
+    "ddim_uniform": "ddim",
     "turbo": "trailing",
     "sgmuniform": "sgm_uniform",
     "ays": "align_your_steps",
@@ -206,8 +206,10 @@ class Schedule:
     ) -> list[Level]:
         """The steps + 1 levels of a run, from the noisiest to the last.
 
-        Spacings, of which leading, trailing, linspace, simple and lcm have whole t:
+        Spacings, of which leading, ddim, trailing, linspace, simple and lcm have whole t:
             leading     t = 1, 1 + T//steps, ... (DDIM and Stable Diffusion); not for flow
+            ddim        the same; where "leading" is what diffusers makes of it in each sampler, this
+                        is what A1111 and ComfyUI do; not for flow
             trailing    t = T-1, T-1 - T/steps, ... (Lin et al. 2023), rounded
             simple      the same, rounded upwards (ComfyUI, A1111)
             linspace    T-1 .. 0 evenly, rounded (Nichol & Dhariwal 2021); flow: SD3's own, T to the
@@ -254,7 +256,7 @@ class Schedule:
     def _vp_levels(self, steps: int, spacing: str) -> list[Level]:
         top = self.T - 1
         i = np.arange(steps)
-        if spacing == "leading":
+        if spacing in _DDIM:
             ratio = self.T // steps
             offset = min(1, top - (steps - 1) * ratio)  # Stable Diffusion's steps_offset
             times = i[::-1] * float(ratio) + offset
@@ -277,7 +279,7 @@ class Schedule:
         return [self.level(float(t)) for t in times]
 
     def _flow_levels(self, steps: int, spacing: str) -> list[Level]:
-        if spacing == "leading" or spacing.startswith("align"):
+        if spacing in _DDIM or spacing.startswith("align"):
             raise ValueError(
                 f"the spacing {spacing!r} does not reach pure noise, where the schedule 'flow' "
                 "starts; choose uniform, trailing, linspace, karras, exponential or beta"
@@ -319,7 +321,8 @@ class Schedule:
         return [first, *(self.level_at_sigma(self.shift * float(s)) for s in ramp[1:])]
 
 
-_WHOLE = ("leading", "trailing", "simple", "linspace")
+_DDIM = ("leading", "ddim")
+_WHOLE = (*_DDIM, "trailing", "simple", "linspace")
 _REACH_FIRST = ("linspace", "uniform", "karras", "exponential", "beta")
 _CURVES: dict[str, tuple[Callable, Callable]] = {
     "karras": (lambda s: s ** (1 / 7), lambda y: y**7),

@@ -9,9 +9,9 @@ A sampler's file also says ORDER (how the error of a deterministic solver falls 
 for one that adds noise) and ALIASES (the names that people know from other programs). Where it is
 not so for all, it says too: SPACING, the spacing that suits it best, which "automatic" means
 ("uniform"); SKIP_PENULTIMATE, the spacings of which the last but one of the levels is left out (none):
-all of them in A1111's DPM2, and "linspace" in the multistep solvers, which diffusers spaces so;
-ENDS_FIRST, that the spacing "leading" ends at t = 0, with a little noise left, as in the original
-code (False).
+all of them in A1111's DPM2, and "linspace" and "leading" in the multistep solvers, which diffusers
+spaces so; ENDS_FIRST, the spacings that end at t = 0, with a little noise left (none): "leading" in
+DDIM and PLMS, as in the original code, and in DEIS those of diffusers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SUFFIXES = {
     "align your steps": "align_your_steps",
     "simple": "simple",
     "normal": "uniform",
-    "ddim": "leading",
+    "ddim": "ddim",
     "beta": "beta",
     "ka": "karras",  # k_dpmpp_2m_ka
 }
@@ -107,13 +107,15 @@ def spacing_named(name: str) -> str:
 def spacing_of(name: str, spacing: str, schedule: Schedule) -> str:
     """The spacing's plain name; "automatic" is the sampler's own, or of flow "uniform".
 
-    spacing: one of `schedule.SPACINGS`, of another program, or "automatic". ValueError lists the
-    choices, nearest first.
+    "ddim" is DDIM's and PLMS's own, "leading", in these. spacing: one of `schedule.SPACINGS`, of
+    another program, or "automatic". ValueError lists the choices, nearest first.
     """
-    plain = spacing_named(spacing)
+    plain, own = spacing_named(spacing), getattr(get(name), "SPACING", "uniform")
+    if plain == "ddim" and own == "leading":
+        return own
     if plain != "automatic":
         return plain
-    return "uniform" if schedule.name == "flow" else getattr(get(name), "SPACING", "uniform")
+    return "uniform" if schedule.name == "flow" else own
 
 
 def levels_for(
@@ -121,10 +123,9 @@ def levels_for(
 ) -> list[Level]:
     """The steps + 1 levels of a run of this sampler; see `Schedule.levels`."""
     sampler, plain = get(name), spacing_of(name, spacing, schedule)
-    first = plain == "leading" and getattr(sampler, "ENDS_FIRST", False)
     return schedule.levels(
         steps,
         plain,
-        "first" if first else "clean",
+        "first" if plain in getattr(sampler, "ENDS_FIRST", ()) else "clean",
         skip_penultimate=plain in getattr(sampler, "SKIP_PENULTIMATE", ()),
     )

@@ -21,7 +21,7 @@ from pellucid.schedule import Level
 ORDER = 1
 ALIASES = ("DDIM", "k_ddim", "DDIMScheduler")
 SPACING = "leading"
-ENDS_FIRST = True
+ENDS_FIRST = ("leading",)
 
 
 def sample(

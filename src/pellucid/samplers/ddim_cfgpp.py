@@ -22,7 +22,7 @@ from pellucid.schedule import Level
 ORDER = 1
 ALIASES = ("DDIM CFG++", "ddim_cfg++")
 SPACING = "leading"
-ENDS_FIRST = True
+ENDS_FIRST = ("leading",)
 GUIDANCE = 0.6  # where a request leaves the scale open; a model's own default is of the other kind
 
 

@@ -6,7 +6,7 @@ is integrated:
     y' = y + sum_j eps_j integral from s to s' of prod_(k != j) log(u / s_k) / log(s_j / s_k) du
 
 LMS does the same with polynomials in s. The steps from pure noise and to the clean picture, where
-log s is infinite, are Euler's.
+log s is infinite, are Euler's, and the last ones of a short run are of lower order, as in diffusers.
 """
 
 from __future__ import annotations
@@ -22,25 +22,32 @@ from pellucid.diffusion import Denoiser, eps_from_x0
 from pellucid.samplers import Noise, Step
 from pellucid.schedule import Level
 
-ORDER = 3
+ORDER = 2
 ALIASES = ("DEIS", "DEISMultistepScheduler")
-SKIP_PENULTIMATE = ("linspace",)
+SKIP_PENULTIMATE = ("leading",)
+ENDS_FIRST = ("linspace", "leading", "trailing")
+SHORT = 15  # fewer steps than this are a short run
 
 
 def sample(
     denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, *, order: int = ORDER
 ) -> Iterator[Step]:
-    """Deterministic; `noise` is not used. order: 1 (Euler) to 4, how many slopes are remembered."""
+    """Deterministic; `noise` is not used.
+
+    order: 1 (Euler) to 4, how many slopes are remembered; diffusers has 2, the paper's best is 3
+    without guidance.
+    """
     if not 1 <= order <= 4:
         raise ValueError(f"order is {order}; a whole number from 1 to 4 is wanted")
     slopes: list[tuple[float, Tensor]] = []  # (s, eps), the newest first
-    for now, after in pairwise(levels):
+    steps = len(levels) - 1
+    for left, (now, after) in zip(range(steps, 0, -1), pairwise(levels), strict=True):
         x0 = denoise(x, now)
         eps = eps_from_x0(x, x0, now)
         if now.alpha == 0 or after.sigma == 0:
             x = after.alpha * x0 + after.sigma * eps
         else:
-            slopes = [(now.s, eps), *slopes][:order]
+            slopes = [(now.s, eps), *slopes][: min(order, left) if steps < SHORT else order]
             at = [math.log(s / now.s) for s, _ in slopes]
             y = x / now.alpha
             for j, (_, slope) in enumerate(slopes):

@@ -22,7 +22,7 @@ from pellucid.schedule import Level
 ORDER = 2
 ALIASES = ("DPM++ 2M", "k_dpmpp_2m", "DPMSolverMultistepScheduler")
 SPACING = "karras"
-SKIP_PENULTIMATE = ("linspace",)
+SKIP_PENULTIMATE = ("linspace", "leading")
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

@@ -25,7 +25,7 @@ from pellucid.schedule import Level
 ORDER = None
 ALIASES = ("DPM++ 2M SDE", "k_dpmpp_2m_sde")
 SPACING = "exponential"
-SKIP_PENULTIMATE = ("linspace",)
+SKIP_PENULTIMATE = ("linspace", "leading")
 
 
 def sample(

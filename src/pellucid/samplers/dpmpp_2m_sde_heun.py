@@ -24,6 +24,7 @@ from pellucid.schedule import Level
 ORDER = None
 ALIASES = ("DPM++ 2M SDE Heun", "k_dpmpp_2m_sde_heun")
 SPACING = "exponential"
+SKIP_PENULTIMATE = ("linspace", "leading")
 
 
 def sample(

@@ -23,7 +23,7 @@ from pellucid.schedule import Level
 ORDER = 2
 ALIASES = ("PLMS", "k_plms", "PNDM", "PNDMScheduler")
 SPACING = "leading"
-ENDS_FIRST = True
+ENDS_FIRST = ("leading",)
 ADAMS_BASHFORTH = (
     (1.0,),
     (3 / 2, -1 / 2),

@@ -26,7 +26,7 @@ from pellucid.schedule import Level
 
 ORDER = 3
 ALIASES = ("UniPC", "UniPCMultistepScheduler")
-SKIP_PENULTIMATE = ("linspace",)
+SKIP_PENULTIMATE = ("linspace", "leading")
 
 
 class _Look(NamedTuple):
