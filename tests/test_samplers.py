@@ -288,11 +288,16 @@ def test_is_diffusers_in_karras_coordinates(name, spacing):
 
 
 @pytest.mark.parametrize("steps", [8, 20])
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
 @pytest.mark.parametrize("karras", [False, True])
 @pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "unipc"])
-def test_is_diffusers_in_log_snr(name, karras, steps):
-    """The levels are the scheduler's own, because it rounds the t of Karras's sigmas."""
-    shared = {**BETAS, "solver_order": 2, "use_karras_sigmas": karras, "final_sigmas_type": "zero"}
+def test_is_diffusers_in_log_snr(name, karras, final, steps):
+    """The levels are the scheduler's own, because it rounds the t of Karras's sigmas.
+
+    Where it ends with some noise left, no order has to be lowered.
+    """
+    shared = {**BETAS, "solver_order": 2, "use_karras_sigmas": karras, "final_sigmas_type": final}
+    shared["lower_order_final"] = final == "zero"
     if name == "unipc":
         scheduler = diffusers.UniPCMultistepScheduler(**shared, solver_type="bh2")
     else:
