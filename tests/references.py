@@ -18,6 +18,7 @@ from pellucid.checkpoints import _families
 from pellucid.checkpoints._families import FAMILIES, REFINER_UNET
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
 from pellucid.model import Model
+from pellucid.tokenizer import CLIP_MERGES, Tokenizer
 from pellucid.vae import VAE, VAEConfig
 
 # The families' shapes, thinner; all that differs between them is kept.
@@ -214,6 +215,18 @@ def small_vocabulary(folder: Path) -> Path:
     (folder / "vocab.json").write_text(json.dumps(numbers))
     (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
     return folder
+
+
+def their_tokenizer(pad: str) -> Any:
+    """transformers' tokenizer with CLIP's whole vocabulary; SD1 pads with eos, OpenCLIP with "!"."""
+    transformers = pytest.importorskip("transformers")
+    lines = CLIP_MERGES.read_text("utf-8").split("\n")[:-1]
+    return transformers.CLIPTokenizer(
+        vocab=Tokenizer.clip().bpe.get_vocab(),
+        merges=[tuple(line.split(" ")) for line in lines],
+        pad_token=pad,
+        model_max_length=77,
+    )
 
 
 def shake(network: Any) -> Any:

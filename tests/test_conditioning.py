@@ -20,8 +20,9 @@ from pellucid.conditioning import Token, Told, chunked, emphasized, encode, read
 from pellucid.model import Model, Reading
 from pellucid.request import Request
 from pellucid.schedule import Schedule
-from pellucid.tokenizer import CLIP_MERGES, Tokenizer
+from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
+from references import their_tokenizer
 
 CLIP = Tokenizer.clip()
 L = replace(SD1_TEXT, width=32, heads=2, mlp_width=48)
@@ -105,13 +106,7 @@ def models() -> dict[str, tuple[Model, list[Any]]]:
 @pytest.fixture(scope="module")
 def tokenizers() -> list[Any]:
     """transformers' tokenizers of CLIP's vocabulary: padded as SD1's, and as OpenCLIP's towers'."""
-    lines = CLIP_MERGES.read_text("utf-8").split("\n")[:-1]
-    numbers = CLIP.bpe.get_vocab()
-    pairs = [tuple(line.split(" ")) for line in lines]
-    return [
-        transformers.CLIPTokenizer(vocab=numbers, merges=pairs, pad_token=pad, model_max_length=77)
-        for pad in ("<|endoftext|>", "!")
-    ]
+    return [their_tokenizer(pad) for pad in ("<|endoftext|>", "!")]
 
 
 def only(model: Model, **fields: Any) -> Told:
@@ -167,7 +162,8 @@ def test_sd1_and_sd2_equal_diffusers(models: Any, tokenizers: Any, name: str, pa
     )
     # SD2's folders of diffusers leave the last layer out; here it is there, and is passed over.
     own_skip = None if name == "sd1" else 1
-    for skip, ours_skip in ((own_skip, None), (2, 3)):  # diffusers counts from 0
+    # diffusers counts what it leaves out: 0 is the last layer, 1 the one before.
+    for skip, ours_skip in ((own_skip, None), (0, 1), (1, 2), (2, 3)):
         step = only(model, prompt=PROMPT, negative_prompt=NEGATIVE, clip_skip=ours_skip)
         assert step.uncond is not None
         for mine, text in ((step.conds[0][0], PROMPT), (step.uncond, NEGATIVE)):
@@ -202,8 +198,44 @@ def test_sdxl_equals_diffusers(models: Any, tokenizers: Any, negative: str | Non
     sizes = pipe._get_add_time_ids((768, 1024), (0, 0), (768, 1024), torch.float32, 24)
     assert mine.sizes is not None and torch.equal(mine.sizes, sizes)
     assert step.uncond.sizes is not None and torch.equal(step.uncond.sizes, sizes)
-    skipped, *_ = pipe.encode_prompt(PROMPT, device="cpu", clip_skip=1)  # of its own default
-    assert close(only(model, prompt=PROMPT, clip_skip=3).conds[0][0].tokens, skipped)
+    for skip in (1, 2, 3):  # diffusers counts from the last but one, the default
+        skipped, _, same, _ = pipe.encode_prompt(PROMPT, device="cpu", clip_skip=skip - 2)
+        mine = only(model, prompt=PROMPT, clip_skip=skip).conds[0][0]
+        assert close(mine.tokens, skipped) and close(mine.pooled, same)
+        assert torch.equal(same, pooled)
+
+
+def layers_of(tower: Any, ids: Tensor) -> list[Tensor]:
+    """What each of its layers hands on, before any norm."""
+    looked: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda *args: looked.append(args[2] if torch.is_tensor(args[2]) else args[2][0])
+        )
+        for layer in tower.text_model.encoder.layers
+    ]
+    tower(ids)
+    for hook in hooks:
+        hook.remove()
+    return looked
+
+
+@pytest.mark.parametrize("skip", [1, 2, 3])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+@torch.no_grad()
+def test_clip_skip_counts_hidden_states(models: Any, tokenizers: Any, name: str, skip: int) -> None:
+    """hidden_states[-n] of each tower, and but for SDXL the final layer norm over it."""
+    model, towers = models[name]
+    expected = []
+    for config, tower, pad in zip(TOWERS[name], towers, model.reading.pads, strict=True):
+        tokenizer = tokenizers[1 if pad == 0 else 0]
+        row = tokenizer(PROMPT, padding="max_length", max_length=77, return_tensors="pt")
+        inside, looked = tower.text_model, layers_of(tower, row.input_ids)
+        assert len(looked) == config.layers
+        layer = looked[-skip]
+        expected.append(layer if name == "sdxl" else inside.final_layer_norm(layer))
+    mine = only(model, prompt=PROMPT, clip_skip=skip).conds[0][0].tokens
+    assert close(mine, torch.cat(expected, dim=-1))
 
 
 def test_the_refiner_equals_diffusers(models: Any, tokenizers: Any) -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from pellucid.checkpoints import load
+from pellucid.conditioning import read
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
 from pellucid.samplers import levels_for
-from references import small_vocabulary, their_pipeline
+from references import close, small_vocabulary, their_pipeline
 
 # diffusers makes numpy arrays of tensors in a way that numpy 2 warns of.
 pytestmark = [
@@ -126,6 +127,29 @@ def test_diffusers_rounds_the_times_of_karras(both: tuple[Any, Model]) -> None:
     mine = ours(model, "dpmpp_2m", "karras")
     expected = theirs(pipeline, model, "dpmpp_2m", "karras", as_it_comes=True)
     assert EXACT < np.abs(mine - expected).max() <= 1.5 / 255
+
+
+@torch.no_grad()
+def test_clip_skip(both: tuple[Any, Model]) -> None:
+    """diffusers counts what is left out of the layers that there are, for SDXL from its default on;
+    ours counts those that it was trained with, of which SD2's folder lacks the last."""
+    pipeline, model = both
+    tower = pipeline.text_encoder
+    if not hasattr(tower, "text_model"):  # what it is in transformers 5 diffusers looks for in it
+        object.__setattr__(tower, "text_model", tower)
+    least = 1 + model.reading.left_out
+    assert least == (2 if model.prediction == "v" else 1)
+    for skip in (least, least + 1):
+        theirs_skip = skip - 2 if model.text_2 is not None else skip - least
+        expected = pipeline.encode_prompt(
+            "a red apple",
+            device="cpu",
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            clip_skip=theirs_skip,
+        )[0]
+        mine = read(model, ["a red apple"], clip_skip=skip)
+        close(mine.tokens, expected)
 
 
 def test_another_prompt_is_another_picture(both: tuple[Any, Model], tmp_path: Path) -> None:

@@ -9,16 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pellucid.checkpoints import CheckpointError, load_embedding
+from pellucid.adapters import adapt
+from pellucid.checkpoints import CheckpointError, load, load_embedding
+from pellucid.conditioning import read
 from pellucid.model import Model
+from pellucid.pipeline import generate
+from pellucid.request import Request
 from pellucid.textual_inversion import Embedding, with_words
 from pellucid.tokenizer import Tokenizer
-from references import close, model_of, small_vocabulary, their_text
+from references import (
+    close,
+    model_of,
+    small_vocabulary,
+    their_pipeline,
+    their_text,
+    their_tokenizer,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -149,6 +161,67 @@ def test_equals_diffusers(
     rows = own["text_model.embeddings.token_embedding.weight"].shape[0]
     assert torch.where(ids >= rows, ids - rows + 516, ids).tolist() == theirs.input_ids.tolist()
     close(hidden(model, prompt)[0], pipe.text_encoder(theirs.input_ids)[0])
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@torch.no_grad()
+def test_a_run_equals_diffusers(name: str, tmp_path: Path) -> None:
+    """CLIP's whole vocabulary, words of several vectors in every tower, in both prompts."""
+    pipe = their_pipeline(name, small_vocabulary(tmp_path))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.register_modules(tokenizer=their_tokenizer("<|endoftext|>"))
+    if name == "sdxl":
+        pipe.register_modules(tokenizer_2=their_tokenizer("!"))
+    pipe.save_pretrained(tmp_path / "model")
+    path, word, _ = stored(tmp_path, "sdxl" if name == "sdxl" else "emb_params")
+    request = Request(
+        prompt=f"a photo of {word}, {word} in a hat",
+        negative_prompt=f"not {word}",
+        embeddings=(str(path),),
+        seed=3,
+        steps=5,
+        guidance=4.0,
+        sampler="ddim",
+        spacing="leading",
+        width=64,
+        height=64,
+    )
+    model = load(tmp_path / "model")
+    if name == "sd1":
+        pipe.load_textual_inversion(str(path), token=word)
+    else:  # as diffusers' guide has it
+        held = load_file(path)
+        pipe.load_textual_inversion(held["clip_l"], word, pipe.tokenizer, pipe.text_encoder)
+        pipe.load_textual_inversion(held["clip_g"], word, pipe.tokenizer_2, pipe.text_encoder_2)
+    texts = [request.prompt, request.negative_prompt]
+    known, _ = adapt(model, request)
+    mine = read(known, texts)
+    for i, text in enumerate(texts):
+        expected = pipe.encode_prompt(
+            prompt=text, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        close(mine.tokens[i : i + 1], expected[0])
+        if name == "sdxl":
+            close(mine.pooled[i : i + 1], expected[2])
+    *_, last = generate(model, request, adapt)
+    unit = model.vae.config.downsample
+    start = torch.randn((1, 4, 64 // unit, 64 // unit), generator=torch.Generator().manual_seed(3))
+    picture = pipe(
+        texts[0],
+        negative_prompt=texts[1],
+        height=64,
+        width=64,
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        latents=start,
+        output_type="np",
+    ).images[0]
+    assert last.images is not None and last.warnings == ()
+    assert picture.std() > 0.02
+    assert np.abs(np.asarray(last.images[0]) / 255 - picture).max() <= 0.55 / 255
+    *_, other = generate(model, request.model_copy(update={"embeddings": ()}))
+    assert np.abs(np.asarray(other.images[0]) / 255 - picture).max() > 2 / 255
 
 
 @torch.no_grad()
