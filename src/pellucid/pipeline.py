@@ -65,12 +65,17 @@ Adapt = Callable[[Model, Request], tuple[Model, tuple[str, ...]]]
 
 
 @torch.no_grad()
-def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iterator[Progress]:
+def generate(
+    model: Model, request: Request, adapt: Adapt | None = None, refiner: Model | None = None
+) -> Iterator[Progress]:
     """Draw, and tell after every step; the last Progress has the pictures.
 
     adapt: opens the LoRAs and embeddings that the request names; without it there may be none.
-    Raises ValueError: a size or a setting that this model cannot do, a picture that cannot be read.
+    refiner: the model that the request names as such.
+    Raises ValueError: a size or a setting that this model cannot do, a picture that cannot be read,
+    a refiner that cannot go on with this model's latents.
     """
+    check_refiner(model, request, refiner)
     model, unmatched = plain(model, request) if adapt is None else adapt(model, request)
     asked, request = request, resolve(model, request)
     assert request.seed is not None
@@ -78,10 +83,11 @@ def generate(model: Model, request: Request, adapt: Adapt | None = None) -> Iter
     canvas = None if request.image is None else inpaint.prepare(request, unit_of(model))
     passes = levels_of(model, request)
     total = sum(len(levels) - 1 for levels in passes)
-    warnings = (*unmatched, *warnings_of(model, asked, request, passes))
+    warnings = (*unmatched, *warnings_of(model, asked, request, refiner, passes))
     looks: list[Parts] = []
     told_late: list[str] = []  # what the parts had to do otherwise, once they did
-    for number, step in enumerate(steps_of(model, request, canvas, passes, looks, told_late)):
+    steps = steps_of(model, request, refiner, canvas, passes, looks, told_late)
+    for number, step in enumerate(steps):
         if not torch.isfinite(step.x).all():
             raise ValueError(
                 f"step {number} of {total} gave numbers that are not finite; a lower guidance than "
@@ -118,9 +124,24 @@ def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
     return model, ()
 
 
+def check_refiner(model: Model, request: Request, refiner: Model | None) -> None:
+    """Raises ValueError where the request's refiner is missing, or cannot go on with the latents."""
+    if refiner is None:
+        if request.refiner is not None:
+            raise ValueError(f"the request asks for the refiner {request.refiner!r}; none is given")
+        return
+    ours, theirs = model.vae.config, refiner.vae.config
+    same = ("latent_channels", "downsample", "scaling_factor", "shift_factor")
+    if any(getattr(ours, name) != getattr(theirs, name) for name in same):
+        raise ValueError(f"the refiner {refiner.name} has other latents than {model.name}")
+    if model.schedule != refiner.schedule:
+        raise ValueError(f"the refiner {refiner.name} has another noise schedule than {model.name}")
+
+
 def steps_of(
     model: Model,
     request: Request,
+    refiner: Model | None,
     canvas: Canvas | None,
     passes: Sequence[Sequence[Level]],
     looks: list[Parts],
@@ -134,27 +155,60 @@ def steps_of(
     options = sampler_options(sampler, request)
     size = (request.width, request.height) if canvas is None else canvas.size
     counts = [len(levels) - 1 for levels in passes]
-    each = told(model, request, *counts, warnings=warnings)
+    models = [model] if refiner is None else [model, refiner]
+    each = [told(one, request, *counts, warnings=warnings) for one in models]
+
+    def walk(
+        x: Tensor,
+        levels: Sequence[Level],
+        before: int,
+        size: tuple[int, int],
+        canvas: Canvas | None = None,
+        original: Tensor | None = None,
+    ) -> Iterator[Step]:
+        """A pass from x on, behind so many steps of another: the model's part, the refiner's."""
+        fresh = source(streams, request.noise)
+        parts = shares(refiner, request, levels)
+        for one, says, (first, end) in zip(models, each, parts, strict=True):
+            if first == end:
+                continue
+            here = levels[first : end + 1]
+            plan = planned(here, says[before + first :])
+            denoise = denoiser(one, request, canvas, size, original, plan, looks, warnings)
+            for step in sampler(denoise, x, here, fresh, **options):
+                if isinstance(denoise, inpaint.Keep) and step.level is levels[-1]:
+                    step = step._replace(x=denoise.keep(step.x))
+                x = step.x
+                yield step
+
     streams = streams_of(request.seeds)
     step = begin = start(model, request, canvas, size, passes[0][0], streams, warnings)
     yield begin
-    if len(passes[0]) > 1:
-        original = begin.x0 if canvas is not None else None
-        plan = planned(passes[0], each)
-        denoise = denoiser(model, request, canvas, size, original, plan, looks, warnings)
-        fresh = source(streams, request.noise)
-        for step in sampler(denoise, begin.x, passes[0], fresh, **options):
-            if isinstance(denoise, inpaint.Keep) and step.level is passes[0][-1]:
-                step = step._replace(x=denoise.keep(step.x))
-            yield step
+    original = None if canvas is None else begin.x0
+    for step in walk(begin.x, passes[0], 0, size, canvas, original):
+        yield step
     for levels in passes[1:]:
         size, x0 = enlarge(model, request, size, step.x, warnings)
         streams = streams_of(request.seeds)
         noise = first_noise(model, request, size, streams)
         x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
-        plan = planned(levels, each[len(passes[0]) - 1 :])
-        denoise = denoiser(model, request, None, size, None, plan, looks, warnings)
-        yield from sampler(denoise, x, levels, source(streams, request.noise), **options)
+        for step in walk(x, levels, counts[0], size):
+            yield step
+
+
+def shares(
+    refiner: Model | None, request: Request, levels: Sequence[Level]
+) -> list[tuple[int, int]]:
+    """Which steps of a pass are the model's and which the refiner's, each (first, end).
+
+    As in diffusers, the part of the way is one of the time and not of the number of steps.
+    """
+    count = len(levels) - 1
+    if refiner is None:
+        return [(0, count)]
+    until = round(refiner.schedule.T * (1 - request.refiner_at))
+    switch = sum(level.t >= until for level in levels[:-1])
+    return [(0, switch), (switch, count)]
 
 
 def levels_of(model: Model, request: Request) -> list[list[Level]]:
@@ -186,7 +240,11 @@ def redrawn(request: Request) -> int:
 
 
 def warnings_of(
-    model: Model, asked: Request, request: Request, passes: Sequence[Sequence[Level]]
+    model: Model,
+    asked: Request,
+    request: Request,
+    refiner: Model | None,
+    passes: Sequence[Sequence[Level]],
 ) -> tuple[str, ...]:
     """What was done otherwise than asked; `request` is `asked`, resolved."""
     prompts = (*request.prompts, request.negative_prompt)
@@ -205,6 +263,11 @@ def warnings_of(
         for field, needed in asked.idle().items()
         if getattr(asked, field) != getattr(default, field)
     ]
+    if refiner is not None and all(len(s) - 1 == shares(refiner, request, s)[0][1] for s in passes):
+        warnings.append(
+            f"refiner_at {request.refiner_at:g} leaves no step to the refiner; more steps or a "
+            "smaller number is wanted"
+        )
     if request.image is not None:
         if request.strength is not None and redrawn(request) == 0 < request.strength:
             warnings.append(

@@ -95,6 +95,12 @@ class Request(BaseModel):
     hires_upscaler: str = "latent"
     """What enlarges, one of `hires.UPSCALERS`."""
 
+    refiner: str | None = None
+    """Path of a model that takes over on the way, as SDXL's refiner does. It reads the prompt with
+    its own towers; LoRAs and embeddings are not put on it."""
+    refiner_at: Share = 0.8
+    """The part of the way, from noise 0 to picture 1, from which on the refiner draws."""
+
     mix: tuple[tuple[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = ()
     """Further prompts and their weights beside the prompt's own, which is 1."""
     mix_by: Literal["embedding", "noise"] = "noise"
@@ -156,6 +162,8 @@ class Request(BaseModel):
             raise ValueError("only_masked needs a mask, or extend")
         if self.mask_invert and self.mask is None:
             raise ValueError("mask_invert needs a mask")
+        if self.refiner is not None and self.clip_guidance:
+            raise ValueError("clip_guidance does not go with refiner; one of them is wanted")
         if self.hires is not None and self.masked:
             raise ValueError(
                 "hires is for whole pictures and does not go with mask or extend; only_masked "
@@ -219,6 +227,8 @@ class Request(BaseModel):
             idle["variation_seed"] = "variation_strength"
         if self.walk is None:
             idle["walk_span"] = "walk"
+        if self.refiner is None:
+            idle["refiner_at"] = "refiner"
         return idle
 
     def record(self) -> dict[str, Any]:
@@ -228,8 +238,7 @@ class Request(BaseModel):
             idle |= {"mask", "extend"}
         if self.decoder == "vae":
             idle |= {"decoder"}
-        if self.walk is None:
-            idle |= {"walk"}
+        idle |= {name for name in ("walk", "refiner") if getattr(self, name) is None}
         return self.model_dump(mode="json", exclude=idle)
 
 

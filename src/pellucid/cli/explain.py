@@ -93,6 +93,9 @@ def explain(
         "height": height,
     }
     fields = dict(told.request) | {name: v for name, v in asked.items() if v is not None}
+    if fields.pop("refiner", None) is not None:
+        fields.pop("refiner_at", None)
+        warnings.append(f"{like} was made with a refiner, and a run without it is explained")
     request = Request.model_validate(fields)
     loaded = opening.open(device, dtype)
     warnings += told.other_model(opening, loaded.name)

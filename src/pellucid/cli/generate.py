@@ -21,6 +21,7 @@ from pellucid.cli._model import (
     Prediction,
     TinyVae,
     Vae,
+    open_model,
 )
 from pellucid.cli._request import (
     Guidance,
@@ -114,6 +115,12 @@ def generate(
     hires_upscaler: Annotated[
         str | None, _panel(SECOND, "latent, latent_bicubic, lanczos, nearest, ...")
     ] = None,
+    refiner: Annotated[
+        Path | None, _panel(SECOND, "A model that takes over on the way, such as SDXL's refiner.")
+    ] = None,
+    refiner_at: Annotated[
+        float | None, _panel(SECOND, "From which part of the way on, 0 to 1; 0.8 if not given.")
+    ] = None,
     mix: Annotated[
         list[str] | None, _panel(STEER, "A further prompt, TEXT or TEXT:WEIGHT; repeatable.")
     ] = None,
@@ -187,6 +194,8 @@ def generate(
         "hires_steps": hires_steps,
         "hires_strength": hires_strength,
         "hires_upscaler": hires_upscaler,
+        "refiner": None if refiner is None else str(refiner),
+        "refiner_at": refiner_at,
         "mix": mix_of(mix) if mix else None,
         "mix_by": mix_by,
         "walk": walk,
@@ -225,6 +234,9 @@ def generate(
     choose(preview, PREVIEWS, "preview")
     is_file = names_a_file(out, request.count)
     loaded = opening.open(device, dtype)
+    second = None
+    if request.refiner is not None:
+        second = open_model(Path(request.refiner), device=device, dtype=dtype)
     warnings += told.other_model(opening, loaded.name)
     warnings += [
         f"{option} does nothing without {needed}"
@@ -241,7 +253,7 @@ def generate(
     ]
     folder = out.parent if is_file else out
     adapted = partial(adapt, folder=opening.lora_folder, live=live_lora)
-    last, trail = _run(loaded, request, film, adapted, folder)
+    last, trail = _run(loaded, request, film, adapted, second, folder)
     warnings += last.warnings
     for warning in warnings:
         tell(warning)
@@ -270,7 +282,12 @@ def generate(
 
 
 def _run(
-    model: Model, request: Request, keep: bool, adapt: Adapt, folder: Path
+    model: Model,
+    request: Request,
+    keep: bool,
+    adapt: Adapt,
+    refiner: Model | None,
+    folder: Path,
 ) -> tuple[Progress, list[Progress]]:
     """The last step, and with `keep` all of them, with a bar on the terminal meanwhile.
 
@@ -282,7 +299,7 @@ def _run(
     trail = []
     with bar(request.prompt[:40] or "(no prompt)") as advance:
         try:
-            for last in run(model, request, adapt):
+            for last in run(model, request, adapt, refiner):
                 advance(total=last.steps, completed=last.step)
                 request = last.request
                 if keep:
