@@ -162,6 +162,50 @@ def test_generate_and_do_it_again(
     assert not np.array_equal(pixels(first), pixels(other))
 
 
+def changes(kind: str, out: int, into: int, draw: torch.Generator) -> dict[str, torch.Tensor]:
+    """What a file has for one weight, (out, into)."""
+
+    def some(*shape: int) -> torch.Tensor:
+        return 0.3 * torch.randn(shape, generator=draw)
+
+    if kind == "LoHa":
+        sides = {"hada_w1_a": (out, 2), "hada_w1_b": (2, into)}
+        sides |= {"hada_w2_a": (out, 2), "hada_w2_b": (2, into)}
+    elif kind == "LoKr":
+        sides = {"lokr_w1": (2, 2), "lokr_w2_a": (out // 2, 2), "lokr_w2_b": (2, into // 2)}
+    elif kind == "full":
+        sides = {"diff": (out, into)}
+    else:
+        sides = {"lora_up.weight": (out, 2), "lora_down.weight": (2, into)}
+    made = {name: some(*shape) for name, shape in sides.items()}
+    if kind == "DoRA":
+        made["dora_scale"] = 1 + some(out, 1).abs()
+    return made
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "LoHa", "LoKr", "DoRA", "full"])
+def test_every_kind_merged_live_and_with_weight_zero(
+    kind: str, model: Model, model_file: Path, call: Any, tmp_path: Path
+) -> None:
+    draw, weights = torch.Generator().manual_seed(1), {}
+    for part, start in (("backbone", "lora_unet_"), ("text", "lora_te_")):
+        for name, module in getattr(model, part).named_modules():
+            if isinstance(module, torch.nn.Linear) and "attn" in name:
+                made = changes(kind, *module.weight.shape, draw)
+                weights |= {f"{start}{name.replace('.', '_')}.{k}": v for k, v in made.items()}
+    path = tmp_path / "style.safetensors"
+    save_file(weights, path)
+    drawn = []
+    for words in ((), ("--lora", path), ("--lora", path, "--live-lora"), ("--lora", f"{path}:0")):
+        out = tmp_path / f"{len(drawn)}.png"
+        base = ("--model", model_file, "--seed", 1, "--out", out)
+        assert call("generate", "a frog", *base, *words) == (0, f"{out}\n", "")
+        drawn.append(pixels(out))
+    without, merged, live, zero = drawn
+    assert (merged != without).any()
+    assert np.array_equal(merged, live) and np.array_equal(zero, without)
+
+
 @pytest.mark.parametrize(
     ("item", "wanted"),
     [

@@ -133,9 +133,15 @@ def check_refiner(model: Model, request: Request, refiner: Model | None) -> None
     ours, theirs = model.vae.config, refiner.vae.config
     same = ("latent_channels", "downsample", "scaling_factor", "shift_factor")
     if any(getattr(ours, name) != getattr(theirs, name) for name in same):
-        raise ValueError(f"the refiner {refiner.name} has other latents than {model.name}")
+        raise ValueError(
+            f"the refiner {refiner.name} has other latents than {model.name}; one of the same kind "
+            "of autoencoder is wanted"
+        )
     if model.schedule != refiner.schedule:
-        raise ValueError(f"the refiner {refiner.name} has another noise schedule than {model.name}")
+        raise ValueError(
+            f"the refiner {refiner.name} has another noise schedule than {model.name}; one of the "
+            "same is wanted"
+        )
 
 
 def steps_of(
