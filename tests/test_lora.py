@@ -863,6 +863,12 @@ def test_files_that_are_no_lora(
         load_lora(model_file, model)
     with pytest.raises(CheckpointError, match=r"is no LoRA: its keys begin with a, b$"):
         load_lora(written(tmp_path, {"a": noise(1), "b": noise(1)}), model)
+    for end, kind in (("oft_blocks", "OFT"), ("a1.weight", "GLoRA"), ("on_input", "IA3")):
+        other = {f"lora_unet_x.{end}": noise(2, 2), "lora_unet_x.alpha": torch.tensor(1.0)}
+        with pytest.raises(
+            CheckpointError, match=f"of the kind {kind}, which is not read; read are"
+        ):
+            load_lora(written(tmp_path, other), model)
     with pytest.raises(CheckpointError, match="embedding, not a LoRA"):
         load_lora(written(tmp_path, {"emb_params": noise(2, 32)}), model)
     with pytest.raises(CheckpointError, match="not a file"):

@@ -69,6 +69,8 @@ KINDS: Mapping[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "LoKr": (frozenset(), frozenset(name for name in _ENDS.values() if name[:4] == "lokr")),
     "full": (frozenset({"diff"}), frozenset()),
 }
+# Of LyCORIS, and not read: how a key ends, and what it is then.
+UNREAD = {".oft_blocks": "OFT", ".a1.weight": "GLoRA", ".on_input": "IA3"}
 BESIDE = frozenset({"alpha", "magnitude", "lengths", "diff_b"})
 
 
@@ -134,6 +136,11 @@ def examine(path: Path) -> Found:
     if all(target.kind is None and "diff_b" not in target.keys for target in found):
         whole = "pellucid" in weights.metadata or any(key.startswith(UNET) for key in weights)
         what = "a whole model" if whole else what_is(weights)
+        if other := {name for end, name in UNREAD.items() if any(k.endswith(end) for k in weights)}:
+            raise CheckpointError(
+                f"{path} is an adapter of the kind {min(other)}, which is not read; read are LoRA, "
+                "LoCon, LoHa, LoKr, DoRA and full changes"
+            )
         told = "no LoRA" if what in (None, "a LoRA") else f"{what}, not a LoRA"
         first = ", ".join(list(weights)[:FIRST])
         raise CheckpointError(f"{path} is {told}: its keys begin with {first or 'nothing'}")
