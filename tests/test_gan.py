@@ -30,7 +30,7 @@ CLASSES = ("red apple", "rabbit", "rocket")
 # ---------------------------------------------------------------- networks
 
 
-@pytest.mark.parametrize("size", gan.SIZES)
+@pytest.mark.parametrize("size", gan.LEVELS)
 @pytest.mark.parametrize("classes", [(), CLASSES])
 def test_shapes_and_range(size: int, classes: tuple[str, ...]) -> None:
     config = dataclasses.replace(SMALL, size=size, classes=classes)
@@ -38,6 +38,19 @@ def test_shapes_and_range(size: int, classes: tuple[str, ...]) -> None:
     pixels = Generator(config)(torch.randn(3, 8), labels)
     assert pixels.shape == (3, 3, size, size) and pixels.abs().max() <= 1
     assert Discriminator(config)(pixels, labels).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("levels", "sides"), [(0, (28, 14, 7)), (1, (28, 14)), (4, (28, 14, 7, 3, 1))]
+)
+def test_levels(levels: int, sides: tuple[int, ...]) -> None:
+    config = dataclasses.replace(SMALL, levels=levels)
+    assert config.sides == sides
+    pixels = Generator(config)(torch.randn(3, 8))
+    assert pixels.shape == (3, 3, 28, 28)
+    network = Discriminator(config)
+    assert network(pixels).shape == (3,)
+    assert network.layers(pixels).shape[2:] == (sides[-1], sides[-1])
 
 
 def test_a_class_counts() -> None:
@@ -64,6 +77,8 @@ def test_a_class_counts() -> None:
         ({"generator_width": -1}, "generator_width is -1"),
         ({"norm": "bach"}, "nearest first: batch"),
         ({"classes": ("a", "a")}, "twice"),
+        ({"levels": 5}, "levels is 5; 1 to 4 are wanted"),
+        ({"levels": -1}, "levels is -1"),
     ],
 )
 def test_configs_that_make_no_gan(change: dict[str, Any], sentence: str) -> None:

@@ -21,8 +21,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from pellucid import noise
 from pellucid.plugins import choose, nearest
 
-SIZES = {28: 7, 32: 4, 64: 4}
-"""Pixels on a side of a picture -> of the map that the generator begins with."""
+LEVELS = {28: 2, 32: 3, 64: 4}
+"""Pixels on a side of a picture -> how many layers halve it, unless a config says so."""
 
 NORMS = ("batch", "spectral", "none")
 CHANNELS = 3
@@ -33,9 +33,10 @@ SLOPE = 0.2  # of the leaky ReLU (DCGAN, section 3)
 class GANConfig:
     """The shape of both networks.
 
-    size: pixels on a side, one of SIZES. latent: length of z, the noise that becomes a picture.
+    size: pixels on a side, one of LEVELS. latent: length of z, the noise that becomes a picture.
     generator_width, discriminator_width: channels of the layer next to the pixels; each further
-    layer has half the size and twice the channels. classes: names of what can be asked for; () is
+    layer has half the size and twice the channels. levels: how many layers there are; 0 is LEVELS'
+    number, which ends at 7 or 4 pixels. classes: names of what can be asked for; () is
     an unconditional GAN.
 
     norm: of the discriminator's layers. "batch" as in DCGAN; "spectral" divides every weight by its
@@ -45,8 +46,8 @@ class GANConfig:
     al. 2018, arXiv:1710.10196, section 3).
     pack: the discriminator judges so many pictures at once, all real or all made (PacGAN, Lin et
     al. 2018, arXiv:1712.04086, section 2).
-    Raises ValueError: a size that is not in SIZES, a width, length or pack that is not positive, a
-    class that is named twice.
+    Raises ValueError: a size that is not in LEVELS, a width, length or pack that is not positive,
+    more levels than the size can be halved, a class that is named twice.
     """
 
     size: int = 32
@@ -57,23 +58,34 @@ class GANConfig:
     norm: str = "batch"
     minibatch_std: bool = False
     pack: int = 1
+    levels: int = 0
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            known = ", ".join(map(str, SIZES))
+        if self.size not in LEVELS:
+            known = ", ".join(map(str, LEVELS))
             raise ValueError(f"size is {self.size}; a GAN draws one of {known} pixels")
         for name in ("latent", "generator_width", "discriminator_width", "pack"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is wanted")
+        most = self.size.bit_length() - 1
+        if not 0 <= self.levels <= most:
+            raise ValueError(
+                f"levels is {self.levels}; 1 to {most} are wanted, so often can {self.size} pixels be "
+                "halved, or 0 for the usual number"
+            )
         choose(self.norm, NORMS, "norm")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("classes names a class twice; each is wanted once")
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """Pixels on a side, of the picture and behind each layer of the discriminator: 28, 14, 7."""
+        return tuple(self.size >> i for i in range((self.levels or LEVELS[self.size]) + 1))
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """How many times wider each layer is than the one next to the pixels: 1, 2, 4, ..."""
-        doublings = (self.size // SIZES[self.size]).bit_length() - 1
-        return tuple(2**i for i in range(doublings))
+        return tuple(2**i for i in range(len(self.sides) - 1))
 
 
 class BatchNorm(nn.Module):
@@ -105,18 +117,20 @@ class Generator(nn.Module):
     def __init__(self, config: GANConfig) -> None:
         super().__init__()
         self.config = config
-        classes, start = len(config.classes), SIZES[config.size]
+        classes, sides = len(config.classes), config.sides[::-1]
         widths = [config.generator_width * w for w in reversed(config.widths)]
         # A class is told beside the noise (Mirza & Osindero 2014, arXiv:1411.1784, section 3.2).
         self.embedding = nn.Embedding(classes, config.latent) if classes else None
-        self.project = nn.Linear(config.latent * (2 if classes else 1), widths[0] * start**2)
+        self.project = nn.Linear(config.latent * (2 if classes else 1), widths[0] * sides[0] ** 2)
         self.norm = BatchNorm(widths[0])
         self.layers = nn.Sequential()
-        for before, after in pairwise(widths):
-            self.layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False))
+        # Twice the side, and one pixel more where it is odd.
+        odd = [side % 2 for side in sides[1:]]
+        for (before, after), more in zip(pairwise(widths), odd, strict=False):
+            self.layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, more, bias=False))
             self.layers.append(BatchNorm(after))
             self.layers.append(nn.ReLU())
-        self.layers.append(nn.ConvTranspose2d(widths[-1], CHANNELS, 4, 2, 1))
+        self.layers.append(nn.ConvTranspose2d(widths[-1], CHANNELS, 4, 2, 1, odd[-1]))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """`labels` (B,): which class each picture is to be of; None only if there are none.
@@ -125,7 +139,7 @@ class Generator(nn.Module):
         """
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(wanted_labels(self.config, labels))], dim=1)
-        side = SIZES[self.config.size]
+        side = self.config.sides[-1]
         h = self.project(z).unflatten(1, (-1, side, side))  # (B, widths[0], side, side)
         return self.layers(F.relu(self.norm(h))).tanh()
 
@@ -152,7 +166,7 @@ class Discriminator(nn.Module):
                 self.layers.append(BatchNorm(after))
             self.layers.append(nn.LeakyReLU(SLOPE))
             before = after
-        inputs = (before + config.minibatch_std) * SIZES[config.size] ** 2
+        inputs = (before + config.minibatch_std) * config.sides[-1] ** 2
         self.score = self._bounded(nn.Linear(inputs, 1))
         self.embedding: nn.Module | None = None
         if config.classes:

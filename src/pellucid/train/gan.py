@@ -60,6 +60,8 @@ class GANOptions:
     width: int = 64
     """Channels of the generator's layer next to the pixels."""
     discriminator_width: int = 64
+    levels: int = 0
+    """Layers of each network that halve or double the picture; 0: as many as usual for the size."""
     conditional: bool = False
     """Learn which class each picture is of: an emoji's name, a folder's captions."""
     norm: str = "batch"
@@ -195,6 +197,7 @@ def config_of(options: GANOptions, classes: tuple[str, ...]) -> GANConfig:
         latent=options.latent,
         generator_width=options.width,
         discriminator_width=options.discriminator_width,
+        levels=options.levels,
         classes=classes if options.conditional else (),
         norm=options.norm,
         minibatch_std=options.minibatch_std,
