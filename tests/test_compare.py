@@ -125,7 +125,7 @@ def test_kinds_of_stacked_digits(stacked: StackedMnist) -> None:
     collapsed = stacked.measure([same])
     assert collapsed.modes <= 4 and collapsed.kl > 6 and collapsed.recall < 0.3
     noise = stacked.measure([torch.rand(400, 3, 28, 28) * 2 - 1])
-    assert noise.precision < 0.1
+    assert noise.precision < 0.1 and noise.good < 0.05
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +207,8 @@ def test_the_diffusion_model_learns_the_ring(tmp_path: Path) -> None:
     assert found["coverage"]["modes"] == 8 and found["coverage"]["good"] > 0.3
 
 
-def coverage(good_modes: int, good: float) -> dict[str, Any]:
-    return {"good_modes": good_modes, "good": good}
+def coverage(good_modes: int, good: float, modes: int = 25) -> dict[str, Any]:
+    return {"good_modes": good_modes, "good": good, "modes": modes}
 
 
 def test_collapse_is_said_when_it_happens_and_only_then() -> None:
@@ -216,12 +216,15 @@ def test_collapse_is_said_when_it_happens_and_only_then() -> None:
 
     def told(*runs: dict[str, Any] | None) -> str:
         there = [r for r in runs if r is not None]
-        mean = {"good": sum(r["good"] for r in there) / len(there)} if there else None
+        keys = ("good", "modes")
+        mean = {key: sum(r[key] for r in there) / len(there) for key in keys} if there else None
         return verdict("GAN", {"runs": [{"coverage": r} for r in runs], "mean": mean}, real)
 
     assert told(coverage(25, 0.9), coverage(24, 0.8)).startswith("GAN: no mode collapse; 24.5 of")
     assert told(coverage(25, 0.9), coverage(4, 0.9)).startswith("GAN: mode collapse; 14.5 of")
     assert "not learnt well enough" in told(coverage(5, 0.1))
+    lost = told(coverage(0, 0.0, modes=3))
+    assert lost.startswith("GAN: mode collapse;") and "3 modes with the bad ones" in lost
     assert told(None) == "GAN: every run broke down."
     assert has_failed(None, real) and has_failed(coverage(12, 1.0), real)
     assert not has_failed(coverage(13, 1.0), real)

@@ -41,10 +41,16 @@ def test_shapes_and_range(size: int, classes: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("levels", "sides"), [(0, (28, 14, 7)), (1, (28, 14)), (4, (28, 14, 7, 3, 1))]
+    ("levels", "kernel", "sides"),
+    [
+        (0, 4, (28, 14, 7)),
+        (1, 4, (28, 14)),
+        (4, 4, (28, 14, 7, 3, 1)),
+        (4, 5, (28, 14, 7, 4, 2)),
+    ],
 )
-def test_levels(levels: int, sides: tuple[int, ...]) -> None:
-    config = dataclasses.replace(SMALL, levels=levels)
+def test_levels(levels: int, kernel: int, sides: tuple[int, ...]) -> None:
+    config = dataclasses.replace(SMALL, levels=levels, kernel=kernel)
     assert config.sides == sides
     pixels = Generator(config)(torch.randn(3, 8))
     assert pixels.shape == (3, 3, 28, 28)
@@ -79,6 +85,7 @@ def test_a_class_counts() -> None:
         ({"classes": ("a", "a")}, "twice"),
         ({"levels": 5}, "levels is 5; 1 to 4 are wanted"),
         ({"levels": -1}, "levels is -1"),
+        ({"kernel": 3}, r"kernel is 3; one of \(4, 5\)"),
     ],
 )
 def test_configs_that_make_no_gan(change: dict[str, Any], sentence: str) -> None:

@@ -24,6 +24,7 @@ from pellucid.plugins import choose, nearest
 LEVELS = {28: 2, 32: 3, 64: 4}
 """Pixels on a side of a picture -> how many layers halve it, unless a config says so."""
 
+KERNELS = (4, 5)
 NORMS = ("batch", "spectral", "none")
 CHANNELS = 3
 SLOPE = 0.2  # of the leaky ReLU (DCGAN, section 3)
@@ -36,7 +37,8 @@ class GANConfig:
     size: pixels on a side, one of LEVELS. latent: length of z, the noise that becomes a picture.
     generator_width, discriminator_width: channels of the layer next to the pixels; each further
     layer has half the size and twice the channels. levels: how many layers there are; 0 is LEVELS'
-    number, which ends at 7 or 4 pixels. classes: names of what can be asked for; () is
+    number, which ends at 7 or 4 pixels. kernel: pixels on a side of each layer's filters, 4, or 5 as
+    in the paper. classes: names of what can be asked for; () is
     an unconditional GAN.
 
     norm: of the discriminator's layers. "batch" as in DCGAN; "spectral" divides every weight by its
@@ -59,6 +61,7 @@ class GANConfig:
     minibatch_std: bool = False
     pack: int = 1
     levels: int = 0
+    kernel: int = 4
 
     def __post_init__(self) -> None:
         if self.size not in LEVELS:
@@ -67,6 +70,8 @@ class GANConfig:
         for name in ("latent", "generator_width", "discriminator_width", "pack"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is wanted")
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel is {self.kernel}; one of {KERNELS} is wanted")
         most = self.size.bit_length() - 1
         if not 0 <= self.levels <= most:
             raise ValueError(
@@ -80,7 +85,10 @@ class GANConfig:
     @property
     def sides(self) -> tuple[int, ...]:
         """Pixels on a side, of the picture and behind each layer of the discriminator: 28, 14, 7."""
-        return tuple(self.size >> i for i in range((self.levels or LEVELS[self.size]) + 1))
+        sides = [self.size]
+        for _ in range(self.levels or LEVELS[self.size]):
+            sides.append((sides[-1] + self.kernel % 2) // 2)  # of an odd kernel the larger half
+        return tuple(sides)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -124,13 +132,15 @@ class Generator(nn.Module):
         self.project = nn.Linear(config.latent * (2 if classes else 1), widths[0] * sides[0] ** 2)
         self.norm = BatchNorm(widths[0])
         self.layers = nn.Sequential()
-        # Twice the side, and one pixel more where it is odd.
-        odd = [side % 2 for side in sides[1:]]
-        for (before, after), more in zip(pairwise(widths), odd, strict=False):
-            self.layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, more, bias=False))
-            self.layers.append(BatchNorm(after))
-            self.layers.append(nn.ReLU())
-        self.layers.append(nn.ConvTranspose2d(widths[-1], CHANNELS, 4, 2, 1, odd[-1]))
+        for i, (before, after) in enumerate(pairwise([*widths, CHANNELS])):
+            last = i == len(widths) - 1
+            # Twice the side, less one with an odd kernel; what is then missing is added.
+            more = sides[i + 1] - 2 * sides[i] + config.kernel % 2
+            size = (config.kernel, 2, (config.kernel - 1) // 2, more)
+            self.layers.append(nn.ConvTranspose2d(before, after, *size, bias=last))
+            if not last:
+                self.layers.append(BatchNorm(after))
+                self.layers.append(nn.ReLU())
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """`labels` (B,): which class each picture is to be of; None only if there are none.
@@ -161,7 +171,8 @@ class Discriminator(nn.Module):
             after = config.discriminator_width * times
             # Batch norm has a bias of its own, and the first layer has none of it (DCGAN, section 3).
             batch = config.norm == "batch" and i > 0
-            self.layers.append(self._bounded(nn.Conv2d(before, after, 4, 2, 1, bias=not batch)))
+            size = (config.kernel, 2, (config.kernel - 1) // 2)
+            self.layers.append(self._bounded(nn.Conv2d(before, after, *size, bias=not batch)))
             if batch:
                 self.layers.append(BatchNorm(after))
             self.layers.append(nn.LeakyReLU(SLOPE))

@@ -62,6 +62,8 @@ class GANOptions:
     discriminator_width: int = 64
     levels: int = 0
     """Layers of each network that halve or double the picture; 0: as many as usual for the size."""
+    kernel: int = 4
+    """Pixels on a side of each layer's filters, 4 or 5."""
     conditional: bool = False
     """Learn which class each picture is of: an emoji's name, a folder's captions."""
     norm: str = "batch"
@@ -198,6 +200,7 @@ def config_of(options: GANOptions, classes: tuple[str, ...]) -> GANConfig:
         generator_width=options.width,
         discriminator_width=options.discriminator_width,
         levels=options.levels,
+        kernel=options.kernel,
         classes=classes if options.conditional else (),
         norm=options.norm,
         minibatch_std=options.minibatch_std,

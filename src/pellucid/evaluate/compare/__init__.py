@@ -143,4 +143,5 @@ def parts_of(options: CompareOptions, contests: dict[str, Contest]) -> list[Part
 def made_of(contest: Contest, recipe: Recipe, part: Part) -> str:
     """What a part's findings depend on; if it has changed they are found anew."""
     settings = {k: v for k, v in asdict(recipe).items() if k != "seeds"}
-    return f"{part} {settings} {contest.modes} {contest.good} {contest.features}"
+    size = {} if part.method == "real" else parameters_of(contest, [part.method])
+    return f"{part} {settings} {contest.modes} {contest.good} {contest.features} {size}"

@@ -2,7 +2,7 @@
 
 Metz et al. 2017 (arXiv:1611.02163, section 3.3.1). A picture's kind is what a classifier of digits
 says of its three channels, as in all published figures, however unlike a digit they are; the good
-ones, which it is sure of, are counted apart.
+ones, which look to it as digits do, are counted apart.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pellucid.gan import GANConfig
 
 COMPARED = 1000  # pictures for precision and recall
 UNSURE = 0.05  # of real digits the classifier is less sure than of a good one
+FAR = 0.01  # of real digits are farther from those to learn from than a good one
 
 
 class StackedMnist(Pictures):
@@ -29,16 +30,26 @@ class StackedMnist(Pictures):
 
     name, title = "stacked-mnist", "Stacked MNIST: three digits, 1000 kinds"
     modes = mnist.MODES
-    networks = GANConfig(size=mnist.SIZE, latent=100, generator_width=48, discriminator_width=48)
+    # As deep as the published ones. With two layers each, 28 to 7 pixels, a GAN learns sooner and
+    # keeps all modes; these chase each other for long, over one picture and then a few.
+    networks = GANConfig(
+        size=mnist.SIZE, latent=100, generator_width=16, discriminator_width=16, levels=4, kernel=5
+    )
     features = "the classifier's features of the three channels"
-    good = "each of its digits is recognised as surely as 19 of 20 real ones"
-    quick, full = replace(QUICK, samples=2600), replace(FULL, samples=26_000)
+    good = (
+        "each of its digits is recognised as surely as 19 of 20 real ones, and no farther from one "
+        "that was learnt than 99 of 100"
+    )
+    quick = replace(QUICK, seen=100_000, gan_rate=2e-4, samples=2600)
+    full = replace(FULL, samples=26_000)
 
     def __init__(self, digits: mnist.Digits, classifier: DigitClassifier) -> None:
         self.digits, self.held = digits.split(False), digits.split(True)
         self.classifier = classifier
-        sure = self.look_at(self.held.pixels[:, None])[1]
+        _, sure, seen = self.look_at(self.held.pixels[:, None])
+        self.learnt = self.look_at(self.digits.pixels[:, None])[2]
         self.least = float(sure.quantile(UNSURE))
+        self.most = float(self.distance(seen).quantile(1 - FAR))
 
     @torch.no_grad()
     def look_at(self, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,6 +57,10 @@ class StackedMnist(Pictures):
         features = self.classifier.features(channels)
         sure, digit = self.classifier.head(features).softmax(dim=1).max(dim=1)
         return digit, sure, features
+
+    def distance(self, features: Tensor) -> Tensor:
+        """To the nearest of the digits to learn from: (N, D) -> (N,)."""
+        return torch.cdist(features, self.learnt).amin(dim=1)
 
     def draw(self, count: int, rng: np.random.Generator) -> Tensor:
         return mnist.stacked(self.digits, count, rng)
@@ -55,7 +70,9 @@ class StackedMnist(Pictures):
         for batch in batches:
             digit, sure, seen = self.look_at(batch.flatten(0, 1)[:, None])
             kinds.append((digit.view(-1, 3) * torch.tensor([100, 10, 1])).sum(dim=1))
-            good.append((sure.view(-1, 3) >= self.least).all(dim=1))
+            # It may be sure of what is no digit at all; but that is far from them in its features.
+            fine = (sure >= self.least) & (self.distance(seen) <= self.most)
+            good.append(fine.view(-1, 3).all(dim=1))
             features.append(seen.view(len(batch), -1))
         kind, well = torch.cat(kinds), torch.cat(good)
         real = mnist.stacked(self.digits, COMPARED, np.random.default_rng(1))
