@@ -45,7 +45,7 @@ class Contest(Protocol):
     """One data set with all that belongs to it.
 
     modes: how many kinds of picture there are; features: what precision and recall compare; good:
-    what a good sample is, in words.
+    what a good sample is, in words; published: what the literature found, or "".
     """
 
     name: str
@@ -53,6 +53,7 @@ class Contest(Protocol):
     modes: int
     features: str
     good: str
+    published: str
     quick: Recipe
     full: Recipe
 

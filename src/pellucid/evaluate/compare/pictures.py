@@ -35,6 +35,7 @@ class Pictures:
     """A contest on pictures (B, 3, size, size), the size of its `networks`."""
 
     networks: GANConfig
+    published = ""
 
     @property
     def latent(self) -> int:

@@ -55,6 +55,7 @@ class Points:
     latent = LATENT
     shape: tuple[int, ...] = (2,)
     features = "the coordinates"
+    published = ""
     good = f"within {WITHIN:g} deviations of a centre"
 
     def __init__(self, name: str, title: str, centres: Tensor, deviation: float) -> None:

@@ -67,6 +67,7 @@ def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list
             f"{one['good']}. Precision and recall compare {one['features']}."
         ),
         table(HEAD, rows(one)),
+        *([paragraph(one["published"])] if one["published"] else []),
         row(picture(real, "the data")),
         *(
             row(

@@ -40,6 +40,11 @@ class StackedMnist(Pictures):
         "each of its digits is recognised as surely as 19 of 20 real ones, and no farther from one "
         "that was learnt than 99 of 100"
     )
+    published = (
+        "Published for 26,000 samples, after far longer training: DCGAN 99 modes, KL 3.40; ALI 16, "
+        "5.40; Unrolled GAN 48.7, 4.32; VEEGAN 150, 2.95; PacGAN with packs of 2 1000, 0.06 (Lin et "
+        "al. 2018, arXiv:1712.04086, table 2)."
+    )
     quick = replace(QUICK, seen=100_000, gan_rate=2e-4, samples=2600)
     full = replace(FULL, samples=26_000)
 

@@ -42,6 +42,7 @@ def summarise(
             "modes": contest.modes,
             "good": contest.good,
             "features": contest.features,
+            "published": contest.published,
             "recipe": asdict(options.recipe(contest)),
             "parameters": parameters_of(contest, options.methods),
             "real": real,
