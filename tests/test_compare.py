@@ -17,13 +17,13 @@ from torch import Tensor
 from pellucid.data import mnist
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.evaluate import digits as digit_classifier
-from pellucid.evaluate.compare import CompareOptions, Part, parameters_of, parts_of
+from pellucid.evaluate.compare import CompareOptions, Part, left_out, parameters_of, parts_of
 from pellucid.evaluate.compare.emoji import Emoji
 from pellucid.evaluate.compare.points import Points, grid, ring
 from pellucid.evaluate.compare.stacked_mnist import StackedMnist
 from pellucid.evaluate.compare.summary import has_failed, verdict
 from pellucid.evaluate.compare.work import known, run, run_all
-from pellucid.evaluate.coverage import inside, kl_to_uniform, precision_recall
+from pellucid.evaluate.coverage import apart, inside, kl_to_uniform, precision_recall
 
 # ---------------------------------------------------------------- figures
 
@@ -45,6 +45,10 @@ def test_precision_and_recall() -> None:
     precision, recall = precision_recall(real, torch.cat([real[:150], real[:150] + 20]))
     assert precision == pytest.approx(0.5) and recall > 0.8
     assert inside(torch.tensor([[50.0, 0]]), real).tolist() == [False]
+    assert apart(real, same_few := real[:3].repeat(100, 1)) == 0
+    assert 0 < apart(real, same_few + 0.01 * torch.randn(300, 2)) < 0.2
+    assert apart(real, torch.randn(400, 2)) == pytest.approx(1, abs=0.25)
+    assert apart(real, 10 * torch.randn(300, 2)) > 5
     with pytest.raises(ValueError, match="3 real and 300 made"):
         precision_recall(real[:3], real)
 
@@ -125,7 +129,8 @@ def test_kinds_of_stacked_digits(stacked: StackedMnist) -> None:
     collapsed = stacked.measure([same])
     assert collapsed.modes <= 4 and collapsed.kl > 6 and collapsed.recall < 0.3
     noise = stacked.measure([torch.rand(400, 3, 28, 28) * 2 - 1])
-    assert noise.precision < 0.1 and noise.good < 0.05
+    assert noise.precision < 0.1 and noise.good < 0.05 and noise.apart > 1
+    assert collapsed.apart < 0.5 < real.apart
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +212,8 @@ def test_the_diffusion_model_learns_the_ring(tmp_path: Path) -> None:
     assert found["coverage"]["modes"] == 8 and found["coverage"]["good"] > 0.3
 
 
-def coverage(good_modes: int, good: float, modes: int = 25) -> dict[str, Any]:
-    return {"good_modes": good_modes, "good": good, "modes": modes}
+def coverage(good_modes: int, good: float, apart: float = 0.9) -> dict[str, Any]:
+    return {"good_modes": good_modes, "good": good, "apart": apart}
 
 
 def test_collapse_is_said_when_it_happens_and_only_then() -> None:
@@ -216,15 +221,16 @@ def test_collapse_is_said_when_it_happens_and_only_then() -> None:
 
     def told(*runs: dict[str, Any] | None) -> str:
         there = [r for r in runs if r is not None]
-        keys = ("good", "modes")
+        keys = ("good", "apart")
         mean = {key: sum(r[key] for r in there) / len(there) for key in keys} if there else None
         return verdict("GAN", {"runs": [{"coverage": r} for r in runs], "mean": mean}, real)
 
     assert told(coverage(25, 0.9), coverage(24, 0.8)).startswith("GAN: no mode collapse; 24.5 of")
     assert told(coverage(25, 0.9), coverage(4, 0.9)).startswith("GAN: mode collapse; 14.5 of")
     assert "not learnt well enough" in told(coverage(5, 0.1))
-    lost = told(coverage(0, 0.0, modes=3))
-    assert lost.startswith("GAN: mode collapse;") and "3 modes with the bad ones" in lost
+    same = told(coverage(1, 0.1, apart=0.2))
+    assert same.startswith("GAN: mode collapse;") and "20% as far from each other" in same
+    assert told(coverage(25, 0.9, apart=0.4)).startswith("GAN: no mode collapse")
     assert told(None) == "GAN: every run broke down."
     assert has_failed(None, real) and has_failed(coverage(12, 1.0), real)
     assert not has_failed(coverage(13, 1.0), real)
@@ -286,6 +292,14 @@ def test_the_command_goes_on_where_it_was(call: Any, tmp_path: Path) -> None:
     again = json.loads((tmp_path / "results.json").read_text("utf-8"))
     runs = [r["data"]["ring"]["methods"]["gan"]["runs"][0]["coverage"] for r in (results, again)]
     assert runs[0] == runs[1]
+
+
+def test_what_is_not_there_is_left_out(tmp_path: Path, digits: Path) -> None:
+    options = CompareOptions(digits=digits, art=tmp_path / "absent.npz")
+    assert left_out(options).keys() == {"emoji"}
+    assert "absent.npz is not there; `pellucid data emoji`" in left_out(options)["emoji"]
+    options = replace(options, digits=tmp_path / "none", art=digits)
+    assert left_out(options).keys() == {"stacked-mnist"}
 
 
 @pytest.mark.parametrize(

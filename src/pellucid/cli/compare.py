@@ -19,7 +19,9 @@ def compare(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="ring, grid, stacked-mnist or emoji; repeatable. Without: all."),
+        typer.Option(
+            help="ring, grid, stacked-mnist or emoji; repeatable. Without: all there are."
+        ),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Train for as long as it takes: hours, or a GPU's work.")
@@ -40,7 +42,9 @@ def compare(
 
     Parts that are done are kept in the folder: the same command goes on where it was stopped.
     """
-    from pellucid.evaluate.compare import DATA, CompareOptions, Part, parts_of, prepare
+    from dataclasses import replace
+
+    from pellucid.evaluate.compare import CompareOptions, Part, left_out, parts_of, prepare
     from pellucid.evaluate.compare.report import write
     from pellucid.evaluate.compare.summary import summarise
     from pellucid.evaluate.compare.work import known, run_all
@@ -49,7 +53,6 @@ def compare(
         raise ValueError(f"--workers is {workers}; 0 or more is wanted")
     options = CompareOptions(
         methods=tuple(methods) if methods else ("gan", "diffusion"),
-        data=tuple(data) if data else DATA,
         full=full,
         seeds=seeds,
         seen=seen,
@@ -58,6 +61,13 @@ def compare(
         digits=digits,
         art=art,
     )
+    if data:
+        options = replace(options, data=tuple(data))
+    else:
+        absent = left_out(options)
+        options = replace(options, data=tuple(n for n in options.data if n not in absent))
+        for name, why in absent.items():
+            typer.echo(f"{name} is left out: {why}", err=True)
     contests = prepare(options)
     recipes = {name: options.recipe(contest) for name, contest in contests.items()}
 

@@ -17,7 +17,7 @@ class Coverage:
 
     modes: how many kinds are among them, of all; good_modes: among the good ones alone. kl: from the
     share of each kind to equal shares, in nats; 0 is even. good: the share of samples that are what
-    they should be. precision and recall: see `precision_recall`.
+    they should be. precision and recall: see `precision_recall`. apart: see `apart`.
     """
 
     samples: int
@@ -27,12 +27,15 @@ class Coverage:
     good: float
     precision: float
     recall: float
+    apart: float
 
 
-def coverage(kind: Tensor, good: Tensor, modes: int, real: Tensor, made: Tensor) -> Coverage:
+def coverage(
+    kind: Tensor, good: Tensor, modes: int, real: Tensor, made: Tensor, apart: float
+) -> Coverage:
     """What is in N samples, of which each is of a kind (N,) 0..modes-1, and good or not (N,) bool.
 
-    real, made: features, as `precision_recall` takes them.
+    real, made: features, as `precision_recall` takes them. apart: as it is, of `apart`.
     """
     counts = torch.bincount(kind, minlength=modes)
     return Coverage(
@@ -42,6 +45,7 @@ def coverage(kind: Tensor, good: Tensor, modes: int, real: Tensor, made: Tensor)
         kl_to_uniform(counts),
         float(good.float().mean()),
         *precision_recall(real, made),
+        apart,
     )
 
 
@@ -76,6 +80,19 @@ def precision_recall(
         float(inside(made, real, neighbours).float().mean()),
         float(inside(real, made, neighbours).float().mean()),
     )
+
+
+def apart(real: Tensor, made: Tensor) -> float:
+    """How far a sample is from the nearest other one, the median, in that of as many real samples.
+
+    real (N, D), made (M, D), as they are or a few of their pixels. A generator that draws the same
+    few pictures over and over comes near 0, however good or bad they are; noise is above 1.
+    """
+    count = min(len(real), len(made))
+    near = [
+        torch.cdist(x[:count], x[:count]).kthvalue(2, dim=1).values.median() for x in (made, real)
+    ]
+    return float(near[0] / near[1])
 
 
 def inside(samples: Tensor, among: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:

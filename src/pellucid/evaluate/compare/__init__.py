@@ -9,13 +9,14 @@ with the parts that are missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from pellucid.evaluate.compare.contest import Contest, Recipe
+from pellucid.evaluate.coverage import Coverage
 from pellucid.plugins import choose
 
 METHODS = {"gan": "GAN", "pacgan": "PacGAN, packs of 2", "diffusion": "Diffusion"}
@@ -95,6 +96,19 @@ def contest_of(name: str, options: CompareOptions) -> Contest:
     return points.ring() if name == "ring" else points.grid()
 
 
+def left_out(options: CompareOptions) -> dict[str, str]:
+    """The data sets whose pictures are not there, and what fetches them."""
+    found = {
+        "stacked-mnist": (options.digits, "`make digits` fetches it"),
+        "emoji": (options.art, "`pellucid data emoji` makes it of what `make art` fetches"),
+    }
+    return {
+        name: f"{path} is not there; {how}"
+        for name, (path, how) in found.items()
+        if not path.exists()
+    }
+
+
 def digits_of(options: CompareOptions) -> Path:
     """Where the classifier of digits is kept."""
     return options.out / "digits.pt"
@@ -144,4 +158,5 @@ def made_of(contest: Contest, recipe: Recipe, part: Part) -> str:
     """What a part's findings depend on; if it has changed they are found anew."""
     settings = {k: v for k, v in asdict(recipe).items() if k != "seeds"}
     size = {} if part.method == "real" else parameters_of(contest, [part.method])
-    return f"{part} {settings} {contest.modes} {contest.good} {contest.features} {size}"
+    measured = [field.name for field in fields(Coverage)]
+    return f"{part} {settings} {contest.modes} {contest.good} {contest.features} {size} {measured}"

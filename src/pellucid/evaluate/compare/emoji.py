@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pellucid.data.emoji import EmojiArt, core_concepts
 from pellucid.evaluate.compare.pictures import FULL, QUICK, Pictures
-from pellucid.evaluate.coverage import Coverage, coverage, inside
+from pellucid.evaluate.coverage import Coverage, apart, coverage, inside
 from pellucid.gan import GANConfig
 
 SIZE = 32
@@ -55,7 +55,7 @@ class Emoji(Pictures):
         made = features_of(batches)
         kind = self.concepts[torch.cdist(made, self.real).argmin(dim=1)]
         well = inside(made, self.real)
-        return coverage(kind, well, self.modes, self.real, made)
+        return coverage(kind, well, self.modes, self.real, made, apart(self.real, made))
 
 
 def features_of(batches: Iterable[Tensor]) -> Tensor:

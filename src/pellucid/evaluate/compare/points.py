@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pellucid.diffusion import Conditioning
 from pellucid.evaluate.compare.contest import Recipe
-from pellucid.evaluate.coverage import Coverage, kl_to_uniform, precision_recall
+from pellucid.evaluate.coverage import Coverage, apart, kl_to_uniform, precision_recall
 from pellucid.gan import packed
 from pellucid.nn import sinusoid
 from pellucid.plots import Plot, Series
@@ -103,6 +103,7 @@ class Points:
             kl_to_uniform(counts),
             float(good.float().mean()),
             *precision_recall(real, points[:COMPARED]),
+            apart(real, points),
         )
 
     def look(self, samples: Tensor, label: str) -> Image.Image:

@@ -17,7 +17,7 @@ from pellucid.plots import Plot, Series
 
 HEAD = (
     *("method", "parameters", "modes", "good modes", "KL to uniform", "good", "precision"),
-    *("recall", "failed", "CPU seconds"),
+    *("recall", "apart", "failed", "CPU seconds"),
 )
 SHOWN = 3  # seeds whose samples are on the page
 LINE = 16  # pixels, of the picture's text
@@ -64,7 +64,8 @@ def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list
             f"Each method saw {recipe['seen']:,} pictures or points in batches of {recipe['batch']} "
             f"and drew {recipe['samples']:,}, with {recipe['seeds']} "
             f"{'seed' if recipe['seeds'] == 1 else 'seeds'}. A sample is good if "
-            f"{one['good']}. Precision and recall compare {one['features']}."
+            f"{one['good']}. Precision and recall compare {one['features']}. Apart is how far a "
+            "sample is from the nearest other, in that of real ones."
         ),
         table(HEAD, rows(one)),
         *([paragraph(one["published"])] if one["published"] else []),
@@ -95,14 +96,14 @@ def rows(one: Mapping[str, Any]) -> list[Sequence[object]]:
         mean, runs = found["mean"], len(found["runs"])
         ends = (f"{found['failed']} of {runs}", round(found["seconds"], 1))
         start = (METHODS[method], one["parameters"][method])
-        lines.append((*start, *(figures(mean) if mean else ("-",) * 6), *ends))
+        lines.append((*start, *(figures(mean) if mean else ("-",) * 7), *ends))
     return [*lines, ("the data", "-", *figures(one["real"]), "-", "-")]
 
 
 def figures(coverage: Mapping[str, Any]) -> tuple[str, ...]:
-    """Modes, good modes, KL, good, precision and recall as text."""
+    """Modes, good modes, KL, good, precision, recall and apart as text."""
     modes = (f"{coverage[name]:.4g}" for name in ("modes", "good_modes"))
-    shares = (f"{coverage[name]:.3f}" for name in ("good", "precision", "recall"))
+    shares = (f"{coverage[name]:.3f}" for name in ("good", "precision", "recall", "apart"))
     return (*modes, f"{coverage['kl']:.3f}", *shares)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid.data import mnist
 from pellucid.evaluate.compare.pictures import FULL, QUICK, Pictures
-from pellucid.evaluate.coverage import Coverage, coverage
+from pellucid.evaluate.coverage import Coverage, apart, coverage
 from pellucid.evaluate.digits import DigitClassifier
 from pellucid.gan import GANConfig
 
@@ -72,6 +72,7 @@ class StackedMnist(Pictures):
 
     def measure(self, batches: Iterable[Tensor]) -> Coverage:
         kinds, good, features = [], [], []
+        pixels: list[Tensor] = []
         for batch in batches:
             digit, sure, seen = self.look_at(batch.flatten(0, 1)[:, None])
             kinds.append((digit.view(-1, 3) * torch.tensor([100, 10, 1])).sum(dim=1))
@@ -79,7 +80,10 @@ class StackedMnist(Pictures):
             fine = (sure >= self.least) & (self.distance(seen) <= self.most)
             good.append(fine.view(-1, 3).all(dim=1))
             features.append(seen.view(len(batch), -1))
+            pixels.extend(batch[: COMPARED - len(pixels)].flatten(1))
         kind, well = torch.cat(kinds), torch.cat(good)
         real = mnist.stacked(self.digits, COMPARED, np.random.default_rng(1))
         seen = self.look_at(real.flatten(0, 1)[:, None])[2].view(COMPARED, -1)
-        return coverage(kind, well, self.modes, seen, torch.cat(features)[:COMPARED])
+        made = torch.cat(features)[:COMPARED]
+        distance = apart(real.flatten(1), torch.stack(pixels))
+        return coverage(kind, well, self.modes, seen, made, distance)

@@ -15,8 +15,8 @@ FAILED = 0.5
 this share of the modes that as many real samples cover."""
 WHOLE = 0.9
 """With this share of the real samples' modes there is no mode collapse."""
-FEW = 0.5
-"""With less than this share of the real samples' modes, bad samples counted, modes are lost."""
+CROWDED = 0.5
+"""Samples that lie nearer to each other than this, in the distance of real ones, are the same few."""
 GOOD_ENOUGH = 0.5
 """Where fewer samples are good than this share of the real ones', modes are missed for another
 reason: the pictures are not learnt yet."""
@@ -90,9 +90,9 @@ def verdict(title: str, found: Mapping[str, Any], real: Mapping[str, Any]) -> st
     )
     if min(covered) >= WHOLE * real["good_modes"] and len(covered) == len(runs):
         return f"{title}: no mode collapse; {told}."
-    # Bad samples fall among the kinds as they may, which only adds to those that are there.
-    if means["modes"] < FEW * real["modes"]:
-        return f"{title}: mode collapse; {told}, and {means['modes']:.4g} modes with the bad ones."
+    if means["apart"] < CROWDED:
+        near = f"the samples lie {means['apart']:.0%} as far from each other as real ones"
+        return f"{title}: mode collapse; {told}, and {near}."
     if means["good"] < GOOD_ENOUGH * real["good"]:
         return (
             f"{title}: not learnt well enough to tell modes that are lost from bad samples; {told}."
