@@ -6,6 +6,7 @@ themselves, and the pictures are drawn here before every build.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -46,6 +47,8 @@ nb_execution_timeout = 120
 def formula(translator: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
     """A formula as MathML; one that cannot be read is a warning that names its place."""
     displayed = isinstance(node, nodes.math_block)
+    if re.search(r"\\[dt]?frac\s*\d", node.astext()):  # \frac12 would be 12 over what follows
+        logger.warning(r"a fraction has no braces: \frac{1}{2} is wanted", location=node)
     try:
         written = tex2mathml(node.astext(), as_block=displayed)
     except MathError as error:

@@ -93,8 +93,16 @@ def of_schedule(model: Model) -> Figures:
         snr = (alpha / sigma) ** 2
         left.append(Series(name, u.tolist(), (snr / (1 + snr)).tolist()))
         log_snr.append(Series(name, u.tolist(), snr.log().tolist()))
-    yield "schedule-picture", plot("share of the power that is picture", left, "t / T", "")
-    yield "schedule-snr", plot("log of the signal-to-noise ratio", log_snr, "t / T", "")
+    yield (
+        "schedule-picture",
+        plot(
+            "share of the power that is picture", left, "t / T", "", x_range=(0, 1), y_range=(0, 1)
+        ),
+    )
+    yield (
+        "schedule-snr",
+        plot("log of the signal-to-noise ratio", log_snr, "t / T", "", x_range=(0, 1)),
+    )
     steps = [
         Series(
             spacing,

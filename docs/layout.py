@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -30,14 +30,15 @@ def sheet(cells: Sequence[Cell], columns: int, side: int = SIDE) -> Image.Image:
     for cell in cells:
         frame = Image.new("RGB", (side, side + (TEXT + 10 if cell.label else 0)), "white")
         frame.paste(cell.image.resize((side, side), Image.Resampling.NEAREST))
-        ImageDraw.Draw(frame).text(
-            (side / 2, side + 4), cell.label, fill="black", font=font, anchor="ma"
-        )
+        brush = ImageDraw.Draw(frame)
+        brush.rectangle((0, 0, side - 1, side - 1), outline="#c8c8c8")  # where it is white, it ends
+        brush.text((side / 2, side + 4), cell.label, fill="black", font=font, anchor="ma")
         frames.append(frame)
     return images.grid(frames, columns, gap=8)
 
 
-def plot(title: str, series: Sequence[Series], x: str, y: str, **axes: bool) -> Image.Image:
+def plot(title: str, series: Sequence[Series], x: str, y: str, **axes: Any) -> Image.Image:
+    """A plot; `axes` are further fields of `Plot`."""
     return Plot(title, series, x, y, **axes).image(scale=3)
 
 
