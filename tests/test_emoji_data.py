@@ -191,6 +191,11 @@ def test_save_and_load(art: EmojiArt, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["art.npz"]
     with pytest.raises(ValueError, match="no rendered emoji"):
         EmojiArt.load(tmp_path / "gone.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "other.npz", pixels=art.pixels)
+    for name in ("text.npz", "other.npz"):
+        with pytest.raises(ValueError, match=f"{name} has no emoji in it"):
+            EmojiArt.load(tmp_path / name)
 
 
 def test_render_without_the_packages(tmp_path: Path) -> None:

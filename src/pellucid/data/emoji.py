@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -89,12 +90,17 @@ class EmojiArt:
         """Read what ``save`` wrote. ValueError if the file is missing or of another kind."""
         if not path.is_file():
             raise ValueError(f"{path}: no rendered emoji there; run `pellucid data emoji` first")
-        with np.load(path, allow_pickle=False) as file:
-            concepts = [
-                Concept(emoji, tuple(names), tuple(keywords), slug)
-                for emoji, names, keywords, slug in json.loads(str(file["concepts"]))
-            ]
-            return cls(concepts, file["pixels"], [str(s) for s in file["styles"]])
+        if zipfile.is_zipfile(
+            path
+        ):  # of anything else numpy would only say that it may be a pickle
+            with np.load(path, allow_pickle=False) as file:
+                if {"concepts", "pixels", "styles"} <= set(file):
+                    concepts = [
+                        Concept(emoji, tuple(names), tuple(keywords), slug)
+                        for emoji, names, keywords, slug in json.loads(str(file["concepts"]))
+                    ]
+                    return cls(concepts, file["pixels"], [str(s) for s in file["styles"]])
+        raise ValueError(f"{path} has no emoji in it; what `pellucid data emoji` wrote is wanted")
 
 
 def _slug(label: str) -> str:

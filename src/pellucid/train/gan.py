@@ -42,6 +42,13 @@ from pellucid.train.loop import (
 BETAS = (0.5, 0.999)  # of Adam; a longer memory makes the two swing (DCGAN, section 4)
 MIX = Mix(tinted=0.0, on_color=0.0, pair=0.0)
 SAMPLES = 36
+TOLD = {
+    "generator": "generator's loss",
+    "discriminator": "discriminator's loss",
+    "real": "real ones known",
+    "made": "made ones known",
+}
+"""What the figures of `play` are called while it trains; the latter two are shares, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +267,7 @@ def train(options: GANOptions) -> Path:
             options.r1,
         )
         ema.update(generator)
-        report(step, options.batch, **figures)
+        report(step, options.batch, **{TOLD[name]: value for name, value in figures.items()})
         last = step + 1 == options.steps
         if (step + 1) % options.save_every == 0 or last:
             averages = {"ema": ema.weights, "updates": ema.updates, "step": step + 1}
