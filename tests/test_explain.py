@@ -260,6 +260,25 @@ def test_from_a_picture_and_in_two_passes(model: Model, picture: str) -> None:
     page.page(model, [half, large])
 
 
+def test_the_page_tells_what_is_special_of_a_run(
+    model: Model, told: Explanation, picture: str
+) -> None:
+    other = REQUEST.model_copy(update={"image": picture, "prompt": "a rabbit AND a red apple"})
+    for explanation, special in ((told, False), (explain(model, other), True)):
+        text, _ = page.page(model, [explanation])
+        (run,) = embedded_record(text)["runs"]
+        assert (run["redrawn"], run["several"]) == (special, special)
+        assert ("This run began with a picture" in text) == special
+        assert ("every number in them is random" in text) != special
+
+
+def test_a_long_prompt_is_cut_in_the_title(model: Model) -> None:
+    told = explain(model, REQUEST.model_copy(update={"prompt": "a red apple " * 20}))
+    text, _ = page.page(model, [told])
+    title = re.search("<title>(.*)</title>", text)
+    assert title and title[1].endswith(" …” was drawn") and len(title[1]) < 120
+
+
 def test_what_is_put_on_the_model_is_watched_too(model: Model) -> None:
     """A LoRA comes before the watching: the record is of the changed network."""
     shape = model.backbone.get_parameter("conv_out.weight").shape

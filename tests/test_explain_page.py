@@ -43,22 +43,22 @@ def shown(
 two = pytest.mark.parametrize("shown", ["two"], indirect=True)
 
 
-def test_it_opens_at_the_last_step(shown: Any) -> None:
+def test_it_opens_early_on_the_way(shown: Any) -> None:
     expect(shown.locator("h1")).to_have_text("How “a red <b>apple</b>” was drawn")
-    expect(shown.locator(STEP)).to_have_value("6")
-    expect(shown.locator("#where")).to_contain_text("Step 6 of 6")
+    expect(shown.locator(STEP)).to_have_value("2")
+    expect(shown.locator("#where")).to_contain_text("Step 2 of 6")
     expect(shown.locator("section")).to_have_count(9)
     for section in shown.locator("section").all():  # each says where it is in the source, and how
-        if section.get_attribute("id") != "time":
-            expect(section.locator(".equation")).not_to_be_empty()
-            expect(section.locator("summary").first).to_contain_text(re.compile(r"pellucid/.*\.py"))
+        expect(section.locator(".equation")).not_to_be_empty()
+        expect(section.locator("summary").first).to_contain_text(re.compile(r"pellucid/.*\.py"))
     assert shown.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
 
 
 def test_the_slider_by_keyboard(shown: Any) -> None:
     guess = shown.locator("#look img").nth(1)
-    last = guess.get_attribute("src")
     shown.focus(STEP)
+    shown.keyboard.press("End")
+    last = guess.get_attribute("src")
     shown.keyboard.press("Home")
     expect(shown.locator("#where")).to_contain_text("Step 1 of 6: 100 % noise")
     assert guess.get_attribute("src") != last
@@ -81,8 +81,10 @@ def test_the_slider_by_mouse(shown: Any) -> None:
 
 
 def test_arrows_and_space_where_nothing_has_the_focus(shown: Any) -> None:
+    shown.keyboard.press("ArrowRight")
+    expect(shown.locator("#where")).to_contain_text("Step 3 of 6")
     shown.keyboard.press("ArrowLeft")
-    expect(shown.locator("#where")).to_contain_text("Step 5 of 6")
+    expect(shown.locator("#where")).to_contain_text("Step 2 of 6")
     shown.keyboard.press("Space")
     expect(shown.locator("#play")).to_have_text("Pause")
     expect(shown.locator("#where")).to_contain_text("Step 6 of 6")
@@ -93,7 +95,7 @@ def test_play_and_pause(shown: Any) -> None:
     shown.reload()
     shown.clock.pause_at(10**7)  # from here on time goes by when the test says so
     button, where = shown.locator("#play"), shown.locator("#where")
-    button.click()  # from the end it begins again
+    button.click()  # where nothing was moved yet, from the beginning
     expect(button).to_have_text("Pause")
     expect(where).to_contain_text("Step 1 of 6")
     shown.clock.run_for(800)
@@ -108,6 +110,8 @@ def test_play_and_pause(shown: Any) -> None:
     shown.clock.run_for(5000)
     expect(where).to_contain_text("Step 6 of 6")
     expect(button).to_have_text("Play")
+    button.click()  # and from the end it begins again
+    expect(where).to_contain_text("Step 1 of 6")
 
 
 def test_words_layers_and_heads(shown: Any) -> None:
@@ -118,7 +122,7 @@ def test_words_layers_and_heads(shown: Any) -> None:
     expect(rest).to_contain_text("rest")
     rest.click()
     expect(rest).to_have_attribute("aria-pressed", "true")
-    expect(shown.locator("#attention figcaption")).to_contain_text("rest at step 6")
+    expect(shown.locator("#attention figcaption")).to_contain_text("rest at step 2, 4×4 places")
     before = large.evaluate(picture)
     words.first.focus()
     shown.keyboard.press("Enter")
@@ -137,6 +141,22 @@ def test_strip_and_path_lead_to_their_steps(shown: Any) -> None:
     dot.scroll_into_view_if_needed()
     dot.click()
     expect(shown.locator("#where")).to_contain_text("Step 4 of 6")
+
+
+def test_the_bar_of_the_share_is_as_long_as_it_says(shown: Any) -> None:
+    shown.focus(STEP)
+    share = """() => {
+      const bar = document.querySelector("#look .share"), part = bar.querySelector(".clean");
+      const width = (e) => e.getBoundingClientRect().width;
+      return [width(part) / width(bar), part.textContent];
+    }"""
+    shown.keyboard.press("Home")
+    assert shown.evaluate(share) == [0, ""]  # pure noise
+    for _ in range(5):
+        shown.keyboard.press("ArrowRight")
+        width, words = shown.evaluate(share)
+        told = re.fullmatch(r"picture (\d+) %", words)
+        assert told and abs(width - int(told[1]) / 100) < 0.01
 
 
 @two

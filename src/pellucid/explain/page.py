@@ -16,6 +16,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
+from textwrap import shorten
 from typing import Any
 
 from torch import Tensor
@@ -28,11 +29,13 @@ from pellucid.explain.shown import Shown, details
 from pellucid.guidance import ClassifierFree
 from pellucid.model import Model
 from pellucid.nn import attend
+from pellucid.pipeline import generate
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE
 
 LIMIT = 5_000_000
 """Bytes of a page."""
+TITLE = 90  # letters of a prompt in the title
 SCRIPTS = ("draw.js", "parts.js", "player.js")
 
 # What the network's answer means, by what it was trained to predict; `diffusion.to_x0`.
@@ -42,6 +45,20 @@ X0 = {
     "v": "x̂<sub>0</sub> = α x − σ v̂ &emsp; the network predicts v = α ε − σ x<sub>0</sub>",
     "flow": "x̂<sub>0</sub> = (x − σ û) / (α + σ) &emsp; the network predicts the way from picture to "
     "noise, u = ε − x<sub>0</sub>",
+}
+
+
+# How a run begins: with noise alone, or with a picture under noise.
+START = {
+    False: {
+        "start": "At the start every number in them is random.",
+        "equation_start": "x<sub>T</sub> = σ<sub>T</sub> ε,",
+    },
+    True: {
+        "start": "This run began with a picture: its latents x<sub>0</sub>, with random numbers "
+        "added to every one of them.",
+        "equation_start": "x = α x<sub>0</sub> + σ ε,",
+    },
 }
 
 
@@ -94,16 +111,19 @@ def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str
         "sampler": source(sampler.sample),
         "path": source(project),
         "decoder": source(VAE.decode),
+        "time": source(generate),
     }
     body = Template(asset("page.html")).substitute(
         {f"source_{name}": text for name, text in sources.items()},
+        **START[first.request.image is not None],
         equation_x0=X0[first.prediction],
         sampler=escape(first.request.sampler or ""),
         sampler_words=escape((sampler.__doc__ or "").strip()),
         # "<" would end the element where the prompt says so.
         record=json.dumps(record, separators=(",", ":")).replace("<", "\\u003c"),
     )
-    prompts = list(dict.fromkeys(f"“{each.request.prompt}”" for each in explanations))
+    short = [shorten(each.request.prompt, TITLE, placeholder=" …") for each in explanations]
+    prompts = list(dict.fromkeys(f"“{prompt}”" for prompt in short))
     title = f"How {' and '.join(prompts)} {'was' if len(prompts) == 1 else 'were'} drawn"
     if len(prompts) < len(explanations):
         title += ", twice"

@@ -42,6 +42,9 @@ function tokens(card, run) {
     ),
   );
   card.append(list);
+  if (run.several) {
+    card.append(el("p", {}, "This prompt is several in one; told are the words of the first, here and in 6."));
+  }
   if (run.texts.length > 1) {
     card.append(el("p", {}, "This prompt changes on the way; these are its words at the step that is shown."));
   }
@@ -78,8 +81,8 @@ function beginning(card, run) {
     el(
       "div",
       { class: "frames big" },
-      el("figure", {}, tiles("The channels of the first noise", () => run.start), caption("The noise of the seed", `${count} channels of ${width}×${height}, a tile for each.`)),
-      el("figure", {}, frame(run, run.startPicture, "The first noise through the decoder"), caption("The same through the decoder", "Noise in latents is no picture yet.")),
+      el("figure", {}, tiles("The channels of the first noise", () => run.start), caption(run.redrawn ? "The picture under the noise of the seed" : "The noise of the seed", `${count} channels of ${width}×${height}, a tile for each.`)),
+      el("figure", {}, frame(run, run.startPicture, "The first noise through the decoder"), caption("The same through the decoder", run.redrawn ? "" : "Noise in latents is no picture yet.")),
     ),
   );
 }
@@ -107,7 +110,7 @@ function look(card, run) {
     x0Words.textContent =
       `The step ends at α = ${step.alphaAfter.toFixed(3)}, σ = ${step.sigmaAfter.toFixed(3)}.` +
       (step.looks > 1 ? ` This sampler looked ${step.looks} times in this step; the last look is shown.` : "");
-    clean.style.width = percent(step.clean, 1);
+    clean.style.width = `${100 * step.clean}%`;
     clean.textContent = step.clean > 0.12 ? `picture ${percent(step.clean)}` : "";
     noisy.textContent = step.clean < 0.88 ? `noise ${percent(1 - step.clean)}` : "";
   });
@@ -196,7 +199,7 @@ function mapOf(run, word) {
   return { shape: [height, width], numbers: sum };
 }
 
-/** Draw a map over a picture: clear and warm where it is large. Gives its least, mean and most. */
+/** Draw a map over a picture: clear and warm where it is large. Gives its least, mean and most, and its shape. */
 function drawMap(canvas, map) {
   const [height, width] = map.shape;
   canvas.width = width;
@@ -214,7 +217,7 @@ function drawMap(canvas, map) {
     image.data.set([red, green, blue, 185], 4 * i);
   });
   context.putImageData(image, 0, 0);
-  return { least, most, mean: map.numbers.reduce((a, b) => a + b, 0) / map.numbers.length };
+  return { least, most, mean: map.numbers.reduce((a, b) => a + b, 0) / map.numbers.length, shape: map.shape };
 }
 
 function overlay(run) {
@@ -253,10 +256,10 @@ function attention(card, run, which) {
     list.append(button);
   }
   updates.push(() => {
-    const { least, most, mean } = drawLarge(chosen());
+    const { least, most, mean, shape: [height, width] } = drawLarge(chosen());
     words.replaceChildren(
       el("b", {}, textsOf(run)[chosen()]),
-      ` at step ${stepOf(run).number}`,
+      ` at step ${stepOf(run).number}, ${width}×${height} places`,
       el("br"),
       `from ${percent(least, 1)} (dark) to ${percent(most, 1)} (bright), ${percent(mean, 1)} on the whole`,
     );
@@ -282,7 +285,7 @@ function attentionControls(place) {
 // ---------------------------------------------------------------- the way, the end, the cost
 
 function pathPlot(place) {
-  const [width, height, edge] = [640, 380, 34];
+  const [width, height, edge] = [640, 380, 42];
   const points = runs.flatMap((run) => [...run.path.x, ...run.path.x0]);
   const low = [0, 1].map((k) => Math.min(...points.map((p) => p[k])));
   const high = [0, 1].map((k) => Math.max(...points.map((p) => p[k])));
@@ -294,11 +297,13 @@ function pathPlot(place) {
   const plot = svg("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "The way of the latents and of the guess in a plane" });
   plot.append(
     svg("line", { class: "axis", x1: edge / 2, y1: height - 20, x2: width - edge / 2, y2: height - 20 }),
-    svg("line", { class: "axis", x1: 18, y1: edge / 2, x2: 18, y2: height - edge / 2 }),
+    svg("line", { class: "axis", x1: 24, y1: edge / 2, x2: 24, y2: height - edge / 2 }),
     svg("text", { x: width - edge / 2, y: height - 5, "text-anchor": "end" }, `first direction, ${percent(record.shares[0])} of the spread`),
-    svg("text", { x: 13, y: edge / 2, "text-anchor": "end", transform: `rotate(-90 13 ${edge / 2})` }, `second, ${percent(record.shares[1])}`),
+    svg("text", { x: 19, y: edge / 2, "text-anchor": "end", transform: `rotate(-90 19 ${edge / 2})` }, `second, ${percent(record.shares[1])}`),
   );
   const here = [];
+  // Two runs of one seed begin at one point, which is told once.
+  const together = runs.every((run) => String(run.path.x[0]) === String(runs[0].path.x[0]));
   runs.forEach((run, i) => {
     const side = i ? "b" : "a";
     plot.append(
@@ -311,10 +316,15 @@ function pathPlot(place) {
       dot.append(svg("title", {}, `after step ${step.number}`));
       plot.append(dot);
     });
-    const [x, y] = at(run.path.x[0]);
-    plot.append(svg("text", { x: x + 8, y: y - 8 }, runs.length > 1 ? `${names[i]}: noise` : "noise"));
-    const [endX, endY] = at(run.path.x[run.count]);
-    plot.append(svg("text", { x: endX + 8, y: endY + 16 }, runs.length > 1 ? names[i] : "picture"));
+    const said = (p, words, down) => {
+      const [x, y] = at(p);
+      const left = x > width / 2; // the words lie towards the middle, where there is room
+      plot.append(svg("text", { x: left ? x - 8 : x + 8, y: y + down, "text-anchor": left ? "end" : "start" }, words));
+    };
+    const whose = runs.length > 1 ? `${names[i]}: ` : "";
+    if (i === 0 || !together) said(run.path.x[0], (together ? "" : whose) + (run.redrawn ? "start" : "noise"), -8);
+    said(run.path.x0[0], `${whose}first guess`, -8);
+    said(run.path.x[run.count], `${whose}picture`, 16);
     const [now, guess] = [svg("circle", { class: `here ${side}`, r: 7 }), svg("rect", { class: `here ${side}`, width: 11, height: 11 })];
     here.push(guess, now);
     updates.push(() => {

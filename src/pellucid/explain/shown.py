@@ -19,6 +19,7 @@ from pellucid.explain.record import Explanation, Step
 from pellucid.guidance import progress
 from pellucid.model import Model
 from pellucid.preview import is_quick, preview
+from pellucid.prompt import split_and
 
 NEAR = 12
 """Nearest words that are shown."""
@@ -118,6 +119,8 @@ class Shown:
             "model": told.model,
             "prompt": told.request.prompt,
             "guidance": told.request.guidance,
+            "redrawn": told.request.image is not None,
+            "several": bool(told.request.mix) or len(split_and(told.request.prompt)) > 1,
             "facts": facts(told),
             "warnings": list(told.warnings),
             "rough": not is_quick(self.model.vae),
