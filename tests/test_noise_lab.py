@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from pellucid import images, noise_lab
 from pellucid.conditioning import encode
-from pellucid.diffusion import small_step
+from pellucid.diffusion import PREDICTIONS, small_step
 from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.noise_lab import NoiseLab, kinds, page, schedules
@@ -298,6 +299,19 @@ def test_a_guided_guess_is_no_mean(lab: NoiseLab, model: Model) -> None:
     guided = noise_lab.look(model, photo(), "one", (0,), prompt="a rabbit", guidance=5)
     assert "Near the end that is the mean" in page.html(lab)
     assert "Guidance 5 exaggerates" in page.html(guided)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_the_equation_is_that_of_the_model(model: Model, kind: str) -> None:
+    lab = noise_lab.look(replace(model, prediction=kind), photo(), "one", (500,))
+    assert page.X0[kind] in page.html(lab)
+    assert sum(equation in page.html(lab) for equation in page.X0.values()) == 1
+
+
+def test_every_schedule_is_explained(lab: NoiseLab) -> None:
+    text = page.html(lab)
+    assert set(schedules.ABOUT) == set(schedules.known())
+    assert all(escape(look.about) in text for look in lab.schedules)
 
 
 def test_one_time_alone(model: Model, well_formed: Callable[[str], None]) -> None:

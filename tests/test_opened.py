@@ -245,12 +245,13 @@ def test_the_nearest_words_are_the_nearest(found: Similarity, model: Model) -> N
 
 def test_a_text_that_is_cut_is_told(model: Model, well_formed: Callable[[str], None]) -> None:
     long = "a rabbit a rabbit a rabbit a rabbit a rabbit"
-    found = clip.look(model, [("one", photo())], [long, "a"])
+    found = clip.look(model, [("one", photo())], [long, "a", ""])
     assert found.left_out[0] is not None and long.endswith(found.left_out[0])
     assert found.left_out[1] is None
     text = page.similarity_html(found)
     well_formed(text)
     assert "Too long for tiny" in text and "The nearest words" not in text
+    assert text.count("<i>no words</i>") == 2  # a row and a column
 
 
 def test_models_and_numbers_that_cannot_be_compared(model: Model) -> None:

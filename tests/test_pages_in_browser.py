@@ -54,6 +54,24 @@ def test_it_fits_a_telephone(
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_names_are_not_cut_to_pieces_on_a_telephone(
+    files: dict[str, Path], open_page: Callable[..., Any]
+) -> None:
+    tab = open_page(files["clip"], width=360)
+    heads = tab.locator(".matrix th:first-child").all()[1:]
+    assert len(heads) == 3 and all(head.bounding_box()["width"] >= 70 for head in heads)
+
+
+def test_pictures_in_rows_keep_their_size_on_a_telephone(
+    files: dict[str, Path], open_page: Callable[..., Any]
+) -> None:
+    tab = open_page(files["noise"], width=360)
+    widths = tab.evaluate(
+        "[...document.querySelectorAll('.gallery img')].map((i) => i.clientWidth)"
+    )
+    assert widths and min(widths) >= 96
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_can_be_read_in_the_dark(
     name: str, files: dict[str, Path], open_page: Callable[..., Any]

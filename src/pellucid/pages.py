@@ -33,6 +33,7 @@ img{image-rendering:pixelated;max-width:100%;height:auto;display:block;margin:au
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8883}
 th.text,td.text{text-align:left}
 .gallery th,.gallery td{border:0;padding:1px 2px;text-align:center;font-size:.8rem}
+.gallery img{max-width:none}
 @media(prefers-color-scheme:dark){body{background:#161616;color:#e8e8e8}}
 """
 

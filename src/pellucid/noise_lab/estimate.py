@@ -48,6 +48,8 @@ class Estimates(Record):
 
     prompt: str
     guidance: float
+    prediction: str
+    """What the network predicts, one of `diffusion.PREDICTIONS`."""
     picture: Picture
     """The picture at the size of the model."""
     decoded: Picture
@@ -103,6 +105,7 @@ def look(
     return Estimates(
         prompt=prompt,
         guidance=guidance,
+        prediction=model.prediction,
         picture=picture,
         decoded=decoded,
         decoded_psnr=psnr(to_tensor(decoded)[None], pixels[None]),

@@ -13,6 +13,13 @@ from pellucid.noise_lab.schedules import ScheduleLook
 from pellucid.pages import figure, page, paragraph, picture, row, section, source, table
 from pellucid.plots import Plot, Series
 
+# How the estimate follows from what the network says; `diffusion.to_x0`.
+X0 = {
+    "eps": "x0 = (x − σ · ε) / α,  the network says ε",
+    "x0": "the network says x0",
+    "v": "x0 = (α · x − σ · v) / (α² + σ²),  the network says v = α · ε − σ · x0",
+    "flow": "x0 = (x − σ · u) / (α + σ),  the network says u = ε − x0",
+}
 SNR_RANGE = (-12.0, 12.0)  # beyond it one of picture and noise cannot be seen
 POWER_RANGE = (1e-4, 1e4)  # a flat picture has no power, which a logarithm cannot show
 
@@ -30,13 +37,14 @@ def html(lab: NoiseLab) -> str:
         ),
         section(
             "Schedules",
-            source("schedule.py", "x = α · x0 + σ · ε"),
+            source("schedule.py", "x = α · x0 + σ · ε,  log SNR = log(α² / σ²)"),
             paragraph(
                 "A schedule says how much picture, α, and how much noise, σ, there is at every t. "
                 "All but flow keep α² + σ² = 1. What is left is the picture's share of the "
                 "variance of x."
             ),
             row(*(figure(plot.svg()) for plot in curves(lab.schedules))),
+            table(("schedule", "what"), [(look.name, look.about) for look in lab.schedules]),
             paragraph("The same picture and the same noise under each of them:"),
             strips(lab).html(),
         ),
@@ -53,7 +61,10 @@ def html(lab: NoiseLab) -> str:
             ),
             walked(lab).html(),
             table(
-                ("t", "mean", "±", "steps", "jump", "variance", "±", "steps", "jump"),
+                (
+                    *("t", "mean, equation", "±", "small steps", "one jump"),
+                    *("variance, equation", "±", "small steps", "one jump"),
+                ),
                 [
                     (
                         str(m.t),
@@ -73,7 +84,9 @@ def html(lab: NoiseLab) -> str:
                 "short ones at the rim: grey is the power of white noise, white is 100 times that, "
                 "black a hundredth. A picture has most of its power in the long waves, so that "
                 "noise drowns what is fine first. Brightness ± is how far the mean of a channel "
-                "moves from draw to draw."
+                "moves from draw to draw, neighbours how alike pixels beside each other are (their "
+                "correlation, -1 to 1), slope the exponent of the frequency that the power "
+                "follows: 0 for white noise, about -2 for photographs."
             ),
             kinds(lab).html(),
             row(figure(spectra(lab).svg())),
@@ -87,11 +100,11 @@ def html(lab: NoiseLab) -> str:
         ),
         section(
             "What the model thinks it was",
-            source("diffusion.py", "x0 = (x − σ · ε) / α, or as the network predicts"),
+            source("diffusion.py", X0[estimates.prediction]),
             paragraph(
                 "The picture as latents with noise, decoded, and below it the estimate of the "
-                f"original that {lab.model} makes in one look {told}. {_mean(estimates.guidance)}, "
-                "which is why a sampler looks many times."
+                f"original that the model {lab.model} makes in one look {told}. "
+                f"{_mean(estimates.guidance)}, which is why a sampler looks many times."
             ),
             *_seen(lab),
         ),

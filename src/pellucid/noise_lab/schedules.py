@@ -15,12 +15,24 @@ from pellucid.records import Picture, Record
 from pellucid.schedule import SCHEDULES, Level, Schedule
 
 POINTS = 101
+MARK = " (model's)"
+ABOUT = {
+    "linear": "DDPM (Ho et al. 2020): each small step adds a little more noise than the one before.",
+    "scaled_linear": "Stable Diffusion (Rombach et al. 2022): the roots of those amounts rise evenly.",
+    "cosine": "Nichol & Dhariwal 2021: alpha is a quarter of a cosine wave.",
+    "sigmoid": "Jabri et al. 2022: more picture is left near the end than with cosine.",
+    "laplace": "Hang et al. 2024: most of the time is spent where picture and noise are nearly equal.",
+    "flow": "Rectified flow (Liu et al. 2022): a straight line from picture to noise.",
+    "zero_terminal_snr": "Lin et al. 2023: scaled_linear, made to end in pure noise.",
+}
 
 
 class ScheduleLook(Record):
     """A schedule at `t` (N,): x = alpha * x0 + sigma * eps."""
 
     name: str
+    about: str
+    """Whose it is, and what it is like."""
     t: tuple[float, ...]
     alpha: tuple[float, ...]
     sigma: tuple[float, ...]
@@ -50,8 +62,7 @@ def compared(own: Schedule) -> dict[str, Schedule]:
     shown = known()
     if own not in shown.values():
         shown[own.name] = own
-    mark = " (model's)"
-    return {name + mark * (schedule == own): schedule for name, schedule in shown.items()}
+    return {name + MARK * (schedule == own): schedule for name, schedule in shown.items()}
 
 
 def level_at(schedule: Schedule, t: float) -> Level:
@@ -72,6 +83,7 @@ def look(
         looks.append(
             ScheduleLook(
                 name=name,
+                about=ABOUT[name.removesuffix(MARK)],
                 t=tuple(float(at) for at in t),
                 alpha=tuple(level.alpha for level in levels),
                 sigma=tuple(level.sigma for level in levels),

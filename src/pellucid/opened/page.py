@@ -115,7 +115,7 @@ def similarity_html(found: Similarity) -> str:
             "Similarity",
             source("clip.py", "cos(a, b) = a · b / (|a| |b|)"),
             paragraph(
-                f"The cosine between every two, as {found.model} sees them: 1 is the same "
+                f"The cosine between every two, as the model {found.model} sees them: 1 is the same "
                 "direction, 0 is none in common. The stronger the colour, the nearer."
             ),
             *cut,
@@ -128,13 +128,14 @@ def similarity_html(found: Similarity) -> str:
 
 _MATRIX = (
     ".matrix img{width:48px;height:48px}.matrix td,.matrix th{text-align:center;border:0}"
-    ".matrix th{font-weight:normal;font-size:.8rem;max-width:9rem;"
-    "overflow-wrap:anywhere}"
+    ".matrix th{font-weight:normal;font-size:.8rem;min-width:4.5rem;max-width:9rem;"
+    "overflow-wrap:break-word}"
 )
 
 
 def _matrix(found: Similarity) -> str:
-    heads = [_head(seen) for seen in found.pictures] + [escape(text) for text in found.texts]
+    heads = [_head(seen) for seen in found.pictures]
+    heads += [escape(text) if text.strip() else "<i>no words</i>" for text in found.texts]
     count = len(heads)
     others = [found.cosines[i][j] for i in range(count) for j in range(count) if i != j]
     low, high = (min(others), max(others)) if others else (0.0, 1.0)
@@ -148,7 +149,7 @@ def _matrix(found: Similarity) -> str:
 
 def _cell(cosine: float, strength: float) -> str:
     depth = 0.7 * min(max(strength, 0.0), 1.0)
-    return f'<td style="background:rgba(0,128,200,{depth:.2f})">{cosine:.2f}</td>'
+    return f'<td style="background:rgba(0,128,200,{depth:.2f})">{round(cosine, 2) + 0.0:.2f}</td>'
 
 
 def _head(seen: Seen) -> str:
