@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from pellucid import checkpoints
 from pellucid.checkpoints import _families, ldm, load, save
 from pellucid.cli._model import open_model
+from pellucid.model import Model
+from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import save_latents
 from references import NAMES, make_lora, model_of
@@ -60,6 +63,7 @@ def test_sd2(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     save_file(load_file(files["sd2"]), path)  # without the metadata
     status, out, _ = call("info", path)
     assert status == 0 and "give --prediction eps or v" in out
+    assert "defaults:     depend on the prediction\n" in out
     assert "prediction:   v\n" in call("info", path, "--prediction", "v")[1]
     status, _, err = call("convert", path, folder, "--to", "diffusers")
     assert status == 2 and "--prediction eps" in err
@@ -166,7 +170,8 @@ def test_info_of_every_layout(to: str, files: dict[str, Path], call: Any, tmp_pa
     assert told["parameters"] == expected
     assert list(told["types"]) == ["float16"]
     assert told["prediction"] == model.prediction == "eps"
-    assert told["schedule"]["name"] == "scaled_linear"
+    assert told["family"] == "Stable Diffusion XL"
+    assert told["schedule"]["name"] == "scaled_linear" and "shift" not in told["schedule"]
     assert told["defaults"]["width"] == 1024
     assert told["runs here on"].startswith(("cpu, float32: ", "cuda", "mps"))
     lines = call("info", path)[1].splitlines()
@@ -196,6 +201,12 @@ def test_info_of_what_is_no_model(files: dict[str, Path], call: Any, tmp_path: P
         "a text encoder alone": put(tmp_path / "te", text_model__final_layer_norm__bias=zeros(2)),
         "a U-Net alone": put(tmp_path / "unet", mid_block__resnets__0__conv1__bias=zeros(2)),
     }
+    save_file({"frog": zeros(2, 768)}, tmp_path / "word")  # a word as people write it
+    things |= {"a textual-inversion embedding  ": tmp_path / "word"}
+    towers = {"clip_l": zeros(2, 768), "clip_g": zeros(2, 1280)}
+    save_file(towers, tmp_path / "big-frog.safetensors")
+    told = json.loads(call("info", tmp_path / "big-frog.safetensors", "--json")[1])
+    assert told["words"] == {"big-frog": "2 of width 768 and 1280"}
     torch.save({"string_to_param": {"*": zeros(2, 768)}}, tmp_path / "frog.pt")
     things |= {"a textual-inversion embedding ": tmp_path / "frog.pt"}
     for kind, path in things.items():
@@ -208,6 +219,26 @@ def test_info_of_what_is_no_model(files: dict[str, Path], call: Any, tmp_path: P
             assert told["latents"].endswith("the file does not say their scale")
         if "embedding" in kind:
             assert told["words"] == {"frog": "2 of width 768"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [
+        (Schedule(), {"T", "beta_start", "beta_end", "zero_terminal_snr"}),
+        (Schedule("linear"), {"T", "beta_start", "beta_end", "zero_terminal_snr"}),
+        (Schedule("cosine"), {"T", "zero_terminal_snr"}),
+        (Schedule("flow", shift=3.0), {"T", "shift"}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_info_names_what_counts_for_a_schedule(
+    schedule: Schedule, counts: set[str], model: Model, call: Any, tmp_path: Path
+) -> None:
+    save(replace(model, schedule=schedule), tmp_path / "model")
+    told = json.loads(call("info", tmp_path / "model", "--json")[1])
+    assert told["schedule"].keys() == {"name"} | counts
+    assert told["schedule"].items() <= asdict(schedule).items()
+    assert told["family"] == "Pellucid's own, backbone unet"
 
 
 def test_info_names_unused_keys(files: dict[str, Path], call: Any, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
-from pellucid.checkpoints import CheckpointError, _families, _keys, _weights, ldm, load, load_vae
+from pellucid.checkpoints import CheckpointError, _families, _keys, _weights, ldm, load
 from pellucid.checkpoints._families import FAMILIES, REFINER, REFINER_UNET, SD1, SD2, SDXL_BASE
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
 from pellucid.diffusion import Conditioning
@@ -856,63 +856,6 @@ def test_models_that_cannot_be_written(models: dict[str, Model], tmp_path: Path)
         with pytest.raises(CheckpointError, match=message):
             ldm.write(model, path)
         assert not path.exists()
-
-
-# ---------------------------------------------------------------- the autoencoder alone
-
-
-@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
-def test_vae_alone(
-    prefix: str, models: dict[str, Model], files: dict[str, Path], tmp_path: Path
-) -> None:
-    stored = load_file(files["sd1"])
-    start = "first_stage_model."
-    alone = {prefix + k.removeprefix(start): w for k, w in stored.items() if k.startswith(start)}
-    alone[f"{prefix}loss.logvar"] = torch.zeros(1)
-    path = tmp_path / "vae.safetensors"
-    save_file(alone, path)
-    vae = load_vae(path)
-    assert vae.config == models["sd1"].vae.config and not vae.training
-    expected = models["sd1"].vae.state_dict()
-    assert all(torch.equal(weight, expected[key]) for key, weight in vae.state_dict().items())
-    assert load_vae(path, like=SDXL_BASE.vae).config.scaling_factor == 0.13025
-    assert next(load_vae(path, dtype=torch.float16).parameters()).dtype == torch.float16
-
-
-@pytest.mark.parametrize("old", [True, False])
-def test_vae_of_diffusers(old: bool, models: dict[str, Model], tmp_path: Path) -> None:
-    theirs = their_vae(models["sd1"].vae.config).state_dict()
-    weights = dict(theirs)
-    if old:
-        names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-        for new, name in names.items():
-            for key in [key for key in weights if f".{new}." in key]:
-                weights[key.replace(f".{new}.", f".{name}.")] = weights.pop(key)
-    path = tmp_path / "diffusion_pytorch_model.safetensors"
-    save_file(weights, path)
-    vae = load_vae(path)
-    assert vae.config == models["sd1"].vae.config
-    assert all(torch.equal(weight, theirs[key]) for key, weight in vae.state_dict().items())
-
-
-def test_vae_out_of_a_model(models: dict[str, Model], files: dict[str, Path]) -> None:
-    for name in NAMES:
-        vae = load_vae(files[name])
-        assert vae.config == models[name].vae.config
-        expected = models[name].vae.state_dict()
-        assert all(torch.equal(w, expected[key]) for key, w in vae.state_dict().items())
-
-
-def test_vae_errors(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is not a file"):
-        load_vae(tmp_path / "none.safetensors")
-    path = tmp_path / "vae.safetensors"
-    save_file({"lora_unet_a.lora_up.weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="no autoencoder in it: it is a LoRA"):
-        load_vae(path)
-    save_file({"decoder.up.0.block.0.norm1.weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="is no whole autoencoder"):
-        load_vae(path)
 
 
 def test_metadata_says_what_it_is(files: dict[str, Path]) -> None:

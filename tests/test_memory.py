@@ -439,39 +439,82 @@ def test_kept_latents_are_decoded_by_the_command(
 ) -> None:
     latents = noise(2, 4, 8, 8)
     path = tmp_path / "a-rabbit.latents.safetensors"
-    save_latents(path, latents, {"request": '{"prompt": "a rabbit"}'})
+    requests = json.dumps([{"prompt": "a rabbit"}, {"prompt": "a frog"}])
+    save_latents(path, latents, {"requests": requests})
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     again, about = load_latents(path)
     assert torch.equal(again, latents)
-    assert about == {"request": '{"prompt": "a rabbit"}'}
+    assert about == {"requests": requests}
 
     out = tmp_path / "out"
     status, paths, _ = call("decode", path, "--model", model_file, "--out", out)
     assert status == 0
     written = [Path(line) for line in paths.split()]
     assert written == [out / "a-rabbit.png", out / "a-rabbit-2.png"]
-    for file, expected in zip(written, pictures(model, latents), strict=True):
+    for i, (file, expected) in enumerate(zip(written, pictures(model, latents), strict=True)):
         assert Image.open(file).tobytes() == expected.tobytes()
         found = images.read_metadata(file).request
         assert found is not None
-        assert found["prompt"] == "a rabbit"
+        assert found["prompt"] == ("a rabbit", "a frog")[i]
+        assert (found["model"], found["model_file"]) == ("tiny", str(model_file))
+
+
+def test_latents_that_say_nothing_of_themselves(
+    model_file: Path, tmp_path: Path, call: Any, refused: Any
+) -> None:
+    path = tmp_path / "some.latents.safetensors"
+    words = ("decode", path, "--model", model_file, "--out", tmp_path)
+    save_latents(path, noise(2, 4, 8, 8), {})
+    assert call(*words)[0] == 0
+    assert images.read_metadata(tmp_path / "some.png").request is None
+    for said, message in (
+        ("{", "is not JSON"),
+        ("[" * 9999, "is not JSON"),
+        ("[{}]", "does not say what made each of its 2 latents"),
+        ("[1, 2]", "does not say what made each of its 2 latents"),
+    ):
+        save_latents(path, noise(2, 4, 8, 8), {"requests": said})
+        assert message in refused(*words)
 
 
 def test_latents_are_kept_when_the_decoder_fails(
     model: Model,
+    model_file: Path,
     tmp_path: Path,
+    call: Any,
     refused: Any,
 ) -> None:
     broken = replace(model, vae=copy.deepcopy(model.vae))
     broken.vae.decoder.conv_out.weight.data[:] = 3e38  # finite in the file, not in the picture
-    file = tmp_path / "broken.safetensors"
+    file, sound = tmp_path / "broken.safetensors", tmp_path / "sound.safetensors"
     checkpoints.save(broken, file)
-    told = refused("generate", "a rabbit", "--model", file, "--seed", 3, "--out", tmp_path)
+    save_file(model.vae.state_dict(), sound)
+    words = ("--prediction", "v", "--count", 2, "--steps", 1, "--out", tmp_path)
+    told = refused("generate", "a rabbit", "--model", file, "--seed", 3, *words)
     kept = tmp_path / "a-rabbit-3.latents.safetensors"
     assert str(kept) in told and "pellucid decode" in told
     latents, about = load_latents(kept)
-    assert latents.shape == (1, 4, 8, 8) and latents.isfinite().all()
-    assert json.loads(about["request"])["seed"] == 3
+    assert latents.shape == (2, 4, 8, 8) and latents.isfinite().all()
+    requests = json.loads(about["requests"])
+    assert [request["seed"] for request in requests] == [3, 4]
+    assert all(request["model_file"] == str(file) for request in requests)
+    assert all(request["prediction"] == "v" and request["steps"] == 1 for request in requests)
+    # The latents name their model, whose decoder fails again, and a sound one is named.
+    assert refused("decode", kept, "--out", tmp_path).startswith("pellucid: the decoder gave")
+    status, out, err = call("decode", kept, "--vae", sound, "--out", tmp_path)
+    assert (status, err) == (0, "")
+    expected = call("generate", "a rabbit", "--model", model_file, "--seed", 3, *words)[1]
+    for mine, theirs in zip(out.split(), expected.split(), strict=True):
+        assert Image.open(mine).tobytes() == Image.open(theirs).tobytes()
+        record = images.read_metadata(Path(mine)).request
+        assert record is not None
+        assert (record["vae"], record["model_file"]) == (str(sound), str(file))
+    # With them in hand --like makes the same again.
+    assert call("generate", "--like", out.split()[0], "--out", tmp_path / "again.png")[0] == 0
+    again = Image.open(tmp_path / "again.png")
+    assert again.tobytes() == Image.open(out.split()[0]).tobytes()
+    file.unlink()
+    assert f"{file}, which is not there; --model FILE" in refused("decode", kept)
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", None, "other"])

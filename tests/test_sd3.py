@@ -153,6 +153,8 @@ def test_what_the_folder_says(ours: Model, folder: Path, tmp_path: Path) -> None
     (whole / "model_index.json").write_text(json.dumps(index))
     told = checkpoints.describe(whole)
     assert (told["family"], told["prediction"]) == ("Stable Diffusion 3", "flow")
+    assert told["schedule"] == {"name": "flow", "T": 1000, "shift": 3.0}
+    assert told["latents"].endswith("scale 1.5305, shift 0.0609")
     assert told["unused parts"] == ["text_encoder_3"]
     assert set(told["parameters"]) == {"backbone", "vae", "text", "text_2"}
     assert_same(ours, checkpoints.load(whole))

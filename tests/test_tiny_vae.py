@@ -1,5 +1,7 @@
 """The tiny autoencoder: equal to diffusers' AutoencoderTiny, from every layout on disk."""
 
+import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,47 @@ def test_every_layout_gives_the_same(pair, tmp_path: Path) -> None:
         assert told["latents"].startswith(f"{channels} channels, 1/8 of")
         read += 1
     assert read == 7
+
+
+@torch.no_grad()
+def test_the_folder_that_is_published(
+    pair, model_file: Path, tmp_path: Path, call: Any, refused: Any
+) -> None:
+    """A config.json and the weights, maybe as float16; a config of another network is refused."""
+    theirs = pair[1]
+    channels = pair[0].config.latent_channels
+    folder, half = tmp_path / "taesd", tmp_path / "half"
+    theirs.save_pretrained(folder)
+    copy.deepcopy(theirs).half().save_pretrained(half, variant="fp16")
+    latents, pixels = torch.randn(1, channels, 3, 4), torch.rand(1, 3, 16, 24)
+    tiny = checkpoints.load_tiny_vae(folder)
+    assert torch.equal(tiny.to_pixels(latents), theirs.decode(latents).sample)
+    assert torch.equal(tiny.to_latents(pixels), theirs.encode(pixels).latents)
+    told = checkpoints.describe(folder)
+    assert (told["kind"], told["format"]) == ("a tiny autoencoder (TAESD) alone", "diffusers")
+    assert (told["halves"], told["types"]) == ("encoder, decoder", {"float32": 134})
+    assert checkpoints.describe(half)["types"] == {"float16": 134}
+    assert checkpoints.load_tiny_vae(half).decoder is not None
+    words = ("generate", "a rabbit", "--model", model_file, "--decoder", "tiny", "--seed", 5)
+    status = call(*words, "--tiny-vae", folder, "--out", tmp_path / "one.png")[0]
+    if channels == 4:
+        single = folder / "diffusion_pytorch_model.safetensors"
+        assert status == 0
+        assert call(*words, "--tiny-vae", single, "--out", tmp_path / "two.png")[0] == 0
+        with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
+            assert one.size == (64, 64) and one.tobytes() == two.tobytes()
+    config = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"act_fn": "gelu"}, "act_fn is 'gelu'"),
+        ({"scaling_factor": 0.5}, "scaling_factor is '0.5'"),
+        ({"num_decoder_blocks": [2, 2, 2, 1]}, "num_decoder_blocks is"),
+        ({"rope": 3}, "a setting that is not known"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        assert message in refused("info", folder)
+        assert message in refused(*words, "--tiny-vae", folder)
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+        checkpoints.load_tiny_vae(tmp_path)
 
 
 def test_halves_say_what_they_lack(pair, tmp_path: Path) -> None:

@@ -242,6 +242,13 @@ class Request(BaseModel):
         return self.model_dump(mode="json", exclude=idle)
 
 
+def seeded(request: Request) -> Request:
+    """The request with a seed, a random one if it asks for none."""
+    if request.seed not in (None, -1):
+        return request
+    return request.model_copy(update={"seed": secrets.randbelow(2**32)})
+
+
 def resolve(model: Model, request: Request) -> Request:
     """The request with the model's defaults, a seed and plain names filled in.
 
@@ -266,7 +273,7 @@ def resolve(model: Model, request: Request) -> Request:
         ),
         "width": width,
         "height": height,
-        "seed": secrets.randbelow(2**32) if request.seed in (None, -1) else request.seed,
+        "seed": seeded(request).seed,
     }
     if request.image is not None and request.strength is None:
         masked = EXTEND_STRENGTH if any(request.extend) else MASK_STRENGTH

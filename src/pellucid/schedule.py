@@ -19,6 +19,7 @@ from torch import Tensor
 from pellucid.plugins import choose
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "laplace", "flow")
+BETAS = ("linear", "scaled_linear")  # those that beta_start and beta_end make
 SPACINGS = (
     "leading",
     "trailing",
@@ -371,7 +372,7 @@ def beta_quantile(p: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=32)
 def _alphas_cumprod(schedule: Schedule) -> Tensor:
     T = schedule.T
-    if schedule.name in ("linear", "scaled_linear"):
+    if schedule.name in BETAS:
         power = 1.0 if schedule.name == "linear" else 2.0
         ends = schedule.beta_start ** (1 / power), schedule.beta_end ** (1 / power)
         betas = torch.linspace(*ends, T, dtype=torch.float64) ** power

@@ -1,7 +1,7 @@
 """Models on disk: one file here for each format, chosen by what a file holds and not by its name.
 
-A format is a module with `matches(path) -> bool`, `read(path, device, dtype, prediction) -> Model`,
-`describe(path, prediction) -> dict`, without reading the weights, and, if it can be written,
+A format is a module with `matches(path) -> bool`, `read(path, device, dtype, prediction, vae) ->
+Model`, `describe(path, prediction) -> dict`, without reading the weights, and, if it can be written,
 `write(model, path, dtype)`, which gives what had no place there, in words.
 """
 
@@ -48,27 +48,34 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = torch.float32,
     prediction: str | None = None,
+    vae: str | Path | None = None,
 ) -> Model:
     """The model in the file or folder `path`, on `device`, its weights as `dtype`, in eval mode.
 
     path: None is the model that ships with the package. dtype: None leaves every weight its own.
     prediction: what the network predicts, one of `diffusion.PREDICTIONS`, where the file does not
-    say it; None asks the file. Weights that are of `dtype` already stay in the file until they are
-    used, so it must not be written over.
+    say it; None asks the file. vae: a file or folder whose autoencoder the model gets, in place of
+    its own or because it has none. Weights that are of `dtype` already stay in the file until they
+    are used, so it must not be written over.
 
     Nothing in the file is run. Raises CheckpointError: no such file, truncated, of another kind,
-    keys that are missing, unknown or of the wrong shape; UnknownPrediction.
+    keys that are missing, unknown or of the wrong shape, no autoencoder, one of other latents;
+    UnknownPrediction.
     """
-    path = embedded() if path is None else Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; a checkpoint file is wanted")
+    path = _exists(embedded() if path is None else path, "a checkpoint file")
     form = format_of(path)
-    if prediction is None:
-        model: Model = form.read(path, device, dtype)
-        return model
-    choose(prediction, PREDICTIONS, "prediction")
-    told: Model = form.read(path, device, dtype, prediction)
-    return told
+    if prediction is not None:
+        choose(prediction, PREDICTIONS, "prediction")
+    if vae is not None:
+        vae = _exists(vae, "an autoencoder")
+    model: Model = form.read(path, device, dtype, prediction, vae)
+    return model
+
+
+def _exists(path: str | Path, wanted: str) -> Path:
+    if not Path(path).exists():
+        raise CheckpointError(f"{path} does not exist; {wanted} is wanted")
+    return Path(path)
 
 
 def format_of(path: Path) -> Any:
@@ -76,13 +83,15 @@ def format_of(path: Path) -> Any:
     for form in plugins.discover("pellucid.checkpoints").values():
         if form.matches(path):
             return form
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a folder, and not one of diffusers' with a model_index.json; such a folder "
-            "or a .safetensors file is wanted"
-        )
-    from pellucid.checkpoints import _families, _weights  # which import this module
+    from pellucid.checkpoints import _configs, _families, _weights  # which import this module
 
+    if path.is_dir():
+        kind = _configs.class_of(path)
+        told = "" if kind is None else f", but one part of a model, {kind[:80]}"
+        raise CheckpointError(
+            f"{path} is a folder, and not one of diffusers' with a model_index.json{told}; such a "
+            "folder or a .safetensors file is wanted"
+        )
     if holds_gan(path):
         raise CheckpointError(
             f"{path} is a GAN, which draws in one step and has no noise to take away; a diffusion "
@@ -109,11 +118,9 @@ def describe(path: str | Path, prediction: str | None = None) -> dict[str, Any]:
     Something else that is known is described too, under "kind": an autoencoder, a LoRA, words of
     textual inversion, a GAN, ... Raises CheckpointError for what cannot be read.
     """
-    from pellucid.checkpoints import _about, _tiny_vae, _weights  # which import this module
+    from pellucid.checkpoints import _about, _tiny_vae, _vae, _weights  # which import this module
 
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; a checkpoint file is wanted")
+    path = _exists(path, "a checkpoint file")
     if is_tiny_vae(path):
         return _tiny_vae.describe(path)
     if holds_gan(path):
@@ -121,6 +128,8 @@ def describe(path: str | Path, prediction: str | None = None) -> dict[str, Any]:
 
         gan: dict[str, Any] = _gan.describe(path)
         return gan
+    if _vae.matches(path):
+        return _vae.describe(path)
     forms = plugins.discover("pellucid.checkpoints").values()
     form = next((form for form in forms if form.matches(path)), None)
     if path.is_file() and (form is None or _weights.is_pickle(path)):
@@ -143,21 +152,18 @@ def load_vae(
     dtype: torch.dtype = torch.float32,
     like: VAEConfig | None = None,
 ) -> VAE:
-    """The autoencoder in a file of its own, or out of a whole model's.
+    """The autoencoder in a file or folder of its own, or out of a whole model's.
 
-    like: the config of the autoencoder in whose place it is put, from which it takes the scale and
-    shift of the latents: a file of weights does not say them.
+    like: whose scale and shift of the latents it has where `path` is a file, which does not say
+    them. Raises CheckpointError: no such file, no whole autoencoder in it.
     """
-    from pellucid.checkpoints import ldm
+    from pellucid.checkpoints import _vae  # which imports this module
 
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; an autoencoder's weights are wanted")
-    return ldm.read_vae(path, device, dtype, like)
+    return _vae.read(_exists(path, "an autoencoder"), device, dtype, like)
 
 
 def is_tiny_vae(path: str | Path) -> bool:
-    """Whether `path` is a file with a tiny autoencoder, or half of one."""
+    """Whether `path` is a file or folder with a tiny autoencoder, or half of one."""
     from pellucid.checkpoints import _tiny_vae
 
     return _tiny_vae.matches(Path(path))
@@ -176,10 +182,8 @@ def load_tiny_vae(
     """
     from pellucid.checkpoints import _tiny_vae
 
-    path = Path(path)
     asked = "a tiny autoencoder" if of is None else wanted(of)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; {asked} is wanted")
+    path = _exists(path, asked)
     tiny = _tiny_vae.read(path, device, dtype)
     if of is not None and tiny.config.latent_channels != of.latent_channels:
         raise CheckpointError(

@@ -262,6 +262,15 @@ def write_unet(config: UNetConfig, latents: int) -> dict[str, Any]:
     } | {key: value for key, value in UNET_FIXED.items() if value is not None}
 
 
+def class_of(folder: Path) -> str | None:
+    """Of which class of diffusers a folder with a config.json holds a network; None: of none."""
+    try:
+        name = Settings.open(folder / "config.json").get("_class_name")
+    except CheckpointError:
+        return None
+    return name if isinstance(name, str) else None
+
+
 # ---------------------------------------------------------------- the autoencoder
 
 VAE_FIXED = {"act_fn": "silu", "latents_mean": None, "latents_std": None}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pellucid.checkpoints import CheckpointError
 from pellucid.checkpoints._families import SD1, SD2, SDXL_BASE, what_is
-from pellucid.checkpoints._weights import Parameters, is_pickle, open_pickle, open_weights
+from pellucid.checkpoints._weights import Parameters, Stored, is_pickle, open_pickle, open_weights
 from pellucid.model import Model
 from pellucid.textual_inversion import Embedding
 
@@ -31,10 +31,40 @@ FIRST = 3  # how many keys an error names
 def read(path: Path, model: Model) -> tuple[Embedding, ...]:
     """The words in `path`, with vectors for `model`.
 
-    Where a file does not say the word, it is the file's name without its ending.
     Raises CheckpointError: no embedding, vectors of another width than the model's.
     """
-    words, marked = vectors_in(path)
+    return tuple(
+        Embedding(
+            word, {p: _rows(path, word, v) for p, v in _checked(path, model, vectors).items()}
+        )
+        for word, vectors in words_in(path)
+    )
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What `pellucid info` says of a file. Raises CheckpointError if it is none."""
+    told = {}
+    for word, vectors in words_in(path):
+        sizes = {part: (1, 1, *tensor.shape)[-2:] for part, tensor in vectors.items()}
+        counts = dict.fromkeys(size[0] for size in sizes.values())
+        widths = {part: size[1] for part, size in sizes.items()}
+        told[word] = f"{' and '.join(map(str, counts))} of width {_told(widths)}"
+    return {"kind": _KIND, "words": told}
+
+
+def seems(weights: Mapping[str, Stored]) -> bool:
+    """Whether these may be the vectors of words, by their widths, whatever their keys are."""
+    shapes = [stored.shape for stored in weights.values()]
+    return all(len(shape) in (1, 2) and shape[-1] in _WIDTHS for shape in shapes)
+
+
+def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
+    """The words in `path`, each with its vectors for the text towers.
+
+    Where a file does not say the word, it is the file's name without its ending.
+    Raises CheckpointError if it is no embedding.
+    """
+    words, marked = (_pickled(path), ()) if is_pickle(path) else _plain(path)
     found: list[tuple[str, dict[str, Tensor]]] = []
     towers = {part: words[key] for key, part in _TOWERS.items() if key in words}
     if marked:
@@ -50,17 +80,7 @@ def read(path: Path, model: Model) -> tuple[Embedding, ...]:
         found = [(word, {"text": vectors}) for word, vectors in words.items()]
     if not found:
         raise _no_embedding(path, words, None)
-    return tuple(
-        Embedding(
-            word, {p: _rows(path, word, v) for p, v in _checked(path, model, vectors).items()}
-        )
-        for word, vectors in found
-    )
-
-
-def vectors_in(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors in `path` by their keys, and those keys that are known to be words."""
-    return (_pickled(path), ()) if is_pickle(path) else _plain(path)
+    return found
 
 
 def _plain(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pellucid.checkpoints import CheckpointError, read_header
-from pellucid.checkpoints._assemble import Part, assemble, build, gather, same_names, write_file
+from pellucid.checkpoints import CheckpointError, _about, read_header
+from pellucid.checkpoints._assemble import (
+    Part,
+    assemble,
+    build,
+    compare,
+    gather,
+    same_names,
+    write_file,
+)
 from pellucid.checkpoints._weights import open_weights
 from pellucid.checkpoints.native import dataclass_from
 from pellucid.gan import GAN, GANConfig, Generator
@@ -55,23 +62,35 @@ def facts_of(path: Path) -> dict[str, Any]:
 def describe(path: Path) -> dict[str, Any]:
     """What the header says, for `checkpoints.describe`."""
     facts = facts_of(path)
-    shapes = [stored.shape for stored in open_weights(path).values()]
+    generator = _part(path, facts)
+    compare(path, {"generator": generator})
+    assert isinstance(generator.module, Generator)
+    config = dataclasses.asdict(generator.module.config)
+    classes, side = list(config.pop("classes")), config.pop("size")
     return {
         "name": facts["name"],
         "kind": "the generator of a GAN",
-        "parameters": sum(math.prod(shape) for shape in shapes),
-        "config": facts["config"],
+        "parameters": {"generator": _about.size(generator)},
+        "types": _about.types(generator.weights),
+        "pictures": f"{side}x{side}",
+        "classes": classes,
+        "config": config,
     }
+
+
+def _part(path: Path, facts: dict[str, Any]) -> Part:
+    config = dataclass_from(path, "config", GANConfig, facts["config"])
+    generator = build(path, "generator", Generator, config)
+    return Part(generator, open_weights(path), same_names(generator))
 
 
 def read(path: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GAN:
     """The GAN in `path`. Raises CheckpointError that names the first keys that are wrong."""
     facts = facts_of(path)
-    config = dataclass_from(path, "config", GANConfig, facts["config"])
-    generator = build(path, "generator", Generator, config)
-    part = Part(generator, open_weights(path), same_names(generator))
+    part = _part(path, facts)
     assemble(path, {"generator": part}, device, dtype)
-    return GAN(generator, str(facts["name"]))
+    assert isinstance(part.module, Generator)
+    return GAN(part.module, str(facts["name"]))
 
 
 def write(gan: GAN, path: Path) -> None:

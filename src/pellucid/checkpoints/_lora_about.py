@@ -21,11 +21,11 @@ _TOLD = (
     (("sd3", "stable-diffusion-3"), SD3.title),
     (("flux",), "Flux"),
 )
-# Pieces of keys that only one family has.
+# Pieces of keys that only one family has, and none of those before it.
 _PIECES = (
-    (("lora_te2_", "text_encoder_2."), SDXL_BASE.title),
     (("double_blocks", "single_transformer_blocks"), "Flux"),
     (("joint_blocks", "attn.add_q_proj", "attn_add_q_proj"), SD3.title),
+    (("lora_te2_", "text_encoder_2."), SDXL_BASE.title),  # SD3 has a second text encoder too
 )
 
 

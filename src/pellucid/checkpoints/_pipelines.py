@@ -12,9 +12,9 @@ from pellucid.backbones.mmdit import MMDiT
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.checkpoints import _configs, _mmdit
 from pellucid.checkpoints._configs import Settings
-from pellucid.checkpoints._families import REFINER, SD1, SD2, SD3, SDXL_BASE, Family
+from pellucid.checkpoints._families import REFINER, SD1, SD2, SD3, SDXL_BASE, Family, variant
 from pellucid.clip import TextConfig, TextTower
-from pellucid.model import Model
+from pellucid.model import Model, Reading
 
 TEXTS = ("text_encoder", "text_encoder_2")
 
@@ -26,6 +26,13 @@ def unet_family(unet: UNetConfig, texts: Mapping[str, TextConfig]) -> Family:
     if "text_encoder_2" in texts or unet.pooled_dim > 0:
         return REFINER
     return SD1 if texts["text_encoder"].activation == "quick_gelu" else SD2
+
+
+def title(family: Family, backbone: Any) -> str:
+    """The family's, and what this backbone is for. CheckpointError if that is not known."""
+    if not isinstance(backbone, UNetConfig):
+        return family.title
+    return variant(family, backbone.in_channels)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,15 @@ BACKBONES: Mapping[str, Kind] = {
         "transformer", "MMDiT", MMDiT, _mmdit.read, _mmdit.write, _mmdit.family
     ),
 }
+
+
+def family_of(backbone: nn.Module, texts: Sequence[TextConfig], reading: Reading) -> Family | None:
+    """That of Stable Diffusion which a model of these parts is of; None for any other model, which
+    leaves to its tokenizer what rows are filled up with."""
+    kind = next((kind for kind in BACKBONES.values() if type(backbone) is kind.network), None)
+    if kind is None or not reading.pads:
+        return None
+    return kind.family(backbone.config, dict(zip(TEXTS, texts, strict=False)))
 
 
 # diffusers' names of pipelines are these, what the network is for, and "Pipeline".

@@ -1,6 +1,7 @@
 """Tiny autoencoders on disk: the original files with numbered keys, and diffusers'.
 
-The original files hold one half each, a sequence whose layers are numbered; in the decoder the
+Those of diffusers are a folder with a config.json, or the file of weights in it. The original files
+hold one half each, a sequence whose layers are numbered; in the decoder the
 number 0 is a layer without weights, which diffusers does not count.
 """
 
@@ -15,10 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pellucid.checkpoints import CheckpointError
+from pellucid.checkpoints import CheckpointError, _about, _configs
 from pellucid.checkpoints._assemble import Part, Place, assemble, build, compare
+from pellucid.checkpoints._configs import Settings
+from pellucid.checkpoints._variants import weights_of
 from pellucid.checkpoints._weights import Weights, open_weights
-from pellucid.tiny_vae import TinyVAE, TinyVAEConfig, published
+from pellucid.tiny_vae import BLOCKS, TinyVAE, TinyVAEConfig, published
 from pellucid.vae import VAEConfig
 
 # The prefixes of encoder and decoder, and the number that the decoder's first layer has: diffusers';
@@ -34,7 +37,23 @@ UNUSED = ("vae_scale", "vae_shift")  # the latents' scale, in files for another 
 ENDINGS = ("_decoder.safetensors", ".safetensors", "_decoder.pth", ".pth")
 ENCODER_LAST = 14  # the number of its last layer
 MOST_BYTES = 2**26  # the published ones have a sixth of it
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+CLASS = "AutoencoderTiny"  # diffusers' name of it
+# What its config.json can vary and the network here cannot; the widths show in the weights.
+FIXED = {
+    "_class_name": CLASS,
+    "in_channels": 3,
+    "out_channels": 3,
+    "act_fn": "relu",
+    "upsample_fn": "nearest",
+    "upsampling_scaling_factor": 2,
+    "num_encoder_blocks": [1, BLOCKS, BLOCKS, BLOCKS],
+    "num_decoder_blocks": [BLOCKS, BLOCKS, BLOCKS, 1],
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "scaling_factor": 1,
+    "shift_factor": 0,
+}
+WIDTHS = ("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels")
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,9 @@ class Found:
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is a file with a tiny autoencoder, or half of one."""
+    """Whether `path` is a file or folder with a tiny autoencoder, or half of one."""
+    if path.is_dir():
+        return _configs.class_of(path) == CLASS
     try:
         return path.stat().st_size <= MOST_BYTES and is_tiny_vae(open_weights(path))
     except (OSError, CheckpointError):
@@ -68,7 +89,7 @@ def is_tiny_vae(keys: Iterable[str]) -> bool:
 
 
 def read(path: Path, device: str | torch.device, dtype: torch.dtype) -> TinyVAE:
-    """The tiny autoencoder in a file, or in a folder of diffusers'. Raises CheckpointError."""
+    """The tiny autoencoder in a file or folder. Raises CheckpointError."""
     part = examine(path).part()
     assemble(path, {"tiny autoencoder": part}, device, dtype, UNUSED)
     assert isinstance(part.module, TinyVAE)
@@ -76,7 +97,7 @@ def read(path: Path, device: str | torch.device, dtype: torch.dtype) -> TinyVAE:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What `pellucid info` says of a file, from its header alone."""
+    """What `pellucid info` says of a file or folder, without reading its weights."""
     found = examine(path)
     part = found.part()
     compare(path, {"tiny autoencoder": part}, UNUSED)
@@ -88,6 +109,7 @@ def describe(path: Path) -> dict[str, Any]:
         "parameters": {half: _size(getattr(part.module, half)) for half in halves},
         "latents": f"{found.config.latent_channels} channels, 1/{found.config.downsample} of the "
         "width and height",
+        "types": _about.types(found.weights),
     }
 
 
@@ -98,8 +120,10 @@ def _size(module: nn.Module) -> int:
 def examine(path: Path) -> Found:
     """What a file or folder holds. Raises CheckpointError if that is no tiny autoencoder."""
     if path.is_dir():
-        path = next((path / name for name in WEIGHTS if (path / name).is_file()), path)
-    weights = open_weights(path)
+        settings = Settings.open(path / "config.json")
+        settings.fixed(FIXED)
+        settings.finish((*WIDTHS, "latent_channels", "force_upcast"))
+    weights = open_weights(weights_of(path) if path.is_dir() else path)
     shapes = weights.shapes()
     for encoder, decoder, first in LAYOUTS:
         # (latent channels, width, 3, 3), and the other way round.

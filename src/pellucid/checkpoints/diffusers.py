@@ -24,11 +24,11 @@ from pellucid.checkpoints import (
     _families,
     _keys,
     _pipelines,
+    _vae,
     _vocabulary,
 )
 from pellucid.checkpoints._assemble import (
     Part,
-    Place,
     Unfilled,
     assemble,
     build,
@@ -66,7 +66,7 @@ class Found:
     path: Path
     kind: Kind
     backbone: Any
-    vae: VAEConfig
+    vae: VAEConfig | None  # None: it has none
     texts: Mapping[str, TextConfig]
     tokenizer: Tokenizer
     family: Family
@@ -88,9 +88,11 @@ def read(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = torch.float32,
     prediction: str | None = None,
+    vae: Path | None = None,
 ) -> Model:
     """The model in the folder `path`; `prediction` None is what its scheduler's config says.
 
+    vae: the file or folder of an autoencoder that it gets instead of its own.
     Raises CheckpointError: a part or a config that is missing or is none that is known, keys that
     are missing, unknown or of the wrong shape, a prediction that can't be known.
     """
@@ -98,17 +100,23 @@ def read(
     if found.prediction is None:
         silent = "has no scheduler/scheduler_config.json to say what it predicts"
         raise UnknownPrediction(path, found.title, silent)
+    if vae is None and found.vae is None:
+        raise CheckpointError(
+            f"{path} is {found.title} without its autoencoder (a folder vae of {_vae.KIND}): "
+            f"{_vae.GIVE}"
+        )
     for config in found.texts.values():
         check_tokenizer(path, found.tokenizer, config)
-    parts, unused = _parts(found)
+    parts, unused = _parts(found, vae)
     assemble(path, parts, device, dtype, unused)
     texts = [part.module for name, part in parts.items() if name in TEXTS]
-    vae, text, text_2 = parts["vae"].module, texts[0], texts[1] if len(texts) > 1 else None
-    assert isinstance(vae, VAE) and isinstance(text, TextTower)
+    text, text_2 = texts[0], texts[1] if len(texts) > 1 else None
+    autoencoder = parts["vae"].module
+    assert isinstance(autoencoder, VAE) and isinstance(text, TextTower)
     assert text_2 is None or isinstance(text_2, TextTower)
     return Model(
         backbone=parts[found.kind.folder].module,
-        vae=vae,
+        vae=autoencoder,
         text=text,
         tokenizer=found.tokenizer,
         schedule=found.schedule,
@@ -129,6 +137,7 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     facts = _about.model(
         form="diffusers",
         family=found.title,
+        channels=found.backbone.out_channels,
         parts={names.get(name, name): part for name, part in parts.items()},
         prediction=found.prediction,
         schedule=found.schedule,
@@ -156,22 +165,24 @@ def examine(path: Path, prediction: str | None = None) -> Found:
         if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
     }
     kind, name = _kind(path, entries)
-    if entries.get("vae") != "AutoencoderKL":
-        raise CheckpointError(
-            f"{path}: its autoencoder is {entries.get('vae', 'missing')}; AutoencoderKL is wanted"
-        )
     texts = {folder: _text(path, folder, entries[folder]) for folder in TEXTS if folder in entries}
     if not texts:
         raise CheckpointError(f"{path} has no text encoder; a model needs one")
     config = kind.config(_settings(path, kind.folder, name), list(texts.values()))
-    vae = _configs.read_vae(_settings(path, "vae", "AutoencoderKL"))
+    whole = entries.get("vae") == _vae.KIND and (path / "vae").exists()
+    vae = _vae.config_of(path / "vae") if whole else None
     family = kind.family(config, texts)
+    try:
+        title = _pipelines.title(family, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     schedule, told, trailing = _schedule(path, family)
     told = told if prediction is None else prediction
     if told is not None:
         choose(told, PREDICTIONS, "prediction")
     tokenizer, pads = _tokenizer(path, list(texts), family)
-    used = {kind.folder, "vae", "scheduler", *TEXTS, "tokenizer", "tokenizer_2"}
+    used = {kind.folder, "scheduler", *TEXTS, "tokenizer", "tokenizer_2"}
+    used |= {"vae"} if whole else set()
     found = Found(
         path=path,
         kind=kind,
@@ -185,7 +196,7 @@ def examine(path: Path, prediction: str | None = None) -> Found:
         prediction=told,
         trailing=trailing,
         others=tuple(entry for entry in entries if entry not in used),
-        title=_title(path, family, config),
+        title=title,
     )
     _check(found)
     return found
@@ -258,8 +269,8 @@ def _reading(
 
 def _check(found: Found) -> None:
     """The parts fit each other."""
-    path, channels = found.path, getattr(found.backbone, "out_channels", None)
-    if channels not in (None, found.vae.latent_channels):
+    path, channels = found.path, found.backbone.out_channels
+    if found.vae is not None and channels != found.vae.latent_channels:
         raise CheckpointError(
             f"{path}: its {found.kind.title} makes {channels} channels, its autoencoder takes "
             f"{found.vae.latent_channels}"
@@ -272,41 +283,29 @@ def _check(found: Found) -> None:
         )
 
 
-def _title(path: Path, family: Family, backbone: Any) -> str:
-    if not isinstance(backbone, UNetConfig):
-        return family.title
-    try:
-        return _families.variant(family, backbone.in_channels)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
 # ---------------------------------------------------------------- weights
 
 
-def _parts(found: Found) -> tuple[dict[str, Part], list[str]]:
-    """The networks, on the meta device, and their weights; and the keys that are not needed."""
-    path = found.path
-    networks: dict[str, nn.Module] = {
-        found.kind.folder: build(path, found.kind.title, found.kind.network, found.backbone),
-        "vae": build(path, "VAE", VAE, found.vae),
-    }
+def _parts(found: Found, vae: Path | None = None) -> tuple[dict[str, Part], list[str]]:
+    """The networks, on the meta device, and their weights; and the keys that are not needed.
+
+    vae: as in `read`.
+    """
+    path, folder = found.path, found.kind.folder
+    backbone = build(path, found.kind.title, found.kind.network, found.backbone)
+    weights = open_weights(weights_of(path / folder))
+    parts, unused = {folder: Part(backbone, weights, same_names(backbone))}, list[str]()
+    if vae is not None:
+        channels, usual = found.backbone.out_channels, found.family.vae
+        parts["vae"], unused = _vae.instead(vae, channels, found.vae, usual)
+    elif found.vae is not None:
+        parts["vae"] = _vae.of_folder(path / "vae", found.vae)
     for folder, config in found.texts.items():
-        networks[folder] = build(path, "text tower", TextTower, config)
-    parts, unused = {}, list[str]()
-    for folder, network in networks.items():
+        tower = build(path, "text tower", TextTower, config)
         weights = open_weights(weights_of(path / folder))
-        places = same_names(network)
-        if isinstance(network, VAE):
-            modern = {_keys.modern(key): value for key, value in weights.items()}
-            weights = replace(weights, stored=modern)
-            levels = _keys.vae_places(places, len(found.vae.block_out_channels))
-            places = {name: Place(name, levels[name].layout) for name in places}
-        elif isinstance(network, TextTower):
-            level = any(key.startswith("text_model.") for key in weights)
-            places = _keys.clip_places(places, level=level)
-            unused += _unused_text(weights, found.texts[folder])
-        parts[folder] = Part(network, weights, places)
+        level = any(key.startswith("text_model.") for key in weights)
+        parts[folder] = Part(tower, weights, _keys.clip_places(same_names(tower), level=level))
+        unused += _unused_text(weights, config)
     return parts, unused
 
 

@@ -23,6 +23,7 @@ from pellucid.checkpoints import (
     _about,
     _families,
     _keys,
+    _vae,
     first_keys,
     read_header,
 )
@@ -35,7 +36,6 @@ from pellucid.checkpoints._assemble import (
     check_tokenizer,
     compare,
     extras_of,
-    fill,
     gather,
     same_when_read,
     write_file,
@@ -51,14 +51,12 @@ from pellucid.vae import VAE, VAEConfig
 
 UNET = "model.diffusion_model."
 EMA = "model_ema.diffusion_model"
-VAES = ("first_stage_model.", "vae.")
 TEXTS: Mapping[str, tuple[str, ...]] = {
     "sd1": ("cond_stage_model.transformer.",),
     "sd2": ("cond_stage_model.model.",),
     "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
     "sdxl_refiner": ("conditioner.embedders.0.model.",),
 }
-NEST = "state_dict."
 CONTEXTS = {768: SD1, 1024: SD2, 2048: SDXL_BASE, 1280: REFINER}
 
 # What trainers and tools leave in a file beside the weights; nothing that is needed for drawing.
@@ -83,7 +81,7 @@ class Found:
     stored: Mapping[str, Stored]  # by the names that are used below
     family: Family
     unet: UNetConfig
-    vae: VAEConfig
+    vae: VAEConfig | None  # None: it has none
     texts: tuple[TextConfig, ...]
     reading: Reading
     schedule: Schedule
@@ -106,8 +104,8 @@ def matches(path: Path) -> bool:
         keys = open_weights(path) if is_index(path) else read_header(path)
     except CheckpointError:
         return False
-    heads = (UNET, EMA, VAES[0], "cond_stage_model.", "conditioner.")
-    return any(key.removeprefix(NEST).startswith(heads) for key in keys)
+    heads = (UNET, EMA, _vae.PREFIXES[0], "cond_stage_model.", "conditioner.")
+    return any(key.removeprefix(_vae.NEST).startswith(heads) for key in keys)
 
 
 def read(
@@ -115,30 +113,37 @@ def read(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = torch.float32,
     prediction: str | None = None,
+    vae: Path | None = None,
 ) -> Model:
     """The model in `path`.
 
-    prediction: what it predicts, "eps" or "v", where the file does not say so (SD2).
+    prediction: what it predicts, "eps" or "v", where the file does not say so (SD2). vae: the file
+    or folder of an autoencoder that it gets instead of its own.
     Raises CheckpointError: parts that are missing, keys that are missing, unknown or of the wrong
     shape, a prediction that can't be known.
     """
     found = examine(path, prediction)
-    parts = _parts(path, found)
+    if vae is None and found.vae is None:
+        raise CheckpointError(
+            f"{path} is {found.title} without its autoencoder (first_stage_model.*), as some merges "
+            f"are: {_vae.GIVE}"
+        )
+    parts, unused = _parts(path, found, vae)
     if found.prediction is None:
-        compare(path, parts, (*found.unused, *MARKS))
+        compare(path, parts, unused)
         raise UnknownPrediction(path, found.title, "its weights do not say what they predict")
-    assemble(path, parts, device, dtype, (*found.unused, *MARKS))
+    assemble(path, parts, device, dtype, unused)
     texts = [parts[name].module for name in ("text", "text_2") if name in parts]
     text, text_2 = texts[0], texts[1] if len(texts) > 1 else None
     tokenizer = _families.clip_tokenizer()
     for config in found.texts:
         check_tokenizer(path, tokenizer, config)
-    backbone, vae = parts["backbone"].module, parts["vae"].module
-    assert isinstance(vae, VAE) and isinstance(text, TextTower)
+    autoencoder = parts["vae"].module
+    assert isinstance(autoencoder, VAE) and isinstance(text, TextTower)
     assert text_2 is None or isinstance(text_2, TextTower)
     return Model(
-        backbone=backbone,
-        vae=vae,
+        backbone=parts["backbone"].module,
+        vae=autoencoder,
         text=text,
         tokenizer=tokenizer,
         schedule=found.schedule,
@@ -153,11 +158,12 @@ def read(
 def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     """What `pellucid info` says of a file, from its header alone."""
     found = examine(path, prediction)
-    parts = _parts(path, found)
-    compare(path, parts, (*found.unused, *MARKS))
+    parts, unused = _parts(path, found)
+    compare(path, parts, unused)
     facts = _about.model(
         form="ldm" + (" (pickle)" if found.weights.pickled else ""),
         family=found.title,
+        channels=found.unet.out_channels,
         parts=parts,
         prediction=found.prediction,
         schedule=found.schedule,
@@ -169,90 +175,24 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     return facts | {"averaged": found.averaged}
 
 
-def read_vae(
-    path: Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    like: VAEConfig | None = None,
-) -> VAE:
-    """The autoencoder in `path`: alone, with the original names or diffusers', or out of a model.
-
-    like: whose scale and shift of the latents it has. A file of weights does not say them; None is
-    that of the model in the file, else Stable Diffusion 1's, or 3's where there are 16 channels.
-    """
-    part, _ = vae_part(path, like)
-    fill(part, device, dtype)
-    assert isinstance(part.module, VAE)
-    return part.module
-
-
-def vae_part(path: Path, like: VAEConfig | None = None) -> tuple[Part, list[str]]:
-    """What `read_vae` reads, and the keys that are not needed; no weights are read yet."""
-    weights = open_weights(path)
-    stored = {key.removeprefix(NEST): value for key, value in weights.items()}
-    prefix = next((vae for vae in VAES if any(key.startswith(vae) for key in stored)), "")
-    shapes = _inside({key: value.shape for key, value in stored.items()}, prefix)
-    ours = "encoder.down_blocks.0.resnets.0.norm1.weight" in shapes
-    if not ours and "decoder.up.0.block.0.norm1.weight" not in shapes:
-        what = _families.what_is(stored)
-        told = f"its keys begin with {first_keys(stored)}" if what is None else what
-        raise CheckpointError(f"{path} has no autoencoder in it: it is {told}")
-    if ours:
-        stored = {_keys.modern(key): value for key, value in stored.items()}
-        shapes = {_keys.modern(key): shape for key, shape in shapes.items()}
-    try:
-        if like is None:
-            wide = shapes["decoder.conv_in.weight"][1] == _families.SD3.vae.latent_channels
-            like = _families.SD3.vae if wide else SD1.vae
-            if any(key.startswith("conditioner.") for key in stored):
-                like = SDXL_BASE.vae
-        config = _families.vae_config(_original(shapes) if ours else shapes, like)
-    except (KeyError, ValueError, IndexError, StopIteration) as error:
-        raise CheckpointError(f"{path} is no whole autoencoder: {error}") from error
-    vae = build(path, "VAE", VAE, config)
-    levels = len(config.block_out_channels)
-    places = _keys.vae_places(vae.state_dict(), levels, prefix)
-    if ours:
-        places = {name: Place(prefix + name, places[name].layout) for name in places}
-    inside = {key: value for key, value in stored.items() if key.startswith(prefix)}
-    unused = [key for key in inside if UNUSED.match(f"{VAES[0]}{key.removeprefix(prefix)}")]
-    part = Part(vae, inside, places)
-    compare(path, {"vae": part}, unused)
-    return part, unused
-
-
-def _original(shapes: _families.Shapes) -> dict[str, tuple[int, ...]]:
-    """Shapes by the original names, from those by ours."""
-    levels = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.down_b"))
-    return {
-        place.key: shape
-        for key, shape in shapes.items()
-        if (place := _keys.place(key, _keys.VAE, levels)) is not None
-    }
-
-
 # ---------------------------------------------------------------- what a file holds
 
 
 def examine(path: Path, prediction: str | None = None) -> Found:
     """What `path` holds, from keys and shapes. Raises CheckpointError if that is no whole model."""
     weights = open_weights(path)
-    stored = {key.removeprefix(NEST): value for key, value in weights.items()}
+    stored = {key.removeprefix(_vae.NEST): value for key, value in weights.items()}
     if len(stored) != len(weights):
-        raise CheckpointError(f"{path} has keys twice, with and without {NEST!r}")
+        raise CheckpointError(f"{path} has keys twice, with and without {_vae.NEST!r}")
     stored, averaged = _without_dots(stored)
     shapes = {key: value.shape for key, value in stored.items()}
     family = _family(path, weights, shapes)
-    prefix = next((vae for vae in VAES if any(key.startswith(vae) for key in shapes)), None)
-    if prefix is None:
-        raise CheckpointError(
-            f"{path} is {family.title} without its autoencoder (first_stage_model.*), as some "
-            "merges are; a whole checkpoint is wanted"
-        )
+    prefix = _vae.prefix_of(shapes)
     texts = _under(shapes)
     try:
-        unet = _families.unet_config(_inside(shapes, UNET), family)
-        vae = _families.vae_config(_inside(shapes, prefix), family.vae)
+        unet = _families.unet_config(_vae.under(shapes, UNET), family)
+        inside = _vae.under(shapes, prefix) if prefix else {}
+        vae = _families.vae_config(inside, family.vae) if inside else None
         towers = tuple(_tower(texts[start]) for start in TEXTS[family.name] if start in texts)
         _families.variant(family, unet.in_channels)
     except (CheckpointError, ValueError, TypeError, IndexError) as error:
@@ -295,14 +235,10 @@ def _without_dots(stored: Mapping[str, Stored]) -> tuple[dict[str, Stored], bool
     return renamed, True
 
 
-def _inside(shapes: _families.Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
-    return {k.removeprefix(prefix): shape for k, shape in shapes.items() if k.startswith(prefix)}
-
-
 def _under(shapes: _families.Shapes) -> dict[str, dict[str, tuple[int, ...]]]:
     """The text towers that are there, by prefix."""
     starts = dict.fromkeys(start for starts in TEXTS.values() for start in starts)
-    return {start: inside for start in starts if (inside := _inside(shapes, start))}
+    return {start: inside for start in starts if (inside := _vae.under(shapes, start))}
 
 
 def _family(path: Path, weights: Weights, shapes: _families.Shapes) -> Family:
@@ -360,11 +296,11 @@ def _check(
     path: Path,
     family: Family,
     unet: UNetConfig,
-    vae: VAEConfig,
+    vae: VAEConfig | None,
     towers: tuple[TextConfig, ...],
 ) -> None:
     """The parts of a file fit each other."""
-    if unet.out_channels != vae.latent_channels:
+    if vae is not None and unet.out_channels != vae.latent_channels:
         raise CheckpointError(
             f"{path}: its U-Net makes {unet.out_channels} channels, its autoencoder takes "
             f"{vae.latent_channels}"
@@ -413,25 +349,32 @@ def _prediction(
     return family.prediction or ("eps" if unet.in_channels == 9 else None)
 
 
-def _parts(path: Path, found: Found) -> dict[str, Part]:
-    """The networks, on the meta device, and where the file has their parameters."""
-    networks: dict[str, nn.Module] = {
-        "backbone": build(path, "U-Net", UNet, found.unet),
-        "vae": build(path, "VAE", VAE, found.vae),
-    }
+def _parts(
+    path: Path, found: Found, vae: Path | None = None
+) -> tuple[dict[str, Part], tuple[str, ...]]:
+    """The networks, on the meta device, and where the file has their parameters; and the keys that
+    are not needed. vae: as in `read`."""
+    networks: dict[str, nn.Module] = {"backbone": build(path, "U-Net", UNet, found.unet)}
+    if vae is None and found.vae is not None:
+        networks["vae"] = build(path, "VAE", VAE, found.vae)
     for name, config in zip(("text", "text_2"), found.texts, strict=False):
         networks[name] = build(path, "text tower", TextTower, config)
-    vae = next(v for v in VAES if any(key.startswith(v) for key in found.stored))
+    prefix = _vae.prefix_of(found.stored) or _vae.PREFIXES[0]
     level = any(key.startswith(f"{TEXTS['sd1'][0]}text_model.") for key in found.stored)
-    places = _places(path, networks, found.family, vae, level or found.family is not SD1)
-    return {name: Part(network, found.stored, places[name]) for name, network in networks.items()}
+    places = _places(path, networks, found.family, prefix, level or found.family is not SD1)
+    parts = {name: Part(network, found.stored, places[name]) for name, network in networks.items()}
+    unused = (*found.unused, *MARKS)
+    if vae is not None:
+        parts["vae"], more = _vae.instead(vae, found.unet.out_channels, found.vae, found.family.vae)
+        unused += (*more, *(key for key in found.stored if key.startswith(prefix)))
+    return parts, unused
 
 
 def _places(
     path: Path,
     networks: Mapping[str, nn.Module],
     family: Family,
-    vae: str = VAES[0],
+    vae: str = _vae.PREFIXES[0],
     level: bool = True,
 ) -> dict[str, dict[str, Place]]:
     places = {}
@@ -512,8 +455,8 @@ def _would_be_read(
     starts = TEXTS[family.name]
     towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
     try:
-        read_unet = _families.unet_config(_inside(shapes, UNET), family)
-        read_vae = _families.vae_config(_inside(shapes, VAES[0]), family.vae)
+        read_unet = _families.unet_config(_vae.under(shapes, UNET), family)
+        read_vae = _families.vae_config(_vae.under(shapes, _vae.PREFIXES[0]), family.vae)
         read_texts = [_tower(texts[start]) for start in starts]
         _families.variant(family, read_unet.in_channels)
     except (CheckpointError, KeyError, ValueError, StopIteration) as error:

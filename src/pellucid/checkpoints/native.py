@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pellucid import plugins
-from pellucid.checkpoints import CheckpointError, _about, read_header
+from pellucid.checkpoints import CheckpointError, _about, _pipelines, _vae, read_header
 from pellucid.checkpoints._assemble import (
     Part,
     assemble,
@@ -57,14 +57,23 @@ def read(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = torch.float32,
     prediction: str | None = None,
+    vae: Path | None = None,
 ) -> Model:
     """The model in `path`; `prediction` None is what the file says.
 
+    vae: the file or folder of an autoencoder that it gets instead of its own.
     Raises CheckpointError that names the first keys that are wrong.
     """
     facts = _facts(path, read_header(path))
     stored = _parts(path, facts)
-    assemble(path, stored, device, dtype)
+    unused: list[str] = []
+    if vae is not None:
+        own = stored["vae"]
+        assert isinstance(own.module, VAE)
+        config = own.module.config
+        stored["vae"], unused = _vae.instead(vae, config.latent_channels, config, config)
+        unused += (place.key for place in own.places.values())
+    assemble(path, stored, device, dtype, unused)
     parts = {name: part.module for name, part in stored.items()}
     tokenizer = _tokenizer(path, facts)
     text = typing.cast(TextTower, parts["text"])
@@ -90,9 +99,11 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     facts = _facts(path, read_header(path))
     parts = _parts(path, facts)
     compare(path, parts)
+    backbone: Any = parts["backbone"].module
     told = _about.model(
         form="native",
-        family=f"Pellucid's own, backbone {facts['parts']['backbone'].get('kind')}",
+        family=_family(path, facts, parts),
+        channels=backbone.config.out_channels,
         parts=parts,
         prediction=str(facts["prediction"]) if prediction is None else prediction,
         schedule=dataclass_from(path, "schedule", Schedule, facts["schedule"]),
@@ -100,6 +111,21 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
         tokenizer=_tokenizer(path, facts),
     )
     return {"name": str(facts["name"])} | told
+
+
+def _family(path: Path, facts: Mapping[str, Any], parts: Mapping[str, Part]) -> str:
+    """What a file is, if it was made of a published model; else our own."""
+    backbone: Any = parts["backbone"].module
+    towers = [parts[name].module for name in ("text", "text_2") if name in parts]
+    texts = [tower.config for tower in towers if isinstance(tower, TextTower)]
+    reading = dataclass_from(path, "reading", Reading, facts.get("reading", {}))
+    family = _pipelines.family_of(backbone, texts, reading)
+    try:
+        if family is not None:
+            return _pipelines.title(family, backbone.config)
+    except CheckpointError:  # made from one, but it sees something else
+        pass
+    return f"Pellucid's own, backbone {facts['parts']['backbone'].get('kind')}"
 
 
 def _parts(path: Path, facts: Mapping[str, Any]) -> dict[str, Part]:

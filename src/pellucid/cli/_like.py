@@ -44,14 +44,16 @@ class Opening:
             dtype=dtype,
         )
 
-    def record(self, request: Request) -> dict[str, str]:
-        """What of it counted for a picture of this request, as it is stored there."""
+    def record(self, request: Request, name: str) -> dict[str, Any]:
+        """What a picture of this request, by the model of this name, is stored with: what was asked
+        for, and what of all that was opened counted for it."""
         counted = {key: getattr(self, name) for name, key in stored_as().items()}
         if request.decoder != "tiny":
             del counted["tiny_vae"]
         if not request.lora_tags:
             del counted["lora_folder"]
-        return {name: str(value) for name, value in counted.items() if value is not None}
+        opened = {key: str(value) for key, value in counted.items() if value is not None}
+        return request.record() | {"model": name} | opened
 
 
 def stored_as() -> dict[str, str]:
@@ -120,11 +122,7 @@ def read(picture: Path | None) -> Told:
 
     found = read_metadata(picture)
     if found.request is not None:
-        said = found.request
-        keys = stored_as().items()
-        opening = {name: said[key] for name, key in keys if isinstance(said.get(key), str)}
-        model = None if "model" in opening else said.get("model")
-        return Told(picture, _fields(said, Request), opening, model)
+        return of_record(picture, found.request)
     if not found.parameters:
         raise ValueError(f"{picture} does not say what made it: it has no request inside")
     said = read_parameters(found.parameters)
@@ -132,6 +130,16 @@ def read(picture: Path | None) -> Told:
         spacing = str(said["spacing"]).lower()
         said["spacing"] = spacing if spacing in SPACINGS else SUFFIXES.get(spacing)
     return Told(picture, _fields(said, Request), model=said.get("model"), vae=said.get("vae"))
+
+
+def of_record(picture: Path, said: Mapping[str, Any]) -> Told:
+    """What is told by `Opening.record`, which `picture` holds."""
+    from pellucid.request import Request
+
+    keys = stored_as().items()
+    opening = {name: said[key] for name, key in keys if isinstance(said.get(key), str)}
+    model = None if "model" in opening else said.get("model")
+    return Told(picture, _fields(said, Request), opening, model)
 
 
 def _fields(said: Mapping[str, Any], kind: type[Request]) -> dict[str, Any]:

@@ -22,9 +22,12 @@ Prediction = Annotated[
     str | None,
     _in_box("What the network predicts, eps or v, where the file does not say it (SD2)."),
 ]
-Vae = Annotated[Path | None, _in_box("A file whose autoencoder is used instead.")]
+Vae = Annotated[
+    Path | None, _in_box("A file or folder whose autoencoder is used instead of the model's.")
+]
 TinyVae = Annotated[
-    Path | None, _in_box("The tiny autoencoder, if it does not lie beside the model.")
+    Path | None,
+    _in_box("The tiny autoencoder, a file or folder, if it does not lie beside the model."),
 ]
 Device = Annotated[str, _in_box("cpu, cuda, cuda:1, mps; auto is a GPU if there is one.")]
 Dtype = Annotated[str, _in_box("float32, float16 or bfloat16; auto is told by `pellucid info`.")]
@@ -53,7 +56,7 @@ def open_model(
 ) -> Model:
     """The model in `path`, None: the one that ships.
 
-    vae: a file whose autoencoder it gets. tiny_vae: a tiny autoencoder; None: what lies beside.
+    vae: where the autoencoder that it gets is. tiny_vae: a tiny autoencoder; None: what lies beside.
     """
     import torch
 
@@ -66,16 +69,7 @@ def open_model(
     # On a CPU the file's type changes nothing, and its header need not be read twice.
     stored = torch.float32 if where.type == "cpu" else checkpoints.type_of(path)
     choice = choose_dtype(where, SHORT.get(dtype, dtype), stored)
-    model = checkpoints.load(path, where, choice.dtype, prediction)
-    if vae is not None:
-        other = checkpoints.load_vae(vae, where, choice.dtype, like=model.vae.config)
-        has, wanted = other.config.latent_channels, model.vae.config.latent_channels
-        if has != wanted or other.config.downsample != model.vae.config.downsample:
-            raise ValueError(
-                f"{vae} has latents of {has} channels at 1/{other.config.downsample} of the size; "
-                f"{model.name} needs {wanted} at 1/{model.vae.config.downsample}"
-            )
-        model.vae = other
+    model = checkpoints.load(path, where, choice.dtype, prediction, vae)
     if tiny_vae is not None:
         model.tiny_vae = checkpoints.load_tiny_vae(tiny_vae, where, choice.dtype, model.vae.config)
     elif model.tiny_vae is None:
@@ -85,14 +79,14 @@ def open_model(
     return model
 
 
-def open_parts(path: Path | None) -> Model:
+def open_parts(path: Path | None, vae: Path | None = None) -> Model:
     """The model in `path`, on the CPU, for a command that never asks its network.
 
-    So it does not matter what that predicts, and no file has to say it.
+    So it does not matter what that predicts, and no file has to say it. vae: as in `open_model`.
     """
     from pellucid import checkpoints
 
     try:
-        return checkpoints.load(path)
+        return checkpoints.load(path, vae=vae)
     except checkpoints.UnknownPrediction:
-        return checkpoints.load(path, prediction="eps")
+        return checkpoints.load(path, prediction="eps", vae=vae)

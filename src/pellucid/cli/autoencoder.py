@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app
-from pellucid.cli._model import ModelFile, open_parts
+from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
 
 
@@ -16,6 +16,7 @@ from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
 def autoencoder(
     picture: Annotated[Path, typer.Argument(help="Any picture.")],
     model: ModelFile = None,
+    vae: Vae = None,
     out: Annotated[Path | None, typer.Option(help=OUT_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
@@ -26,5 +27,5 @@ def autoencoder(
 
     path = page_path(out, as_json, picture, "autoencoder")
     image = images.open_image(picture)
-    trip = look(open_parts(model), image, picture.name)
+    trip = look(open_parts(model, vae), image, picture.name)
     deliver(trip, lambda: page.round_trip_html(trip), path, as_json)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pellucid.cli._app import app
-from pellucid.cli._model import ModelFile, open_parts
+from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def clip(
         ),
     ] = "concepts",
     model: ModelFile = None,
+    vae: Vae = None,
     out: Annotated[Path | None, typer.Option(help=OUT_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
@@ -37,7 +38,7 @@ def clip(
 
     path = page_path(out, as_json, pictures[0], "clip")
     opened = [(picture.name, images.open_image(picture)) for picture in pictures]
-    loaded = open_parts(model)
+    loaded = open_parts(model, vae)
     found = look(loaded, opened, text or [], _words(words, loaded))
     deliver(found, lambda: page.similarity_html(found), path, as_json)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app, tell
-from pellucid.cli._model import SHORT, Prediction
+from pellucid.cli._model import SHORT, Prediction, Vae
 
 
 @app.command()
@@ -23,6 +23,7 @@ def convert(
         str | None, typer.Option(help="fp32, fp16 or bf16; without it every weight keeps its own.")
     ] = None,
     prediction: Prediction = None,
+    vae: Vae = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="OUT may be there already, and is replaced.")
     ] = False,
@@ -39,7 +40,7 @@ def convert(
         raise ValueError(f"{target} is there already; --overwrite replaces it")
     if to != "diffusers" and target.is_dir():
         raise ValueError(f"{target} is a folder; a file is wanted for --to {to}")
-    model = checkpoints.load(source, dtype=None, prediction=prediction)
+    model = checkpoints.load(source, dtype=None, prediction=prediction, vae=vae)
     for thing in checkpoints.save(model, target, kind, to):
         tell(f"left out, because {to} has no place for it: {thing}")
     typer.echo(target)

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app
-from pellucid.cli._model import ModelFile, Prediction
+from pellucid.cli._model import ModelFile, Prediction, Vae
 
 
 @app.command()
 def evaluate(
     model: ModelFile = None,
+    vae: Vae = None,
     prediction: Prediction = None,
     art: Annotated[Path, typer.Option(help="The rendered emoji.")] = Path("runs/art64.npz"),
     classifier: Annotated[Path, typer.Option(help="The trained judge.")] = Path(
@@ -27,6 +28,6 @@ def evaluate(
     from pellucid import checkpoints
     from pellucid.evaluate.report import report
 
-    loaded = checkpoints.load(model, prediction=prediction)
+    loaded = checkpoints.load(model, prediction=prediction, vae=vae)
     report(loaded, art, classifier, out)
     typer.echo(out / "results.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -236,7 +237,7 @@ def generate(
     loaded = opening.open(device, dtype)
     second = None
     if request.refiner is not None:
-        second = open_model(Path(request.refiner), device=device, dtype=dtype)
+        second = open_model(Path(request.refiner), vae=opening.vae, device=device, dtype=dtype)
     warnings += told.other_model(opening, loaded.name)
     warnings += [
         f"{option} does nothing without {needed}"
@@ -253,7 +254,9 @@ def generate(
     ]
     folder = out.parent if is_file else out
     adapted = partial(adapt, folder=opening.lora_folder, live=live_lora)
-    last, trail = _run(loaded, request, film, adapted, second, folder)
+    record = partial(opening.record, name=loaded.name)
+    keep = partial(_kept, record=record, folder=folder)
+    last, trail = _run(loaded, request, film, adapted, second, keep)
     warnings += last.warnings
     for warning in warnings:
         tell(warning)
@@ -262,16 +265,15 @@ def generate(
     results = []
     for i, (picture, seed) in enumerate(zip(last.images, last.seeds, strict=True)):
         # What is stored makes this one picture again, alone.
-        alone = last.request.alone(i)
-        record = alone.record() | {"model": loaded.name} | opening.record(alone)
+        stored = record(last.request.alone(i))
         target = out if is_file else free_name(out, stem_of(request.prompt, seed))
-        images.save(picture, target, record)
+        images.save(picture, target, stored)
         result: dict[str, Any] = {"path": str(target), "seed": seed}
         if film and trail:
             result |= _film(loaded, trail, i, target, preview)
         if show:
             typer.echo(images.draw_in_terminal(picture, 48), err=True)
-        results.append(result | ({"request": record} if as_json else {}))
+        results.append(result | ({"request": stored} if as_json else {}))
     if as_json:
         typer.echo(json.dumps({"images": results, "warnings": warnings}, indent=1))
         return
@@ -287,16 +289,17 @@ def _run(
     keep: bool,
     adapt: Adapt,
     refiner: Model | None,
-    folder: Path,
+    save: Callable[[Tensor, Request], Path],
 ) -> tuple[Progress, list[Progress]]:
     """The last step, and with `keep` all of them, with a bar on the terminal meanwhile.
 
-    Latents that cannot be decoded are kept in `folder`, and the ValueError says where.
+    Latents that cannot be decoded are kept by `save`, and the ValueError says where.
     """
     from pellucid.pipeline import generate as run
     from pellucid.precision import NotFinite
+    from pellucid.request import resolve, seeded
 
-    trail = []
+    request, trail = seeded(request), []
     with bar(request.prompt[:40] or "(no prompt)") as advance:
         try:
             for last in run(model, request, adapt, refiner):
@@ -307,21 +310,24 @@ def _run(
         except NotFinite as error:
             if error.latents is None:
                 raise
-            kept = _kept(error.latents, request, folder)
+            kept = save(error.latents, resolve(model, request))
             raise ValueError(
                 f"{error}. The latents are kept in {kept}; with a sound decoder, that of FILE: "
-                f"pellucid decode {kept} --model FILE"
+                f"pellucid decode {kept} --vae FILE"
             ) from error
     return last, trail
 
 
-def _kept(latents: Tensor, request: Request, folder: Path) -> Path:
-    """Where the latents are written that could not be decoded."""
+def _kept(
+    latents: Tensor, request: Request, record: Callable[[Request], dict[str, Any]], folder: Path
+) -> Path:
+    """Where latents are written that could not be decoded, with what their pictures would hold."""
     from pellucid.vae import save_latents
 
     folder.mkdir(parents=True, exist_ok=True)
     path = free_name(folder, stem_of(request.prompt, request.seed or 0), ".latents.safetensors")
-    save_latents(path, latents, {"request": json.dumps(request.record())})
+    records = [record(request.alone(i)) for i in range(len(latents))]
+    save_latents(path, latents, {"requests": json.dumps(records)})
     return path
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli._app import app
-from pellucid.cli._model import open_parts
+from pellucid.cli._model import Vae, open_parts
 
 
 @app.command()
@@ -18,6 +18,7 @@ def lora(
     model: Annotated[
         Path | None, typer.Option(help="A model file; also says what of the LoRA fits it.")
     ] = None,
+    vae: Vae = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What a LoRA is for, and with --model which of its keys are the model's."""
@@ -25,7 +26,7 @@ def lora(
 
     facts: dict[str, Any] = {"file": str(file)} | checkpoints.describe_lora(file)
     if model is not None:
-        loaded = open_parts(model)
+        loaded = open_parts(model, vae)
         read = checkpoints.load_lora(file, loaded)
         facts["model"] = loaded.name
         facts["changed weights"] = {part: len(changes) for part, changes in read.changes.items()}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app
-from pellucid.cli._model import ModelFile, Prediction
+from pellucid.cli._model import ModelFile, Prediction, Vae
 from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
 
 
@@ -23,6 +23,7 @@ def _times(text: str) -> list[int]:
 def noise(
     picture: Annotated[Path, typer.Argument(help="Any picture.")],
     model: ModelFile = None,
+    vae: Vae = None,
     prediction: Prediction = None,
     t: Annotated[str | None, typer.Option("--t", help="Times of 1000, as 0,250,500,999.")] = None,
     prompt: Annotated[str, typer.Option(help="What the model is told.")] = "",
@@ -44,7 +45,7 @@ def noise(
     times = noise_lab.TIMES if t is None else _times(t)
     walked = None if schedule is None else schedules.named(schedule)
     image = images.open_image(picture)
-    loaded = checkpoints.load(model, prediction=prediction)
+    loaded = checkpoints.load(model, prediction=prediction, vae=vae)
     lab = noise_lab.look(
         loaded,
         image,

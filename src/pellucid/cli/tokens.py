@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import app, tell
-from pellucid.cli._model import ModelFile, open_parts
+from pellucid.cli._model import ModelFile, Vae, open_parts
 
 if TYPE_CHECKING:
     from pellucid.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def tokens(
     prompt: Annotated[str, typer.Argument(help="As for generate.")],
     model: ModelFile = None,
+    vae: Vae = None,
     embedding: Annotated[
         list[Path] | None,
         typer.Option(help="A file with a word of textual inversion; repeatable."),
@@ -33,7 +34,7 @@ def tokens(
     from pellucid.request import Request, resolve
     from pellucid.textual_inversion import with_words
 
-    loaded = open_parts(model)
+    loaded = open_parts(model, vae)
     words = [word for file in embedding or () for word in checkpoints.load_embedding(file, loaded)]
     loaded = with_words(loaded, words)
     asked = resolve(loaded, Request(prompt=prompt, steps=steps))

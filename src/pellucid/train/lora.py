@@ -48,6 +48,8 @@ class LoraOptions:
     """A model file; "" is the small model that ships with the package."""
     prediction: str = ""
     """What the model predicts, where its file does not say it: eps or v of Stable Diffusion 2."""
+    vae: str = ""
+    """A file or folder whose autoencoder is used instead of the model's."""
     out: Path = Path("runs/lora.safetensors")
     """The file's name, less its ending, is the LoRA's. What a killed run goes on from is beside it."""
     rank: int = 8
@@ -152,7 +154,12 @@ def train(options: LoraOptions) -> Path:
     if not options.data:
         raise ValueError("data is wanted: a folder of pictures with captions, data=FOLDER")
     device = device_of(options.device)
-    model = checkpoints.load(options.model or None, device, prediction=options.prediction or None)
+    model = checkpoints.load(
+        options.model or None,
+        device,
+        prediction=options.prediction or None,
+        vae=options.vae or None,
+    )
     size = model.defaults.width if options.size == 0 else options.size
     unit = 8 * model.vae.config.downsample  # so that every level of the network halves evenly
     if size < unit or size % unit:
