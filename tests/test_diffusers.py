@@ -590,7 +590,10 @@ UNET_JSON, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetenso
         (write("model_index.json", "{}"), "has no backbone that is known .*; it has none"),
         (edit("model_index.json", unet=["diffusers", "Kandinsky"]), "it has .*unet of Kandinsky"),
         (edit("model_index.json", unet=["diffusers", ["a"]]), "has no backbone that is known"),
-        (edit("model_index.json", vae=["diffusers", "VQModel"]), "without its autoencoder .a folder vae of Auto"),
+        (
+            edit("model_index.json", vae=["diffusers", "VQModel"]),
+            "without its autoencoder .a folder vae of Auto",
+        ),
         (edit("model_index.json", text_encoder=[None, None]), "has no text encoder"),
         (edit("model_index.json", text_encoder=["x", "T5"]), "its text_encoder is T5; known are"),
         (remove("unet"), "config.json does not exist"),
