@@ -16,6 +16,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
+import pellucid
 from pellucid import images, pipeline
 
 
@@ -37,6 +38,12 @@ def test_paths_on_stdout(
         "a-rabbit-6.webp",
     ]
     assert "▀" in err and sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_version(call: Any) -> None:
+    status, out, _ = call("--version")
+    assert status == 0
+    assert out.startswith(f"pellucid {pellucid.__version__}, torch {torch.__version__}, Python 3.")
 
 
 def test_like_makes_the_same_picture_again(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from importlib import metadata
+from typing import Annotated, NoReturn
 
 import typer
+
+from pellucid import __version__
 
 app = typer.Typer(
     help="A text-to-image diffusion system that people can see through.",
@@ -13,6 +16,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        python = ".".join(map(str, sys.version_info[:3]))
+        typer.echo(f"pellucid {__version__}, torch {metadata.version('torch')}, Python {python}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Its number.")
+    ] = False,
+) -> None:
+    """What can be given in front of every command."""
 
 
 def tell(message: str) -> None:
