@@ -337,6 +337,8 @@ def test_the_commands(
         assert found.words == count and found.texts == ("a rabbit",)
     assert [seen.name for seen in found.pictures] == ["a.png", "b.gif"]
     assert call(*command, "--json", "--words", "vocabulary")[0] == 0
+    status, _, err = call(*command, "--json", "--text", "a red apple " * 9)
+    assert status == 0 and "is too long for tiny; left out is" in err
     assert sorted(path.name for path in Path("outputs").iterdir()) == [
         "a-autoencoder.html",
         "a-clip.html",

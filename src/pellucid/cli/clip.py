@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pellucid.cli._app import app
+from pellucid.cli._app import app, tell
 from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
 
@@ -40,6 +40,9 @@ def clip(
     opened = [(picture.name, images.open_image(picture)) for picture in pictures]
     loaded = open_parts(model, vae)
     found = look(loaded, opened, text or [], _words(words, loaded))
+    for said, end in zip(found.texts, found.left_out, strict=True):
+        if end:
+            tell(f"{said[:40]!r} is too long for {found.model}; left out is {end[:40]!r}")
     deliver(found, lambda: page.similarity_html(found), path, as_json)
 
 

@@ -56,10 +56,15 @@ class GANOptions:
     """Options of ``pellucid train gan``."""
 
     art: Path = Path("runs/art64.npz")
+    """The pictures to learn from, as `pellucid data emoji` writes them."""
     out: Path = Path("runs/gan")
+    """A folder for the model, gan.safetensors, the state of the run and its samples."""
     steps: int = 10000
+    """Updates of each of the two networks."""
     batch: int = 64
+    """Pictures in each update."""
     rate: float = 2e-4
+    """Learning rate of both."""
     size: int = 32
     """Pixels on a side of what it draws: 28, 32 or 64. The pictures are scaled to it."""
     latent: int = 100
@@ -67,6 +72,7 @@ class GANOptions:
     width: int = 64
     """Channels of the generator's layer next to the pixels."""
     discriminator_width: int = 64
+    """The same of the discriminator."""
     levels: int = 0
     """Layers of each network that halve or double the picture; 0: as many as usual for the size."""
     kernel: int = 4
@@ -82,6 +88,7 @@ class GANOptions:
     pack: int = 1
     """Pictures that the discriminator judges together (PacGAN, Lin et al. 2018)."""
     ema: float = 0.999
+    """The model is a moving average of the generator's weights; each step keeps so much of it."""
     core: bool = True
     """Of the art only the core concepts."""
     save_every: int = 500
@@ -93,6 +100,7 @@ class GANOptions:
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
     seed: int = 0
+    """Of the first weights, the noise and the choice of pictures."""
     resume: bool = False
 
 
