@@ -193,9 +193,10 @@ def test_a_picture_depends_on_its_seed_alone() -> None:
 def test_the_class_of_a_prompt() -> None:
     config = dataclasses.replace(SMALL, classes=CLASSES)
     assert gan.class_of(config, " Red Apple") == 0
+    assert gan.class_of(config, "a rocket") == gan.class_of(config, "The rocket") == 2
     assert gan.class_of(SMALL, "anything") is None
-    with pytest.raises(ValueError, match=r"'a rocket'.*its 3 classes.*nearest first: rocket"):
-        gan.class_of(config, "a rocket")
+    with pytest.raises(ValueError, match=r"'a rockett'.*its 3 classes.*nearest first: rocket"):
+        gan.class_of(config, "a rockett")
 
 
 # ---------------------------------------------------------------- the file

@@ -305,13 +305,16 @@ def sample(generator: Generator, seeds: Sequence[int], label: int | None = None)
 def class_of(config: GANConfig, prompt: str) -> int | None:
     """The number of the class that the prompt names; None of an unconditional GAN.
 
-    Upper and lower case are the same. ValueError that lists the classes that look most like it.
+    Upper and lower case are the same, and an article may stand in front. ValueError that lists the
+    classes that look most like it.
     """
     if not config.classes:
         return None
     names = [name.lower() for name in config.classes]
-    if prompt.strip().lower() in names:
-        return names.index(prompt.strip().lower())
+    said = prompt.strip().lower()
+    for name in (said, said.removeprefix("a ").removeprefix("an ").removeprefix("the ").strip()):
+        if name in names:
+            return names.index(name)
     close = ", ".join(nearest(prompt, config.classes)[:8])
     raise ValueError(
         f"the prompt is {prompt!r}; this GAN draws one of its {len(names)} classes, "

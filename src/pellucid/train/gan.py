@@ -48,7 +48,7 @@ TOLD = {
     "real": "real ones known",
     "made": "made ones known",
 }
-"""What the figures of `play` are called while it trains; the latter two are shares, 0 to 1."""
+"""What the figures of `play` are called where they are told; the latter two are shares, 0 to 1."""
 
 
 @dataclass(frozen=True)
