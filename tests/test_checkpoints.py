@@ -233,6 +233,29 @@ def test_something_else(tmp_path: Path, content: bytes) -> None:
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is empty"),
+        ("<!DOCTYPE html>\n<html><body>Log in" + 999 * " ", "is a web page, as a download"),
+        ("\n  <HTML><title>404</title>", "is a web page, as a download"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:6ce0", "`git lfs pull` fetches"),
+        ('{"error": "not found"}', """which is wanted: '{"error": "not found"}'"""),
+        (
+            "Invalid username\n or password. " + 99 * "é",
+            "a text and not a safetensors file, which is wanted: 'Invalid username or password.",
+        ),
+        ("GGUF\3\0\0\0\0\0\0\0", "is a GGUF file, which is not read"),
+    ],
+)
+def test_what_is_there_instead(content: str, said: str, tmp_path: Path, refused: Any) -> None:
+    """The usual ends of a download that failed, wherever weights are read."""
+    path = tmp_path / "model.safetensors"
+    path.write_text(content)
+    for words in (("info", path), ("generate", "a", "--model", path), ("lora", path)):
+        assert said in refused(*words)
+
+
 def test_weights_without_our_metadata(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(3)}, path, {"format": "pt"})

@@ -523,7 +523,7 @@ def test_what_lightning_leaves_is_passed_over(files: dict[str, Path], tmp_path: 
         ({"a": torch.zeros(3).to_sparse()}, "'a' is a Tensor"),
         ({"a": torch.zeros(1).expand(10**9)}, "a is larger than the memory"),
         ({"string_to_param": {"*": torch.zeros(3)}}, "textual-inversion embedding"),
-        ({"a.lora_up.weight": torch.zeros(3)}, "is a pickle .*it is a LoRA"),
+        ({"a.lora_up.weight": torch.zeros(3)}, "is a LoRA, not a model: --lora takes it"),
         ({"a": torch.zeros(3)}, "is a pickle .* they begin with a"),
     ],
 )
@@ -704,8 +704,10 @@ def test_files_that_are_wrong(
 def test_other_files_are_named(keys: list[str], kind: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({key: torch.zeros(3) for key in keys}, path)
-    with pytest.raises(CheckpointError, match=f"is {kind}, not a model"):
+    with pytest.raises(CheckpointError, match=f"is {kind}, not a model") as caught:
         load(path)
+    beside = ("a LoRA", "a textual-inversion embedding", "a VAE alone", "a tiny autoencoder")
+    assert ("takes it, beside a model" in str(caught.value)) == kind.startswith(beside)
 
 
 def index_of(folder: Path, places: Any) -> Path:

@@ -113,6 +113,22 @@ def test_a_picture_of_a1111_has_names_alone(shelf: Path, call: Any) -> None:
     assert "VAE: vae.safetensors, VAE Decoder: TAESD" in found.parameters
 
 
+def test_a_refiner_of_a1111_is_a_name_alone(shelf: Path, call: Any) -> None:
+    text = "a rabbit\nSteps: 4, Sampler: Euler, Seed: 4, Size: 16x16, Refiner: fine [7440042bbd]"
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", f"{text}, Refiner switch at: 0.5")
+    Image.new("RGB", (16, 16)).save("theirs.png", pnginfo=info)
+    words = ("generate", "--like", "theirs.png", "--model", "one.safetensors", "--out", "ours.png")
+    told = "theirs.png was made with the refiner fine [7440042bbd]: --refiner FILE names it"
+    status, _, err = call(*words)
+    assert status == 0 and told in err
+    assert "made with a refiner" in call("explain", *words[1:5], "--json")[2]
+    assert call(*words, "--refiner", "two.safetensors")[2] == ""
+    found = images.read_metadata("ours.png")
+    assert (found.request or {})["refiner_at"] == 0.5 and found.parameters is not None
+    assert "Refiner: two.safetensors, Refiner switch at: 0.5" in found.parameters
+
+
 def test_another_model_than_the_one_that_made_it_is_told(
     shelf: Path, model: Model, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pellucid.checkpoints import load, save
 from pellucid.images import read_metadata
@@ -21,7 +22,7 @@ from pellucid.request import Request
 from pellucid.samplers import levels_for
 from pellucid.schedule import Schedule
 from pellucid.vae import VAE
-from references import small_vocabulary, their_pipeline
+from references import model_of, small_vocabulary, their_pipeline
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -220,3 +221,18 @@ def test_from_the_command_line(
     assert (status, out) == (2, "") and "second.safetensors does not exist" in err
     status, _, err = call(*words, "--refiner", pair)
     assert status == 2 and err.count("\n") == 1
+
+
+def test_the_prediction_is_for_a_refiner_that_does_not_say_its_own(
+    call: Any, tmp_path: Path
+) -> None:
+    """The base is of a family that says it, so that only the refiner is told."""
+    base, second = tmp_path / "base.safetensors", tmp_path / "second.safetensors"
+    save(model_of("sd2", vocabulary=49408), second, to="ldm")
+    save_file(load_file(second), second)  # without the metadata, as published files are
+    save(model_of("sd1", vocabulary=49408), base, to="ldm")
+    words = ("generate", "a", "--model", base, "--refiner", second, "--size", 64, "--steps", 2)
+    status, _, err = call(*words, "--out", tmp_path)
+    assert status == 2 and "second.safetensors is Stable Diffusion 2" in err
+    assert "--prediction v" in err
+    assert call(*words, "--out", tmp_path, "--prediction", "eps")[0] == 0

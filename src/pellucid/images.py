@@ -68,6 +68,8 @@ PARAMETERS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("Hires upscale", "hires", float),
     ("Hires steps", "hires_steps", int),
     ("Hires upscaler", "hires_upscaler", str),
+    ("Refiner", "refiner", str),
+    ("Refiner switch at", "refiner_at", float),
 )
 
 
@@ -236,8 +238,9 @@ def write_parameters(request: Mapping[str, Any]) -> str:
         fields["size"] = f"{fields['width']}x{fields['height']}"
     if "hires" in fields and "strength" not in fields and "hires_strength" in fields:
         fields["strength"] = fields.pop("hires_strength")
-    if "vae" in fields:  # a file, which A1111 names without its folder
-        fields["vae"] = Path(str(fields["vae"])).name
+    for name in ("vae", "refiner"):  # files, which A1111 names without their folder
+        if name in fields:
+            fields[name] = Path(str(fields[name])).name
     fields |= {
         name: WORDS[name].get(fields[name], fields[name]) for name in WORDS if name in fields
     }

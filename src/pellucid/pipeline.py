@@ -164,7 +164,7 @@ def steps_of(
     models = [model] if refiner is None else [model, refiner]
     each = [told(one, request, *counts, warnings=warnings) for one in models]
 
-    def walk(
+    def one_pass(
         x: Tensor,
         levels: Sequence[Level],
         before: int,
@@ -191,14 +191,14 @@ def steps_of(
     step = begin = start(model, request, canvas, size, passes[0][0], streams, warnings)
     yield begin
     original = None if canvas is None else begin.x0
-    for step in walk(begin.x, passes[0], 0, size, canvas, original):
+    for step in one_pass(begin.x, passes[0], 0, size, canvas, original):
         yield step
     for levels in passes[1:]:
         size, x0 = enlarge(model, request, size, step.x, warnings)
         streams = streams_of(request.seeds)
         noise = first_noise(model, request, size, streams)
         x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
-        for step in walk(x, levels, counts[0], size):
+        for step in one_pass(x, levels, counts[0], size):
             yield step
 
 

@@ -26,6 +26,7 @@ from pellucid.tiny_vae import TinyVAE, wanted
 from pellucid.vae import VAE, VAEConfig
 
 HEADER_BYTES = 2**24  # of a safetensors file; those of the largest models have a sixth of it
+BEGINNING = 200  # bytes that tell what a file is instead
 
 
 class CheckpointError(ValueError):
@@ -100,7 +101,7 @@ def format_of(path: Path) -> Any:
     weights = _weights.open_weights(path)  # says what is wrong if it is no file of weights at all
     what = _families.what_is(weights)
     if what is not None:
-        raise CheckpointError(f"{path} is {what}, not a model")
+        raise CheckpointError(f"{path} is {_families.not_a_model(what)}")
     raise CheckpointError(
         f"{path} has no 'pellucid' entry in its metadata, and its keys are no known model's: they "
         f"begin with {first_keys(weights)}"
@@ -310,6 +311,8 @@ def read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         start = file.read(9)
         length = int.from_bytes(start[:8], "little")
+        if size == 0:
+            raise CheckpointError(f"{path} is empty; a .safetensors file is wanted")
         if len(start) < 9:
             raise CheckpointError(
                 f"{path} is truncated or no safetensors file: it has only {size} bytes"
@@ -320,9 +323,7 @@ def read_header(path: Path) -> dict[str, Any]:
                     f"{path} is a pickle (torch.save), whatever its name says; loading one could "
                     "run code. A safetensors file is wanted"
                 )
-            raise CheckpointError(
-                f"{path} is not a safetensors file; a checkpoint in that format is wanted"
-            )
+            raise CheckpointError(f"{path} is {instead_of_weights(start + file.read(BEGINNING))}")
         text = start[8:] + file.read(length - 1)
     if len(text) < length:
         raise CheckpointError(
@@ -348,3 +349,18 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path} is not a safetensors file: {size - end} bytes follow the end that it announces"
         )
     return header
+
+
+def instead_of_weights(start: bytes) -> str:
+    """What a file that begins so is, which is no safetensors file, and what is wanted."""
+    if start.startswith(b"GGUF"):
+        return "a GGUF file, which is not read; a .safetensors file is wanted"
+    text = start.decode("utf-8", "replace").strip()
+    if text.lower().startswith(("<!doctype html", "<html")):
+        return "a web page, as a download that went wrong leaves behind; download the file itself"
+    if text.startswith("version https://git-lfs"):
+        return "Git LFS's note of where the weights are; `git lfs pull` fetches the weights"
+    words = " ".join(text.split())
+    if words and words[:-1].isprintable() and "\ufffd" not in words[:-1]:  # the last may be cut
+        return f"a text and not a safetensors file, which is wanted: {words[:60]!r}"
+    return "not a safetensors file; a checkpoint in that format is wanted"

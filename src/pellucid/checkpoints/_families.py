@@ -318,3 +318,18 @@ def what_is(keys: Iterable[str]) -> str | None:
         if any(re.match(pattern, name) for name in names):
             return kind
     return None
+
+
+# Where what is no model is put to use, beside one.
+_OPTIONS = {
+    "a LoRA": "--lora",
+    "a textual-inversion embedding": "--embedding",
+    "a VAE alone": "--vae",
+    "a tiny autoencoder (TAESD) alone": "--tiny-vae",
+}
+
+
+def not_a_model(what: str) -> str:
+    """For the message about a file that is `what`."""
+    hint = f": {_OPTIONS[what]} takes it, beside a model" if what in _OPTIONS else ""
+    return f"{what}, not a model{hint}"

@@ -248,9 +248,12 @@ def _family(path: Path, weights: Weights, shapes: _families.Shapes) -> Family:
         )
     if not any(key.startswith(UNET) for key in shapes):
         what = _families.what_is(shapes)
-        told = "its keys are no model's" if what is None else f"it is {what}, by its keys"
+        if what is not None:
+            raise CheckpointError(f"{path} is {_families.not_a_model(what)}")
         start = " is a pickle (torch.save), and" if weights.pickled else ":"
-        raise CheckpointError(f"{path}{start} {told}; they begin with {first_keys(shapes)}")
+        raise CheckpointError(
+            f"{path}{start} its keys are no model's; they begin with {first_keys(shapes)}"
+        )
     if {"edm_mean", "edm_std", "edm_vpred.sigma_max"} & shapes.keys():
         raise CheckpointError(
             f"{path} was trained with EDM's noise levels (Playground 2.5, CosXL), which are not read"

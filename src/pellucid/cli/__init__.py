@@ -72,4 +72,7 @@ def _sentence(error: ValueError) -> str:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    return f"{field}: {message} (given: {str(first['input'])[:80]!r})" if field else message
+    if not field:
+        return message
+    given = repr(str(first["input"])[:80])
+    return f"{field}: {message}" + ("" if given in message else f" (given: {given})")

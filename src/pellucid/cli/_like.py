@@ -2,8 +2,8 @@
 
 A picture made here carries its request, and what was opened for it (`Opening`): the model's file, and
 what --prediction, --vae, --tiny-vae and --lora-folder named, if it was made with them. Files are
-looked for under the path that was given then. A picture of A1111 has the names of its model and VAE
-alone, from which no file can be known: that is said, and the options name them.
+looked for under the path that was given then. A picture of A1111 has the names of its model, VAE and
+refiner alone, from which no file can be known: that is said, and the options name them.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Told:
     opening: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
     vae: str | None = None
+    refiner: str | None = None
 
     def over(self, asked: Opening) -> tuple[Opening, list[str]]:
         """`asked`, and where nothing was asked what the picture says; and warnings.
@@ -100,6 +101,12 @@ class Told:
         """As it was given; "" if it is not told."""
         return self.opening.get("model", "")
 
+    def other_refiner(self, request: Request) -> list[str]:
+        """A warning if the picture names a refiner, and none was asked for."""
+        if self.refiner is None or request.refiner is not None:
+            return []
+        return [f"{self.picture} was made with the refiner {self.refiner}: --refiner FILE names it"]
+
     def other_model(self, opening: Opening, name: str) -> list[str]:
         """A warning if the model called `name` was opened only because no other was named."""
         if opening.model is not None or self.model in (None, name):
@@ -129,7 +136,9 @@ def read(picture: Path | None) -> Told:
     if "spacing" in said:  # labels such as "SGM Uniform"
         spacing = str(said["spacing"]).lower()
         said["spacing"] = spacing if spacing in SPACINGS else SUFFIXES.get(spacing)
-    return Told(picture, _fields(said, Request), model=said.get("model"), vae=said.get("vae"))
+    refiner = said.pop("refiner", None)  # a name; the request's is a file
+    fields = _fields(said, Request)
+    return Told(picture, fields, model=said.get("model"), vae=said.get("vae"), refiner=refiner)
 
 
 def of_record(picture: Path, said: Mapping[str, Any]) -> Told:

@@ -93,7 +93,7 @@ def explain(
         "height": height,
     }
     fields = dict(told.request) | {name: v for name, v in asked.items() if v is not None}
-    if fields.pop("refiner", None) is not None:
+    if fields.pop("refiner", told.refiner) is not None:
         fields.pop("refiner_at", None)
         warnings.append(f"{like} was made with a refiner, and a run without it is explained")
     request = Request.model_validate(fields)

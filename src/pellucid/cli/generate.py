@@ -237,8 +237,8 @@ def generate(
     loaded = opening.open(device, dtype)
     second = None
     if request.refiner is not None:
-        second = open_model(Path(request.refiner), vae=opening.vae, device=device, dtype=dtype)
-    warnings += told.other_model(opening, loaded.name)
+        second = _open_refiner(Path(request.refiner), opening, device, dtype)
+    warnings += told.other_model(opening, loaded.name) + told.other_refiner(request)
     warnings += [
         f"{option} does nothing without {needed}"
         for option, needed, idle in (
@@ -281,6 +281,19 @@ def generate(
         for name in ("path", "strip", "film"):
             if name in result:
                 typer.echo(result[name])
+
+
+def _open_refiner(path: Path, opening: Opening, device: str, dtype: str) -> Model:
+    """The refiner; what --prediction says counts for it as well where its file says nothing."""
+    from pellucid.checkpoints import UnknownPrediction
+
+    open_it = partial(open_model, path, vae=opening.vae, device=device, dtype=dtype)
+    try:
+        return open_it()
+    except UnknownPrediction:
+        if opening.prediction is None:
+            raise
+        return open_it(prediction=opening.prediction)
 
 
 def _run(
