@@ -56,6 +56,16 @@ def test_a_prompt_names_what_a_request_names_by_file(model: Model, folder: Path)
     assert not np.array_equal(drawn(model, plain)[0], wanted)
 
 
+def test_an_embedding_that_no_prompt_names_is_told(model: Model, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{word}.safetensors" for word in ("My-Frog", "bad")]
+    for path in paths:
+        save_file({"emb_params": torch.randn(2, model.text.config.width)}, path)
+    request = Request(prompt="a my-frog", embeddings=tuple(map(str, paths)))
+    assert adapt(model, request)[1] == (f"{paths[1]} does nothing: no prompt has its word, 'bad'",)
+    for change in ({"negative_prompt": "bad, x"}, {"mix": (("a bad one", 1.0),)}):
+        assert adapt(model, request.model_copy(update=change))[1] == ()
+
+
 def test_the_model_is_as_it_was_when_a_run_is_stopped(model: Model, folder: Path) -> None:
     request = Request(prompt="a red apple <lora:one>", seed=1, steps=3)
     before = {k: v.clone() for k, v in model.backbone.state_dict().items()}

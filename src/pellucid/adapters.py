@@ -10,10 +10,10 @@ from pellucid.model import Model
 from pellucid.plugins import choose
 from pellucid.prompt import take_loras
 from pellucid.request import Request
-from pellucid.textual_inversion import with_words
+from pellucid.textual_inversion import Embedding, with_words
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
-SHOWN = 3  # how many keys a warning names
+SHOWN = 3  # how many keys or words a warning names
 
 
 def adapt(
@@ -25,11 +25,16 @@ def adapt(
     `lora.attach`. `model` stays as it is, so there is nothing to take off again.
     Raises ValueError: a file or a name that is not there, one of another family, a damaged one.
     """
-    words = [
-        word for path in request.embeddings for word in checkpoints.load_embedding(path, model)
-    ]
-    uses = [(Path(name), weight, text) for name, weight, text in request.loras]
     warnings = []
+    words: list[Embedding] = []
+    prompts = "\n".join((*request.prompts, request.negative_prompt)).lower()
+    for file in request.embeddings:
+        new = checkpoints.load_embedding(file, model)
+        words += new
+        if not any(embedding.word.lower() in prompts for embedding in new):
+            said = ", ".join(repr(embedding.word) for embedding in new[:SHOWN])
+            warnings.append(f"{file} does nothing: no prompt has its word, {said}")
+    uses = [(Path(name), weight, text) for name, weight, text in request.loras]
     uses += [(find(tag.name, folder), tag.weight, tag.text_weight) for tag in request.lora_tags]
     if against := take_loras(request.negative_prompt)[1]:
         warnings.append(
