@@ -635,7 +635,7 @@ def thin_out(weights: dict[str, Tensor]) -> None:
         ("sd1", without("cond_stage_model."), "without its text encoder"),
         ("sdxl", without("conditioner.embedders.1."), "XL without its text encoder .*embedders.1"),
         ("sdxl", without("conditioner.embedders.0."), "XL without its text encoder .*embedders.0"),
-        ("sd1", without("model.diffusion_model."), "it is a VAE alone"),
+        ("sd1", without("model.diffusion_model."), "is a VAE alone, not a model"),
         ("sd1", without("model.diffusion_model.out.0"), "2 missing: .*out.0"),
         ("sd1", without("model.diffusion_model.out.2.weight"), "with keys missing: out.2.weight"),
         ("sd1", without("model.diffusion_model.output_blocks.11."), "has no output_blocks.11"),
