@@ -7,13 +7,10 @@ index.json that says in which of several files each tensor is; and what torch.sa
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
-import mmap
 import pickle
 import pickletools
-import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -155,7 +152,7 @@ def _reader(
                 mapped: Tensor = file.get_tensor(key)
                 return mapped
             # Through the mapping its pages would stay in memory beside what is made of them.
-            whole = _room(shape, dtype)
+            whole = torch.empty(shape, dtype=dtype)
             buffer = bytearray(READ_BYTES)
             read = torch.frombuffer(buffer, dtype=kind)
             with path.open("rb", buffering=0) as raw:
@@ -170,21 +167,6 @@ def _reader(
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     return get
-
-
-_madvise: Any = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
-POPULATE_WRITE = 23  # of Linux 5.14 and newer; an older one says no, and nothing is lost
-
-
-def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty tensor, whose memory the system is asked for at once: that is a fifth quicker than
-    page by page when each is first written to, which costs more than all the reading."""
-    room = torch.empty(shape, dtype=dtype)
-    start = -room.data_ptr() % mmap.PAGESIZE
-    if _madvise is not None and room.nbytes > start:
-        place, size = room.data_ptr() + start, room.nbytes - start
-        _madvise(ctypes.c_void_p(place), ctypes.c_size_t(size), POPULATE_WRITE)
-    return room
 
 
 # ---------------------------------------------------------------- several files
