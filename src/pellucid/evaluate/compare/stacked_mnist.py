@@ -45,7 +45,7 @@ class StackedMnist(Pictures):
         "5.40; Unrolled GAN 48.7, 4.32; VEEGAN 150, 2.95; PacGAN with packs of 2 1000, 0.06 (Lin et "
         "al. 2018, arXiv:1712.04086, table 2)."
     )
-    quick = replace(QUICK, seen=150_000, gan_rate=2e-4, samples=2600)
+    quick = replace(QUICK, seen=100_000, gan_rate=2e-4, samples=2600)
     full = replace(FULL, samples=26_000)
 
     def __init__(self, digits: mnist.Digits, classifier: DigitClassifier) -> None:
