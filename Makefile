@@ -45,7 +45,7 @@ demo: $(VENV)/.installed
 	@echo "The pictures are in $(OUT)/. Now your own words: $(BIN)/pellucid generate \"a frog\""
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 check: format-check lint types contract test
 

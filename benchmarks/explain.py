@@ -20,7 +20,7 @@ import torch
 from pellucid import checkpoints
 from pellucid.backbones.unet import SD15, UNet
 from pellucid.data.emoji import concept_names
-from pellucid.explain import Watch, page
+from pellucid.explain.run import Watch, page
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from pellucid import checkpoints, images, noise
 from pellucid.conditioning import chunked, read
 from pellucid.diffusion import add_noise, predictor, target
+from pellucid.html.plots import Series
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, pictures
-from pellucid.plots import Series
 from pellucid.schedule import Schedule
 from pellucid.train.gan import Players, play
 

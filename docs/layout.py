@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pellucid import images
-from pellucid.plots import LIGHT, Plot, Series
+from pellucid.html.plots import LIGHT, Plot, Series
 
 SIDE = 128  # pixels of one picture in a sheet
 TEXT = 19  # pixels of the letters below it

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pellucid import checkpoints, images
 from pellucid.backbones.unet import SD15, UNet
-from pellucid.explain import Explanation, Watch, explain, page, shown, watch
-from pellucid.explain.record import project
+from pellucid.explain.run import Explanation, Watch, explain, page, shown, watch
+from pellucid.explain.run.record import project
 from pellucid.gan import GAN, GANConfig, Generator
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pellucid.explain import explain, page
+from pellucid.explain.run import explain, page
 from pellucid.model import Model
 from pellucid.request import Request
 

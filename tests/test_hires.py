@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pellucid import hires, images
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, resolve
-from pellucid.stage import encode as encode_pixels
+from pellucid.runtime.parts import encode as encode_pixels
 
 
 def steps_of(model: Model, **fields: Any) -> list[Progress]:

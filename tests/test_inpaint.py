@@ -23,8 +23,8 @@ from pellucid.guidance import Parts
 from pellucid.model import Defaults, Model
 from pellucid.noise import generators
 from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
+from pellucid.runtime.parts import encode as encode_pixels
 from pellucid.schedule import Level, Schedule
-from pellucid.stage import encode as encode_pixels
 from pellucid.vae import VAE, VAEConfig
 
 LEVEL = Level(0.8, 0.6, 100.0)

@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pellucid import checkpoints, devices, images, precision, strips
+from pellucid import checkpoints, images
 from pellucid import nn as blocks
-from pellucid.devices import bring, choose_device, free_memory, in_the_way, weight_bytes
+from pellucid import tiling as strips
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.nn import Downsample, ResidualBlock, Upsample, attend
 from pellucid.pipeline import generate, pictures
-from pellucid.precision import Careful, NotFinite, choose_dtype, dtype_of, finite
 from pellucid.request import Request
+from pellucid.runtime import devices, precision
+from pellucid.runtime.devices import bring, choose_device, free_memory, in_the_way, weight_bytes
+from pellucid.runtime.precision import Careful, NotFinite, choose_dtype, dtype_of, finite
 from pellucid.vae import SD_VAE, VAE, load_latents, save_latents
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")

@@ -15,17 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid import images, noise_lab
+from pellucid import images
 from pellucid.conditioning import encode
 from pellucid.diffusion import PREDICTIONS, small_step
+from pellucid.explain import noise as noise_lab
+from pellucid.explain.noise import NoiseLab, kinds, page, schedules
+from pellucid.explain.noise.spectrum import power_spectrum, radial_average, slope
+from pellucid.explain.noise.walk import walk
 from pellucid.model import Model
 from pellucid.noise import generators
-from pellucid.noise_lab import NoiseLab, kinds, page, schedules
-from pellucid.noise_lab.walk import walk
 from pellucid.preview import pictures
+from pellucid.runtime.parts import encode as encode_pixels
 from pellucid.schedule import CLEAN, SCHEDULES, Schedule
-from pellucid.spectrum import power_spectrum, radial_average, slope
-from pellucid.stage import encode as encode_pixels
 
 TIMES = (0, 300, 999)
 

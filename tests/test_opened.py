@@ -21,11 +21,12 @@ from pellucid.clip import CLIP, TextTower, retrieve
 from pellucid.conditioning import encode
 from pellucid.data.emoji import concept_names
 from pellucid.evaluate.quality import read_prompts
+from pellucid.explain import autoencoder, clip
+from pellucid.explain import parts_page as page
+from pellucid.explain.autoencoder import RoundTrip
+from pellucid.explain.clip import Similarity
+from pellucid.explain.operations import operations, shape_of
 from pellucid.model import Model
-from pellucid.opened import autoencoder, clip, page
-from pellucid.opened.autoencoder import RoundTrip
-from pellucid.opened.clip import Similarity
-from pellucid.opened.operations import operations, shape_of
 from pellucid.tokenizer import Tokenizer
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pellucid import pages
-from pellucid.plots import Plot, Series
+from pellucid.html import pages
+from pellucid.html.plots import Plot, Series
 
 
 def places(svg: str, style: str = "line") -> list[np.ndarray]:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pellucid import noise_lab, pages
+from pellucid.explain import autoencoder, clip
+from pellucid.explain import noise as noise_lab
+from pellucid.explain import parts_page as opened_page
+from pellucid.explain.noise import page as noise_page
+from pellucid.html import pages
 from pellucid.model import Model
-from pellucid.noise_lab import page as noise_page
-from pellucid.opened import autoencoder, clip
-from pellucid.opened import page as opened_page
 
 NAMES = ("noise", "autoencoder", "clip")
 

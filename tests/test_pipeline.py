@@ -19,8 +19,8 @@ from pellucid.images import read_metadata, save
 from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
-from pellucid.precision import NotFinite, dtype_of
 from pellucid.preview import preview
+from pellucid.runtime.precision import NotFinite, dtype_of
 from pellucid.schedule import Schedule
 from pellucid.vae import VAE, VAEConfig
 

@@ -12,18 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid import checkpoints, noise_lab
+from pellucid import checkpoints
 from pellucid.adapters import adapt
 from pellucid.backbones.unet import UNet
 from pellucid.checkpoints import CheckpointError
 from pellucid.conditioning import encode, read
-from pellucid.explain import Watch
-from pellucid.explain import page as explained
+from pellucid.explain import autoencoder
+from pellucid.explain import clip as opened_clip
+from pellucid.explain import noise as noise_lab
+from pellucid.explain.noise import page as noise_page
+from pellucid.explain.run import Watch
+from pellucid.explain.run import page as explained
 from pellucid.guidance import walk
 from pellucid.model import Model, Reading
-from pellucid.noise_lab import page as noise_page
-from pellucid.opened import autoencoder
-from pellucid.opened import clip as opened_clip
 from pellucid.pipeline import Request, generate
 from pellucid.train import lora as train_lora
 from pellucid.train.lora import LoraOptions

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import stage
 from pellucid.clip import TextTower
 from pellucid.diffusion import Conditioning, normalized
 from pellucid.guidance import walk
 from pellucid.model import Emphasis, Model
-from pellucid.precision import dtype_of
 from pellucid.prompt import each_step, parse, split_and, take_loras
 from pellucid.request import Request
+from pellucid.runtime import parts as stage
+from pellucid.runtime.precision import dtype_of
 from pellucid.tokenizer import Tokenizer
 
 MAX_WEIGHT = 100.0

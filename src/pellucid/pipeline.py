@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from pellucid import hires, inpaint, samplers, stage
+from pellucid import hires, inpaint, samplers
 from pellucid.conditioning import Told, in_chunks, told
 from pellucid.diffusion import Conditioning, Denoiser, Network, add_noise, predictor
 from pellucid.guidance import ByStep, ClassifierFree, Parts, clip_guidance, progress
@@ -23,10 +23,11 @@ from pellucid.images import picture_size, to_tensor
 from pellucid.inpaint import Canvas
 from pellucid.model import Model
 from pellucid.noise import draw, generators, slerp, source
-from pellucid.precision import dtype_of
 from pellucid.preview import decoder_of, pictures
 from pellucid.prompt import unbalanced, unread
 from pellucid.request import Request, draws_any_size, resolve, unit_of
+from pellucid.runtime import parts as stage
+from pellucid.runtime.precision import dtype_of
 from pellucid.samplers import Step
 from pellucid.schedule import MAX_STEPS, Level
 

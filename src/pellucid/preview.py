@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid import stage
 from pellucid.images import to_pil
 from pellucid.model import Model
 from pellucid.plugins import choose
+from pellucid.runtime import parts as stage
 from pellucid.tiny_vae import TinyVAE, wanted
 from pellucid.vae import VAE
 

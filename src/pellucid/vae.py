@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pellucid import strips
+from pellucid import tiling as strips
 from pellucid.nn import Downsample, PictureAttention, ResidualBlock, Upsample
 
 

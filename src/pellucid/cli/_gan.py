@@ -37,8 +37,8 @@ def draw(
     count that is out of range.
     """
     from pellucid import checkpoints, gan, images
-    from pellucid.devices import choose_device
     from pellucid.request import Request
+    from pellucid.runtime.devices import choose_device
 
     refuse(path, [name.replace("_", " ") for name in fields if name not in KNOWN])
     request = Request.model_validate(dict(fields))  # which knows what seed and count may be

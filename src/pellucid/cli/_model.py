@@ -61,8 +61,8 @@ def open_model(
     import torch
 
     from pellucid import checkpoints
-    from pellucid.devices import choose_device
-    from pellucid.precision import choose_dtype
+    from pellucid.runtime.devices import choose_device
+    from pellucid.runtime.precision import choose_dtype
 
     path = checkpoints.embedded() if path is None else path
     where = choose_device(device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from pellucid.records import Record
+    from pellucid.html.records import Record
 
 OUT_HELP = "The page, a .html file; outputs/PICTURE-COMMAND.html if left out."
 JSON_HELP = "The record as JSON on stdout; a page only if --out asks for one."
@@ -31,7 +31,7 @@ def page_path(out: Path | None, as_json: bool, picture: Path, command: str) -> P
 
 def deliver(record: Record, html: Callable[[], str], path: Path | None, as_json: bool) -> None:
     """Write the page and tell where it is; or tell the whole record."""
-    from pellucid import pages
+    from pellucid.html import pages
 
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

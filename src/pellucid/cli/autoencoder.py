@@ -22,8 +22,8 @@ def autoencoder(
 ) -> None:
     """A page of a picture's round trip, what it lost, its latents, and what they save."""
     from pellucid import images
-    from pellucid.opened import page
-    from pellucid.opened.autoencoder import look
+    from pellucid.explain import parts_page as page
+    from pellucid.explain.autoencoder import look
 
     path = page_path(out, as_json, picture, "autoencoder")
     image = images.open_image(picture)

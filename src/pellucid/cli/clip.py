@@ -33,8 +33,8 @@ def clip(
 ) -> None:
     """A page of how like each other pictures and texts are, and of each picture's nearest words."""
     from pellucid import images
-    from pellucid.opened import page
-    from pellucid.opened.clip import look
+    from pellucid.explain import parts_page as page
+    from pellucid.explain.clip import look
 
     path = page_path(out, as_json, pictures[0], "clip")
     opened = [(picture.name, images.open_image(picture)) for picture in pictures]

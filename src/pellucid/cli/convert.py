@@ -30,7 +30,7 @@ def convert(
 ) -> None:
     """Write a model in another layout: diffusers' folder, the original file, or Pellucid's own."""
     from pellucid import checkpoints
-    from pellucid.precision import DTYPES
+    from pellucid.runtime.precision import DTYPES
 
     known = SHORT | {name: name for name in DTYPES}
     if dtype is not None and dtype not in known:

@@ -28,7 +28,7 @@ from pellucid.cli._request import (
 )
 
 if TYPE_CHECKING:
-    from pellucid.explain import Explanation
+    from pellucid.explain.run import Explanation
     from pellucid.model import Model
     from pellucid.pipeline import Adapt
     from pellucid.request import Request
@@ -70,7 +70,7 @@ def explain(
     sampler, and the time it took.
     """
     from pellucid.adapters import adapt
-    from pellucid.explain import page
+    from pellucid.explain.run import page
     from pellucid.request import Request
 
     if prompt is None and like is None:
@@ -127,7 +127,7 @@ def explain(
 def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:
     """Draw with a progress bar, watched."""
     from pellucid.data.emoji import concept_names
-    from pellucid.explain import Watch
+    from pellucid.explain.run import Watch
 
     watch = Watch(model, request, adapt)
     with bar(request.prompt[:40]) as advance:

@@ -309,8 +309,8 @@ def _run(
     Latents that cannot be decoded are kept by `save`, and the ValueError says where.
     """
     from pellucid.pipeline import generate as run
-    from pellucid.precision import NotFinite
     from pellucid.request import resolve, seeded
+    from pellucid.runtime.precision import NotFinite
 
     request, trail = seeded(request), []
     with bar(request.prompt[:40] or "(no prompt)") as advance:

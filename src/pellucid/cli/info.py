@@ -61,8 +61,8 @@ def _choice(types: dict[str, int]) -> str:
     """Device and number type that --device auto and --dtype auto choose, and by which rule."""
     import torch
 
-    from pellucid.devices import choose_device
-    from pellucid.precision import choose_dtype
+    from pellucid.runtime.devices import choose_device
+    from pellucid.runtime.precision import choose_dtype
 
     stored: torch.dtype = getattr(torch, next(iter(types)))
     return str(choose_dtype(choose_device("auto"), "auto", stored))

@@ -38,8 +38,9 @@ def noise(
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """A page of schedules, small steps, types of noise, and the model's guess from every t."""
-    from pellucid import checkpoints, images, noise_lab
-    from pellucid.noise_lab import page, schedules
+    from pellucid import checkpoints, images
+    from pellucid.explain import noise as noise_lab
+    from pellucid.explain.noise import page, schedules
 
     path = page_path(out, as_json, picture, "noise")
     times = noise_lab.TIMES if t is None else _times(t)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.devices import choose_device
+from pellucid.runtime.devices import choose_device
 
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),

@@ -21,8 +21,8 @@ from pellucid.diffusion import Conditioning
 from pellucid.evaluate.compare.contest import Recipe
 from pellucid.evaluate.coverage import Coverage, apart, kl_to_uniform, precision_recall
 from pellucid.gan import packed
+from pellucid.html.plots import Plot, Series
 from pellucid.nn import sinusoid
-from pellucid.plots import Plot, Series
 
 WITHIN = 3.0
 """A sample is good within so many deviations of the nearest centre (VEEGAN, section 5.1); only good

@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pellucid import pages
 from pellucid.evaluate.compare import METHODS, CompareOptions, Part
+from pellucid.html import pages
+from pellucid.html.pages import figure, paragraph, picture, row, section, table
+from pellucid.html.plots import Plot, Series
 from pellucid.images import save, write_whole
-from pellucid.pages import figure, paragraph, picture, row, section, table
-from pellucid.plots import Plot, Series
 from pellucid.train.gan import TOLD
 
 HEAD = (

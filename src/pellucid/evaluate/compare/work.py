@@ -25,12 +25,7 @@ from pellucid.evaluate.compare import (
     parameters_of,
 )
 from pellucid.evaluate.compare.contest import Contest, Recipe
-from pellucid.evaluate.compare.contestants import (
-    draw_denoiser,
-    draw_gan,
-    train_denoiser,
-    train_gan,
-)
+from pellucid.evaluate.compare.contestants import draw_denoiser, draw_gan, train_denoiser, train_gan
 from pellucid.images import save, write_whole
 from pellucid.train.gan import Players
 from pellucid.train.loop import Ema

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.clip import VisionTower
+from pellucid.html.records import Picture, Record
 from pellucid.images import fit, to_tensor
 from pellucid.model import Model
-from pellucid.records import Picture, Record
 
 BATCH = 64
 MOST_ITEMS = 100

@@ -13,9 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 from pellucid.diffusion import add_noise, small_step
+from pellucid.explain.noise.schedules import level_at
+from pellucid.html.records import Picture, Record
 from pellucid.images import to_pil
-from pellucid.noise_lab.schedules import level_at
-from pellucid.records import Picture, Record
 from pellucid.schedule import CLEAN, Schedule
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pellucid.diffusion import Conditioning, eps_from_x0
-from pellucid.pages import data_url
+from pellucid.html.pages import data_url
 from pellucid.request import Request
 from pellucid.schedule import Level
 

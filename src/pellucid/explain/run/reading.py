@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.conditioning import chunked
-from pellucid.explain.record import Word
+from pellucid.explain.run.record import Word
 from pellucid.guidance import progress
 from pellucid.model import Model
 from pellucid.pipeline import levels_of

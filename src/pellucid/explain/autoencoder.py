@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid import strips
+from pellucid import tiling as strips
 from pellucid.conditioning import Told, read
+from pellucid.explain.operations import operations, shape_of
+from pellucid.html.records import Picture, Record
 from pellucid.images import to_pil, to_tensor
 from pellucid.model import Model
-from pellucid.opened.operations import operations, shape_of
 from pellucid.preview import colours_of
-from pellucid.records import Picture, Record
 from pellucid.request import unit_of
 from pellucid.vae import VAE, psnr
 

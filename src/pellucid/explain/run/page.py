@@ -21,12 +21,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pellucid import noise, pages, samplers
+from pellucid import noise, samplers
 from pellucid.clip import TextTower
 from pellucid.diffusion import to_x0
-from pellucid.explain.record import Explanation, project
-from pellucid.explain.shown import Shown, details
+from pellucid.explain.run.record import Explanation, project
+from pellucid.explain.run.shown import Shown, details
 from pellucid.guidance import ClassifierFree
+from pellucid.html import pages
 from pellucid.model import Model
 from pellucid.nn import attend
 from pellucid.pipeline import generate
@@ -134,7 +135,7 @@ def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str
 
 def asset(name: str) -> str:
     """A file beside this one."""
-    return resources.files("pellucid.explain").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("pellucid.explain.run").joinpath(name).read_text(encoding="utf-8")
 
 
 def source(function: Callable[..., Any]) -> str:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pellucid import devices, strips
+from pellucid import tiling as strips
 from pellucid.clip import TextOutput, TextTower
 from pellucid.model import Model
-from pellucid.precision import Careful, dtype_of, finite
+from pellucid.runtime import devices
+from pellucid.runtime.precision import Careful, dtype_of, finite
 from pellucid.tiny_vae import TinyVAE
 from pellucid.vae import VAE
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pellucid import pages
-from pellucid.explain.record import Explanation, Step
+from pellucid.explain.run.record import Explanation, Step
 from pellucid.guidance import progress
+from pellucid.html import pages
 from pellucid.model import Model
 from pellucid.preview import is_quick, preview
 from pellucid.prompt import split_and

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from pellucid.explain.noise import estimate, kinds, schedules
+from pellucid.explain.noise.estimate import Estimate, Estimates
+from pellucid.explain.noise.kinds import Kind, Spectrum
+from pellucid.explain.noise.schedules import ScheduleLook
+from pellucid.explain.noise.walk import Moments, Walk, walk
+from pellucid.html.records import Picture, Record
 from pellucid.images import to_tensor
 from pellucid.model import Model
 from pellucid.noise import draw, generators
-from pellucid.noise_lab import estimate, kinds, schedules
-from pellucid.noise_lab.estimate import Estimate, Estimates
-from pellucid.noise_lab.kinds import Kind, Spectrum
-from pellucid.noise_lab.schedules import ScheduleLook
-from pellucid.noise_lab.walk import Moments, Walk, walk
-from pellucid.records import Picture, Record
 from pellucid.schedule import Schedule
 
 __all__ = [

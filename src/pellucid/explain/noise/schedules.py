@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from pellucid.diffusion import add_noise
+from pellucid.html.records import Picture, Record
 from pellucid.images import to_pil
 from pellucid.plugins import choose
-from pellucid.records import Picture, Record
 from pellucid.schedule import SCHEDULES, Level, Schedule
 
 POINTS = 101

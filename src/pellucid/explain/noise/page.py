@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from pellucid import gallery
-from pellucid.gallery import Gallery
-from pellucid.noise_lab import NoiseLab
-from pellucid.noise_lab.schedules import ScheduleLook
-from pellucid.pages import figure, page, paragraph, picture, row, section, source, table
-from pellucid.plots import Plot, Series
+from pellucid.explain.noise import NoiseLab
+from pellucid.explain.noise.schedules import ScheduleLook
+from pellucid.html import gallery
+from pellucid.html.gallery import Gallery
+from pellucid.html.pages import figure, page, paragraph, picture, row, section, source, table
+from pellucid.html.plots import Plot, Series
 
 # How the estimate follows from what the network says; `diffusion.to_x0`.
 X0 = {

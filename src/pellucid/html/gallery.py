@@ -8,7 +8,7 @@ from html import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pellucid.pages import data_url
+from pellucid.html.pages import data_url
 
 HEAD, NAME, GAP = 18, 130, 3  # height of the head, width of the names, room between, in pixels
 

@@ -7,10 +7,10 @@ import inspect
 from PIL import Image
 from torch import Tensor
 
+from pellucid.explain.noise.spectrum import power_spectrum, radial_average, slope
+from pellucid.html.records import Picture, Record
 from pellucid.images import to_pil
 from pellucid.noise import NOISES, draw, generators
-from pellucid.records import Picture, Record
-from pellucid.spectrum import power_spectrum, radial_average, slope
 
 SIDE, DRAWS = 96, 32
 

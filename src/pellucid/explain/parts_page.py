@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from html import escape
 
-from pellucid.opened.autoencoder import Cost, RoundTrip
-from pellucid.opened.clip import Seen, Similarity
-from pellucid.pages import data_url, figure, page, paragraph, picture, row, section, source, table
+from pellucid.explain.autoencoder import Cost, RoundTrip
+from pellucid.explain.clip import Seen, Similarity
+from pellucid.html.pages import (
+    data_url,
+    figure,
+    page,
+    paragraph,
+    picture,
+    row,
+    section,
+    source,
+    table,
+)
 
 SHOWN = 320  # width in pixels that a smaller picture is shown with
 CHANNEL = 112

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
-from pellucid.pages import data_url
+from pellucid.html.pages import data_url
 
 PNG_URL = "data:image/png;base64,"
 

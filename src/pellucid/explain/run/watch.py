@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.diffusion import Conditioning
-from pellucid.explain.reading import nearest, plan_of
-from pellucid.explain.record import Explanation, Look, Step
+from pellucid.explain.run.reading import nearest, plan_of
+from pellucid.explain.run.record import Explanation, Look, Step
 from pellucid.model import Model
 from pellucid.pipeline import Adapt, Progress, generate, plain
 from pellucid.request import Request, resolve

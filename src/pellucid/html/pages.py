@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pellucid import plots
+from pellucid.html import plots
 from pellucid.images import write_whole
 from pellucid.plugins import choose
 

@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid import stage
 from pellucid.conditioning import told
 from pellucid.diffusion import add_noise
+from pellucid.explain.noise.schedules import level_at
+from pellucid.html.records import Picture, Record
 from pellucid.images import fit, to_tensor
 from pellucid.model import Model
 from pellucid.noise import draw, generators
-from pellucid.noise_lab.schedules import level_at
 from pellucid.pipeline import denoiser
 from pellucid.preview import pictures
-from pellucid.records import Picture, Record
 from pellucid.request import Request, resolve
+from pellucid.runtime import parts as stage
 from pellucid.vae import psnr
 
 

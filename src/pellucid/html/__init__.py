@@ -1,0 +1,1 @@
+"""Building pages: plots, galleries and records in one HTML file."""

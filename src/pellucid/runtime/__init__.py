@@ -1,0 +1,1 @@
+"""A model at work: devices, number types, and its parts brought to where they compute."""
