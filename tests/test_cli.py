@@ -97,7 +97,7 @@ def test_json_and_info(
         (["--guidance", "nan"], "guidance"),
         (["--seed", str(2**70)], "seed"),
         (["--size", "17x16"], "multiple of 2"),
-        (["--size", "63"], "multiple of 2 is wanted, for instance 64"),
+        (["--size", "63"], "multiple of 2, such as 64, got 63"),
         (["--size", "0x0"], "width"),
         (["--size", "99999"], "width"),
         (["--guidance", "inf"], "guidance"),

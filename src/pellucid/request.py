@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pellucid import hires, samplers
-from pellucid.images import picture_size
+from pellucid.images import open_image
 from pellucid.model import Emphasis, Model
 from pellucid.noise import MAX_SEED, NOISES
 from pellucid.plugins import choose
@@ -242,6 +243,56 @@ class Request(BaseModel):
         return self.model_dump(mode="json", exclude=idle)
 
 
+class Start(NamedTuple):
+    """The picture that image to image starts from, and how much of it is drawn anew."""
+
+    picture: Image.Image
+    """RGB, as `images.open_image` reads it, before it is extended or cropped."""
+    strength: float
+
+
+class SecondPass(NamedTuple):
+    """A second pass at a larger size, which draws the enlarged picture over."""
+
+    scale: float
+    steps: int
+    strength: float
+    upscaler: str
+
+
+class ResolvedRequest(Request):
+    """A request as one model carries it out: every default is filled in (`resolve`)."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    steps: int
+    guidance: float
+    sampler: str
+    """The name of a file in samplers/."""
+    spacing: str
+    """One of `schedule.SPACINGS`."""
+    width: int
+    """Of the result before a second pass; with only_masked, of the part that is drawn."""
+    height: int
+    seed: int
+    picture: Image.Image | None = Field(default=None, exclude=True, repr=False)
+    """`image`, opened; it is not part of the record."""
+
+    @property
+    def start(self) -> Start | None:
+        """The picture to start from; None: pure noise."""
+        if self.picture is None or self.strength is None:
+            return None
+        return Start(self.picture, self.strength)
+
+    @property
+    def second_pass(self) -> SecondPass | None:
+        """None: there is none."""
+        if self.hires is None or self.hires_steps is None:
+            return None
+        return SecondPass(self.hires, self.hires_steps, self.hires_strength, self.hires_upscaler)
+
+
 def seeded(request: Request) -> Request:
     """The request with a seed, a random one if it asks for none."""
     if request.seed not in (None, -1):
@@ -249,24 +300,21 @@ def seeded(request: Request) -> Request:
     return request.model_copy(update={"seed": secrets.randbelow(2**32)})
 
 
-def resolve(model: Model, request: Request) -> Request:
-    """The request with the model's defaults, a seed and plain names filled in.
+def resolve(model: Model, request: Request) -> ResolvedRequest:
+    """The request with the model's defaults, a seed and plain names filled in, its image opened.
 
-    Raises ValueError for a size that the model cannot draw.
+    Raises ValueError: a size that the model cannot draw, an image that cannot be read.
     """
     d = model.defaults
     name, spacing = samplers.resolve(d.sampler if request.sampler is None else request.sampler)
     if request.spacing is not None:
         spacing = request.spacing
-    steps = d.steps if request.steps is None else request.steps
-    width, height = size_of(model, request)
-    fixed: dict[str, Any] = {
-        "steps": steps,
-        "guidance": (
-            getattr(samplers.get(name), "GUIDANCE", d.guidance)
-            if request.guidance is None
-            else request.guidance
-        ),
+    guidance = getattr(samplers.get(name), "GUIDANCE", d.guidance)
+    picture = None if request.image is None else open_image(request.image)
+    width, height = size_of(model, request, picture)
+    filled: dict[str, Any] = {
+        "steps": d.steps if request.steps is None else request.steps,
+        "guidance": guidance if request.guidance is None else request.guidance,
         "sampler": name,
         "spacing": samplers.spacing_of(
             name, d.spacing if spacing is None else spacing, model.schedule
@@ -274,13 +322,14 @@ def resolve(model: Model, request: Request) -> Request:
         "width": width,
         "height": height,
         "seed": seeded(request).seed,
+        "picture": picture,
     }
     if request.image is not None and request.strength is None:
         masked = EXTEND_STRENGTH if any(request.extend) else MASK_STRENGTH
-        fixed["strength"] = masked if request.masked else STRENGTH
+        filled["strength"] = masked if request.masked else STRENGTH
     if request.hires is not None and request.hires_steps is None:
-        fixed["hires_steps"] = steps
-    return request.model_copy(update=fixed)
+        filled["hires_steps"] = filled["steps"]
+    return ResolvedRequest.model_validate(dict(request) | filled)
 
 
 def draws_any_size(model: Model) -> bool:
@@ -289,23 +338,22 @@ def draws_any_size(model: Model) -> bool:
 
 
 def unit_of(model: Model) -> int:
-    """Width and height are multiples of so many pixels."""
+    """Width and height must be multiples of this many pixels."""
     patch = getattr(getattr(model.backbone, "config", None), "patch_size", 1)
     return model.vae.config.downsample * patch
 
 
-def size_of(model: Model, request: Request) -> tuple[int, int]:
-    """Width and height of the result, in front of a second pass; with only_masked, of the part.
+def size_of(model: Model, request: Request, picture: Image.Image | None) -> tuple[int, int]:
+    """Width and height of the result before a second pass; with only_masked, of the part.
 
-    ValueError for what is no multiple of the unit, unless it is the very size of a picture of which
-    only a part is drawn.
+    picture: the request's image. ValueError for a size that is not a multiple of the unit, unless
+    it is exactly that of a picture of which only a part is drawn.
     """
     d, unit = model.defaults, unit_of(model)
     own, exact = (d.width, d.height), False
-    if request.image is not None and not request.only_masked:
+    if picture is not None and not request.only_masked:
         left, top, right, bottom = request.extend
-        width, height = picture_size(request.image)
-        width, height = width + left + right, height + top + bottom
+        width, height = picture.width + left + right, picture.height + top + bottom
         exact = request.masked and (
             request.width in (None, width) and request.height in (None, height)
         )
@@ -325,9 +373,10 @@ def size_of(model: Model, request: Request) -> tuple[int, int]:
             )
         if pixels % unit and not exact:
             near = max(round(pixels / unit), 1) * unit
-            raise ValueError(
-                f"{side} is {pixels}; a multiple of {unit} is wanted, for instance {near}"
-            )
+            raise ValueError(f"{side} must be a multiple of {unit}, such as {near}, got {pixels}")
     if request.hires is not None and max(size) * request.hires > MAX_SIDE:
-        raise ValueError(f"hires is {request.hires:g}; that makes more than {MAX_SIDE} pixels")
+        raise ValueError(
+            f"hires {request.hires:g} makes {max(size) * request.hires:g} pixels of {max(size)}; "
+            f"at most {MAX_SIDE} can be drawn"
+        )
     return size
