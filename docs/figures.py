@@ -18,10 +18,12 @@ from layout import Cell, dots, grey, heat, matrix, plot, sheet
 from PIL import Image
 from torch import Tensor, nn
 
-from pellucid import checkpoints, images, noise
+from pellucid import checkpoints, noise
 from pellucid.conditioning import chunked, read
 from pellucid.diffusion import add_noise, predictor, target
 from pellucid.html.plots import Series
+from pellucid.images.metadata import save_image
+from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, pictures
 from pellucid.schedule import Schedule
@@ -69,7 +71,7 @@ def of_gan(model: Model) -> Figures:
 
 def of_noise(model: Model) -> Figures:
     kinds = [
-        Cell(images.to_pil(noise.draw(kind, (3, 64, 64), noise.generators(1, 1))[0] / 3), kind)
+        Cell(to_pil(noise.draw(kind, (3, 64, 64), noise.generators(1, 1))[0] / 3), kind)
         for kind in noise.NOISES
     ]
     yield "noise-kinds", sheet(kinds, len(kinds))
@@ -119,21 +121,21 @@ def of_schedule(model: Model) -> Figures:
 
 
 def of_forward(model: Model) -> Figures:
-    x0 = images.to_tensor(last(model).images[0])[None]
+    x0 = to_tensor(last(model).images[0])[None]
     eps = noise.draw("gaussian", tuple(x0.shape[1:]), noise.generators(1, 1))
     cells = []
     for name in ("scaled_linear", "cosine"):
         for t in (0, 200, 400, 600, 800, 999):
             level = Schedule(name).level(t)
             x = add_noise(x0, eps, level.alpha, level.sigma)
-            cells.append(Cell(images.to_pil(x[0]), f"t = {t}"))
+            cells.append(Cell(to_pil(x[0]), f"t = {t}"))
     yield "forward-jump", sheet(cells, 6)
 
 
 def of_unet(model: Model) -> Figures:
     unet = model.backbone
     level = model.schedule.level(500)
-    x0 = model.vae.to_latents(images.to_tensor(last(model).images[0])[None])
+    x0 = model.vae.to_latents(to_tensor(last(model).images[0])[None])
     eps = noise.draw("gaussian", tuple(x0.shape[1:]), noise.generators(1, 1))
     x = add_noise(x0, eps, level.alpha, level.sigma)
     parts = {"in": unet.conv_in}
@@ -157,7 +159,7 @@ def of_unet(model: Model) -> Figures:
     yield "unet-levels", sheet(cells, 4)
 
     picture = last(model, PAIR).images[0]
-    x0 = model.vae.to_latents(images.to_tensor(picture)[None])
+    x0 = model.vae.to_latents(to_tensor(picture)[None])
     maps: list[Tensor] = []
     x = add_noise(x0, eps, level.alpha, level.sigma)
     unet(x, torch.tensor([level.t]), read(model, [PAIR]), record=maps)
@@ -171,14 +173,14 @@ def of_unet(model: Model) -> Figures:
 
 
 def of_prediction(model: Model) -> Figures:
-    x0 = images.to_tensor(last(model).images[0])[None]
+    x0 = to_tensor(last(model).images[0])[None]
     eps = noise.draw("gaussian", tuple(x0.shape[1:]), noise.generators(1, 1))
     level = Schedule("cosine").level(500)
     x = add_noise(x0, eps, level.alpha, level.sigma)
-    cells = [Cell(images.to_pil(x[0]), "x")]
+    cells = [Cell(to_pil(x[0]), "x")]
     for kind in ("eps", "x0", "v", "flow"):
         wanted = target(kind, x0, eps, level.alpha, level.sigma)
-        cells.append(Cell(images.to_pil(wanted[0]), kind))
+        cells.append(Cell(to_pil(wanted[0]), kind))
     yield "prediction-targets", sheet(cells, 5)
 
     latents = model.vae.to_latents(x0)
@@ -209,7 +211,7 @@ def of_text(model: Model) -> Figures:
     prompts = ("a lion", "a panda", "a red heart", "a crescent moon", "a slice of pizza")
     drawn = [last(model, prompt=prompt).images[0] for prompt in prompts]
     texts = F.normalize(model.text(model.tokenizer(prompts)).projected, dim=-1)
-    seen = model.vision(torch.stack([images.to_tensor(picture) for picture in drawn]))
+    seen = model.vision(torch.stack([to_tensor(picture) for picture in drawn]))
     yield "text-clip", matrix(texts @ F.normalize(seen, dim=-1).T, prompts, drawn)
 
 
@@ -229,13 +231,13 @@ def of_guidance(model: Model) -> Figures:
 
 
 def of_latents(model: Model) -> Figures:
-    before = images.to_tensor(last(model).images[0])
+    before = to_tensor(last(model).images[0])
     latents = model.vae.to_latents(before[None])
     after = model.vae.to_pixels(latents)[0]
     cells = [
-        Cell(images.to_pil(before), "pixels"),
-        Cell(images.to_pil(after), "round trip"),
-        Cell(images.to_pil(1 - 4 * (before - after).abs()), "difference x 4"),
+        Cell(to_pil(before), "pixels"),
+        Cell(to_pil(after), "round trip"),
+        Cell(to_pil(1 - 4 * (before - after).abs()), "difference x 4"),
     ]
     yield "latents-trip", sheet(cells, len(cells))
     channels = [Cell(grey(channel)) for channel in latents[0]]
@@ -273,7 +275,7 @@ def draw_all(folder: Path) -> None:
     with torch.no_grad():
         for page in PAGES:
             for name, image in page(model):
-                images.save(image, folder / f"{name}.png")
+                save_image(image, folder / f"{name}.png")
 
 
 # ---------------------------------------------------------------- asking the model

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pellucid import images
 from pellucid.html.plots import LIGHT, Plot, Series
+from pellucid.images.pixels import grid, to_pil
 
 SIDE = 128  # pixels of one picture in a sheet
 TEXT = 19  # pixels of the letters below it
@@ -34,7 +34,7 @@ def sheet(cells: Sequence[Cell], columns: int, side: int = SIDE) -> Image.Image:
         brush.rectangle((0, 0, side - 1, side - 1), outline="#c8c8c8")  # where it is white, it ends
         brush.text((side / 2, side + 4), cell.label, fill="black", font=font, anchor="ma")
         frames.append(frame)
-    return images.grid(frames, columns, gap=8)
+    return grid(frames, columns, gap=8)
 
 
 def plot(title: str, series: Sequence[Series], x: str, y: str, **axes: Any) -> Image.Image:
@@ -47,7 +47,7 @@ def heat(values: Tensor) -> Image.Image:
     low, high = values.min(), values.max()
     share = ((values - low) / (high - low).clamp(min=1e-12))[None]
     ink = torch.tensor([int(LIGHT[0][i : i + 2], 16) / 127.5 - 1 for i in (1, 3, 5)])
-    return images.to_pil(1 + share * (ink[:, None, None] - 1))
+    return to_pil(1 + share * (ink[:, None, None] - 1))
 
 
 def dots(points: Tensor) -> Image.Image:
@@ -61,7 +61,7 @@ def dots(points: Tensor) -> Image.Image:
 
 def grey(values: Tensor) -> Image.Image:
     """(H, W), black at -3 and white at 3 deviations of a unit normal."""
-    return images.to_pil((values / 3).expand(3, -1, -1))
+    return to_pil((values / 3).expand(3, -1, -1))
 
 
 def matrix(scores: Tensor, rows: Sequence[str], columns: Sequence[Image.Image]) -> Image.Image:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from pellucid.adapters import adapt, find
 from pellucid.checkpoints import load_lora
 from pellucid.cli._request import lora_of
-from pellucid.images import read_metadata
+from pellucid.images.metadata import read_metadata
 from pellucid.lora import attach
 from pellucid.model import Model
 from pellucid.pipeline import generate

@@ -17,7 +17,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 import pellucid
-from pellucid import images, pipeline
+from pellucid import pipeline
+from pellucid.images.metadata import read_metadata
 
 
 def test_paths_on_stdout(
@@ -59,10 +60,10 @@ def test_like_makes_the_same_picture_again(
     assert call("generate", "--like", first, "--seed", 1, *common, other)[0] == 0
     pixels = [Image.open(path).tobytes() for path in (first, again, other)]
     assert pixels[0] == pixels[1] != pixels[2]
-    request = images.read_metadata(again).request
+    request = read_metadata(again).request
     assert request is not None and request["negative_prompt"] == "green"
     # What is asked for beside --like counts more.
-    changed = images.read_metadata(other).request
+    changed = read_metadata(other).request
     assert changed is not None and changed | {"seed": request["seed"]} == request
 
 
@@ -235,7 +236,7 @@ def test_a_random_seed_is_in_the_name_and_in_the_picture(
     assert status == 0
     seeds = []
     for line in out.splitlines():
-        request = images.read_metadata(line).request
+        request = read_metadata(line).request
         assert request is not None and Path(line).stem == f"a-rabbit-{request['seed']}"
         seeds.append(request["seed"])
     assert seeds[0] >= 0 and seeds[1] == seeds[0] + 1
@@ -291,7 +292,7 @@ def test_like_a_picture_of_another_program(
         Image.new("RGB", (16, 16)).save(theirs, pnginfo=info)
         words = ("generate", "--like", theirs, "--model", model_file, "--out", ours)
         assert call(*words)[0] == 0
-        request = images.read_metadata(ours).request
+        request = read_metadata(ours).request
         assert request is not None and request["sampler"] == "euler_ancestral"
         assert (request["spacing"], request["seed"], request["steps"]) == (spacing, 4, 2)
 
@@ -301,7 +302,7 @@ def test_a_preset_and_what_is_asked_beside_it(call: Any, model_file: Path, tmp_p
     words = ("generate", "a rabbit", "--model", model_file, "--out", out, "--preset", "lightning")
     for more, steps in (((), 4), (("--steps", "2"), 2)):
         assert call(*words, *more)[0] == 0
-        request = images.read_metadata(out).request
+        request = read_metadata(out).request
         assert request is not None
         told = [request[name] for name in ("steps", "guidance", "sampler", "spacing")]
         assert told == [steps, 1.0, "euler", "trailing"]

@@ -16,10 +16,10 @@ from torch import Tensor
 from pellucid import checkpoints
 from pellucid.checkpoints import _families, ldm, load, save
 from pellucid.cli._model import open_model
+from pellucid.images.latent_file import save_latents
 from pellucid.model import Model
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
-from pellucid.vae import save_latents
 from references import NAMES, make_lora, model_of
 
 

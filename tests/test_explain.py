@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid import checkpoints, images
+from pellucid import checkpoints
 from pellucid.backbones.unet import SD15, UNet
 from pellucid.explain.run import Explanation, Watch, explain, page, shown, watch
 from pellucid.explain.run.record import project
 from pellucid.gan import GAN, GANConfig, Generator
+from pellucid.images.metadata import save_image
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
 from pellucid.pipeline import Progress, generate
@@ -246,7 +247,7 @@ def test_maps_equal_those_of_diffusers(model: Model) -> None:
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
     path = tmp_path / "start.png"
-    images.save(Image.new("RGB", (16, 16), "orange"), path)
+    save_image(Image.new("RGB", (16, 16), "orange"), path)
     return str(path)
 
 
@@ -447,7 +448,7 @@ def test_command_like_a_picture(
     monkeypatch.chdir(tmp_path)
     *_, last = generate(model, REQUEST)
     assert last.images is not None
-    images.save(last.images[0], "apple.png", last.request.record())
+    save_image(last.images[0], "apple.png", last.request.record())
     status, out, _ = call("explain", "--like", "apple.png", "--model", model_file, "--json")
     assert status == 0
     (record,) = json.loads(out)["explanations"]

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from pellucid import checkpoints, gan, images
+from pellucid import checkpoints, gan
 from pellucid.checkpoints import CheckpointError
 from pellucid.checkpoints._weights import open_weights
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.gan import GAN, Discriminator, GANConfig, Generator
+from pellucid.images.metadata import read_metadata
 from pellucid.train import gan as train_gan
 from pellucid.train.gan import GANOptions, Players, play
 
@@ -381,7 +382,7 @@ def test_generate_with_a_gan(
         "model": "three things",
         "model_file": str(trained),
     }
-    assert images.read_metadata(again).request == made["request"]
+    assert read_metadata(again).request == made["request"]
     assert Image.open(again).tobytes() == Image.open(tmp_path / "rabbit-4.png").tobytes()
     status, out, _ = call("info", trained)
     assert status == 0 and "generator of a GAN" in out

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from pellucid import hires, images
+from pellucid import hires
+from pellucid.images.metadata import read_metadata
+from pellucid.images.parameters import read_parameters, write_parameters
+from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, resolve
 from pellucid.runtime.parts import encode as encode_pixels
@@ -70,9 +73,9 @@ def test_what_the_second_pass_begins_with(model: Model, name: str) -> None:
         mode, antialias = hires.LATENT[name]
         expected = F.interpolate(first, (12, 12), mode=mode, antialias=antialias)
     else:
-        small = images.to_pil(model.vae.to_pixels(first)[0])
+        small = to_pil(model.vae.to_pixels(first)[0])
         how = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}[name]
-        pixels = images.to_tensor(small.resize((24, 24), how))
+        pixels = to_tensor(small.resize((24, 24), how))
         expected = encode_pixels(model, pixels[None], [])
     assert steps[-1].x.shape == expected.shape
     torch.testing.assert_close(steps[-1].x, expected, rtol=0, atol=0.01)
@@ -144,16 +147,14 @@ def test_parameters_of_a_second_pass() -> None:
         "a\nSteps: 3, Denoising strength: 0.5, Hires upscale: 2, Hires steps: 4, "
         "Hires upscaler: Latent"
     )
-    fields = images.read_parameters(text)
+    fields = read_parameters(text)
     assert (fields["hires"], fields["hires_steps"], fields["hires_strength"]) == (2, 4, 0.5)
     assert "strength" not in fields
     request = Request(prompt="a", steps=3, hires=2, hires_steps=4, hires_strength=0.5)
     assert "Denoising strength: 0.5, Hires upscale: 2.0, Hires steps: 4" in (
-        images.write_parameters(request.record())
+        write_parameters(request.record())
     )
-    both = images.read_parameters(
-        images.write_parameters(request.model_copy(update={"image": "b.png"}).record())
-    )
+    both = read_parameters(write_parameters(request.model_copy(update={"image": "b.png"}).record()))
     assert both["hires_strength"] == 0.5
 
 
@@ -164,7 +165,7 @@ def test_from_the_command_line_and_again(call: Any, model_file: Path, tmp_path: 
     more = ("--hires-upscaler", "lanczos", "--film")
     assert call("generate", "a rabbit", *options, *more, *common, first)[0] == 0
     assert call("generate", "--like", first, *common, again)[0] == 0
-    assert images.read_metadata(first).request == images.read_metadata(again).request
+    assert read_metadata(first).request == read_metadata(again).request
     with Image.open(first) as a, Image.open(again) as b:
         assert a.size == (24, 24) and np.array_equal(np.asarray(a), np.asarray(b))
     with Image.open(first.with_suffix(".webp")) as film:

@@ -15,9 +15,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, PngImagePlugin
 
-from pellucid import images
+from pellucid.images.film import film_strip, save_film
+from pellucid.images.load import open_image, open_mask, picture_size
+from pellucid.images.metadata import IMAGE_DESCRIPTION, read_metadata, save_image
+from pellucid.images.parameters import read_parameters, write_parameters
+from pellucid.images.pixels import fit, grid, to_pil, to_tensor
+from pellucid.images.terminal import draw_in_terminal
 
 REQUEST: dict[str, Any] = {
     "prompt": "a rabbit",
@@ -45,62 +50,62 @@ def gradient(width: int = 8, height: int = 6) -> Image.Image:
 
 def test_every_level_survives_the_round_trip() -> None:
     levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    pixels = images.to_tensor(Image.fromarray(levels))
+    pixels = to_tensor(Image.fromarray(levels))
     assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.float32
     assert (pixels.min(), pixels.max()) == (-1, 1)
-    assert np.array_equal(np.asarray(images.to_pil(pixels)), levels)
+    assert np.array_equal(np.asarray(to_pil(pixels)), levels)
 
 
 def test_tensor_axes() -> None:
-    pixels = images.to_tensor(gradient(8, 6))
+    pixels = to_tensor(gradient(8, 6))
     assert pixels.shape == (3, 6, 8)
     assert pixels[0, 0, 0] == -1 and pixels[0, 0, -1] == 1  # red grows to the right
     assert pixels[1, 0, 0] == -1 and pixels[1, -1, 0] == 1  # green grows downwards
 
 
 def test_values_outside_are_clamped_and_nan_is_an_error() -> None:
-    assert images.to_pil(torch.full((3, 2, 2), 7.0)).getpixel((0, 0)) == (255, 255, 255)
-    assert images.to_pil(torch.full((3, 2, 2), -7.0)).getpixel((0, 0)) == (0, 0, 0)
+    assert to_pil(torch.full((3, 2, 2), 7.0)).getpixel((0, 0)) == (255, 255, 255)
+    assert to_pil(torch.full((3, 2, 2), -7.0)).getpixel((0, 0)) == (0, 0, 0)
     with pytest.raises(ValueError, match="not finite"):
-        images.to_pil(torch.full((3, 2, 2), float("nan")))
+        to_pil(torch.full((3, 2, 2), float("nan")))
     with pytest.raises(ValueError, match=r"\(3, height, width\)"):
-        images.to_pil(torch.zeros(1, 3, 2, 2))
+        to_pil(torch.zeros(1, 3, 2, 2))
 
 
 def test_fit_takes_the_middle() -> None:
     wide = Image.new("RGB", (30, 10), "red")
     wide.paste("blue", (10, 0, 20, 10))
-    square = images.fit(wide, 10, 10)
+    square = fit(wide, 10, 10)
     assert square.size == (10, 10)
     assert square.getpixel((5, 5)) == (0, 0, 255)
 
 
 def test_grid() -> None:
     colours = ["red", "lime", "blue", "black", "yellow"]
-    sheet = images.grid([Image.new("RGB", (4, 3), colour) for colour in colours], columns=2, gap=1)
+    sheet = grid([Image.new("RGB", (4, 3), colour) for colour in colours], columns=2, gap=1)
     assert sheet.size == (2 * 5 + 1, 3 * 4 + 1)
     assert sheet.getpixel((1, 1)) == (255, 0, 0)
     assert sheet.getpixel((6, 1)) == (0, 255, 0)
     assert sheet.getpixel((1, 9)) == (255, 255, 0)
     assert sheet.getpixel((6, 9)) == (255, 255, 255)  # nothing there
-    assert images.grid([gradient()] * 9, gap=0).size == (24, 18)
+    assert grid([gradient()] * 9, gap=0).size == (24, 18)
     with pytest.raises(ValueError, match="at least one"):
-        images.grid([])
+        grid([])
     with pytest.raises(ValueError, match="columns is 0"):
-        images.grid([gradient()], columns=0)
+        grid([gradient()], columns=0)
 
 
 # ---------------------------------------------------------------- metadata
 
 
 def test_parameters_text() -> None:
-    assert images.write_parameters({**REQUEST, "name": "a: b"}) == (
+    assert write_parameters({**REQUEST, "name": "a: b"}) == (
         "a rabbit\n"
         "Negative prompt: blurry, dark\n"
         "Steps: 20, Sampler: euler_ancestral, Schedule type: karras, CFG scale: 7.5, Seed: 0, "
         'Size: 64x48, Model: emoji, name: "a: b"'
     )
-    without = images.write_parameters({**REQUEST, "negative_prompt": ""})
+    without = write_parameters({**REQUEST, "negative_prompt": ""})
     assert "Negative" not in without
 
 
@@ -110,7 +115,7 @@ def test_parameters_of_another_program() -> None:
         "Steps: 20, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7, Seed: 965400086, "
         'Size: 512x768, Model hash: 45dee52b12, Model: name, Clip skip: 2, Hashes: "a: 1, b: 2"'
     )
-    fields = images.read_parameters(text)
+    fields = read_parameters(text)
     assert fields["prompt"] == "a (((house:1.3))) [on] a hill\nsun"
     assert fields["negative_prompt"] == "dark, night\nfog"
     assert (fields["width"], fields["height"]) == (512, 768)
@@ -120,7 +125,7 @@ def test_parameters_of_another_program() -> None:
 
 
 def test_text_without_parameters_is_a_prompt() -> None:
-    assert images.read_parameters("a rabbit: red") == {
+    assert read_parameters("a rabbit: red") == {
         "prompt": "a rabbit: red",
         "negative_prompt": "",
     }
@@ -135,7 +140,7 @@ def test_parameters_round_trip(prompt: str, negative: str, model: str, seed: int
     if prompt.startswith("Negative prompt:"):
         return
     request = {"prompt": prompt, "negative_prompt": negative, "seed": seed, "model": model.strip()}
-    fields = images.read_parameters(images.write_parameters(request))
+    fields = read_parameters(write_parameters(request))
     assert fields["prompt"] == prompt
     assert fields["negative_prompt"] == negative
     assert fields["seed"] == seed
@@ -145,8 +150,8 @@ def test_parameters_round_trip(prompt: str, negative: str, model: str, seed: int
 
 @pytest.mark.parametrize("value", ["a, b", "a: b", 'say "x", y', "two\nlines", "back\\slash, x"])
 def test_quoted_values_round_trip(value: str) -> None:
-    text = images.write_parameters({"prompt": "p", "seed": 1, "model": value})
-    assert images.read_parameters(text)["model"] == value
+    text = write_parameters({"prompt": "p", "seed": 1, "model": value})
+    assert read_parameters(text)["model"] == value
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".PNG"])
@@ -154,47 +159,47 @@ def test_quoted_values_round_trip(value: str) -> None:
 def test_a_picture_carries_its_request(tmp_path: Path, suffix: str, prompt: str) -> None:
     path = tmp_path / f"picture{suffix}"
     request = {**REQUEST, "prompt": prompt}
-    images.save(gradient(), path, request)
-    found = images.read_metadata(path)
+    save_image(gradient(), path, request)
+    found = read_metadata(path)
     assert found.request == request
-    assert found.parameters == images.write_parameters(request)
+    assert found.parameters == write_parameters(request)
     assert list(tmp_path.iterdir()) == [path]
-    assert images.open_image(path).size == (8, 6)
+    assert open_image(path).size == (8, 6)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
 def test_pixels_are_kept(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"picture{suffix}"
-    images.save(gradient(), path, REQUEST)
-    assert np.array_equal(np.asarray(images.open_image(path)), np.asarray(gradient()))
+    save_image(gradient(), path, REQUEST)
+    assert np.array_equal(np.asarray(open_image(path)), np.asarray(gradient()))
 
 
 def test_a_long_prompt(tmp_path: Path) -> None:
     request = {**REQUEST, "prompt": "rabbit " * 10_000}
-    images.save(gradient(), tmp_path / "a.png", request)
-    assert images.read_metadata(tmp_path / "a.png").request == request
+    save_image(gradient(), tmp_path / "a.png", request)
+    assert read_metadata(tmp_path / "a.png").request == request
     with pytest.raises(ValueError, match="too long for a JPEG"):
-        images.save(gradient(), tmp_path / "a.jpg", request)
+        save_image(gradient(), tmp_path / "a.jpg", request)
     assert not (tmp_path / "a.jpg").exists()
 
 
 def test_a_picture_that_says_nothing(tmp_path: Path) -> None:
     for suffix in (".png", ".jpg", ".webp"):
-        images.save(gradient(), tmp_path / f"plain{suffix}")
-        assert images.read_metadata(tmp_path / f"plain{suffix}") == (None, None)
+        save_image(gradient(), tmp_path / f"plain{suffix}")
+        assert read_metadata(tmp_path / f"plain{suffix}") == (None, None)
     exif = Image.Exif()
-    exif[images.IMAGE_DESCRIPTION] = "holidays"
+    exif[IMAGE_DESCRIPTION] = "holidays"
     gradient().save(tmp_path / "camera.jpg", exif=exif)
-    assert images.read_metadata(tmp_path / "camera.jpg").request is None
+    assert read_metadata(tmp_path / "camera.jpg").request is None
 
 
 def test_a1111_text_in_a_png(tmp_path: Path) -> None:
-    info = images.PngImagePlugin.PngInfo()
+    info = PngImagePlugin.PngInfo()
     info.add_text("parameters", "a rabbit\nSteps: 20, Seed: 1, Size: 64x64")
     gradient().save(tmp_path / "a.png", pnginfo=info)
-    found = images.read_metadata(tmp_path / "a.png")
+    found = read_metadata(tmp_path / "a.png")
     assert found.request is None and found.parameters is not None
-    assert images.read_parameters(found.parameters)["seed"] == 1
+    assert read_parameters(found.parameters)["seed"] == 1
 
 
 # ---------------------------------------------------------------- writing
@@ -202,21 +207,21 @@ def test_a1111_text_in_a_png(tmp_path: Path) -> None:
 
 def test_names_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"allowed are \.png"):
-        images.save(gradient(), tmp_path / "a.bmp")
+        save_image(gradient(), tmp_path / "a.bmp")
     with pytest.raises(ValueError, match="is not a folder"):
-        images.save(gradient(), tmp_path / "none" / "a.png")
+        save_image(gradient(), tmp_path / "none" / "a.png")
 
 
 def test_a_full_disk_leaves_the_old_picture(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    images.save(gradient(), path)
+    save_image(gradient(), path)
     before = path.read_bytes()
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3)).astype(np.uint8))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(ValueError, match=r"could not be written: File too large"):
-            images.save(noise, path, REQUEST)
+            save_image(noise, path, REQUEST)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
@@ -234,27 +239,27 @@ def test_files_that_are_no_pictures(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.png is (not a picture|truncated)"):
-        images.open_image(path)
+        open_image(path)
     with pytest.raises(ValueError, match="not a picture"):
-        images.read_metadata(path)
+        read_metadata(path)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_truncated_pictures(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    images.save(Image.fromarray(noise), path)
+    save_image(Image.fromarray(noise), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"truncated or damaged|not a picture"):
-        images.open_image(path)
+        open_image(path)
 
 
 def test_no_file_and_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.png"):
         with pytest.raises(ValueError, match="is not a file"):
-            images.open_image(path)
+            open_image(path)
         with pytest.raises(ValueError, match="is not a file"):
-            images.read_metadata(path)
+            read_metadata(path)
 
 
 @pytest.mark.parametrize("size", [(30_000, 1), (1, 20_000), (12_000, 12_000), (40_000, 40_000)])
@@ -266,17 +271,17 @@ def test_too_large(tmp_path: Path, size: tuple[int, int]) -> None:
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"is too large: .* at most 16384"):
-        images.open_image(path)
+        open_image(path)
     if size == (40_000, 40_000):  # of the others only the header is read
         with pytest.raises(ValueError, match=r"is too large: .* at most 16384"):
-            images.read_metadata(path)
+            read_metadata(path)
 
 
 def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
     gradient(8, 6).save(tmp_path / "a.png", exif=exif)
-    image = images.open_image(tmp_path / "a.png")
+    image = open_image(tmp_path / "a.png")
     assert image.size == (6, 8)
     assert image.getpixel((5, 0)) == gradient(8, 6).getpixel((0, 0))
 
@@ -286,7 +291,7 @@ def test_transparency_becomes_white() -> None:
     clear.putpixel((1, 0), (255, 0, 0, 128))
     file = io.BytesIO()
     clear.save(file, "PNG")
-    image = images.open_image(io.BytesIO(file.getvalue()))
+    image = open_image(io.BytesIO(file.getvalue()))
     assert image.mode == "RGB"
     assert image.getpixel((0, 0)) == (255, 255, 255)
     red, green, _ = image.getpixel((1, 0))
@@ -301,7 +306,7 @@ def test_other_modes(tmp_path: Path, mode: str) -> None:
         image = Image.new("L", (2, 2), 128).convert(mode)
     path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
     image.save(path)
-    opened = images.open_image(path)
+    opened = open_image(path)
     assert opened.mode == "RGB"
     level = opened.getpixel((0, 0))[0]
     assert abs(level - 128) <= 2 or mode == "1"
@@ -313,7 +318,7 @@ def test_other_modes(tmp_path: Path, mode: str) -> None:
 def test_white_is_drawn_anew_or_what_is_transparent(tmp_path: Path) -> None:
     def read(image: Image.Image) -> list[int]:
         image.save(tmp_path / "mask.png")
-        mask = images.open_mask(tmp_path / "mask.png")
+        mask = open_mask(tmp_path / "mask.png")
         assert mask.mode == "L"
         return np.asarray(mask).flatten().tolist()
 
@@ -334,12 +339,12 @@ def test_the_size_in_the_header_is_that_of_the_picture(tmp_path: Path) -> None:
             exif[0x0112] = orientation
             path = tmp_path / f"a.{suffix}"
             gradient(8, 6).save(path, exif=exif)
-            assert images.picture_size(path) == images.open_image(path).size
+            assert picture_size(path) == open_image(path).size
     with pytest.raises(ValueError, match="is not a file"):
-        images.picture_size(tmp_path / "absent.png")
+        picture_size(tmp_path / "absent.png")
     (tmp_path / "text.png").write_text("not a picture")
     with pytest.raises(ValueError, match=r"text\.png is not a picture"):
-        images.picture_size(tmp_path / "text.png")
+        picture_size(tmp_path / "text.png")
 
 
 def test_parameters_of_an_inpainted_picture() -> None:
@@ -352,13 +357,13 @@ def test_parameters_of_an_inpainted_picture() -> None:
         "only_masked": True,
         "padding": 32,
     }
-    text = images.write_parameters(request)
+    text = write_parameters(request)
     assert text == (
         "a\nDenoising strength: 0.75, Mask blur: 4, Mask mode: Inpaint not masked, Masked content: "
         "latent nothing, Inpaint area: Only masked, Masked area padding: 32"
     )
-    assert images.read_parameters(text) == {"negative_prompt": ""} | request
-    odd = images.read_parameters(text.replace("Only masked", "A half"))
+    assert read_parameters(text) == {"negative_prompt": ""} | request
+    odd = read_parameters(text.replace("Only masked", "A half"))
     assert odd["only_masked"] == "A half"
 
 
@@ -368,7 +373,7 @@ def test_parameters_of_an_inpainted_picture() -> None:
 def test_film_strip_has_both_rows_and_labels() -> None:
     noisy = [Image.new("RGB", (16, 16), "red")] * 3
     estimates = [Image.new("RGB", (16, 16), "blue")] * 3
-    strip = images.film_strip(noisy, estimates)
+    strip = film_strip(noisy, estimates)
     assert strip.width == 3 * 18 + 2
     assert strip.getpixel((4, 4)) == (255, 0, 0)
     assert strip.getpixel((4, 4 + 18)) == (0, 0, 255)
@@ -379,7 +384,7 @@ def test_film_strip_has_both_rows_and_labels() -> None:
 
 def test_a_long_film_strip_keeps_first_and_last() -> None:
     shades = [Image.new("RGB", (8, 8), (i, i, i)) for i in range(100)]
-    strip = images.film_strip(shades, shades, columns=5)
+    strip = film_strip(shades, shades, columns=5)
     assert strip.width == 5 * 10 + 2
     seen = [strip.getpixel((3 + 10 * i, 3))[0] for i in range(5)]
     assert seen == [0, 25, 50, 74, 99]
@@ -388,7 +393,7 @@ def test_a_long_film_strip_keeps_first_and_last() -> None:
 def test_film_is_an_animated_webp(tmp_path: Path) -> None:
     noisy = [Image.new("RGB", (16, 16), (50 * i, 0, 0)) for i in range(4)]
     path = tmp_path / "film.webp"
-    images.save_film(noisy, noisy[::-1], path, labels=["999", "749", "499", "249"], seconds=0.4)
+    save_film(noisy, noisy[::-1], path, labels=["999", "749", "499", "249"], seconds=0.4)
     with Image.open(path) as film:
         assert film.n_frames == 4
         durations, reds = [], []
@@ -402,25 +407,25 @@ def test_film_is_an_animated_webp(tmp_path: Path) -> None:
 
 def test_film_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.webp"):
-        images.save_film([gradient()], [gradient()], tmp_path / "a.gif")
+        save_film([gradient()], [gradient()], tmp_path / "a.gif")
     with pytest.raises(ValueError, match="as many pictures"):
-        images.film_strip([gradient()], [])
+        film_strip([gradient()], [])
     with pytest.raises(ValueError, match="at least one"):
-        images.film_strip([], [])
+        film_strip([], [])
 
 
 def test_terminal() -> None:
     image = Image.new("RGB", (4, 4), "red")
     image.paste("blue", (0, 2, 4, 4))
-    text = images.draw_in_terminal(image, width=2)
+    text = draw_in_terminal(image, width=2)
     assert text == "\x1b[38;2;255;0;0;48;2;0;0;255m▀" * 2 + "\x1b[0m\n"
-    lines = images.draw_in_terminal(gradient(100, 50), width=20).splitlines()
+    lines = draw_in_terminal(gradient(100, 50), width=20).splitlines()
     assert len(lines) == 5 and all(line.count("▀") == 20 for line in lines)
     with pytest.raises(ValueError, match="width is 0"):
-        images.draw_in_terminal(image, width=0)
+        draw_in_terminal(image, width=0)
 
 
 def test_json_in_a_png_is_plain_json(tmp_path: Path) -> None:
-    images.save(gradient(), tmp_path / "a.png", REQUEST)
+    save_image(gradient(), tmp_path / "a.png", REQUEST)
     with Image.open(tmp_path / "a.png") as image:
         assert json.loads(image.info["pellucid"]) == REQUEST

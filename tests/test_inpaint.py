@@ -15,11 +15,15 @@ from PIL import Image, ImageDraw
 from pydantic import ValidationError
 from torch import Tensor
 
-from pellucid import images, inpaint
+from pellucid import inpaint
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.conditioning import encode
 from pellucid.diffusion import Conditioning
 from pellucid.guidance import Parts
+from pellucid.images.load import open_image
+from pellucid.images.metadata import read_metadata
+from pellucid.images.parameters import read_parameters
+from pellucid.images.pixels import fit, to_tensor
 from pellucid.model import Defaults, Model
 from pellucid.noise import generators
 from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
@@ -227,7 +231,7 @@ def test_outside_of_the_mask_the_picture_stays(
 def test_a_given_size_scales_the_picture_first(model: Model, picture: str, mask: str) -> None:
     last = run(model, image=picture, mask=mask, width=20, height=24, mask_blur=0)
     assert last.images is not None and last.images[0].size == (20, 24)
-    scaled = array(images.fit(images.open_image(picture), 20, 24))
+    scaled = array(fit(open_image(picture), 20, 24))
     same = np.all(array(last.images[0]) == scaled, axis=-1)
     assert 0.7 < same.mean() < 1 and same[:, :2].all()
 
@@ -249,8 +253,8 @@ def test_only_the_masked_area_is_drawn_at_full_size(picture: str, mask: str) -> 
     canvas = inpaint.prepare(Request(image=picture, mask=mask, **fields), 8)
     assert canvas.box == (4, 8, 28, 20) and canvas.size == (64, 32)  # 12 high, so 24 wide
     assert canvas.pixels.shape == (1, 3, 32, 64) and canvas.picture.size == (37, 29)
-    part = images.open_image(picture).crop(canvas.box).resize((64, 32), Image.Resampling.LANCZOS)
-    assert torch.equal(canvas.pixels[0], images.to_tensor(part))
+    part = open_image(picture).crop(canvas.box).resize((64, 32), Image.Resampling.LANCZOS)
+    assert torch.equal(canvas.pixels[0], to_tensor(part))
     assert 0.1 < float(canvas.weights.mean()) < 0.3
     assert float(canvas.weights[0, 0, 16, 32]) == 1
 
@@ -261,7 +265,7 @@ def test_new_area_has_nothing_of_the_repeated_edge(picture: str) -> None:
     assert torch.equal(canvas.pixels[0, :, :29, :8], canvas.pixels[0, :, :29, 8:9].expand(3, 29, 8))
     made = array(canvas.paste(Image.new("RGB", canvas.size, "red")))
     assert np.all(made[:, :8] == [255, 0, 0])
-    assert np.array_equal(made[:, 24:], array(images.open_image(picture))[:, 16:])
+    assert np.array_equal(made[:, 24:], array(open_image(picture))[:, 16:])
 
 
 def test_nothing_drawn_is_the_picture_itself(model: Model, picture: str) -> None:
@@ -426,7 +430,7 @@ def test_a_network_for_inpainting_sees_mask_and_masked_picture(
     expected = torch.zeros(15, 19)
     expected[5:9, 6:10] = 1
     assert torch.equal(x[:, 4], expected.expand(4, 15, 19))
-    pixels = images.to_tensor(images.open_image(picture))[None]
+    pixels = to_tensor(open_image(picture))[None]
     pixels[:, :, 10:18, 12:20] = 0
     pixels = torch.nn.functional.pad(pixels, (0, 1, 0, 1), mode="replicate")
     latents = encode_pixels(model, pixels, []).expand(4, -1, -1, -1)
@@ -604,17 +608,15 @@ def test_a_picture_that_was_inpainted_is_made_again(
             status, _, err = call("generate", *drawn)
             assert (status, err) == (0, "")
         assert Image.open(first).tobytes() == Image.open(again).tobytes()
-        found = images.read_metadata(first)
-        assert found.request == images.read_metadata(again).request
+        found = read_metadata(first)
+        assert found.request == read_metadata(again).request
         assert found.parameters is not None
-        fields = images.read_parameters(found.parameters)
+        fields = read_parameters(found.parameters)
         assert fields["strength"] == (0.5 if number == 2 else 0.75)
         assert ("padding" in fields) == ("Masked area padding" in found.parameters)
         assert ("Mask blur" in found.parameters) == ("mask_blur" in fields)
-    assert "Masked content: latent noise" in str(
-        images.read_metadata(tmp_path / "0.png").parameters
-    )
-    text = str(images.read_metadata(tmp_path / "1.png").parameters)
+    assert "Masked content: latent noise" in str(read_metadata(tmp_path / "0.png").parameters)
+    text = str(read_metadata(tmp_path / "1.png").parameters)
     assert "Mask mode: Inpaint not masked" in text and "Inpaint area: Only masked" in text
     words = ("generate", "a", *common, first)
     assert "--extend" in refused(*words, "--image", picture, "--extend", "1,2")

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
-from pellucid import checkpoints, images
+from pellucid import checkpoints
+from pellucid.images.metadata import read_metadata
 from pellucid.model import Model
 from pellucid.tiny_vae import TAESD, TinyVAE
 from references import make_lora
@@ -53,7 +54,7 @@ def test_all_that_was_opened_is_opened_again(
     assert call("generate", "--like", "first.png", "--out", "again.png") == (0, "again.png\n", "")
     pixels = [Image.open(f"{name}.png").tobytes() for name in ("plain", "first", "again")]
     assert pixels[1] == pixels[2] and (pixels[0] == pixels[1]) == (not options)
-    first, again = (images.read_metadata(f"{name}.png").request for name in ("first", "again"))
+    first, again = (read_metadata(f"{name}.png").request for name in ("first", "again"))
     assert first == again is not None
     names = {"prediction", "vae", "tiny_vae", "lora_folder"} & set(first or {})
     assert {name: (first or {})[name] for name in names} == recorded
@@ -65,7 +66,7 @@ def test_what_is_asked_for_counts_more(shelf: Path, call: Any) -> None:
     assert call("generate", "a rabbit", *words, "--out", "first.png")[0] == 0
     like = ("generate", "--like", "first.png", "--out", "again.png")
     assert call(*like, "--prediction", "flow")[2] == ""
-    record = images.read_metadata("again.png").request or {}
+    record = read_metadata("again.png").request or {}
     assert (record["prediction"], record["vae"]) == ("flow", "vae.safetensors")
     # Another model has no use for what was opened for that one.
     status, _, err = call(*like, "--model", "two.safetensors")
@@ -73,7 +74,7 @@ def test_what_is_asked_for_counts_more(shelf: Path, call: Any) -> None:
         "pellucid: first.png was made by another model than two.safetensors, so that its "
         "--prediction and --vae are left out\n"
     )
-    record = images.read_metadata("again.png").request or {}
+    record = read_metadata("again.png").request or {}
     assert record["model_file"] == "two.safetensors" and not {"vae", "prediction"} & set(record)
 
 
@@ -83,7 +84,7 @@ def test_what_does_not_count_is_not_recorded(shelf: Path, call: Any) -> None:
     assert call(*words, "--film")[2] == ""
     told = "pellucid: --tiny-vae does nothing without --decoder tiny or --film\n"
     assert call(*words)[2] == told
-    assert not {"tiny_vae", "lora_folder"} & set(images.read_metadata("a.png").request or {})
+    assert not {"tiny_vae", "lora_folder"} & set(read_metadata("a.png").request or {})
 
 
 def test_a_file_that_is_gone(shelf: Path, call: Any, refused: Any) -> None:
@@ -108,7 +109,7 @@ def test_a_picture_of_a1111_has_names_alone(shelf: Path, call: Any) -> None:
     assert status == 0
     assert err == "pellucid: theirs.png was made with the VAE fine.pt: --vae FILE names it\n"
     assert call(*words, *named, "--vae", "vae.safetensors")[2] == ""
-    found = images.read_metadata("ours.png")
+    found = read_metadata("ours.png")
     assert (found.request or {})["decoder"] == "tiny" and found.parameters is not None
     assert "VAE: vae.safetensors, VAE Decoder: TAESD" in found.parameters
 
@@ -124,7 +125,7 @@ def test_a_refiner_of_a1111_is_a_name_alone(shelf: Path, call: Any) -> None:
     assert status == 0 and told in err
     assert "made with a refiner" in call("explain", *words[1:5], "--json")[2]
     assert call(*words, "--refiner", "two.safetensors")[2] == ""
-    found = images.read_metadata("ours.png")
+    found = read_metadata("ours.png")
     assert (found.request or {})["refiner_at"] == 0.5 and found.parameters is not None
     assert "Refiner: two.safetensors, Refiner switch at: 0.5" in found.parameters
 

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pellucid import checkpoints, images
+from pellucid import checkpoints
 from pellucid import nn as blocks
 from pellucid import tiling as strips
 from pellucid.diffusion import Conditioning
+from pellucid.images.latent_file import load_latents, save_latents
+from pellucid.images.metadata import read_metadata
 from pellucid.model import Model
 from pellucid.nn import Downsample, ResidualBlock, Upsample, attend
 from pellucid.pipeline import generate, pictures
@@ -29,7 +31,7 @@ from pellucid.request import Request
 from pellucid.runtime import devices, precision
 from pellucid.runtime.devices import bring, choose_device, free_memory, in_the_way, weight_bytes
 from pellucid.runtime.precision import Careful, NotFinite, choose_dtype, dtype_of, finite
-from pellucid.vae import SD_VAE, VAE, load_latents, save_latents
+from pellucid.vae import SD_VAE, VAE
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -455,7 +457,7 @@ def test_kept_latents_are_decoded_by_the_command(
     assert written == [out / "a-rabbit.png", out / "a-rabbit-2.png"]
     for i, (file, expected) in enumerate(zip(written, pictures(model, latents), strict=True)):
         assert Image.open(file).tobytes() == expected.tobytes()
-        found = images.read_metadata(file).request
+        found = read_metadata(file).request
         assert found is not None
         assert found["prompt"] == ("a rabbit", "a frog")[i]
         assert (found["model"], found["model_file"]) == ("tiny", str(model_file))
@@ -468,7 +470,7 @@ def test_latents_that_say_nothing_of_themselves(
     words = ("decode", path, "--model", model_file, "--out", tmp_path)
     save_latents(path, noise(2, 4, 8, 8), {})
     assert call(*words)[0] == 0
-    assert images.read_metadata(tmp_path / "some.png").request is None
+    assert read_metadata(tmp_path / "some.png").request is None
     for said, message in (
         ("{", "is not JSON"),
         ("[" * 9999, "is not JSON"),
@@ -508,7 +510,7 @@ def test_latents_are_kept_when_the_decoder_fails(
     expected = call("generate", "a rabbit", "--model", model_file, "--seed", 3, *words)[1]
     for mine, theirs in zip(out.split(), expected.split(), strict=True):
         assert Image.open(mine).tobytes() == Image.open(theirs).tobytes()
-        record = images.read_metadata(Path(mine)).request
+        record = read_metadata(Path(mine)).request
         assert record is not None
         assert (record["vae"], record["model_file"]) == (str(sound), str(file))
     # With them in hand --like makes the same again.

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid import images
 from pellucid.conditioning import encode
 from pellucid.diffusion import PREDICTIONS, small_step
 from pellucid.explain import noise as noise_lab
 from pellucid.explain.noise import NoiseLab, kinds, page, schedules
 from pellucid.explain.noise.spectrum import power_spectrum, radial_average, slope
 from pellucid.explain.noise.walk import walk
+from pellucid.images.pixels import to_tensor
 from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.preview import pictures
@@ -132,7 +132,7 @@ def test_steps_and_jump_have_the_moments_of_the_equation(lab: NoiseLab) -> None:
 
 
 def test_the_deviations_are_those_that_are_seen() -> None:
-    x0 = images.to_tensor(photo(8, 8))
+    x0 = to_tensor(photo(8, 8))
     schedule = Schedule("cosine", T=4)
     seen = [walk(x0, (0, 500), schedule, generators(seed, 1)[0]).moments[1] for seed in range(300)]
     for name in ("mean", "variance"):
@@ -203,7 +203,7 @@ def test_each_type_of_noise_is_told_by_its_numbers(lab: NoiseLab) -> None:
 
 def test_the_estimate_is_what_the_network_says(lab: NoiseLab, model: Model) -> None:
     looks = lab.estimates
-    pixels = images.to_tensor(looks.picture)
+    pixels = to_tensor(looks.picture)
     x0 = encode_pixels(model, pixels[None], [])
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3))
     for t, found in zip(TIMES, looks.looks, strict=True):

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pellucid import images
 from pellucid import nn as blocks
 from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.clip import CLIP, TextTower, retrieve
@@ -26,6 +25,7 @@ from pellucid.explain import parts_page as page
 from pellucid.explain.autoencoder import RoundTrip
 from pellucid.explain.clip import Similarity
 from pellucid.explain.operations import operations, shape_of
+from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.tokenizer import Tokenizer
 
@@ -72,8 +72,8 @@ def trip(model: Model) -> RoundTrip:
 
 def test_the_round_trip_is_that_of_the_autoencoder(trip: RoundTrip, model: Model) -> None:
     assert trip.picture.size == (40, 30) and trip.fitted == "40x30"
-    latents = model.vae.to_latents(images.to_tensor(trip.picture)[None])
-    decoded = images.to_pil(model.vae.to_pixels(latents)[0])
+    latents = model.vae.to_latents(to_tensor(trip.picture)[None])
+    decoded = to_pil(model.vae.to_pixels(latents)[0])
     assert np.array_equal(np.asarray(decoded), np.asarray(trip.decoded))
     error = np.asarray(decoded, float) - np.asarray(trip.picture, float)
     assert trip.psnr == pytest.approx(10 * math.log10(255**2 / np.square(error).mean()), abs=1e-3)
@@ -222,7 +222,7 @@ def found(model: Model) -> Similarity:
 def test_cosines_are_those_of_clip(found: Similarity, model: Model) -> None:
     assert model.vision is not None
     both = CLIP(model.text, model.vision)
-    pixels = torch.stack([images.to_tensor(seen.picture) for seen in found.pictures])
+    pixels = torch.stack([to_tensor(seen.picture) for seen in found.pictures])
     expected = retrieve(both, pixels, model.tokenizer(found.texts)).similarity
     cosines = torch.tensor(found.cosines)
     torch.testing.assert_close(cosines[:2, 2:], expected, rtol=0, atol=1e-5)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pellucid.html import pages
 from pellucid.html.plots import Plot, Series
+from pellucid.images.data_url import KINDS, to_data_url
 
 
 def places(svg: str, style: str = "line") -> list[np.ndarray]:
@@ -45,10 +46,10 @@ def test_a_page_is_well_formed_and_asks_for_nothing(well_formed: Callable[[str],
     assert "script" not in pages.page("Still", body)
 
 
-@pytest.mark.parametrize("kind", pages.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_in_a_url_is_that_picture(kind: str) -> None:
     image = Image.new("RGB", (8, 6), (200, 30, 60))
-    head, _, data = pages.data_url(image, kind).partition(",")
+    head, _, data = to_data_url(image, kind).partition(",")
     assert head == f"data:image/{kind.lower()};base64"
     again = Image.open(io.BytesIO(base64.b64decode(data)))
     assert again.size == (8, 6)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pellucid import samplers
-from pellucid.images import read_metadata, save
+from pellucid.images.metadata import read_metadata, save_image
 from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
@@ -427,7 +427,7 @@ def test_latents_that_cannot_be_decoded_come_with_the_error(model: Model) -> Non
 def test_the_request_in_a_picture_makes_it_again(model: Model, tmp_path: Path) -> None:
     first = run(model, negative_prompt="a rabbit", sampler="DPM++ 2M Karras", mix=[("red", 0.5)])
     assert first.images is not None
-    save(first.images[0], tmp_path / "a.png", first.request.model_dump(mode="json"))
+    save_image(first.images[0], tmp_path / "a.png", first.request.model_dump(mode="json"))
     *_, again = generate(model, Request.model_validate(read_metadata(tmp_path / "a.png").request))
     assert again.request == first.request and again.images is not None
     assert again.images[0].tobytes() == first.images[0].tobytes()

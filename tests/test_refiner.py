@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pellucid.checkpoints import load, save
-from pellucid.images import read_metadata
+from pellucid.images.metadata import read_metadata
 from pellucid.model import Model
 from pellucid.pipeline import generate, shares
 from pellucid.request import Request

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from pellucid import checkpoints
 from pellucid.checkpoints import CheckpointError, _families, load, load_vae, save
 from pellucid.checkpoints._families import SDXL_BASE
+from pellucid.images.latent_file import save_latents
 from pellucid.model import Model
 from pellucid.tokenizer import Tokenizer
-from pellucid.vae import save_latents
 from references import (
     NAMES,
     VAE_TINY,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pellucid.diffusion import Conditioning, Denoiser, Network
 from pellucid.guidance import Parts
-from pellucid.images import MAX_PIXELS, fit, open_image, open_mask, to_tensor
+from pellucid.images.load import MAX_PIXELS, open_image, open_mask
+from pellucid.images.pixels import fit, to_tensor
 from pellucid.model import Model
 from pellucid.request import Request
 from pellucid.schedule import Level

@@ -19,7 +19,8 @@ from pellucid import hires, inpaint, samplers
 from pellucid.conditioning import Told, in_chunks, told
 from pellucid.diffusion import Conditioning, Denoiser, Network, add_noise, predictor
 from pellucid.guidance import ByStep, ClassifierFree, Parts, clip_guidance, progress
-from pellucid.images import picture_size, to_tensor
+from pellucid.images.load import picture_size
+from pellucid.images.pixels import to_tensor
 from pellucid.inpaint import Canvas
 from pellucid.model import Model
 from pellucid.noise import draw, generators, slerp, source

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid.images import to_pil
+from pellucid.images.pixels import to_pil
 from pellucid.model import Model
 from pellucid.plugins import choose
 from pellucid.runtime import parts as stage

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pellucid import hires, samplers
-from pellucid.images import open_image
+from pellucid.images.load import open_image
 from pellucid.model import Emphasis, Model
 from pellucid.noise import MAX_SEED, NOISES
 from pellucid.plugins import choose
@@ -70,7 +70,7 @@ class Request(BaseModel):
     0.75, or where the picture is extended 1."""
 
     mask: str | None = None
-    """Path of a picture of `image`'s size that says where to draw, as `images.open_mask` reads it:
+    """Path of a picture of `image`'s size that says where to draw, as `open_mask` reads it:
     where it is white, or, if it is transparent anywhere, where it is transparent."""
     mask_invert: bool = False
     """Draw where the mask says to keep, and keep the rest."""

@@ -7,16 +7,12 @@ parameters have the names that diffusers gives them (AutoencoderKL).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pellucid import tiling as strips
@@ -52,7 +48,6 @@ SD_VAE = VAEConfig()
 SDXL_VAE = VAEConfig(scaling_factor=0.13025)
 
 NORM_EPS = 1e-6
-LATENTS_FORMAT = "pellucid latents 1"
 
 
 class Posterior:
@@ -364,33 +359,6 @@ class VAE(nn.Module):
         assert last.bias is not None
         last.bias.zero_()
         last.bias[config.latent_channels :] = -6.0
-
-
-def save_latents(path: Path, latents: Tensor, about: Mapping[str, str]) -> None:
-    """Write scaled latents (B, C, h, w), so that they can be decoded later, and what they are."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        tensors = {"latents": latents.detach().cpu().contiguous()}
-        save_file(tensors, temporary, {"format": LATENTS_FORMAT, **about})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
-    """What `save_latents` wrote. ValueError for any other file."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is not a file of latents: there is no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = dict(file.metadata() or {})
-            latents = file.get_tensor("latents") if about.get("format") == LATENTS_FORMAT else None
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a file of latents ({error})") from error
-    if latents is None or latents.ndim != 4 or not latents.is_floating_point():
-        raise ValueError(f"{path} is not a file of latents")
-    del about["format"]
-    return latents, about
 
 
 class PatchDiscriminator(nn.Module):

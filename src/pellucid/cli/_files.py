@@ -7,7 +7,7 @@ from pathlib import Path
 
 def names_a_file(out: Path, count: int) -> bool:
     """Whether --out names a file; a folder otherwise. ValueError if it can be neither."""
-    from pellucid.images import FORMATS
+    from pellucid.images.metadata import FORMATS
 
     is_file = out.suffix.lower() in FORMATS
     if out.suffix and not is_file and not out.is_dir():

@@ -36,7 +36,10 @@ def draw(
     ValueError: a field that only a diffusion model has, no class or none of that name, a seed or
     count that is out of range.
     """
-    from pellucid import checkpoints, gan, images
+    from pellucid import checkpoints, gan
+    from pellucid.images.metadata import save_image
+    from pellucid.images.pixels import grid, to_pil
+    from pellucid.images.terminal import draw_in_terminal
     from pellucid.request import Request
     from pellucid.runtime.devices import choose_device
 
@@ -60,7 +63,7 @@ def draw(
     first = request.seed if request.seed not in (None, -1) else secrets.randbelow(2**32)
     assert first is not None
     seeds = [first + i for i in range(request.count)]
-    drawn = [images.to_pil(gan.sample(loaded.generator, [seed], label)[0]) for seed in seeds]
+    drawn = [to_pil(gan.sample(loaded.generator, [seed], label)[0]) for seed in seeds]
     (out.parent if is_file else out).mkdir(parents=True, exist_ok=True)
     results = []
     for picture, seed in zip(drawn, seeds, strict=True):
@@ -71,19 +74,19 @@ def draw(
             "model_file": str(path),
         }
         target = out if is_file else free_name(out, stem_of(prompt, seed))
-        images.save(picture, target, record)
+        save_image(picture, target, record)
         result: dict[str, Any] = {"path": str(target), "seed": seed}
         results.append(result | ({"request": record} if as_json else {}))
-    sheet = images.grid(drawn)
+    sheet = grid(drawn)
     paths = [result["path"] for result in results]
     if len(drawn) > 1:
         paths.append(str(free_name(out, f"{stem_of(prompt, first)}-grid")))
-        images.save(sheet, paths[-1])
+        save_image(sheet, paths[-1])
     if show:
-        typer.echo(images.draw_in_terminal(sheet, 48), err=True)
+        typer.echo(draw_in_terminal(sheet, 48), err=True)
     if as_json:
-        grid = {"grid": paths[-1]} if len(drawn) > 1 else {}
-        typer.echo(json.dumps({"images": results, "warnings": warnings} | grid, indent=1))
+        overview = {"grid": paths[-1]} if len(drawn) > 1 else {}
+        typer.echo(json.dumps({"images": results, "warnings": warnings} | overview, indent=1))
         return
     for line in paths:
         typer.echo(line)

@@ -122,7 +122,8 @@ def read(picture: Path | None) -> Told:
     """What a picture says, None: nothing. ValueError if it is none, or does not say what made it."""
     if picture is None:
         return Told()
-    from pellucid.images import read_metadata, read_parameters
+    from pellucid.images.metadata import read_metadata
+    from pellucid.images.parameters import read_parameters
     from pellucid.request import Request
     from pellucid.samplers import SUFFIXES
     from pellucid.schedule import SPACINGS

@@ -21,11 +21,11 @@ def autoencoder(
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """A page of a picture's round trip, what it lost, its latents, and what they save."""
-    from pellucid import images
     from pellucid.explain import parts_page as page
     from pellucid.explain.autoencoder import look
+    from pellucid.images.load import open_image
 
     path = page_path(out, as_json, picture, "autoencoder")
-    image = images.open_image(picture)
+    image = open_image(picture)
     trip = look(open_parts(model, vae), image, picture.name)
     deliver(trip, lambda: page.round_trip_html(trip), path, as_json)

@@ -32,12 +32,12 @@ def clip(
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """A page of how like each other pictures and texts are, and of each picture's nearest words."""
-    from pellucid import images
     from pellucid.explain import parts_page as page
     from pellucid.explain.clip import look
+    from pellucid.images.load import open_image
 
     path = page_path(out, as_json, pictures[0], "clip")
-    opened = [(picture.name, images.open_image(picture)) for picture in pictures]
+    opened = [(picture.name, open_image(picture)) for picture in pictures]
     loaded = open_parts(model, vae)
     found = look(loaded, opened, text or [], _words(words, loaded))
     for said, end in zip(found.texts, found.left_out, strict=True):

@@ -28,10 +28,10 @@ def decode(
     """
     import torch
 
-    from pellucid.images import save
+    from pellucid.images.latent_file import load_latents
+    from pellucid.images.metadata import save_image
     from pellucid.pipeline import pictures
     from pellucid.request import Request
-    from pellucid.vae import load_latents
 
     latents, about = load_latents(file)
     records = _records(file, about, len(latents))
@@ -59,7 +59,7 @@ def decode(
         if told:
             request = Request.model_validate({**told[i].request, "decoder": "vae"})
             record = opening.record(request, loaded.name)
-        save(picture, target, record)
+        save_image(picture, target, record)
         typer.echo(target)
 
 

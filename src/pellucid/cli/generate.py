@@ -160,9 +160,11 @@ def generate(
     as_json: Annotated[bool, _panel(OUTPUT, "Results as JSON on stdout.", "--json")] = False,
 ) -> None:
     """Draw pictures from words."""
-    from pellucid import checkpoints, images, presets
+    from pellucid import checkpoints, presets
     from pellucid.adapters import adapt
     from pellucid.cli import _gan
+    from pellucid.images.metadata import save_image
+    from pellucid.images.terminal import draw_in_terminal
     from pellucid.plugins import choose
     from pellucid.preview import PREVIEWS
     from pellucid.request import Request
@@ -267,12 +269,12 @@ def generate(
         # What is stored makes this one picture again, alone.
         stored = record(last.request.alone(i))
         target = out if is_file else free_name(out, stem_of(request.prompt, seed))
-        images.save(picture, target, stored)
+        save_image(picture, target, stored)
         result: dict[str, Any] = {"path": str(target), "seed": seed}
         if film and trail:
             result |= _film(loaded, trail, i, target, preview)
         if show:
-            typer.echo(images.draw_in_terminal(picture, 48), err=True)
+            typer.echo(draw_in_terminal(picture, 48), err=True)
         results.append(result | ({"request": stored} if as_json else {}))
     if as_json:
         typer.echo(json.dumps({"images": results, "warnings": warnings}, indent=1))
@@ -335,7 +337,7 @@ def _kept(
     latents: Tensor, request: Request, record: Callable[[Request], dict[str, Any]], folder: Path
 ) -> Path:
     """Where latents are written that could not be decoded, with what their pictures would hold."""
-    from pellucid.vae import save_latents
+    from pellucid.images.latent_file import save_latents
 
     folder.mkdir(parents=True, exist_ok=True)
     path = free_name(folder, stem_of(request.prompt, request.seed or 0), ".latents.safetensors")
@@ -346,7 +348,8 @@ def _kept(
 
 def _film(model: Model, trail: list[Progress], i: int, target: Path, how: str) -> dict[str, str]:
     """The steps of picture i as a strip and as a film, beside `target`."""
-    from pellucid import images
+    from pellucid.images.film import film_strip, save_film
+    from pellucid.images.metadata import save_image
     from pellucid.preview import preview
 
     noisy = [preview(model, step.x[i : i + 1], how)[0] for step in trail]
@@ -356,6 +359,6 @@ def _film(model: Model, trail: list[Progress], i: int, target: Path, how: str) -
     strip, film = target.with_name(target.stem + "-strip.png"), target.with_suffix(".webp")
     if film == target:
         film = target.with_name(target.stem + "-film.webp")
-    images.save(images.film_strip(noisy, clean), strip)
-    images.save_film(noisy, clean, film, scale=2 if max(size) <= SMALL else 1)
+    save_image(film_strip(noisy, clean), strip)
+    save_film(noisy, clean, film, scale=2 if max(size) <= SMALL else 1)
     return {"strip": str(strip), "film": str(film)}

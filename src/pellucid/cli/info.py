@@ -12,7 +12,7 @@ from pellucid.cli._app import app
 from pellucid.cli._model import Prediction
 
 if TYPE_CHECKING:
-    from pellucid.images import Metadata
+    from pellucid.images.metadata import Metadata
 
 FIRST = 5  # of a long list in the text; JSON has all
 
@@ -26,12 +26,13 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What a model or another file of weights is, or what made a picture."""
-    from pellucid import checkpoints, images
+    from pellucid import checkpoints
+    from pellucid.images.metadata import FORMATS, read_metadata
 
     path = checkpoints.embedded() if file is None else file
     facts: dict[str, Any]
-    if path.suffix.lower() in images.FORMATS:
-        found = images.read_metadata(path)
+    if path.suffix.lower() in FORMATS:
+        found = read_metadata(path)
         facts = {"request": found.request, "parameters": found.parameters}
         if not as_json:
             facts = _said(found)

@@ -38,14 +38,16 @@ def noise(
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """A page of schedules, small steps, types of noise, and the model's guess from every t."""
-    from pellucid import checkpoints, images
+    from pellucid import checkpoints
     from pellucid.explain import noise as noise_lab
     from pellucid.explain.noise import page, schedules
+    from pellucid.images.load import open_image
+    from pellucid.images.metadata import save_image
 
     path = page_path(out, as_json, picture, "noise")
     times = noise_lab.TIMES if t is None else _times(t)
     walked = None if schedule is None else schedules.named(schedule)
-    image = images.open_image(picture)
+    image = open_image(picture)
     loaded = checkpoints.load(model, prediction=prediction, vae=vae)
     lab = noise_lab.look(
         loaded,
@@ -60,6 +62,6 @@ def noise(
     deliver(lab, lambda: page.html(lab), path, as_json)
     if path is not None:
         overview = path.with_suffix(".png")
-        images.save(page.overview(lab), overview)
+        save_image(page.overview(lab), overview)
         if not as_json:
             typer.echo(overview)

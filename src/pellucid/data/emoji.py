@@ -27,6 +27,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from pellucid.files import new_file
+
 STYLES = {
     "flat": "fluent-emoji-flat",
     "3d": "fluent-emoji",
@@ -79,11 +81,10 @@ class EmojiArt:
         return int(self.pixels.shape[2])
 
     def save(self, path: Path) -> None:
-        """Write to a temporary name, then rename."""
-        temporary = path.with_suffix(".tmp.npz")
+        """Write all of it to one file."""
         concepts = json.dumps([[c.emoji, c.names, c.keywords, c.slug] for c in self.concepts])
-        np.savez_compressed(temporary, pixels=self.pixels, concepts=concepts, styles=self.styles)
-        temporary.replace(path)
+        with new_file(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, pixels=self.pixels, concepts=concepts, styles=self.styles)
 
     @classmethod
     def load(cls, path: Path) -> EmojiArt:

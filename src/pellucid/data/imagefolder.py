@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pellucid.images import fit, open_image
+from pellucid.images.load import open_image
+from pellucid.images.pixels import fit
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """What counts as a picture, in lower case."""

@@ -26,7 +26,7 @@ from pellucid.data.emoji import (
     with_color,
 )
 from pellucid.evaluate.classifier import Classifier
-from pellucid.images import to_tensor
+from pellucid.images.pixels import to_tensor
 from pellucid.model import Model
 from pellucid.pipeline import Request, generate
 

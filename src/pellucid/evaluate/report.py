@@ -10,7 +10,9 @@ from typing import Any
 from pellucid.data.emoji import EmojiArt
 from pellucid.evaluate import classifier as classifiers
 from pellucid.evaluate import quality
-from pellucid.images import grid, save
+from pellucid.files import write_text
+from pellucid.images.metadata import save_image
+from pellucid.images.pixels import grid
 from pellucid.model import Model
 from pellucid.train.loop import say
 
@@ -25,13 +27,6 @@ def markdown(results: dict[str, Any]) -> str:
         else:
             lines.append(f"| {name} | {value:.3g} |")
     return "\n".join(lines) + "\n\n" + "\n\n".join(lists) + "\n"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Under a temporary name first, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def report(
@@ -57,7 +52,7 @@ def report(
         note(name, value)
     began = time.monotonic()
     rate, drawn, misses = quality.concept_rate(model, art, classifier, "common")
-    save(grid(drawn, 10), out / "sheet.png")
+    save_image(grid(drawn, 10), out / "sheet.png")
     note("common concepts named", rate)
     note("common concepts missed", misses)
     note("seconds for 100 pictures", round(time.monotonic() - began, 1))
@@ -78,6 +73,6 @@ def report(
         "CLIP: right picture in the first 5 of 100, held-out captions",
         quality.clip_recall(model, art),
     )
-    write_whole(out / "results.json", json.dumps(results, indent=1) + "\n")
-    write_whole(out / "results.md", markdown(results))
+    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(out / "results.md", markdown(results))
     return results

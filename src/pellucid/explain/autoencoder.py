@@ -13,7 +13,7 @@ from pellucid import tiling as strips
 from pellucid.conditioning import Told, read
 from pellucid.explain.operations import operations, shape_of
 from pellucid.html.records import Picture, Record
-from pellucid.images import to_pil, to_tensor
+from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.preview import colours_of
 from pellucid.request import unit_of

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pellucid.clip import VisionTower
 from pellucid.html.records import Picture, Record
-from pellucid.images import fit, to_tensor
+from pellucid.images.pixels import fit, to_tensor
 from pellucid.model import Model
 
 BATCH = 64

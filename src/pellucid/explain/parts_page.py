@@ -7,7 +7,6 @@ from html import escape
 from pellucid.explain.autoencoder import Cost, RoundTrip
 from pellucid.explain.clip import Seen, Similarity
 from pellucid.html.pages import (
-    data_url,
     figure,
     page,
     paragraph,
@@ -17,6 +16,7 @@ from pellucid.html.pages import (
     source,
     table,
 )
+from pellucid.images.data_url import to_data_url
 
 SHOWN = 320  # width in pixels that a smaller picture is shown with
 CHANNEL = 112
@@ -163,7 +163,7 @@ def _cell(cosine: float, strength: float) -> str:
 
 
 def _head(seen: Seen) -> str:
-    return f'<img src="{data_url(seen.picture)}" alt="{escape(seen.name)}">{escape(seen.name)}'
+    return f'<img src="{to_data_url(seen.picture)}" alt="{escape(seen.name)}">{escape(seen.name)}'
 
 
 def _words(seen: Seen) -> str:

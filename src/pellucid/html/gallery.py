@@ -8,7 +8,7 @@ from html import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pellucid.html.pages import data_url
+from pellucid.images.data_url import to_data_url
 
 HEAD, NAME, GAP = 18, 130, 3  # height of the head, width of the names, room between, in pixels
 
@@ -18,7 +18,7 @@ class Gallery:
     """A table of pictures. rows: the name of each and its pictures, one below each column's name.
 
     width: of one picture as it is shown; it is made larger without smoothing, so that one sees its
-    pixels. kind: how the page holds the pictures, as in `pages.data_url`.
+    pixels. kind: how the page holds the pictures, as in `to_data_url`.
     Raises ValueError: no picture at all, rows of unequal length.
     """
 
@@ -50,7 +50,7 @@ class Gallery:
 
     def _img(self, picture: Image.Image, words: str) -> str:
         width, height = self._shown(picture)
-        source = data_url(picture, self.kind, quality=90)
+        source = to_data_url(picture, self.kind, quality=90)
         return f'<img src="{source}" width="{width}" height="{height}" alt="{escape(words)}">'
 
     def _shown(self, picture: Image.Image) -> tuple[int, int]:

@@ -7,19 +7,16 @@ is escaped, parts named `content` or `body` are HTML already.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
+from pellucid.files import write_text
 from pellucid.html import plots
-from pellucid.images import write_whole
-from pellucid.plugins import choose
+from pellucid.images.data_url import to_data_url
 
-KINDS = ("PNG", "WEBP", "JPEG")
 CSS = """
 :root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;
@@ -86,18 +83,10 @@ def picture(image: Image.Image, caption: str, width: int | None = None, kind: st
     width = image.width if width is None else width
     height = round(image.height * width / image.width)
     return figure(
-        f'<img src="{data_url(image, kind)}" width="{width}" height="{height}" '
+        f'<img src="{to_data_url(image, kind)}" width="{width}" height="{height}" '
         f'alt="{escape(caption)}">',
         caption,
     )
-
-
-def data_url(image: Image.Image, kind: str = "PNG", quality: int = 85) -> str:
-    """A picture as a URL that holds it. kind: PNG; WEBP or JPEG, of this quality, are smaller."""
-    choose(kind, KINDS, "kind of picture")
-    file = io.BytesIO()
-    image.save(file, kind, optimize=True, quality=quality)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -125,5 +114,4 @@ def _cell(value: object) -> str:
 
 def write(path: str | Path, text: str) -> None:
     """Write a page. It appears whole or not at all; ValueError: no such folder, a full disk."""
-    data = text.encode("utf-8", "replace")
-    write_whole(Path(path), lambda file: file.write(data))
+    write_text(path, text)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pellucid import checkpoints, images, noise
+from pellucid import checkpoints, noise
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
 from pellucid.clip import CLIP
 from pellucid.conditioning import encode
@@ -24,6 +24,8 @@ from pellucid.data.emoji import Mix, Place, compose, core_concepts
 from pellucid.data.imagefolder import Folder
 from pellucid.diffusion import Conditioning, predictor, sample_t, training_loss
 from pellucid.guidance import ClassifierFree
+from pellucid.images.metadata import save_image
+from pellucid.images.pixels import grid, to_pil
 from pellucid.samplers import ddim
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -281,9 +283,9 @@ def draw_samples(
     guided = ClassifierFree(predictor(network, EMOJI_PREDICTION), wanted, empty, 4.0)
     levels = EMOJI_SCHEDULE.levels(12, "uniform")
     *_, last = ddim.sample(guided, x * levels[0].sigma, levels, noise.source(seeds))
-    drawn = [images.to_pil(p) for p in vae.to_pixels(last.x)]
+    drawn = [to_pil(p) for p in vae.to_pixels(last.x)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    images.save(images.grid(drawn, 4), path)
+    save_image(grid(drawn, 4), path)
 
 
 def first_network(options: DiffusionOptions, config: UNetConfig) -> UNet:

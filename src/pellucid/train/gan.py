@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid import checkpoints, images
+from pellucid import checkpoints
 from pellucid.data.emoji import EmojiArt, Mix, compose, core_concepts
 from pellucid.data.imagefolder import Folder
 from pellucid.gan import (
@@ -26,6 +26,8 @@ from pellucid.gan import (
     sample,
     untrained,
 )
+from pellucid.images.metadata import save_image
+from pellucid.images.pixels import grid, to_pil
 from pellucid.train import pictures
 from pellucid.train.loop import (
     Ema,
@@ -228,12 +230,12 @@ def draw_samples(generator: Generator, path: Path) -> None:
     classes = len(generator.config.classes)
     generator.eval()
     drawn = [
-        images.to_pil(sample(generator, [seed], seed % classes if classes else None)[0])
+        to_pil(sample(generator, [seed], seed % classes if classes else None)[0])
         for seed in range(SAMPLES)
     ]
     generator.train()
     path.parent.mkdir(parents=True, exist_ok=True)
-    images.save(images.grid(drawn), path)
+    save_image(grid(drawn), path)
 
 
 def train(options: GANOptions) -> Path:

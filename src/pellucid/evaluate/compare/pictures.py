@@ -13,7 +13,7 @@ from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
 from pellucid.diffusion import Conditioning
 from pellucid.evaluate.compare.contest import Recipe
 from pellucid.gan import GANConfig, untrained
-from pellucid.images import grid, to_pil
+from pellucid.images.pixels import grid, to_pil
 
 PATCH = 2
 WIDTHS = (32, 64)  # of the U-Net: as many parameters as both networks of a GAN

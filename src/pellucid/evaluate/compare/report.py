@@ -10,10 +10,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from pellucid.evaluate.compare import METHODS, CompareOptions, Part
+from pellucid.files import write_text
 from pellucid.html import pages
 from pellucid.html.pages import figure, paragraph, picture, row, section, table
 from pellucid.html.plots import Plot, Series
-from pellucid.images import save, write_whole
+from pellucid.images.metadata import save_image
 from pellucid.train.gan import TOLD
 
 HEAD = (
@@ -29,9 +30,8 @@ def write(options: CompareOptions, results: Mapping[str, Any]) -> list[Path]:
     """Write results.json, compare.html and compare.png to the folder `options.out`; their paths."""
     paths = [options.out / name for name in ("compare.html", "compare.png", "results.json")]
     pages.write(paths[0], html(options, results))
-    save(image(options, results), paths[1])
-    text = (json.dumps(results, indent=1) + "\n").encode()
-    write_whole(paths[2], lambda file: file.write(text))
+    save_image(image(options, results), paths[1])
+    write_text(paths[2], json.dumps(results, indent=1) + "\n")
     return paths
 
 

@@ -26,7 +26,8 @@ from pellucid.evaluate.compare import (
 )
 from pellucid.evaluate.compare.contest import Contest, Recipe
 from pellucid.evaluate.compare.contestants import draw_denoiser, draw_gan, train_denoiser, train_gan
-from pellucid.images import save, write_whole
+from pellucid.files import write_text
+from pellucid.images.metadata import save_image
 from pellucid.train.gan import Players
 from pellucid.train.loop import Ema
 
@@ -66,7 +67,7 @@ def run(part: Part, contest: Contest, recipe: Recipe, out: Path) -> Iterator[flo
     target = part.path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     label = "real" if part.method == "real" else "made"
-    save(contest.look(samples[:KEPT].nan_to_num(), label), target.with_suffix(".png"))
+    save_image(contest.look(samples[:KEPT].nan_to_num(), label), target.with_suffix(".png"))
     findings = {
         "made_of": made_of(contest, recipe, part),
         "coverage": found,
@@ -76,8 +77,7 @@ def run(part: Part, contest: Contest, recipe: Recipe, out: Path) -> Iterator[flo
         if part.method == "real"
         else parameters_of(contest, [part.method])[part.method],
     }
-    text = json.dumps(findings).encode()
-    write_whole(target, lambda file: file.write(text))
+    write_text(target, json.dumps(findings))
     yield 1.0
 
 

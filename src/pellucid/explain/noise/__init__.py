@@ -16,7 +16,7 @@ from pellucid.explain.noise.kinds import Kind, Spectrum
 from pellucid.explain.noise.schedules import ScheduleLook
 from pellucid.explain.noise.walk import Moments, Walk, walk
 from pellucid.html.records import Picture, Record
-from pellucid.images import to_tensor
+from pellucid.images.pixels import to_tensor
 from pellucid.model import Model
 from pellucid.noise import draw, generators
 from pellucid.schedule import Schedule

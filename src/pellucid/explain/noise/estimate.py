@@ -16,7 +16,7 @@ from pellucid.conditioning import told
 from pellucid.diffusion import add_noise
 from pellucid.explain.noise.schedules import level_at
 from pellucid.html.records import Picture, Record
-from pellucid.images import fit, to_tensor
+from pellucid.images.pixels import fit, to_tensor
 from pellucid.model import Model
 from pellucid.noise import draw, generators
 from pellucid.pipeline import denoiser

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pellucid.explain.noise.spectrum import power_spectrum, radial_average, slope
 from pellucid.html.records import Picture, Record
-from pellucid.images import to_pil
+from pellucid.images.pixels import to_pil
 from pellucid.noise import NOISES, draw, generators
 
 SIDE, DRAWS = 96, 32

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pellucid.diffusion import add_noise
 from pellucid.html.records import Picture, Record
-from pellucid.images import to_pil
+from pellucid.images.pixels import to_pil
 from pellucid.plugins import choose
 from pellucid.schedule import SCHEDULES, Level, Schedule
 

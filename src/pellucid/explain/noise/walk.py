@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from pellucid.diffusion import add_noise, small_step
 from pellucid.explain.noise.schedules import level_at
 from pellucid.html.records import Picture, Record
-from pellucid.images import to_pil
+from pellucid.images.pixels import to_pil
 from pellucid.schedule import CLEAN, Schedule
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pellucid.diffusion import Conditioning, eps_from_x0
-from pellucid.html.pages import data_url
+from pellucid.images.data_url import to_data_url
 from pellucid.request import Request
 from pellucid.schedule import Level
 
@@ -185,7 +185,7 @@ class Explanation:
             ],
             "path": {"x": way_x.tolist(), "x0": way_x0.tolist()},
             "seconds": dict(self.seconds),
-            "picture": data_url(self.picture),
+            "picture": to_data_url(self.picture),
         }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid.explain.run.record import Explanation, Step
 from pellucid.guidance import progress
-from pellucid.html import pages
+from pellucid.images.data_url import to_data_url
 from pellucid.model import Model
 from pellucid.preview import is_quick, preview
 from pellucid.prompt import split_and
@@ -183,7 +183,7 @@ def shrunk(picture: Image.Image, side: int) -> str:
     picture = picture.copy()
     picture.thumbnail((side, side), Image.Resampling.BOX)
     small = max(picture.size) <= 64  # where each pixel counts
-    return pages.data_url(picture, "PNG") if small else pages.data_url(picture, "WEBP", 80)
+    return to_data_url(picture, "PNG") if small else to_data_url(picture, "WEBP", 80)
 
 
 def layers(step: Step, detail: Detail) -> list[dict[str, Any]]:

@@ -1,0 +1,33 @@
+"""Pictures as data: URLs, which hold them whole, for pages and JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from PIL import Image
+
+from pellucid.plugins import choose
+
+KINDS = ("PNG", "WEBP", "JPEG")
+PNG_URL = "data:image/png;base64,"
+
+
+def to_data_url(image: Image.Image, kind: str = "PNG", quality: int = 85) -> str:
+    """A picture as a URL that holds it. kind: PNG; WEBP or JPEG, of this quality, are smaller."""
+    choose(kind, KINDS, "kind of picture")
+    file = io.BytesIO()
+    image.save(file, kind, optimize=True, quality=quality)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def from_data_url(url: str) -> Image.Image:
+    """The picture in a URL that `to_data_url` made as PNG. ValueError for anything else."""
+    if not url.startswith(PNG_URL):
+        raise ValueError(f"a picture must be a URL that begins with {PNG_URL}")
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(url.removeprefix(PNG_URL))))
+        image.load()
+    except Exception as error:  # decoders meet hostile bytes with every kind of exception
+        raise ValueError(f"the picture cannot be read: {error}") from error
+    return image

@@ -1,0 +1,103 @@
+"""Picture files that say how they were made: Pellucid's JSON, and the text of A1111."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, PngImagePlugin
+
+from pellucid.files import new_file
+from pellucid.images.load import too_large
+from pellucid.images.parameters import write_parameters
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+# EXIF tags: A1111's text is where other programs expect it, the JSON next to it.
+EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
+
+
+class Metadata(NamedTuple):
+    """What a picture says about itself; None where it says nothing."""
+
+    request: dict[str, Any] | None  # Pellucid's own JSON
+    parameters: str | None  # the A1111 text
+
+
+def save_image(
+    image: Image.Image, path: str | Path, request: Mapping[str, Any] | None = None
+) -> None:
+    """Write a picture as its name says (.png, .jpg, .webp) with the request that made it inside.
+
+    request: plain JSON values under Pellucid's names. The file appears whole or not at all. Raises
+    ValueError: another suffix, no such folder, a full disk, a request too long for JPEG (64 kB).
+    """
+    path = Path(path)
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path} ends in {path.suffix!r}; allowed are {', '.join(FORMATS)}")
+    options: dict[str, Any] = {"quality": 95} if kind == "JPEG" else {}
+    if kind == "WEBP":
+        options = {"lossless": True}
+    if request is not None and kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("parameters", _encodable(write_parameters(request)))
+        info.add_text("pellucid", json.dumps(request))
+        options["pnginfo"] = info
+    elif request is not None:
+        exif = Image.Exif()
+        text = _encodable(write_parameters(request))
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+        exif[IMAGE_DESCRIPTION] = json.dumps(request)
+        options["exif"] = exif.tobytes()
+        if kind == "JPEG" and len(options["exif"]) > 65_533:
+            raise ValueError(f"{path}: the request is too long for a JPEG (64 kB); use .png")
+    with new_file(path) as temporary:
+        image.save(temporary, kind, **options)
+
+
+def read_metadata(path: str | Path) -> Metadata:
+    """What `save`, or A1111, wrote into a picture. Raises ValueError if it is not a picture."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file; a picture is wanted")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # only the header is read: large or odd is no matter here
+        try:
+            with Image.open(path) as image:
+                if isinstance(image, PngImagePlugin.PngImageFile):
+                    parameters, text = image.text.get("parameters"), image.text.get("pellucid")
+                else:
+                    exif = image.getexif()
+                    parameters = _user_comment(exif.get_ifd(EXIF_IFD).get(USER_COMMENT))
+                    text = exif.get(IMAGE_DESCRIPTION)
+        except Image.DecompressionBombError:
+            raise ValueError(too_large(path, "more than 178 million pixels")) from None
+        except Exception as error:  # decoders meet hostile bytes with every kind of exception
+            raise ValueError(f"{path} is not a picture that can be read: {error}") from error
+    try:
+        request = json.loads(text) if text else None
+    except (ValueError, TypeError):
+        request = None  # a picture may be described in another way than by us
+    return Metadata(
+        request if isinstance(request, dict) else None,
+        None if parameters is None else str(parameters),
+    )
+
+
+def _encodable(text: str) -> str:
+    # A command line that is not valid UTF-8 reaches Python as lone surrogates.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _user_comment(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        return None
+    code, text = value[:8], value[8:]
+    if code == b"UNICODE\0":
+        return text.decode("utf-16-be", "replace")
+    return (text if code == b"ASCII\0\0\0" else value).decode("utf-8", "replace")
