@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from pellucid import checkpoints
-from pellucid.conditioning import read
+from pellucid.conditioning import encode_prompts
 from pellucid.data.emoji import LEFT, EmojiArt, Mix, compose, core_concepts
 from pellucid.diffusion import add_noise
 from pellucid.model import Model
+from pellucid.runtime import Runtime
 from pellucid.train.token_loss import columns
 
 NOISE = (0.3, 0.5, 0.7, 0.9)  # of the whole time
@@ -72,7 +73,7 @@ def look(model: Model, pair: Pair, noise: float, generator: torch.Generator) -> 
     level = model.schedule.level(noise * model.schedule.last_t)
     maps: list[Tensor] = []
     x = add_noise(x0, eps, level.alpha, level.sigma)
-    model.backbone(x, torch.tensor([level.t]), read(model, [pair.caption]), maps)
+    model.backbone(x, torch.tensor([level.t]), encode_prompts(Runtime(model), [pair.caption]), maps)
     layers = [weights[0].mean(0) for weights in maps]
     size = max(layers, key=lambda layer: layer.shape[0] * layer.shape[1]).shape[:2]
     same = [

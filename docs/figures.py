@@ -19,13 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pellucid import checkpoints, noise
-from pellucid.conditioning import chunked, read
+from pellucid.conditioning import chunked, encode_prompts
 from pellucid.diffusion import add_noise, predictor, target
 from pellucid.html.plots import Series
 from pellucid.images.metadata import save_image
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, pictures
+from pellucid.runtime import Runtime
 from pellucid.schedule import Schedule
 from pellucid.train.gan import Players, play
 
@@ -153,7 +154,7 @@ def of_unet(model: Model) -> Figures:
         return keep
 
     hooks = [part.register_forward_hook(watch(name)) for name, part in parts.items()]
-    unet(x, torch.tensor([level.t]), read(model, [PROMPT]))
+    unet(x, torch.tensor([level.t]), encode_prompts(Runtime(model), [PROMPT]))
     for hook in hooks:
         hook.remove()
     yield "unet-levels", sheet(cells, 4)
@@ -162,7 +163,7 @@ def of_unet(model: Model) -> Figures:
     x0 = model.vae.to_latents(to_tensor(picture)[None])
     maps: list[Tensor] = []
     x = add_noise(x0, eps, level.alpha, level.sigma)
-    unet(x, torch.tensor([level.t]), read(model, [PAIR]), record=maps)
+    unet(x, torch.tensor([level.t]), encode_prompts(Runtime(model), [PAIR]), record=maps)
     looks = torch.stack([layer[0].mean(0) for layer in maps]).mean(0)  # (h, w, L)
     cells = [Cell(picture, "the picture")]
     (chunk,) = chunked(model.tokenizer, PAIR)
@@ -186,13 +187,15 @@ def of_prediction(model: Model) -> Figures:
     latents = model.vae.to_latents(x0)
     draw = noise.draw("gaussian", tuple(latents.shape[1:]), noise.generators(1, 1))
     predict = predictor(model.backbone, model.prediction)
-    cond = read(model, [""])  # told the words, the small model guesses well at once
+    cond = encode_prompts(
+        Runtime(model), [""]
+    )  # told the words, the small model guesses well at once
     noisy, guessed = [], []
     for t in (100, 300, 500, 700, 900):
         level = model.schedule.level(t)
         x = add_noise(latents, draw, level.alpha, level.sigma)
-        noisy.append(Cell(pictures(model, x)[0], f"x, t = {t}"))
-        guessed.append(Cell(pictures(model, predict(x, level, cond))[0], "one guess"))
+        noisy.append(Cell(pictures(Runtime(model), x)[0], f"x, t = {t}"))
+        guessed.append(Cell(pictures(Runtime(model), predict(x, level, cond))[0], "one guess"))
     yield "prediction-guess", sheet([*noisy, *guessed], 5)
 
 
@@ -222,10 +225,10 @@ def of_guidance(model: Model) -> Figures:
     early = next(run(model))
     assert early.parts is not None
     cells = [
-        Cell(pictures(model, early.parts.uncond)[0], "no prompt"),
-        Cell(pictures(model, early.parts.cond)[0], "prompt"),
+        Cell(pictures(Runtime(model), early.parts.uncond)[0], "no prompt"),
+        Cell(pictures(Runtime(model), early.parts.cond)[0], "prompt"),
         Cell(heat(early.difference[0].abs().mean(0)), "difference"),
-        Cell(pictures(model, early.parts.guided)[0], "guided"),
+        Cell(pictures(Runtime(model), early.parts.guided)[0], "guided"),
     ]
     yield "guidance-parts", sheet(cells, len(cells))
 
@@ -247,8 +250,8 @@ def of_latents(model: Model) -> Figures:
 def of_stable_diffusion(model: Model) -> Figures:
     steps = list(run(model, steps=20))
     shown = [steps[i] for i in (0, 3, 6, 10, 14, 19)]
-    cells = [Cell(pictures(model, p.x)[0], f"step {p.step}") for p in shown]
-    cells += [Cell(pictures(model, p.x0)[0], "its guess") for p in shown]
+    cells = [Cell(pictures(Runtime(model), p.x)[0], f"step {p.step}") for p in shown]
+    cells += [Cell(pictures(Runtime(model), p.x0)[0], "its guess") for p in shown]
     yield "stable-diffusion-run", sheet(cells, len(shown))
 
 

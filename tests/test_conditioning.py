@@ -16,9 +16,18 @@ from torch import Tensor, nn
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.checkpoints._families import FAMILIES
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
-from pellucid.conditioning import Token, Told, chunked, emphasized, encode, read, told
+from pellucid.conditioning import (
+    StepConditioning,
+    Token,
+    chunked,
+    conditioning_schedule,
+    emphasized,
+    encode_captions,
+    encode_prompts,
+)
 from pellucid.model import Model, Reading
 from pellucid.request import Request
+from pellucid.runtime import Runtime
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
@@ -109,9 +118,11 @@ def tokenizers() -> list[Any]:
     return [their_tokenizer(pad) for pad in ("<|endoftext|>", "!")]
 
 
-def only(model: Model, **fields: Any) -> Told:
+def only(model: Model, **fields: Any) -> StepConditioning:
     """What a run of one step is told."""
-    (step,) = told(model, Request.model_validate({"guidance": 7.0} | fields), 1)
+    (step,) = conditioning_schedule(
+        Runtime(model), Request.model_validate({"guidance": 7.0} | fields), 1
+    )
     return step
 
 
@@ -312,7 +323,10 @@ def test_pooled_with_the_words(model: Model) -> None:
         return (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
 
     for text, total in ((prompt, wanted), ("a (rabbit:3)", heavy), ("", torch.zeros_like(wanted))):
-        told_now, plain = read(ours, [text]).pooled, read(model, [text]).pooled
+        told_now, plain = (
+            encode_prompts(Runtime(ours), [text]).pooled,
+            encode_prompts(Runtime(model), [text]).pooled,
+        )
         assert told_now is not None and plain is not None
         assert torch.equal(told_now[:, : plain.shape[1]], plain)
         assert torch.allclose(told_now[0, plain.shape[1] :], unit(total), atol=1e-5)
@@ -321,7 +335,10 @@ def test_pooled_with_the_words(model: Model) -> None:
 def test_trained_as_it_is_read(model: Model) -> None:
     ours = replace(model, reading=Reading(pooled="words"))
     captions = ["a rabbit", "a", ""]
-    trained, used = encode(ours.text, ours.tokenizer, captions, words=True), read(ours, captions)
+    trained, used = (
+        encode_captions(ours.text, ours.tokenizer, captions, words=True),
+        encode_prompts(Runtime(ours), captions),
+    )
     assert trained.pooled is not None and used.pooled is not None
     assert torch.allclose(trained.pooled, used.pooled) and torch.equal(trained.tokens, used.tokens)
 
@@ -453,12 +470,12 @@ def test_a_mean_of_zero_stays() -> None:
 def test_what_each_step_is_told(models: Any) -> None:
     model, _ = models["sd1"]
     request = Request(prompt="[cat:dog:1] AND red:-0.5", negative_prompt="[blue::2]", guidance=5)
-    steps = told(model, request, 3)
+    steps = conditioning_schedule(Runtime(model), request, 3)
     for step, own, against in zip(steps, ("cat", "dog", "dog"), ("blue", "blue", ""), strict=True):
         (one, w1), (two, w2) = step.conds
         assert (w1, w2) == (1.0, -0.5) and step.uncond is not None
         for mine, text in ((one, own), (two, "red"), (step.uncond, against)):
-            assert close(mine.tokens, read(model, [text]).tokens)
+            assert close(mine.tokens, encode_prompts(Runtime(model), [text]).tokens)
 
 
 def test_what_mixed_prompts_are_told(models: Any) -> None:
@@ -470,7 +487,7 @@ def test_what_mixed_prompts_are_told(models: Any) -> None:
     assert halves.uncond is None
     assert only(model, prompt="cat AND red", guidance=1.0).uncond is not None
     one = only(model, prompt="cat", mix=[("red", 3.0)], mix_by="embedding").conds
-    own, other = (read(model, [text]).tokens for text in ("cat", "red"))
+    own, other = (encode_prompts(Runtime(model), [text]).tokens for text in ("cat", "red"))
     assert len(one) == 1 and close(one[0][0].tokens, own / 4 + other * 3 / 4)
 
 

@@ -30,6 +30,7 @@ from pellucid.checkpoints import (
 from pellucid.checkpoints._families import FAMILIES
 from pellucid.clip import TextTower
 from pellucid.diffusion import Conditioning
+from pellucid.runtime import Runtime
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from references import (
@@ -278,10 +279,13 @@ def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -
     assert torch.equal(got, expected)
     # Clip skip counts the layer that was left out.
     for skip in (2, 3):
-        one, other = (conditioning.read(m, ["a red apple"], skip).tokens for m in (model, again))
+        one, other = (
+            conditioning.encode_prompts(Runtime(m), ["a red apple"], skip).tokens
+            for m in (model, again)
+        )
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match=r"the last 1 is left out\), so .* from 2 to 3"):
-        conditioning.read(again, ["a red apple"], 1)
+        conditioning.encode_prompts(Runtime(again), ["a red apple"], 1)
 
 
 @pytest.mark.parametrize(

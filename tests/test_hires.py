@@ -20,7 +20,7 @@ from pellucid.images.parameters import read_parameters, write_parameters
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, generate, resolve
-from pellucid.runtime.parts import encode as encode_pixels
+from pellucid.runtime import Runtime
 
 
 def steps_of(model: Model, **fields: Any) -> list[Progress]:
@@ -76,7 +76,7 @@ def test_what_the_second_pass_begins_with(model: Model, name: str) -> None:
         small = to_pil(model.vae.to_pixels(first)[0])
         how = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}[name]
         pixels = to_tensor(small.resize((24, 24), how))
-        expected = encode_pixels(model, pixels[None], [])
+        expected = Runtime(model).encode(pixels[None])
     assert steps[-1].x.shape == expected.shape
     torch.testing.assert_close(steps[-1].x, expected, rtol=0, atol=0.01)
     assert expected.std() > 0.08

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pellucid import inpaint
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.conditioning import encode
+from pellucid.conditioning import encode_captions
 from pellucid.diffusion import Conditioning
 from pellucid.guidance import Parts
 from pellucid.images.load import open_image
@@ -27,7 +27,7 @@ from pellucid.images.pixels import fit, to_tensor
 from pellucid.model import Defaults, Model
 from pellucid.noise import generators
 from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
-from pellucid.runtime.parts import encode as encode_pixels
+from pellucid.runtime import Runtime
 from pellucid.schedule import Level, Schedule
 from pellucid.vae import VAE, VAEConfig
 
@@ -294,8 +294,8 @@ def begin(model: Model, **fields: Any) -> tuple[Tensor, Tensor, Tensor]:
     request = resolve(model, Request(seed=5, strength=0.5, **fields))
     canvas = inpaint.prepare(request, 2)
     level = Level(0.6, 0.8, 500.0)
-    step = start(model, request, canvas, canvas.size, level, generators(5, 1), [])
-    noise = first_noise(model, request, canvas.size, generators(5, 1))
+    step = start(Runtime(model), request, canvas, canvas.size, level, generators(5, 1))
+    noise = first_noise(Runtime(model), request, canvas.size, generators(5, 1))
     return (step.x - 0.8 * noise) / 0.6, step.x0, canvas.latent_weights(2)
 
 
@@ -313,8 +313,8 @@ def test_fills(model: Model, picture: str, mask: str) -> None:
     noisy, _, _ = begin(model, **fields, inpaint_fill="noise")
     torch.testing.assert_close(noisy[~inside], x0[~inside], rtol=0, atol=1e-5)
     stream = generators(5, 1)
-    first = first_noise(model, resolve(model, Request(seed=5)), (38, 30), stream)
-    second = first_noise(model, resolve(model, Request(seed=5)), (38, 30), stream)
+    first = first_noise(Runtime(model), resolve(model, Request(seed=5)), (38, 30), stream)
+    second = first_noise(Runtime(model), resolve(model, Request(seed=5)), (38, 30), stream)
     assert (first - second).abs().max() > 1
     torch.testing.assert_close(noisy[inside], second[inside], rtol=0, atol=1e-5)
 
@@ -322,7 +322,7 @@ def test_fills(model: Model, picture: str, mask: str) -> None:
     request = resolve(model, Request(**fields))
     canvas = inpaint.prepare(request, 2)
     smooth = inpaint.surroundings(canvas.pixels, 1 - canvas.weights)
-    torch.testing.assert_close(filled, encode_pixels(model, smooth, []), rtol=0, atol=1e-5)
+    torch.testing.assert_close(filled, Runtime(model).encode(smooth), rtol=0, atol=1e-5)
 
 
 def test_at_full_strength_nothing_of_the_masked_part_is_left(model: Model, tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_an_ordinary_model_ends_at_the_original(
     last = run(model, image=picture, mask=mask, mask_blur=0, **fields)
     canvas = inpaint.prepare(last.request, 2)
     outside = canvas.latent_weights(2).expand_as(last.x) == 0
-    original = encode_pixels(model, canvas.pixels, [])
+    original = Runtime(model).encode(canvas.pixels)
     torch.testing.assert_close(last.x[outside], original[outside], rtol=1e-4, atol=1e-4)
     assert (last.x - original)[~outside].abs().max() > 0.1
 
@@ -433,7 +433,7 @@ def test_a_network_for_inpainting_sees_mask_and_masked_picture(
     pixels = to_tensor(open_image(picture))[None]
     pixels[:, :, 10:18, 12:20] = 0
     pixels = torch.nn.functional.pad(pixels, (0, 1, 0, 1), mode="replicate")
-    latents = encode_pixels(model, pixels, []).expand(4, -1, -1, -1)
+    latents = Runtime(model).encode(pixels).expand(4, -1, -1, -1)
     torch.testing.assert_close(x[:, 5:], latents, rtol=0, atol=1e-5)
 
 
@@ -444,7 +444,7 @@ def test_without_a_mask_it_draws_everything(model: Model, picture: str, start_fr
     (warning,) = last.warnings
     assert "for inpainting" in warning and "whole picture" in warning
     assert x[:, 4].min() == 1
-    grey = encode_pixels(model, torch.zeros(1, 3, 16, 16), [])
+    grey = Runtime(model).encode(torch.zeros(1, 3, 16, 16))
     torch.testing.assert_close(x[:, 5:], grey.expand(2, -1, -1, -1), rtol=0, atol=1e-5)
 
 
@@ -550,7 +550,7 @@ def test_equals_diffusers(
         "_encode_vae_image",
         lambda image, generator: vae.encode(image).latent_dist.mode() * vae.config.scaling_factor,
     )
-    told: Conditioning = encode(ours.text, ours.tokenizer, ["a rabbit", "a red apple"])
+    told: Conditioning = encode_captions(ours.text, ours.tokenizer, ["a rabbit", "a red apple"])
     expected = pipe(
         prompt_embeds=told.tokens[:1],
         negative_prompt_embeds=told.tokens[1:],

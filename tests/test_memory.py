@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pellucid import checkpoints
+from pellucid import checkpoints, tiling
 from pellucid import nn as blocks
-from pellucid import tiling as strips
 from pellucid.diffusion import Conditioning
 from pellucid.images.latent_file import load_latents, save_latents
 from pellucid.images.metadata import read_metadata
@@ -28,9 +27,9 @@ from pellucid.model import Model
 from pellucid.nn import Downsample, ResidualBlock, Upsample, attend
 from pellucid.pipeline import generate, pictures
 from pellucid.request import Request
-from pellucid.runtime import devices, precision
+from pellucid.runtime import Runtime, devices, precision
 from pellucid.runtime.devices import bring, choose_device, free_memory, in_the_way, weight_bytes
-from pellucid.runtime.precision import Careful, NotFinite, choose_dtype, dtype_of, finite
+from pellucid.runtime.precision import Float32Fallback, NotFinite, choose_dtype, dtype_of, finite
 from pellucid.vae import SD_VAE, VAE
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -139,17 +138,17 @@ def test_bfloat16_with_gradients_forms_the_map_while_it_is_small(
     assert peak.largest < 2 * 64 * 64 * 2
 
 
-# ---------------------------------------------------------------- strips
+# ---------------------------------------------------------------- tiling
 
 
-@pytest.mark.parametrize("places", [1, 40, 48, 10_000])
+@pytest.mark.parametrize("tile_size", [1, 40, 48, 10_000])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @torch.no_grad()
-def test_layers_in_strips(places: int, last: bool) -> None:
+def test_layers_in_tiles(tile_size: int, last: bool) -> None:
     x = noise(2, 8, 10, 12).double()
     if last:
         x = x.to(memory_format=torch.channels_last)
-    pieces = strips.of(x, places)
+    pieces = tiling.split(x, tile_size)
     same, wider = ResidualBlock(8, 8, 0, 4, 1e-6), ResidualBlock(8, 16, 0, 4, 1e-6)
     up, down = Upsample(8), Downsample(8, symmetric=False)
     for layer in (same, wider, up, down):
@@ -157,30 +156,30 @@ def test_layers_in_strips(places: int, last: bool) -> None:
         for parameter in layer.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     for got, expected in (
-        (strips.residual(pieces, same), same(x)),
-        (strips.residual(strips.keep(strips.residual(pieces, same)), wider), wider(same(x))),
-        (strips.residual(strips.residual(pieces, same), wider), wider(same(x))),
-        (strips.upsample(pieces, up), up(x, (20, 24))),
-        (strips.downsample(pieces, down), down(x)),
-        (strips.downsample(strips.upsample(pieces, up), down), down(up(x, (20, 24)))),
-        (strips.norm_silu(pieces, same.norm1), F.silu(same.norm1(x))),
+        (tiling.residual(pieces, same), same(x)),
+        (tiling.residual(tiling.compute(tiling.residual(pieces, same)), wider), wider(same(x))),
+        (tiling.residual(tiling.residual(pieces, same), wider), wider(same(x))),
+        (tiling.upsample(pieces, up), up(x, (20, 24))),
+        (tiling.downsample(pieces, down), down(x)),
+        (tiling.downsample(tiling.upsample(pieces, up), down), down(up(x, (20, 24)))),
+        (tiling.norm_silu(pieces, same.norm1), F.silu(same.norm1(x))),
     ):
-        torch.testing.assert_close(strips.whole(got), expected, rtol=0, atol=1e-12)
-        assert strips.whole(got).is_contiguous(memory_format=torch.channels_last) or not last
+        torch.testing.assert_close(tiling.join(got), expected, rtol=0, atol=1e-12)
+        assert tiling.join(got).is_contiguous(memory_format=torch.channels_last) or not last
 
 
 @torch.no_grad()
-def test_strips_of_half_precision_have_norms_in_float32() -> None:
+def test_tiles_of_half_precision_have_norms_in_float32() -> None:
     norm = nn.GroupNorm(2, 8).half()
     x = (1000 + noise(1, 8, 12, 12)).half()  # the squares are beyond float16
-    got = strips.whole(strips.norm_silu(strips.of(x, 24), norm))
+    got = tiling.join(tiling.norm_silu(tiling.split(x, 24), norm))
     assert got.dtype == torch.float16
     expected = F.silu(F.group_norm(x.float(), 2))
     torch.testing.assert_close(got.float(), expected, rtol=0, atol=2e-3)
 
 
 @torch.no_grad()
-def test_strips_need_less_memory() -> None:
+def test_tiles_need_less_memory() -> None:
     """SD's autoencoder at an eighth of its width: half of what it needs whole, or less."""
     vae = VAE(replace(SD_VAE, block_out_channels=(16, 32, 64, 64), norm_groups=8))
     vae.to(memory_format=torch.channels_last)
@@ -188,9 +187,9 @@ def test_strips_need_less_memory() -> None:
     pixels = vae.decode(z)  # all that is made once is made now
     for run, given in ((vae.decode, z), (vae.encode, pixels)):
         peaks = []
-        for places in (None, 1024):
+        for tile_size in (None, 1024):
             with Peak() as peak:
-                run(given, places)
+                run(given, tile_size)
             peaks.append(peak.most)
         assert peaks[1] < 0.6 * peaks[0]
         assert peaks[0] < vae.working_bytes(256, 256)
@@ -231,7 +230,7 @@ class Machine:
         self.here: list[Part] = []
         self.moves: list[tuple[str, str]] = []
         monkeypatch.setattr(devices, "free_memory", self.free)
-        monkeypatch.setattr(devices, "place", lambda part: CUDA if part in self.here else CPU)
+        monkeypatch.setattr(devices, "device_of", lambda part: CUDA if part in self.here else CPU)
         monkeypatch.setattr(devices, "empty_cache", lambda device: None)
 
     def free(self, device: torch.device) -> int:
@@ -419,17 +418,17 @@ class Shouting(nn.Module):
         return x * self.scale * 2 / self.scale
 
 
-def test_careful_network() -> None:
+def test_a_network_that_falls_back_to_float32() -> None:
     network = Shouting().half()
-    careful = Careful(network, "the U-Net")
+    fallback = Float32Fallback(network, "the U-Net")
     x, t = torch.ones(1, 4, 2, 2, dtype=torch.float16), torch.zeros(1)
     sizes = torch.tensor([[1080.0, 1080, 0, 0, 1080, 1081]])
     cond = Conditioning(torch.ones(1, 3, 5).half(), torch.ones(1, 5).half(), sizes)
     for _ in range(2):
-        torch.testing.assert_close(careful(x, t, cond), torch.full((1, 4, 2, 2), 2.0))
+        torch.testing.assert_close(fallback(x, t, cond), torch.full((1, 4, 2, 2), 2.0))
         assert network.told.sizes is sizes
-    assert len(careful.warnings) == 1
-    assert "the U-Net" in careful.warnings[0]
+    assert len(fallback.warnings) == 1
+    assert "the U-Net" in fallback.warnings[0]
 
 
 # ---------------------------------------------------------------- latents that are kept
@@ -455,7 +454,9 @@ def test_kept_latents_are_decoded_by_the_command(
     assert status == 0
     written = [Path(line) for line in paths.split()]
     assert written == [out / "a-rabbit.png", out / "a-rabbit-2.png"]
-    for i, (file, expected) in enumerate(zip(written, pictures(model, latents), strict=True)):
+    for i, (file, expected) in enumerate(
+        zip(written, pictures(Runtime(model), latents), strict=True)
+    ):
         assert Image.open(file).tobytes() == expected.tobytes()
         found = read_metadata(file).request
         assert found is not None

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid.conditioning import encode
+from pellucid.conditioning import encode_captions
 from pellucid.diffusion import PREDICTIONS, small_step
 from pellucid.explain import noise as noise_lab
 from pellucid.explain.noise import NoiseLab, kinds, page, schedules
@@ -25,7 +25,7 @@ from pellucid.images.pixels import to_tensor
 from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.preview import pictures
-from pellucid.runtime.parts import encode as encode_pixels
+from pellucid.runtime import Runtime
 from pellucid.schedule import CLEAN, SCHEDULES, Schedule
 
 TIMES = (0, 300, 999)
@@ -204,18 +204,18 @@ def test_each_type_of_noise_is_told_by_its_numbers(lab: NoiseLab) -> None:
 def test_the_estimate_is_what_the_network_says(lab: NoiseLab, model: Model) -> None:
     looks = lab.estimates
     pixels = to_tensor(looks.picture)
-    x0 = encode_pixels(model, pixels[None], [])
+    x0 = Runtime(model).encode(pixels[None])
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3))
     for t, found in zip(TIMES, looks.looks, strict=True):
         alpha, sigma = 1 - t / 1000, t / 1000
         x = alpha * x0 + sigma * eps
-        cond = encode(model.text, model.tokenizer, ["a rabbit"])
+        cond = encode_captions(model.text, model.tokenizer, ["a rabbit"])
         v = model.backbone(x, torch.tensor([float(t)]), cond)
         guess = (alpha * x - sigma * v) / (alpha**2 + sigma**2)
         assert found.error == pytest.approx(
             ((guess - x0).norm() / x0.norm()).item(), rel=1e-4, abs=1e-6
         )
-        (drawn,) = pictures(model, guess)
+        (drawn,) = pictures(Runtime(model), guess)
         difference = np.abs(np.asarray(drawn, int) - np.asarray(found.guess, int))
         assert difference.max() <= 1
         mse = np.square((np.asarray(found.guess, float) - np.asarray(looks.picture, float)) / 127.5)

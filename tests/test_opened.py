@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pellucid import nn as blocks
 from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.clip import CLIP, TextTower, retrieve
-from pellucid.conditioning import encode
+from pellucid.conditioning import encode_captions
 from pellucid.data.emoji import concept_names
 from pellucid.evaluate.quality import read_prompts
 from pellucid.explain import autoencoder, clip
@@ -89,17 +89,17 @@ def test_the_round_trip_is_that_of_the_autoencoder(trip: RoundTrip, model: Model
         assert np.abs(shown - 127.5 * (grey[..., None].numpy() + 1)).max() <= 0.51
 
 
-def test_a_large_picture_goes_through_in_strips(
+def test_a_large_picture_goes_through_in_tiles(
     trip: RoundTrip, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    real = type(model.vae.decoder).in_strips
+    real = type(model.vae.decoder).tiled
 
-    def counted(self: Any, z: Tensor, places: int) -> Tensor:
-        calls.append(places)
-        return real(self, z, places)
+    def counted(self: Any, z: Tensor, tile_size: int) -> Tensor:
+        calls.append(tile_size)
+        return real(self, z, tile_size)
 
-    monkeypatch.setattr(type(model.vae.decoder), "in_strips", counted)
+    monkeypatch.setattr(type(model.vae.decoder), "tiled", counted)
     monkeypatch.setattr(autoencoder, "WHOLE_BYTES", 0)
     again = autoencoder.look(model, photo(), "photo.png")
     assert len(calls) == 1
@@ -164,7 +164,7 @@ def by_hand(part: nn.Module, run: Callable[[], object]) -> int:
 
 
 def test_operations_are_those_counted_by_hand(trip: RoundTrip, model: Model) -> None:
-    cond = encode(model.text, model.tokenizer, [""])
+    cond = encode_captions(model.text, model.tokenizer, [""])
     t = torch.zeros(1)
     found = trip.cost
     x = torch.randn(1, 4, 15, 20)
@@ -182,7 +182,7 @@ def test_operations_are_those_counted_by_hand(trip: RoundTrip, model: Model) -> 
 def test_counting_needs_no_memory(model: Model) -> None:
     network = shape_of(model.backbone)
     assert all(parameter.is_meta for parameter in network.parameters())
-    cond = encode(model.text, model.tokenizer, [""]).to("meta")
+    cond = encode_captions(model.text, model.tokenizer, [""]).to("meta")
     x = torch.empty(1, 4, 4096, 4096, device="meta")  # its attention would have 2^48 numbers
     assert operations(lambda: network(x, torch.zeros(1, device="meta"), cond)) > 2**50
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from pellucid.checkpoints import load
-from pellucid.conditioning import read
+from pellucid.conditioning import encode_prompts
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
+from pellucid.runtime import Runtime
 from pellucid.samplers import levels_for
 from references import close, small_vocabulary, their_pipeline
 
@@ -148,7 +149,7 @@ def test_clip_skip(both: tuple[Any, Model]) -> None:
             do_classifier_free_guidance=False,
             clip_skip=theirs_skip,
         )[0]
-        mine = read(model, ["a red apple"], clip_skip=skip)
+        mine = encode_prompts(Runtime(model), ["a red apple"], clip_skip=skip)
         close(mine.tokens, expected)
 
 

@@ -20,6 +20,7 @@ from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
 from pellucid.preview import preview
+from pellucid.runtime import Runtime
 from pellucid.runtime.precision import NotFinite, dtype_of
 from pellucid.schedule import Schedule
 from pellucid.vae import VAE, VAEConfig
@@ -464,12 +465,12 @@ def test_the_noise_that_a_seed_means_elsewhere(model: Model, seed: int) -> None:
     request = resolve(stable, Request(seed=seed))
     expected = torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(seed))
     streams = generators(seed, 1)
-    assert torch.equal(first_noise(stable, request, (512, 512), streams), expected)
+    assert torch.equal(first_noise(Runtime(stable), request, (512, 512), streams), expected)
     # Where Stable Diffusion's own samplers begin, and where k-diffusion's do.
     level = stable.schedule.levels(20, "leading")[0]
     for spacing, scale in (("leading", 1), ("uniform", level.sigma)):
         asked = request.model_copy(update={"spacing": spacing})
-        begin = start(stable, asked, None, (512, 512), level, generators(seed, 1), [])
+        begin = start(Runtime(stable), asked, None, (512, 512), level, generators(seed, 1))
         assert torch.equal(begin.x, scale * expected)
 
 

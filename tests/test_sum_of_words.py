@@ -16,7 +16,7 @@ from pellucid import checkpoints
 from pellucid.adapters import adapt
 from pellucid.backbones.unet import UNet
 from pellucid.checkpoints import CheckpointError
-from pellucid.conditioning import encode, read
+from pellucid.conditioning import encode_captions, encode_prompts
 from pellucid.explain import autoencoder
 from pellucid.explain import clip as opened_clip
 from pellucid.explain import noise as noise_lab
@@ -26,6 +26,7 @@ from pellucid.explain.run import page as explained
 from pellucid.guidance import walk
 from pellucid.model import Model, Reading
 from pellucid.pipeline import Request, generate
+from pellucid.runtime import Runtime
 from pellucid.train import lora as train_lora
 from pellucid.train.lora import LoraOptions
 
@@ -52,8 +53,8 @@ def drawn(model: Model, **fields: Any) -> Image.Image:
 
 
 def test_training_and_drawing_are_told_the_same(words: Model) -> None:
-    trained = encode(words.text, words.tokenizer, PROMPTS, words=True).pooled
-    used = read(words, PROMPTS).pooled
+    trained = encode_captions(words.text, words.tokenizer, PROMPTS, words=True).pooled
+    used = encode_prompts(Runtime(words), PROMPTS).pooled
     assert trained is not None and used is not None and trained.shape == (2, 28)
     assert torch.allclose(trained, used, atol=1e-6)
 
@@ -88,7 +89,7 @@ def test_what_a_request_may_ask_for(words: Model, fields: dict[str, Any]) -> Non
 
 
 def test_a_walk_from_prompt_to_prompt(words: Model) -> None:
-    a, b = (read(words, [prompt]) for prompt in PROMPTS)
+    a, b = (encode_prompts(Runtime(words), [prompt]) for prompt in PROMPTS)
     for weight, end in ((0.0, a), (1.0, b)):
         pooled = walk(a, b, weight).pooled
         assert pooled is not None and end.pooled is not None

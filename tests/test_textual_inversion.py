@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from pellucid.adapters import adapt
 from pellucid.checkpoints import CheckpointError, load, load_embedding
-from pellucid.conditioning import read
+from pellucid.conditioning import encode_prompts
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
+from pellucid.runtime import Runtime
 from pellucid.textual_inversion import Embedding, with_words
 from pellucid.tokenizer import Tokenizer
 from references import (
@@ -196,7 +197,7 @@ def test_a_run_equals_diffusers(name: str, tmp_path: Path) -> None:
         pipe.load_textual_inversion(held["clip_g"], word, pipe.tokenizer_2, pipe.text_encoder_2)
     texts = [request.prompt, request.negative_prompt]
     known, _ = adapt(model, request)
-    mine = read(known, texts)
+    mine = encode_prompts(Runtime(known), texts)
     for i, text in enumerate(texts):
         expected = pipe.encode_prompt(
             prompt=text, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False

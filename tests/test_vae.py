@@ -192,12 +192,12 @@ def test_feature_loss() -> None:
 THREE = replace(SMALL, block_out_channels=(8, 16, 24), layers_per_block=2)
 
 
-@pytest.mark.parametrize("places", [1, 100, 1000])
+@pytest.mark.parametrize("tile_size", [1, 100, 1000])
 @pytest.mark.parametrize(
     "config", [THREE, replace(LINEAR, block_out_channels=(8, 16))], ids=["three_levels", "linear"]
 )
 @torch.no_grad()
-def test_strips_are_the_whole(config: VAEConfig, places: int) -> None:
+def test_tiles_are_the_whole(config: VAEConfig, tile_size: int) -> None:
     """Norms and attention see the whole picture, so there is no seam to look for."""
     torch.manual_seed(0)
     vae, f = VAE(config).double(), config.downsample
@@ -207,29 +207,29 @@ def test_strips_are_the_whole(config: VAEConfig, places: int) -> None:
     # Regions of different contrast: what one tile alone would measure is not the whole.
     pixels[:, :, : 5 * f] *= 0.1
     pixels[:, :, :, : 3 * f] += 1
-    posterior, expected = vae.encode(pixels, places), vae.encode(pixels)
+    posterior, expected = vae.encode(pixels, tile_size), vae.encode(pixels)
     torch.testing.assert_close(posterior.mean, expected.mean, rtol=0, atol=1e-10)
     torch.testing.assert_close(posterior.logvar, expected.logvar, rtol=0, atol=1e-10)
     z = expected.mode()
-    torch.testing.assert_close(vae.decode(z, places), vae.decode(z), rtol=0, atol=1e-10)
-    latents = vae.to_latents(pixels, places=places)
+    torch.testing.assert_close(vae.decode(z, tile_size), vae.decode(z), rtol=0, atol=1e-10)
+    latents = vae.to_latents(pixels, tile_size=tile_size)
     torch.testing.assert_close(latents, vae.to_latents(pixels), rtol=0, atol=1e-10)
     torch.testing.assert_close(
-        vae.to_pixels(latents, places), vae.to_pixels(latents), rtol=0, atol=1e-10
+        vae.to_pixels(latents, tile_size), vae.to_pixels(latents), rtol=0, atol=1e-10
     )
 
 
 @torch.no_grad()
-def test_strips_of_the_shipped_model() -> None:
-    """Within a thousandth of a step of 255, at the borders of the strips as elsewhere."""
+def test_tiles_of_the_shipped_model() -> None:
+    """Within a thousandth of a step of 255, at the borders of the tiles as elsewhere."""
     vae = checkpoints.load(checkpoints.embedded()).vae
     ramp = torch.linspace(-1, 1, 192)
     pixels = torch.stack(
         [ramp[:, None] * ramp, ramp.expand(192, -1), (9 * ramp).sin()[:, None] * ramp]
     )
     latents = vae.to_latents(pixels[None])
-    close(vae.to_latents(pixels[None], places=500), latents)
-    whole, parts = vae.to_pixels(latents), vae.to_pixels(latents, places=500)
+    close(vae.to_latents(pixels[None], tile_size=500), latents)
+    whole, parts = vae.to_pixels(latents), vae.to_pixels(latents, tile_size=500)
     assert float((whole - parts).abs().max()) < 1e-3 * 2 / 255
 
 

@@ -22,8 +22,7 @@ from pellucid.guidance import walk
 from pellucid.model import Emphasis, Model
 from pellucid.prompt import each_step, parse, split_and, take_loras
 from pellucid.request import Request
-from pellucid.runtime import parts as stage
-from pellucid.runtime.precision import dtype_of
+from pellucid.runtime import Runtime
 from pellucid.tokenizer import Tokenizer
 
 MAX_WEIGHT = 100.0
@@ -118,7 +117,7 @@ def rows(tokenizer: Tokenizer, chunks: Sequence[Sequence[Token]], pad: int) -> T
 
 
 @torch.no_grad()
-def encode(
+def encode_captions(
     text: TextTower, tokenizer: Tokenizer, captions: Sequence[str], words: bool = False
 ) -> Conditioning:
     """Captions as they stand, one row each: tokens (B, context_length, width), pooled (B, P).
@@ -148,21 +147,20 @@ def sum_of_words(tower: TextTower, ids: Tensor, weights: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def read(
-    model: Model,
+def encode_prompts(
+    runtime: Runtime,
     prompts: Sequence[str],
     clip_skip: int | None = None,
     emphasis: Emphasis | None = None,
-    warnings: list[str] | None = None,
 ) -> Conditioning:
     """Prompts of one step, of any length: tokens (B, L, width), pooled (B, P).
 
     Every prompt gets as many chunks as the longest has; the pooled text is that of the first one.
     clip_skip: the last layer that the tower was trained with (1), the one before (2), ...;
     emphasis: as in `model.Reading`. None: as the model was trained.
-    warnings: takes what had to be done otherwise.
     Raises ValueError for a layer that is not there, and for weights that `chunked` refuses.
     """
+    model = runtime.model
     towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
     reading = model.reading
     layer = reading.layer if clip_skip is None else reading.left_out - clip_skip
@@ -180,11 +178,10 @@ def read(
     chunks = [chunk for own in each for chunk in [*own, *[[]] * (most - len(own))]]
     weights = weights_of(chunks, model.tokenizer.context_length)
     pads = reading.pads if reading.pads else (model.tokenizer.pad,) * len(towers)
-    late = [] if warnings is None else warnings
     hidden, pooled = [], []
     for tower, pad in zip(towers, pads, strict=True):
         ids = rows(model.tokenizer, chunks, pad)
-        out = stage.read(model, tower, ids, layer, reading.final_norm, late)
+        out = runtime.encode_text(tower, ids, layer, reading.final_norm)
         hidden.append(emphasized(out.hidden, weights, how))
         whole = out.pooled if out.projected is None else out.projected
         pooled.append(whole[::most])  # of the first chunk
@@ -222,17 +219,17 @@ def emphasized(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:
 # ---------------------------------------------------------------- on the way
 
 
-class Told(NamedTuple):
+class StepConditioning(NamedTuple):
     """What guidance is told at one step, each of a batch of 1; `uncond` is None if it needs none."""
 
     conds: list[tuple[Conditioning, float]]
     uncond: Conditioning | None
 
-    def at_size(self, model: Model, width: int, height: int) -> Told:
+    def at_size(self, model: Model, width: int, height: int) -> StepConditioning:
         """The same with the size of the picture in pixels, where the backbone asks for that."""
         uncond = None if self.uncond is None else _sized(model, self.uncond, width, height, True)
         conds = [(_sized(model, cond, width, height, False), w) for cond, w in self.conds]
-        return Told(conds, uncond)
+        return StepConditioning(conds, uncond)
 
 
 def _sized(
@@ -250,18 +247,12 @@ def _sized(
     return replace(cond, sizes=sizes)
 
 
-def told(
-    model: Model,
-    request: Request,
-    steps: int,
-    second: int = 0,
-    *,
-    warnings: list[str] | None = None,
-) -> list[Told]:
+def conditioning_schedule(
+    runtime: Runtime, request: Request, steps: int, second: int = 0
+) -> list[StepConditioning]:
     """What is wanted and what is not at each of `steps`, and then of `second` steps.
 
     Mixed prompts are shares of 1; what AND joins is added up with its weights, and need not be 1.
-    warnings: takes what had to be done otherwise.
     On a walk each is of a batch of `request.count`, image by image.
     Raises ValueError for weights that make no sense, and for AND with a mix of embeddings or a walk.
     """
@@ -286,11 +277,11 @@ def told(
 
     texts = [text for each, _ in wanted for text in each]
     texts = list(dict.fromkeys([*texts, *unwanted] if guided else texts))
-    together = read(model, texts, request.clip_skip, request.emphasis, warnings)
-    together = together.to(stage.device_of(model), dtype_of(model.backbone))
+    together = encode_prompts(runtime, texts, request.clip_skip, request.emphasis)
+    together = together.to(runtime.device, runtime.dtype)
     vectors = {text: together[i : i + 1] for i, text in enumerate(texts)}
 
-    def at(step: int) -> Told:
+    def at(step: int) -> StepConditioning:
         conds = [(vectors[each[step]], weight) for each, weight in wanted]
         if request.walk is not None:
             (here, _), (there, _) = conds
@@ -299,10 +290,10 @@ def told(
         elif request.mix_by == "embedding":
             conds = [(Conditioning.mix(conds), 1.0)]
         if not guided:
-            return Told(conds, None)
+            return StepConditioning(conds, None)
         against = vectors[unwanted[step]]
-        if model.reading.zero_empty and not unwanted[step]:
+        if runtime.model.reading.zero_empty and not unwanted[step]:
             against = against.map(torch.zeros_like)
-        return Told(conds, against)
+        return StepConditioning(conds, against)
 
     return [at(step) for step in range(steps + second)]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from pellucid import hires, inpaint, samplers
-from pellucid.conditioning import Told, in_chunks, told
+from pellucid.conditioning import StepConditioning, conditioning_schedule, in_chunks
 from pellucid.diffusion import Conditioning, Denoiser, Network, add_noise, predictor
 from pellucid.guidance import ByStep, ClassifierFree, Parts, clip_guidance, progress
 from pellucid.images.load import picture_size
@@ -27,8 +27,7 @@ from pellucid.noise import draw, generators, slerp, source
 from pellucid.preview import decoder_of, pictures
 from pellucid.prompt import unbalanced, unread
 from pellucid.request import Request, draws_any_size, resolve, unit_of
-from pellucid.runtime import parts as stage
-from pellucid.runtime.precision import dtype_of
+from pellucid.runtime import Runtime
 from pellucid.samplers import Step
 from pellucid.schedule import MAX_STEPS, Level
 
@@ -83,12 +82,12 @@ def generate(
     assert request.seed is not None
     decoder_of(model, request.decoder)  # said now, not after the work is done
     canvas = None if request.image is None else inpaint.prepare(request, unit_of(model))
+    runtime = Runtime(model)
     passes = levels_of(model, request)
     total = sum(len(levels) - 1 for levels in passes)
-    warnings = (*unmatched, *warnings_of(model, asked, request, refiner, passes))
+    runtime.warnings += [*unmatched, *warnings_of(model, asked, request, refiner, passes)]
     looks: list[Parts] = []
-    told_late: list[str] = []  # what the parts had to do otherwise, once they did
-    steps = steps_of(model, request, refiner, canvas, passes, looks, told_late)
+    steps = steps_of(runtime, request, refiner, canvas, passes, looks)
     for number, step in enumerate(steps):
         if not torch.isfinite(step.x).all():
             raise ValueError(
@@ -97,7 +96,7 @@ def generate(
             )
         images = None
         if number == total:
-            images = finished(model, canvas, step.x, total > 0, request.decoder, told_late)
+            images = finished(runtime, canvas, step.x, total > 0, request.decoder)
         if number > 0 or total == 0:  # number 0 is the start
             look = looks[0] if looks else None
             yield Progress(
@@ -109,7 +108,7 @@ def generate(
                 look,
                 request,
                 tuple(request.seeds),
-                (*warnings, *told_late),
+                tuple(runtime.warnings),
                 images,
             )
 
@@ -147,24 +146,22 @@ def check_refiner(model: Model, request: Request, refiner: Model | None) -> None
 
 
 def steps_of(
-    model: Model,
+    runtime: Runtime,
     request: Request,
     refiner: Model | None,
     canvas: Canvas | None,
     passes: Sequence[Sequence[Level]],
     looks: list[Parts],
-    warnings: list[str],
 ) -> Iterator[Step]:
-    """The start, then every step of every pass; `looks` holds what the last look was made of, and
-    `warnings` what had to be done otherwise."""
+    """The start, then every step of every pass; `looks` holds what the last look was made of."""
     assert request.seed is not None and request.sampler is not None
     assert request.width is not None and request.height is not None
     sampler = samplers.get(request.sampler).sample
     options = sampler_options(sampler, request)
     size = (request.width, request.height) if canvas is None else canvas.size
     counts = [len(levels) - 1 for levels in passes]
-    models = [model] if refiner is None else [model, refiner]
-    each = [told(one, request, *counts, warnings=warnings) for one in models]
+    models = [runtime] if refiner is None else [runtime, Runtime(refiner, runtime.warnings)]
+    each = [conditioning_schedule(one, request, *counts) for one in models]
 
     def one_pass(
         x: Tensor,
@@ -182,7 +179,7 @@ def steps_of(
                 continue
             here = levels[first : end + 1]
             plan = planned(here, says[before + first :])
-            denoise = denoiser(one, request, canvas, size, original, plan, looks, warnings)
+            denoise = denoiser(one, request, canvas, size, original, plan, looks)
             for step in sampler(denoise, x, here, fresh, **options):
                 if isinstance(denoise, inpaint.Keep) and step.level is levels[-1]:
                     step = step._replace(x=denoise.keep(step.x))
@@ -190,15 +187,15 @@ def steps_of(
                 yield step
 
     streams = streams_of(request.seeds)
-    step = begin = start(model, request, canvas, size, passes[0][0], streams, warnings)
+    step = begin = start(runtime, request, canvas, size, passes[0][0], streams)
     yield begin
     original = None if canvas is None else begin.x0
     for step in one_pass(begin.x, passes[0], 0, size, canvas, original):
         yield step
     for levels in passes[1:]:
-        size, x0 = enlarge(model, request, size, step.x, warnings)
+        size, x0 = enlarge(runtime, request, size, step.x)
         streams = streams_of(request.seeds)
-        noise = first_noise(model, request, size, streams)
+        noise = first_noise(runtime, request, size, streams)
         x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
         for step in one_pass(x, levels, counts[0], size):
             yield step
@@ -301,29 +298,28 @@ def warnings_of(
 
 
 def start(
-    model: Model,
+    runtime: Runtime,
     request: Request,
     canvas: Canvas | None,
     size: tuple[int, int],
     level: Level,
     streams: Sequence[Generator],
-    warnings: list[str],
 ) -> Step:
     """The noisy latents that the first pass begins with, and the clean ones of the picture."""
-    noise = first_noise(model, request, size, streams)
+    noise = first_noise(runtime, request, size, streams)
     # Stable Diffusion's own samplers begin with noise of deviation 1, k-diffusion's with sigma.
     pure = noise if request.spacing == "leading" else level.sigma * noise
     if canvas is None:
         return Step(pure, pure, level)
-    x0 = stage.encode(model, canvas.pixels, warnings).expand_as(noise)
+    x0 = runtime.encode(canvas.pixels).expand_as(noise)
     begin = x0
     if canvas.mask is not None:
         if request.strength == 1:  # as diffusers: nothing shines through
             return Step(pure, x0, level)
-        weights = canvas.latent_weights(model.vae.config.downsample).to(x0)
+        weights = canvas.latent_weights(runtime.model.vae.config.downsample).to(x0)
         if request.inpaint_fill == "fill":
             filled = inpaint.surroundings(canvas.pixels, 1 - canvas.weights)
-            begin = stage.encode(model, filled, warnings).expand_as(noise)
+            begin = runtime.encode(filled).expand_as(noise)
         elif request.inpaint_fill == "noise":
             other = draw(request.noise, tuple(noise.shape[1:]), streams).to(noise)
             begin = torch.lerp(x0, other, weights)
@@ -338,67 +334,70 @@ def streams_of(seeds: Iterable[int]) -> list[Generator]:
 
 
 def first_noise(
-    model: Model, request: Request, size: tuple[int, int], streams: Sequence[Generator]
+    runtime: Runtime, request: Request, size: tuple[int, int], streams: Sequence[Generator]
 ) -> Tensor:
     """The noise of each seed, (count, C, h, w), where the network is; size: width, height."""
     assert request.seed is not None
-    unit = model.vae.config.downsample
-    shape = (model.vae.config.latent_channels, size[1] // unit, size[0] // unit)
+    config = runtime.model.vae.config
+    unit = config.downsample
+    shape = (config.latent_channels, size[1] // unit, size[0] // unit)
     noise = draw(request.noise, shape, streams)
     if request.variation_strength > 0:
         other = request.seed + 1 if request.variation_seed is None else request.variation_seed
         turn = other - request.seed
         towards = draw(request.noise, shape, streams_of(seed + turn for seed in request.seeds))
         noise = slerp(noise, towards, request.variation_strength)
-    return noise.to(stage.device_of(model), dtype_of(model.backbone))
+    return noise.to(runtime.device, runtime.dtype)
 
 
 def enlarge(
-    model: Model, request: Request, size: tuple[int, int], latents: Tensor, warnings: list[str]
+    runtime: Runtime, request: Request, size: tuple[int, int], latents: Tensor
 ) -> tuple[tuple[int, int], Tensor]:
     """The size of the second pass and the clean latents enlarged to it."""
     assert request.hires is not None
-    unit = unit_of(model)
+    unit = unit_of(runtime.model)
     width, height = (round(side * request.hires / unit) * unit for side in size)
     name = request.hires_upscaler
     if name in hires.LATENT:
-        down = model.vae.config.downsample
+        down = runtime.model.vae.config.downsample
         larger = hires.enlarge_latents(latents, width // down, height // down, name)
     else:
         how = hires.PICTURE[name]
-        drawn = pictures(model, latents, request.decoder, warnings)
+        drawn = pictures(runtime, latents, request.decoder)
         whole = [picture.resize((width, height), how) for picture in drawn]
         pixels = torch.stack([to_tensor(picture) for picture in whole])
-        larger = stage.encode(model, pixels, warnings)
+        larger = runtime.encode(pixels)
     return (width, height), larger
 
 
 # ---------------------------------------------------------------- what sees through the noise
 
 
-def planned(levels: Sequence[Level], each: Sequence[Told]) -> list[tuple[float, Told]]:
+def planned(
+    levels: Sequence[Level], each: Sequence[StepConditioning]
+) -> list[tuple[float, StepConditioning]]:
     """Where each step of a pass begins, and what it is told."""
     return list(zip(map(progress, levels[:-1]), each, strict=False))
 
 
 def denoiser(
-    model: Model,
+    runtime: Runtime,
     request: Request,
     canvas: Canvas | None,
     size: tuple[int, int],
     original: Tensor | None,
-    plan: Sequence[tuple[float, Told]],
+    plan: Sequence[tuple[float, StepConditioning]],
     looks: list[Parts],
-    warnings: list[str],
 ) -> Denoiser:
     """The model as a function (x, level) -> x0: told the prompts, guided, kept to the mask.
 
     size: width and height of the pass. original: the clean latents of the canvas. plan: the
     `guidance.progress` at which each step begins, and what it is told. What each look was made of
-    goes into `looks`, what had to be done otherwise into `warnings`.
+    goes into `looks`.
     """
     assert request.guidance is not None
-    predict = predictor(network(model, canvas, size, warnings), model.prediction)
+    model = runtime.model
+    predict = predictor(network(runtime, canvas, size), model.prediction)
     scale, rescale, interval = request.guidance, request.rescale, request.interval
     steps = []
     for begin, step in plan:
@@ -418,23 +417,19 @@ def denoiser(
     return denoise
 
 
-def network(
-    model: Model, canvas: Canvas | None, size: tuple[int, int], warnings: list[str]
-) -> Network:
+def network(runtime: Runtime, canvas: Canvas | None, size: tuple[int, int]) -> Network:
     """The backbone; one for inpainting with the mask and what is to stay beside x.
 
     Without a mask it is to draw everything.
     """
-    if not inpaint.sees_masks(model):
-        return stage.network(model, warnings)
+    if not inpaint.sees_masks(runtime.model):
+        return runtime.network
     if canvas is None or canvas.mask is None:
         grey = Image.new("RGB", size)
         canvas = Canvas(grey, None, (0, 0, *size), size)
-    channel = inpaint.mask_channel(canvas, model.vae.config.downsample)
-    seen = stage.encode(model, inpaint.masked_pixels(canvas), warnings)
-    return inpaint.beside(
-        stage.network(model, warnings), torch.cat([channel.to(seen), seen], dim=1)
-    )
+    channel = inpaint.mask_channel(canvas, runtime.model.vae.config.downsample)
+    seen = runtime.encode(inpaint.masked_pixels(canvas))
+    return inpaint.beside(runtime.network, torch.cat([channel.to(seen), seen], dim=1))
 
 
 @dataclass(frozen=True)
@@ -484,16 +479,11 @@ def sampler_options(sampler: Callable[..., Any], request: Request) -> dict[str, 
 
 
 def finished(
-    model: Model,
-    canvas: Canvas | None,
-    x: Tensor,
-    drawn: bool,
-    decoder: str,
-    warnings: list[str],
+    runtime: Runtime, canvas: Canvas | None, x: Tensor, drawn: bool, decoder: str
 ) -> list[Image.Image]:
     """The pictures of the last step; where nothing was drawn, the one that it began with."""
     if canvas is None:
-        return pictures(model, x, decoder, warnings)
+        return pictures(runtime, x, decoder)
     if not drawn:
         return [canvas.picture] * len(x)
-    return [canvas.paste(picture) for picture in pictures(model, x, decoder, warnings)]
+    return [canvas.paste(picture) for picture in pictures(runtime, x, decoder)]

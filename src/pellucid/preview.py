@@ -19,7 +19,7 @@ from torch import Tensor
 from pellucid.images.pixels import to_pil
 from pellucid.model import Model
 from pellucid.plugins import choose
-from pellucid.runtime import parts as stage
+from pellucid.runtime import Runtime
 from pellucid.tiny_vae import TinyVAE, wanted
 from pellucid.vae import VAE
 
@@ -120,15 +120,9 @@ def decoder_of(model: Model, decoder: str) -> VAE | TinyVAE:
 
 
 @torch.no_grad()
-def pictures(
-    model: Model, latents: Tensor, decoder: str = "vae", warnings: list[str] | None = None
-) -> list[Image.Image]:
-    """Scaled latents (B, C, h, w) as pictures; decoder: "vae" or "tiny".
-
-    warnings: takes what had to be done otherwise. Raises NotFinite where that did not help.
-    """
-    told = [] if warnings is None else warnings
-    pixels = stage.decode(model, decoder_of(model, decoder), latents, told)
+def pictures(runtime: Runtime, latents: Tensor, decoder: str = "vae") -> list[Image.Image]:
+    """Scaled latents (B, C, h, w) as pictures; decoder: "vae" or "tiny". Raises NotFinite."""
+    pixels = runtime.decode(decoder_of(runtime.model, decoder), latents)
     return [to_pil(picture) for picture in pixels.float()]
 
 
@@ -148,7 +142,7 @@ def preview(model: Model, latents: Tensor, how: str = "auto") -> list[Image.Imag
         quick = is_quick(model.vae)
         how = "vae" if quick else slow if model.tiny_vae is None else "tiny"
     if how != "linear":
-        return pictures(model, latents, how)
+        return pictures(Runtime(model), latents, how)
     if colours is None:
         raise ValueError(f"the colours of the latents of {model.name} are not known; decode them")
     f = model.vae.config.downsample

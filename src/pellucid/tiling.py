@@ -1,12 +1,12 @@
-"""A convolutional network over a large picture, a strip of rows at a time, so that memory suffices.
+"""A convolutional network over a large picture in tiles of whole rows, to save memory.
 
 The usual way, tiles that overlap, leaves seams: a group norm that sees one tile measures that tile,
-and each tile gets a contrast of its own; measuring a smaller picture or a sample of places gives
-all tiles one contrast that is off by some percent. Here the network goes through the picture layer
-by layer, and only what lies between two residual blocks is held whole. A norm measures all strips
-first, and a convolution reads one row more on either side: the result is that of the whole picture
-at once but for rounding, and there is nothing to blend. What it costs is that half of the
-convolutions are computed twice, once for the norm behind them.
+so each tile gets its own contrast. Measuring a smaller picture or a sample of positions gives all
+tiles one contrast, which is off by some percent. Here the network goes through the picture layer by
+layer, and only the values between two residual blocks are held whole. A norm measures all tiles
+first, and a convolution reads one more row on either side. The group norm is exact: the result is
+that of the whole picture at once except for rounding, and no blending is needed. The cost: half of
+the convolutions are computed twice, once for the norm that follows them.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from torch import Tensor, nn
 
 from pellucid.nn import Downsample, ResidualBlock, Upsample
 
-PLACES = 2**15
-"""Places (rows times width) in a strip."""
+TILE_SIZE = 2**15
+"""Positions (rows times width) in a tile."""
 
 
 @dataclass(frozen=True)
-class Strips:
-    """A picture or a layer's output that is computed when it is asked for."""
+class Tiled:
+    """A picture or a layer's output that is computed when it is read."""
 
     height: int
     width: int
     rows: Callable[[int, int], Tensor]
-    """The rows from .. to (excluded), (B, C, to - from, width)."""
-    places: int = PLACES
+    """Rows start .. end (excluded), (B, C, end - start, width)."""
+    tile_size: int = TILE_SIZE
 
     def __iter__(self) -> Iterator[Tensor]:
-        """All of it, strip by strip."""
-        step = max(1, self.places // self.width)
+        """All of it, tile by tile."""
+        step = max(1, self.tile_size // self.width)
         for start in range(0, self.height, step):
             yield self.rows(start, min(start + step, self.height))
 
 
-def of(x: Tensor, places: int = PLACES) -> Strips:
-    """(B, C, h, w) as strips of at most so many places, at least one row."""
-    return Strips(x.shape[2], x.shape[3], lambda start, end: x[:, :, start:end], places)
+def split(x: Tensor, tile_size: int = TILE_SIZE) -> Tiled:
+    """(B, C, h, w) in tiles of at most `tile_size` positions, but at least one row."""
+    return Tiled(x.shape[2], x.shape[3], lambda start, end: x[:, :, start:end], tile_size)
 
 
-def whole(x: Strips) -> Tensor:
-    """Compute all strips and put them together."""
+def join(x: Tiled) -> Tensor:
+    """Compute all tiles and put them together, (B, C, h, w)."""
     out: Tensor | None = None
     start = 0
     for part in x:
@@ -65,12 +65,12 @@ def whole(x: Strips) -> Tensor:
     return out
 
 
-def keep(x: Strips) -> Strips:
-    """Compute all strips once and hold them, so that they can be read several times."""
-    return of(whole(x), x.places)
+def compute(x: Tiled) -> Tiled:
+    """Compute all tiles once and hold them, so that they can be read several times."""
+    return split(join(x), x.tile_size)
 
 
-def convolution(x: Strips, layer: nn.Conv2d) -> Strips:
+def convolution(x: Tiled, layer: nn.Conv2d) -> Tiled:
     """A convolution with stride 1 that keeps the size."""
     edge = layer.kernel_size[0] // 2
 
@@ -87,8 +87,8 @@ def exact(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def norm_silu(x: Strips, norm: nn.GroupNorm) -> Strips:
-    """Group norm, with the statistics of the whole, and SiLU. Goes through `x` once."""
+def norm_silu(x: Tiled, norm: nn.GroupNorm) -> Tiled:
+    """Group norm, with the statistics of the whole, and SiLU. Reads `x` once."""
     counts, means, variances = [], [], []
     for part in x:
         var, mean = torch.var_mean(
@@ -98,9 +98,9 @@ def norm_silu(x: Strips, norm: nn.GroupNorm) -> Strips:
         means.append(mean)
         variances.append(var)
     share = means[0].new_tensor(counts) / x.height
-    each = torch.stack(means, dim=-1)  # (B, groups, strips)
+    each = torch.stack(means, dim=-1)  # (B, groups, tiles)
     mean = (each * share).sum(-1)
-    # The variance of the whole: that inside of the strips, and that between them.
+    # The variance of the whole: within the tiles, plus between them.
     var = ((torch.stack(variances, dim=-1) + (each - mean[..., None]).square()) * share).sum(-1)
 
     width = norm.num_channels // norm.num_groups
@@ -115,8 +115,8 @@ def norm_silu(x: Strips, norm: nn.GroupNorm) -> Strips:
     return replace(x, rows=rows)
 
 
-def residual(x: Strips, block: ResidualBlock) -> Strips:
-    """A residual block without time. `x` is gone through often: `keep` it first."""
+def residual(x: Tiled, block: ResidualBlock) -> Tiled:
+    """A residual block without time. It reads `x` several times: `compute` it first."""
     h = convolution(norm_silu(x, block.norm1), block.conv1)
     h = convolution(norm_silu(h, block.norm2), block.conv2)
 
@@ -129,7 +129,7 @@ def residual(x: Strips, block: ResidualBlock) -> Strips:
     return replace(x, rows=rows)
 
 
-def upsample(x: Strips, layer: Upsample) -> Strips:
+def upsample(x: Tiled, layer: Upsample) -> Tiled:
     """Twice the height and width."""
 
     def nearest(start: int, end: int) -> Tensor:
@@ -140,8 +140,8 @@ def upsample(x: Strips, layer: Upsample) -> Strips:
     return convolution(replace(x, height=2 * x.height, width=2 * x.width, rows=nearest), layer.conv)
 
 
-def downsample(x: Strips, layer: Downsample) -> Strips:
-    """Half the height and width, both even, as the autoencoder does it (not `layer.symmetric`)."""
+def downsample(x: Tiled, layer: Downsample) -> Tiled:
+    """Half the height and width, both even, with the autoencoder's padding (not `layer.symmetric`)."""
     conv = layer.conv
 
     def rows(start: int, end: int) -> Tensor:

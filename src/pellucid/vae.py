@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid import tiling as strips
+from pellucid import tiling
 from pellucid.nn import Downsample, PictureAttention, ResidualBlock, Upsample
 
 
@@ -172,16 +172,16 @@ class Encoder(nn.Module):
         """What comes after the last level, where the picture is small and attention sees it all."""
         return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
 
-    def in_strips(self, pixels: Tensor, places: int) -> Tensor:
+    def tiled(self, pixels: Tensor, tile_size: int) -> Tensor:
         """As `forward`, with less memory and more time; without gradients."""
         pixels = F.pixel_unshuffle(pixels, self.patch_size) if self.patch_size > 1 else pixels
-        x = strips.keep(strips.convolution(strips.of(pixels, places), self.conv_in))
+        x = tiling.compute(tiling.convolution(tiling.split(pixels, tile_size), self.conv_in))
         for block in cast("Iterable[Any]", self.down_blocks):
             for resnet in block.resnets:
-                x = strips.keep(strips.residual(x, resnet))
+                x = tiling.compute(tiling.residual(x, resnet))
             for downsampler in block.downsamplers:
-                x = strips.keep(strips.downsample(x, downsampler))
-        return self.end(strips.whole(x))
+                x = tiling.compute(tiling.downsample(x, downsampler))
+        return self.end(tiling.join(x))
 
 
 class Decoder(nn.Module):
@@ -215,18 +215,18 @@ class Decoder(nn.Module):
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
 
-    def in_strips(self, z: Tensor, places: int) -> Tensor:
+    def tiled(self, z: Tensor, tile_size: int) -> Tensor:
         """As `forward`, with less memory and more time; without gradients."""
-        x = strips.of(self.mid_block(self.conv_in(z)), places)
+        x = tiling.split(self.mid_block(self.conv_in(z)), tile_size)
         for block in cast("Iterable[Any]", self.up_blocks):
             for resnet in block.resnets:
-                x = strips.keep(strips.residual(x, resnet))
+                x = tiling.compute(tiling.residual(x, resnet))
             for upsampler in block.upsamplers:
-                x = strips.upsample(x, upsampler)
+                x = tiling.upsample(x, upsampler)
                 if block is not self.up_blocks[-2]:  # the last would be the largest by far
-                    x = strips.keep(x)
-        pixels = strips.whole(
-            strips.convolution(strips.norm_silu(x, self.conv_norm_out), self.conv_out)
+                    x = tiling.compute(x)
+        pixels = tiling.join(
+            tiling.convolution(tiling.norm_silu(x, self.conv_norm_out), self.conv_out)
         )
         return F.pixel_shuffle(pixels, self.patch_size) if self.patch_size > 1 else pixels
 
@@ -248,11 +248,11 @@ class VAE(nn.Module):
             self.encoder_shortcut = nn.Conv2d(config.in_channels, latents, f, stride=f)
             self.decoder_shortcut = nn.Conv2d(latents, config.in_channels * f * f, 1)
 
-    def encode(self, pixels: Tensor, places: int | None = None) -> Posterior:
+    def encode(self, pixels: Tensor, tile_size: int | None = None) -> Posterior:
         """The distribution of latents, (B, latent_channels, H / f, W / f), not scaled.
 
-        `places`: with a number the pictures go through one after the other, each in strips of so
-        many places (`strips.PLACES` is a good one): the same numbers with less memory.
+        tile_size: with a number, the pictures are computed one after the other, each in tiles of
+        this many positions (`tiling.TILE_SIZE` is a good one): the same result with less memory.
         ValueError if `pixels` is not (B, in_channels, H, W) with H and W multiples of
         ``config.downsample``.
         """
@@ -267,11 +267,11 @@ class VAE(nn.Module):
                 f"pixels are {pixels.shape[3]} wide and {pixels.shape[2]} high; "
                 f"both must be multiples of {config.downsample}"
             )
-        if places is None:
+        if tile_size is None:
             moments = self.encoder(pixels)
         else:
             with torch.no_grad():
-                parts = [self.encoder.in_strips(one, places) for one in pixels.split(1)]
+                parts = [self.encoder.tiled(one, tile_size) for one in pixels.split(1)]
             moments = torch.cat(parts)
         if config.use_quant_conv:
             moments = self.quant_conv(moments)
@@ -280,17 +280,17 @@ class VAE(nn.Module):
             mean = mean + self.encoder_shortcut(pixels)
         return Posterior(mean, logvar)
 
-    def decode(self, z: Tensor, places: int | None = None) -> Tensor:
+    def decode(self, z: Tensor, tile_size: int | None = None) -> Tensor:
         """Latents as `encode` makes them, not scaled, -> pixels, about in [-1, 1].
 
-        `places`: as in `encode`.
+        tile_size: as in `encode`.
         """
         codes = self.post_quant_conv(z) if self.config.use_quant_conv else z
-        if places is None:
+        if tile_size is None:
             pixels = self.decoder(codes)
         else:
             with torch.no_grad():
-                parts = [self.decoder.in_strips(one, places) for one in codes.split(1)]
+                parts = [self.decoder.tiled(one, tile_size) for one in codes.split(1)]
             pixels = torch.cat(parts)
         if self.config.shortcut:
             linear = F.pixel_shuffle(self.decoder_shortcut(z), self.config.downsample)
@@ -298,23 +298,23 @@ class VAE(nn.Module):
         return pixels
 
     def to_latents(
-        self, pixels: Tensor, generator: torch.Generator | None = None, places: int | None = None
+        self, pixels: Tensor, generator: torch.Generator | None = None, tile_size: int | None = None
     ) -> Tensor:
         """Pixels -> scaled latents for diffusion; the likeliest, or with a generator a sample."""
-        posterior = self.encode(pixels, places)
+        posterior = self.encode(pixels, tile_size)
         z = posterior.mode() if generator is None else posterior.sample(generator)
         return (z - self.config.shift_factor) * self.config.scaling_factor
 
-    def to_pixels(self, latents: Tensor, places: int | None = None) -> Tensor:
+    def to_pixels(self, latents: Tensor, tile_size: int | None = None) -> Tensor:
         """Scaled latents -> pixels."""
         z = latents / self.config.scaling_factor + self.config.shift_factor
-        return self.decode(z, places)
+        return self.decode(z, tile_size)
 
     def working_bytes(self, width: int, height: int) -> int:
         """About what decoding or encoding a picture of so many pixels needs at its peak, whole.
 
         Four tensors of the size of the largest. Measured for SD_VAE on a CPU: 2.6 with weights in
-        channels_last, 4.1 without; in strips 1.0, in 1.7 times the time.
+        channels_last, 4.1 without; tiled 1.0, in 1.7 times the time.
         """
         config = self.config
         widths = config.block_out_channels
@@ -323,8 +323,8 @@ class VAE(nn.Module):
             max(here, below) / 4**level
             for level, (here, below) in enumerate(zip(widths, (*widths[1:], 0), strict=True))
         )
-        places = width * height / config.patch_size**2
-        return round(4 * largest * places * next(self.parameters()).element_size())
+        positions = width * height / config.patch_size**2
+        return round(4 * largest * positions * next(self.parameters()).element_size())
 
     @torch.no_grad()
     def set_shortcut(self, encode: Tensor, decode: Tensor, mean: Tensor) -> None:

@@ -32,6 +32,7 @@ def decode(
     from pellucid.images.metadata import save_image
     from pellucid.pipeline import pictures
     from pellucid.request import Request
+    from pellucid.runtime import Runtime
 
     latents, about = load_latents(file)
     records = _records(file, about, len(latents))
@@ -53,7 +54,7 @@ def decode(
     loaded.vae.float()
     out.mkdir(parents=True, exist_ok=True)
     stem = file.name.removesuffix(".safetensors").removesuffix(".latents")
-    for i, picture in enumerate(pictures(loaded, latents)):
+    for i, picture in enumerate(pictures(Runtime(loaded), latents)):
         target = free_name(out, stem)
         record = None
         if told:

@@ -50,7 +50,7 @@ def tokens(
 
 
 def _report(tokenizer: Tokenizer, prompt: str, steps: int) -> dict[str, Any]:
-    """What `conditioning.told` makes of a prompt, as plain values."""
+    """What `conditioning.conditioning_schedule` makes of a prompt, as plain values."""
     from pellucid.conditioning import check_weight, chunked
     from pellucid.prompt import each_step, split_and, take_loras
 

@@ -9,20 +9,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid import tiling as strips
-from pellucid.conditioning import Told, read
+from pellucid import tiling
+from pellucid.conditioning import StepConditioning, encode_prompts
 from pellucid.explain.operations import operations, shape_of
 from pellucid.html.records import Picture, Record
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.preview import colours_of
 from pellucid.request import unit_of
+from pellucid.runtime import Runtime
 from pellucid.vae import VAE, psnr
 
 MOST_PIXELS = 2**20
 """A larger picture is made smaller; there it takes minutes and several GB."""
 WHOLE_BYTES = 2**30
-"""What needs more memory than this in one piece goes through in strips."""
+"""What needs more memory than this in one piece is computed in tiles."""
 
 
 class Channel(Record):
@@ -89,10 +90,10 @@ def look(model: Model, image: Image.Image, source: str = "picture") -> RoundTrip
     """
     picture, fitted = fit(image, unit_of(model))
     pixels = to_tensor(picture)[None].to(next(model.vae.parameters()))
-    in_strips = model.vae.working_bytes(*picture.size) > WHOLE_BYTES
-    places = strips.PLACES if in_strips else None
-    latents = model.vae.to_latents(pixels, places=places)
-    decoded = to_pil(model.vae.to_pixels(latents, places)[0])
+    large = model.vae.working_bytes(*picture.size) > WHOLE_BYTES
+    tile_size = tiling.TILE_SIZE if large else None
+    latents = model.vae.to_latents(pixels, tile_size=tile_size)
+    decoded = to_pil(model.vae.to_pixels(latents, tile_size)[0])
     difference = (to_tensor(decoded) - to_tensor(picture)).abs() * 127.5
     largest = round(float(difference.max()))
     colours = colours_of(model.vae)
@@ -163,8 +164,8 @@ def look_of(model: Model, width: int, height: int) -> int:
     network: Any = shape_of(model.backbone)
     channels = network.config.in_channels
     x = torch.empty(1, channels, height, width, device="meta")
-    told = Told([(read(model, [""]), 1.0)], None).at_size(model, width, height)
-    cond = told.conds[0][0].to("meta")
+    empty = StepConditioning([(encode_prompts(Runtime(model), [""]), 1.0)], None)
+    cond = empty.at_size(model, width, height).conds[0][0].to("meta")
     return operations(lambda: network(x, torch.zeros(1, device="meta"), cond))
 
 

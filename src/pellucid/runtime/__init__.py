@@ -1,1 +1,5 @@
-"""A model at work: devices, number types, and its parts brought to where they compute."""
+"""A model at work: `Runtime`, devices and memory, number types."""
+
+from pellucid.runtime.runtime import Runtime
+
+__all__ = ["Runtime"]

@@ -93,14 +93,14 @@ def in_the_way(parts: Sequence[nn.Module], missing: int) -> nn.Module:
     return min(enough, key=weight_bytes) if enough else max(parts, key=weight_bytes)
 
 
-def place(part: nn.Module) -> torch.device:
+def device_of(part: nn.Module) -> torch.device:
     """The device that a part is on; that of a GPU has a number."""
     return next(part.parameters()).device
 
 
 def is_on(part: nn.Module, device: torch.device) -> bool:
     """Whether a part is on the device, or on any of its kind if that has no number."""
-    here = place(part)
+    here = device_of(part)
     return here.type == device.type and device.index in (None, here.index)
 
 

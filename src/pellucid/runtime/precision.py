@@ -106,7 +106,7 @@ def _is_finite(result: Tensor | tuple[Tensor | None, ...]) -> bool:
 
 
 @dataclass
-class Careful:
+class Float32Fallback:
     """A network, called as (x, t, cond), that goes over to float32 when it has to.
 
     `warnings` says so. x and cond may be of any type; the answer is of the network's.

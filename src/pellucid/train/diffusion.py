@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pellucid import checkpoints, noise
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
 from pellucid.clip import CLIP
-from pellucid.conditioning import encode
+from pellucid.conditioning import encode_captions
 from pellucid.data.emoji import Mix, Place, compose, core_concepts
 from pellucid.data.imagefolder import Folder
 from pellucid.diffusion import Conditioning, predictor, sample_t, training_loss
@@ -202,14 +202,14 @@ def make_pool(
             pixels = pictures.to_pixels([s.pixels for s in samples])
             captions, places = [s.caption for s in samples], [s.places for s in samples]
         latents.append(vae.to_latents(pixels.to(device)).half().cpu())
-        cond = encode(clip.text, tokenizer, captions, words=True)
+        cond = encode_captions(clip.text, tokenizer, captions, words=True)
         assert cond.pooled is not None
         tokens.append(cond.tokens.half().cpu())
         pooled.append(cond.pooled.half().cpu())
         for caption, where in zip(captions, places, strict=True):
             columns.append(token_loss.columns(tokenizer, caption, where))
             boxes.append(token_loss.boxes(where))
-    empty = encode(clip.text, tokenizer, [""], words=True).to("cpu")
+    empty = encode_captions(clip.text, tokenizer, [""], words=True).to("cpu")
     assert empty.pooled is not None
     return Pool(
         torch.cat(latents),
@@ -427,7 +427,7 @@ def train(options: DiffusionOptions) -> Path:
     among = chosen_concepts(options, source)
     held = make_pool(source, vae, clip, tokenizer, 128, POOL_MIX, options.seed + 1, True, among)
     with torch.no_grad():
-        wanted = encode(clip.text, tokenizer, pictures.prompts(source, 16), words=True)
+        wanted = encode_captions(clip.text, tokenizer, pictures.prompts(source, 16), words=True)
     (options.out / "rendezvous").unlink(missing_ok=True)
     if options.processes == 1:
         run(0, options, pool, held, vae, wanted)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import checkpoints
-from pellucid.conditioning import Told, read
+from pellucid.conditioning import StepConditioning, encode_prompts
 from pellucid.data.imagefolder import Folder
 from pellucid.diffusion import Conditioning, sample_t, training_loss
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
+from pellucid.runtime import Runtime
 from pellucid.train.loop import (
     Report,
     autocast,
@@ -122,8 +123,9 @@ def make_pool(model: Model, folder: Folder, mirror: bool) -> Pool:
             latents.append(model.vae.to_latents(pixels.to(device)))
     # A caption is not written in the grammar of prompts: its brackets are brackets.
     literal = [re.sub(r"([\\()\[\]:|])", r"\\\1", caption) for caption in folder.captions]
-    told = read(model, ["", *literal])
-    (cond, _), *_ = Told([(told, 1.0)], None).at_size(model, folder.size, folder.size).conds
+    told = encode_prompts(Runtime(model), ["", *literal])
+    step = StepConditioning([(told, 1.0)], None).at_size(model, folder.size, folder.size)
+    (cond, _), *_ = step.conds
     sizes = None if cond.sizes is None else cond.sizes.expand(len(told), -1)
     return Pool(torch.cat(latents), Conditioning(told.tokens, told.pooled, sizes))
 

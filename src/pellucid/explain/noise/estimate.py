@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid.conditioning import told
+from pellucid.conditioning import conditioning_schedule
 from pellucid.diffusion import add_noise
 from pellucid.explain.noise.schedules import level_at
 from pellucid.html.records import Picture, Record
@@ -22,7 +22,7 @@ from pellucid.noise import draw, generators
 from pellucid.pipeline import denoiser
 from pellucid.preview import pictures
 from pellucid.request import Request, resolve
-from pellucid.runtime import parts as stage
+from pellucid.runtime import Runtime
 from pellucid.vae import psnr
 
 
@@ -77,11 +77,11 @@ def look(
     size = (request.width, request.height)
     picture = fit(image, *size)
     pixels = to_tensor(picture)
-    warnings: list[str] = []  # the page has no place for them
-    x0 = stage.encode(model, pixels[None], warnings)
+    runtime = Runtime(model)  # its warnings are not shown: the page has no place for them
+    x0 = runtime.encode(pixels[None])
     eps = draw("gaussian", tuple(x0.shape[1:]), generators(seed, 1)).to(x0)
-    plan = [(0.0, step) for step in told(model, request, 1)]
-    denoise = denoiser(model, request, None, size, None, plan, [], warnings)
+    plan = [(0.0, step) for step in conditioning_schedule(runtime, request, 1)]
+    denoise = denoiser(runtime, request, None, size, None, plan, [])
     looks = []
     for time in times:
         level = level_at(model.schedule, time)
@@ -89,7 +89,7 @@ def look(
             continue
         x = add_noise(x0, eps, level.alpha, level.sigma)
         guess = denoise(x, level)
-        noisy, seen = pictures(model, torch.cat([x, guess]))
+        noisy, seen = pictures(runtime, torch.cat([x, guess]))
         looks.append(
             Estimate(
                 t=level.t,
@@ -101,7 +101,7 @@ def look(
                 psnr=psnr(to_tensor(seen)[None], pixels[None]),
             )
         )
-    (decoded,) = pictures(model, x0)
+    (decoded,) = pictures(runtime, x0)
     return Estimates(
         prompt=prompt,
         guidance=guidance,

@@ -1,0 +1,123 @@
+"""A model at work: its parts on the right device, with enough memory, in a number type that holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pellucid import tiling
+from pellucid.clip import TextOutput, TextTower
+from pellucid.model import Model
+from pellucid.runtime import devices
+from pellucid.runtime.precision import Float32Fallback, dtype_of, finite
+from pellucid.tiny_vae import TinyVAE
+from pellucid.vae import VAE
+
+Result = TypeVar("Result", bound=Tensor | tuple[Tensor | None, ...])
+
+
+@dataclass
+class Runtime:
+    """A model at work, for as long as a run takes.
+
+    Each part is brought to `device` when its turn comes, and the others make room if memory is
+    short. A part whose results are not finite in half precision runs again in float32. `warnings`
+    collects what a run did differently from what was asked.
+    """
+
+    model: Model
+    warnings: list[str] = field(default_factory=list)
+    device: torch.device = field(init=False)
+    """Where the model works: the device that any of its parts is on, the CPU if all are there. Parts
+    that had to make room for others are on the CPU in the meantime."""
+
+    def __post_init__(self) -> None:
+        places = [devices.device_of(part) for part in self.parts]
+        self.device = next((place for place in places if place != devices.HOME), devices.HOME)
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The networks of the model."""
+        m = self.model
+        parts = (m.backbone, m.vae, m.text, m.text_2, m.vision, m.tiny_vae)
+        return [part for part in parts if part is not None]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type of the backbone, and so of the latents."""
+        return dtype_of(self.model.backbone)
+
+    @property
+    def network(self) -> Float32Fallback:
+        """The backbone on its device; it changes to float32 if half precision is not enough."""
+        self._bring(self.model.backbone)
+        return Float32Fallback(self.model.backbone, "the network", self.warnings)
+
+    def encode_text(
+        self, tower: TextTower, ids: Tensor, layer: int, final_norm: bool
+    ) -> TextOutput:
+        """What a text tower makes of rows of tokens (N, L).
+
+        layer, final_norm: as in `TextTower.forward`. Raises NotFinite.
+        """
+        self._bring(tower)
+        rows = ids.to(self.device)
+        name = "the text tower"
+        if self.model.text_2 is not None:
+            name = f"the {'second' if tower is self.model.text_2 else 'first'} text tower"
+        return self._finite(name, tower, lambda: tower(rows, layer, final_norm))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w) of `dtype`. Raises NotFinite."""
+        vae = self.model.vae
+        height, width = pixels.shape[2:]
+        self._bring(vae, vae.working_bytes(width, height) // 4)
+        latents = self._finite(
+            "the encoder",
+            vae,
+            lambda: vae.to_latents(
+                pixels.to(self.device, dtype_of(vae)), tile_size=self.tile_size(vae, width, height)
+            ),
+        )
+        return latents.to(self.dtype)
+
+    def decode(self, decoder: VAE | TinyVAE, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> pixels (B, 3, H, W), by one of the model's decoders.
+
+        Raises NotFinite, which holds the latents.
+        """
+        height, width = (side * decoder.config.downsample for side in latents.shape[2:])
+
+        def run() -> Tensor:
+            z = latents.to(self.device, dtype_of(decoder))
+            if isinstance(decoder, VAE):
+                return decoder.to_pixels(z, self.tile_size(decoder, width, height))
+            return decoder.to_pixels(z)
+
+        # In tiles, a quarter is enough.
+        work = decoder.working_bytes(width, height) // 4 if isinstance(decoder, VAE) else 0
+        self._bring(decoder, work)
+        return self._finite("the decoder", decoder, run, latents)
+
+    def tile_size(self, vae: VAE, width: int, height: int) -> int | None:
+        """The positions in a tile where a whole picture would not fit in memory; None where it does,
+        and where the free memory is not known."""
+        free = devices.free_memory(self.device)
+        if free is None or vae.working_bytes(width, height) <= free:
+            return None
+        return tiling.TILE_SIZE
+
+    def _bring(self, part: nn.Module, work: int = 0) -> None:
+        devices.bring(part, self.parts, self.device, work)
+
+    def _finite(
+        self, name: str, part: nn.Module, run: Callable[[], Result], latents: Tensor | None = None
+    ) -> Result:
+        result, warning = finite(name, part, run, latents)
+        if warning is not None:
+            self.warnings.append(warning)
+        return result
