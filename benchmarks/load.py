@@ -34,7 +34,7 @@ def make(path: Path, folder: Path, width: float) -> None:
 
     from pellucid import checkpoints
     from pellucid.backbones.unet import SD15, UNet
-    from pellucid.checkpoints._families import SD1
+    from pellucid.checkpoints.families import SD1
     from pellucid.clip import TextTower
     from pellucid.model import Model
     from pellucid.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ def make(path: Path, folder: Path, width: float) -> None:
         SD1.schedule,
         "eps",
         "random",
-        reading=SD1.reading,
+        text_encoding=SD1.text_encoding,
         defaults=SD1.defaults("eps"),
     )
     checkpoints.save(model, path, to="ldm")

@@ -14,8 +14,8 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 
 from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
-from pellucid.checkpoints import _families
-from pellucid.checkpoints._families import FAMILIES, REFINER_UNET
+from pellucid.checkpoints import families
+from pellucid.checkpoints.families import FAMILIES, REFINER_UNET
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
 from pellucid.model import Model
 from pellucid.tokenizer import CLIP_MERGES, Tokenizer
@@ -88,12 +88,12 @@ def model_of(name: str, prediction: str | None = None, vocabulary: int = 520, **
         parts[0],
         parts[1],  # type: ignore[arg-type]
         parts[2],  # type: ignore[arg-type]
-        _families.clip_tokenizer(),
+        families.clip_tokenizer(),
         family.schedule,
         prediction,
         "tiny",
         text_2=parts[3] if len(parts) > 3 else None,  # type: ignore[arg-type]
-        reading=family.reading,
+        text_encoding=family.text_encoding,
         defaults=family.defaults(prediction),
     )
 
@@ -112,7 +112,7 @@ def assert_same(model: Model, other: Model) -> None:
         assert all(torch.equal(got[key], expected[key]) for key in expected)
         assert not again.training
     assert (other.text_2 is None) == (model.text_2 is None)
-    for name in ("reading", "schedule", "prediction", "defaults"):
+    for name in ("text_encoding", "schedule", "prediction", "defaults"):
         assert getattr(other, name) == getattr(model, name)
 
 

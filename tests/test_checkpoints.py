@@ -157,7 +157,7 @@ def test_the_file_says_what_it_is(written: Path) -> None:
 
 def test_none_is_the_embedded_model(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkpoints.embedded().parts[-3:] == ("pellucid", "weights", "emoji.safetensors")
-    monkeypatch.setattr(checkpoints, "embedded", lambda: written)
+    monkeypatch.setattr("pellucid.checkpoints.models.embedded", lambda: written)
     assert load().name == "tiny"
 
 
@@ -370,7 +370,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
         Path(name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pellucid.checkpoints._assemble.save_file", full)
+    monkeypatch.setattr("pellucid.checkpoints.assembly.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save(tiny(), path)
     assert path.read_bytes() == b"the old one"
@@ -381,7 +381,7 @@ def test_stopping_a_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     def stopped(weights: object, name: str, metadata: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pellucid.checkpoints._assemble.save_file", stopped)
+    monkeypatch.setattr("pellucid.checkpoints.assembly.save_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         save(tiny(), tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.checkpoints._families import FAMILIES
+from pellucid.checkpoints.families import FAMILIES
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
 from pellucid.conditioning import (
     StepConditioning,
@@ -25,7 +25,7 @@ from pellucid.conditioning import (
     encode_captions,
     encode_prompts,
 )
-from pellucid.model import Model, Reading
+from pellucid.model import Model, TextEncoding
 from pellucid.request import Request
 from pellucid.runtime import Runtime
 from pellucid.schedule import Schedule
@@ -94,7 +94,7 @@ def models() -> dict[str, tuple[Model, list[Any]]]:
     all_theirs = {config: theirs_of(config) for config in different}
     all_ours = {config: ours_of(all_theirs[config], config) for config in different}
     for name, configs in TOWERS.items():
-        reading = FAMILIES[name].reading
+        reading = FAMILIES[name].text_encoding
         theirs, ours = ([towers[c] for c in configs] for towers in (all_theirs, all_ours))
         unet = UNetConfig(
             block_out_channels=(8, 8),
@@ -107,7 +107,9 @@ def models() -> dict[str, tuple[Model, list[Any]]]:
             size_conditions=name in SIZES,
             size_count=SIZES.get(name, 6),
         )
-        model = Model(UNet(unet), vae, ours[0], CLIP, Schedule(), "eps", name, reading=reading)
+        model = Model(
+            UNet(unet), vae, ours[0], CLIP, Schedule(), "eps", name, text_encoding=reading
+        )
         made[name] = (replace(model, text_2=ours[1] if len(ours) > 1 else None), theirs)
     return made
 
@@ -238,7 +240,7 @@ def test_clip_skip_counts_hidden_states(models: Any, tokenizers: Any, name: str,
     """hidden_states[-n] of each tower, and but for SDXL the final layer norm over it."""
     model, towers = models[name]
     expected = []
-    for config, tower, pad in zip(TOWERS[name], towers, model.reading.pads, strict=True):
+    for config, tower, pad in zip(TOWERS[name], towers, model.text_encoding.pads, strict=True):
         tokenizer = tokenizers[1 if pad == 0 else 0]
         row = tokenizer(PROMPT, padding="max_length", max_length=77, return_tensors="pt")
         inside, looked = tower.text_model, layers_of(tower, row.input_ids)
@@ -311,7 +313,7 @@ def test_sd3_without_t5_equals_diffusers(models: Any, tokenizers: Any) -> None:
 
 def test_pooled_with_the_words(model: Model) -> None:
     """Beside CLIP's vector stands the sum of the words' own, of all chunks, each with its weight."""
-    ours = replace(model, reading=Reading(pooled="words"))
+    ours = replace(model, text_encoding=TextEncoding(pooled="words"))
     row = ours.text.text_model.embeddings.token_embedding.weight
     prompt = "a red apple a rabbit a red rabbit"  # more than a row
     numbers = ours.tokenizer.encode(prompt)
@@ -333,7 +335,7 @@ def test_pooled_with_the_words(model: Model) -> None:
 
 
 def test_trained_as_it_is_read(model: Model) -> None:
-    ours = replace(model, reading=Reading(pooled="words"))
+    ours = replace(model, text_encoding=TextEncoding(pooled="words"))
     captions = ["a rabbit", "a", ""]
     trained, used = (
         encode_captions(ours.text, ours.tokenizer, captions, words=True),

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pellucid import checkpoints
-from pellucid.checkpoints import _families, ldm, load, save
+from pellucid.checkpoints import families, load, save
+from pellucid.checkpoints.formats import ldm
 from pellucid.cli._model import open_model
 from pellucid.images.latent_file import save_latents
 from pellucid.model import Model
@@ -31,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
         {"a": 0, "!": 1, "<|startoftext|>": 49406, "<|endoftext|>": 49407}, []
     )
     patch = pytest.MonkeyPatch()
-    patch.setattr(_families, "clip_tokenizer", lambda: tokenizer)
+    patch.setattr(families, "clip_tokenizer", lambda: tokenizer)
     for name in NAMES:
         ldm.write(model_of(name, vocabulary=49408), folder / f"{name}.safetensors")
     yield {name: folder / f"{name}.safetensors" for name in NAMES}

@@ -19,15 +19,17 @@ from pellucid import conditioning
 from pellucid.backbones.unet import UNet
 from pellucid.checkpoints import (
     CheckpointError,
-    _assemble,
-    _families,
-    _keys,
-    _variants,
+    assembly,
     describe,
+    families,
+    key_names,
     load,
     save,
 )
-from pellucid.checkpoints._families import FAMILIES
+from pellucid.checkpoints import (
+    variants as variants_module,
+)
+from pellucid.checkpoints.families import FAMILIES
 from pellucid.clip import TextTower
 from pellucid.diffusion import Conditioning
 from pellucid.runtime import Runtime
@@ -56,7 +58,7 @@ def small(vocabulary: Path) -> Any:
     """Where a file says nothing of its tokenizer, it is the same one."""
     tokenizer = Tokenizer.from_files(vocabulary / "vocab.json", vocabulary / "merges.txt")
     patch = pytest.MonkeyPatch()
-    patch.setattr(_families, "clip_tokenizer", lambda: tokenizer)
+    patch.setattr(families, "clip_tokenizer", lambda: tokenizer)
     yield
     patch.undo()
 
@@ -128,7 +130,7 @@ def test_what_diffusers_saves_gives_its_numbers(
     towers = [tower for tower in towers if tower is not None]
     for tower, expected in zip(filter(None, (ours.text, ours.text_2)), towers, strict=True):
         said = expected(ids, output_hidden_states=True)
-        got = tower(ids, ours.reading.layer, ours.reading.final_norm)
+        got = tower(ids, ours.text_encoding.layer, ours.text_encoding.final_norm)
         if name.startswith("sdxl"):
             close(got.hidden, said.hidden_states[-2])
         else:
@@ -146,10 +148,12 @@ def test_what_a_folder_says(folders: dict[str, Path], tmp_path: Path) -> None:
         assert model.vae.config.scaling_factor == family.vae.scaling_factor
         assert model.defaults == family.defaults("eps")
         expected = (
-            replace(family.reading, layer=-1, left_out=1) if name == "sd2" else family.reading
+            replace(family.text_encoding, layer=-1, left_out=1)
+            if name == "sd2"
+            else family.text_encoding
         )
-        assert model.reading == expected
-        assert model.tokenizer.table() == _families.clip_tokenizer().table()
+        assert model.text_encoding == expected
+        assert model.tokenizer.table() == families.clip_tokenizer().table()
         told = describe(folder)
         assert (told["format"], told["family"]) == ("diffusers", family.title)
         assert len(told["parameters"]) == 2 + len(TEXTS[name])
@@ -271,11 +275,11 @@ def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -
     assert len(left_out) == 2 and "layer 2 of text_encoder" in left_out[0]
     again = load(path)
     assert again.text.config == replace(text, layers=2, projection=None)
-    assert again.reading == replace(model.reading, layer=-1, left_out=1)
+    assert again.text_encoding == replace(model.text_encoding, layer=-1, left_out=1)
     assert again.prediction == "v"
     ids = model.tokenizer(["a red apple"])
-    expected = model.text(ids, model.reading.layer, model.reading.final_norm).hidden
-    got = again.text(ids, again.reading.layer, again.reading.final_norm).hidden
+    expected = model.text(ids, model.text_encoding.layer, model.text_encoding.final_norm).hidden
+    got = again.text(ids, again.text_encoding.layer, again.text_encoding.final_norm).hidden
     assert torch.equal(got, expected)
     # Clip skip counts the layer that was left out.
     for skip in (2, 3):
@@ -294,7 +298,7 @@ def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -
         ({"vae": {"patch_size": 2}}, "no place for patches of 2x2 pixels in its autoencoder"),
         ({"schedule": Schedule("sigmoid")}, "no schedule 'sigmoid'"),
         ({"schedule": Schedule("flow")}, "no schedule 'flow' with the prediction 'eps'"),
-        ({"reading": {"layer": -2, "final_norm": False}}, "reading of the text .*: layer -2"),
+        ({"text_encoding": {"layer": -2, "final_norm": False}}, "reading of the text .*: layer -2"),
         (
             {
                 "backbone": {"pooled_dim": 12, "map_channels": 2, "film": True},
@@ -315,7 +319,7 @@ def test_models_without_a_place_in_the_layout(
     for name, value in change.items():
         if isinstance(value, dict):
             part = getattr(model, name)
-            if name == "reading":
+            if name == "text_encoding":
                 value = replace(part, **value)
             else:
                 value = type(part)(replace(part.config, **value))
@@ -341,7 +345,7 @@ def test_a_folder_is_written_whole_or_not_at_all(
         save(model, tmp_path / "none" / "model", to="diffusers")
     (path / "letter.txt").rename(path / "model_index.json")  # now it may be replaced
     with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="disk is full"):
-        patch.setattr(_assemble, "save_file", full)
+        patch.setattr(assembly, "save_file", full)
         save(model, path, to="diffusers")
     assert (path / "model_index.json").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
@@ -407,7 +411,7 @@ def old_vae(folder: Path) -> None:
     """diffusers before 0.17."""
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
-    for old, new in _keys.OLD_ATTENTION.items():
+    for old, new in key_names.OLD_ATTENTION.items():
         for key in [key for key in weights if f".attentions.0.{new}." in key]:
             weights[key.replace(f".{new}.", f".{old}.")] = weights.pop(key)
     path.unlink()
@@ -487,9 +491,9 @@ def test_which_of_several_files(there: list[str], read: str | None, tmp_path: Pa
         (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
     if read is None:
         with pytest.raises(CheckpointError, match="has no weights"):
-            _variants.weights_of(tmp_path)
+            variants_module.weights_of(tmp_path)
     else:
-        assert _variants.weights_of(tmp_path) == tmp_path / read
+        assert variants_module.weights_of(tmp_path) == tmp_path / read
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pellucid import checkpoints, gan
 from pellucid.checkpoints import CheckpointError
-from pellucid.checkpoints._weights import open_weights
+from pellucid.checkpoints.weights import open_weights
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.gan import GAN, Discriminator, GANConfig, Generator
 from pellucid.images.metadata import read_metadata

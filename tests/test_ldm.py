@@ -29,8 +29,10 @@ from torch import Tensor, nn
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
-from pellucid.checkpoints import CheckpointError, _families, _keys, _weights, ldm, load
-from pellucid.checkpoints._families import FAMILIES, REFINER, REFINER_UNET, SD1, SD2, SDXL_BASE
+from pellucid.checkpoints import CheckpointError, families, key_names, load
+from pellucid.checkpoints import weights as weights_module
+from pellucid.checkpoints.families import FAMILIES, REFINER, REFINER_UNET, SD1, SD2, SDXL_BASE
+from pellucid.checkpoints.formats import ldm
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
@@ -57,7 +59,7 @@ def small_vocabulary() -> Any:
     """CLIP's vocabulary is looked at elsewhere."""
     tokenizer = Tokenizer.train(["a red apple"], 270, context_length=77)
     patch = pytest.MonkeyPatch()
-    patch.setattr(_families, "clip_tokenizer", lambda: tokenizer)
+    patch.setattr(families, "clip_tokenizer", lambda: tokenizer)
     yield
     patch.undo()
 
@@ -172,10 +174,10 @@ def test_what_a_family_is(files: dict[str, Path]) -> None:
     """The published conventions, written down a second time."""
     read = {name: load(path) for name, path in files.items()}
     assert [m.vae.config.scaling_factor for m in read.values()] == [0.18215] * 2 + [0.13025] * 2
-    assert [m.reading.layer for m in read.values()] == [-1, -2, -2, -2]
-    assert [m.reading.final_norm for m in read.values()] == [True, True, False, False]
-    assert [m.reading.pads for m in read.values()] == [(49407,), (0,), (49407, 0), (0,)]
-    assert [m.reading.zero_empty for m in read.values()] == [False, False, True, False]
+    assert [m.text_encoding.layer for m in read.values()] == [-1, -2, -2, -2]
+    assert [m.text_encoding.final_norm for m in read.values()] == [True, True, False, False]
+    assert [m.text_encoding.pads for m in read.values()] == [(49407,), (0,), (49407, 0), (0,)]
+    assert [m.text_encoding.zero_empty for m in read.values()] == [False, False, True, False]
     assert [m.text.config.activation for m in read.values()] == [
         *("quick_gelu", "gelu", "quick_gelu", "gelu")
     ]
@@ -205,16 +207,16 @@ def test_published_shapes_give_the_published_configs(
     with torch.device("meta"):
         networks = UNet(unet), VAE(family.vae), [TextTower(text) for text in texts]
     names = networks[0].state_dict()
-    found = _families.unet_config(shapes(networks[0], _keys.unet_places(names, unet)), family)
+    found = families.unet_config(shapes(networks[0], key_names.unet_places(names, unet)), family)
     assert found == unet
-    places = _keys.vae_places(networks[1].state_dict(), 4)
-    assert _families.vae_config(shapes(networks[1], places), family.vae) == family.vae
+    places = key_names.vae_places(networks[1].state_dict(), 4)
+    assert families.vae_config(shapes(networks[1], places), family.vae) == family.vae
     for tower, prefix in zip(networks[2], ldm.TEXTS[start], strict=True):
         keys = tower.state_dict()
         if prefix.endswith("transformer."):
-            config = _families.clip_config(shapes(tower, _keys.clip_places(keys)))
+            config = families.clip_config(shapes(tower, key_names.clip_places(keys)))
         else:
-            config = _families.open_clip_config(shapes(tower, _keys.open_clip_places(keys)))
+            config = families.open_clip_config(shapes(tower, key_names.open_clip_places(keys)))
         assert config == tower.config
 
 
@@ -288,17 +290,17 @@ def test_mixed_types(models: dict[str, Model], files: dict[str, Path], tmp_path:
 def test_an_sd2_tower_of_diffusers_has_its_last_layer_left_out(tmp_path: Path) -> None:
     model = model_of("sd2")
     text = replace(TEXT_H, projection=None)
-    reading = replace(SD2.reading, layer=-1, left_out=1)
-    model = replace(model, text=TextTower(text).eval(), reading=reading)
+    reading = replace(SD2.text_encoding, layer=-1, left_out=1)
+    model = replace(model, text=TextTower(text).eval(), text_encoding=reading)
     path = tmp_path / "short.safetensors"
     ldm.write(model, path)
     assert_same(model, load(path, prediction="eps"))
     # Its last layer is the file's last; with the projection it would be the one before.
-    wrong = replace(model, reading=SD2.reading)
+    wrong = replace(model, text_encoding=SD2.text_encoding)
     with pytest.raises(CheckpointError, match="reading of the text encoders: layer -2"):
         ldm.write(wrong, path)
-    assert _families.sd2_left_out(SD2_TEXT) == 0
-    assert _families.sd2_left_out(replace(SD2_TEXT, layers=23)) == 1
+    assert families.sd2_left_out(SD2_TEXT) == 0
+    assert families.sd2_left_out(replace(SD2_TEXT, layers=23)) == 1
 
 
 # ---------------------------------------------------------------- what an SD2 file predicts
@@ -424,16 +426,16 @@ def test_files_that_differ(
 def test_names_without_dots(name: str) -> None:
     with torch.device("meta"):
         names = UNet(UNETS[name]).state_dict()
-    for place in _keys.unet_places(names, UNETS[name]).values():
-        assert _keys.dotted(place.key.replace(".", "")) == place.key
-    assert _keys.dotted("decay") is None
+    for place in key_names.unet_places(names, UNETS[name]).values():
+        assert key_names.dotted(place.key.replace(".", "")) == place.key
+    assert key_names.dotted("decay") is None
 
 
 def test_names_are_all_different() -> None:
     for name in NAMES:
         with torch.device("meta"):
             names = list(UNet(UNETS[name]).state_dict())
-        places = _keys.unet_places(names, UNETS[name])
+        places = key_names.unet_places(names, UNETS[name])
         assert list(places) == names and len(set(places.values())) == len(names)
 
 
@@ -737,7 +739,7 @@ def test_indices_that_are_wrong(places: Any, message: str, tmp_path: Path) -> No
     save_file({"a": torch.zeros(3), "b": torch.zeros(3)}, tmp_path / "two.safetensors")
     path = index_of(tmp_path, places)
     with pytest.raises(CheckpointError, match=message):
-        _weights.open_weights(path)
+        weights_module.open_weights(path)
     with pytest.raises(CheckpointError):
         load(path)
 
@@ -792,7 +794,7 @@ def test_damaged_files(kind: str, changes: list[tuple[float, str, bytes]]) -> No
         path = Path(folder) / "model"
         path.write_bytes(data)
         with contextlib.suppress(CheckpointError):
-            for stored in _weights.open_weights(path).values():
+            for stored in weights_module.open_weights(path).values():
                 for dtype in (torch.float32, stored.dtype):
                     assert stored.get(dtype).shape == stored.shape
         with pytest.raises(CheckpointError):
@@ -803,14 +805,14 @@ PEAK = """
 import re, sys
 from pathlib import Path
 import torch
-from pellucid.checkpoints import _weights
+from pellucid.checkpoints import weights as weights_module
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 torch.zeros(1000).half().float()
 before = peak()
-weights = _weights.open_weights(Path(sys.argv[1]))
+weights = weights_module.open_weights(Path(sys.argv[1]))
 kept = [stored.get(getattr(torch, sys.argv[2])) for stored in weights.values()]
 total = sum(float(tensor[::512].float().sum()) for tensor in kept)  # every page is touched
 print((peak() - before) / sum(tensor.nbytes for tensor in kept))
@@ -843,7 +845,10 @@ def test_models_that_cannot_be_written(models: dict[str, Model], tmp_path: Path)
         (replace(sd1, backbone=nn.Linear(1, 1)), "the backbone is a Linear"),
         (replace(sd1, prediction="flow"), "the prediction"),
         (replace(sd1, schedule=Schedule("cosine")), "no place for this schedule: name cosine"),
-        (replace(sd1, reading=SD2.reading), "no place for this reading of the text encoders"),
+        (
+            replace(sd1, text_encoding=SD2.text_encoding),
+            "no place for this reading of the text encoders",
+        ),
         (model_of("sd1", heads=(4,) * 4), "no place for this U-Net: heads"),
         (
             model_of("sd1", map_channels=2, pooled_dim=8),

@@ -18,15 +18,9 @@ from torch import Tensor, nn
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import SD15, SDXL, UNet
-from pellucid.checkpoints import (
-    CheckpointError,
-    _keys,
-    _lora_file,
-    _lora_names,
-    describe_lora,
-    load_lora,
-    save_lora,
-)
+from pellucid.checkpoints import CheckpointError, describe_lora, key_names, load_lora, save_lora
+from pellucid.checkpoints.lora import file as lora_file
+from pellucid.checkpoints.lora import names as lora_names
 from pellucid.clip import SD1_TEXT, SDXL_TEXT, TextTower
 from pellucid.diffusion import Conditioning
 from pellucid.lora import attach
@@ -119,7 +113,7 @@ def kohya_name(model: Model, part: str, module: str) -> str:
         return f"lora_{start}_{module.replace('.', '_')}"
     if model.text_2 is not None:
         assert isinstance(model.backbone, UNet)
-        place = _keys.unet_places([f"{module}.weight"], model.backbone.config)
+        place = key_names.unet_places([f"{module}.weight"], model.backbone.config)
         module = place[f"{module}.weight"].key.removesuffix(".weight")
     return f"lora_unet_{module.replace('.', '_')}"
 
@@ -469,7 +463,7 @@ def renamed(weights: Mapping[str, Tensor], form: str, model: Model) -> dict[str,
     ends = {
         "peft": ("lora_A.weight", "lora_B.weight"),
         "lora": ("lora.down.weight", "lora.up.weight"),
-        "processor": ("_lora.down.weight", "_lora.up.weight"),
+        "processor": ("lora_changes.down.weight", "lora_changes.up.weight"),
     }[form]
     out = {}
     for part, modules in targets(model, "attention").items():
@@ -681,7 +675,7 @@ SDXL_NAMES = {
 
 
 def test_names_of_sdxl(models: dict[str, Model]) -> None:
-    names = _lora_names.Names(models["sdxl"])
+    names = lora_names.Names(models["sdxl"])
     for flat, module in SDXL_NAMES.items():
         assert names.find(f"lora_unet_{flat}") == ("backbone", module)
     assert names.find("lora_te2_text_model_encoder_layers_1_mlp_fc2") == (
@@ -693,7 +687,7 @@ def test_names_of_sdxl(models: dict[str, Model]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_module_is_found_under_its_flat_name(name: str, models: dict[str, Model]) -> None:
     model = models[name]
-    names = _lora_names.Names(model)
+    names = lora_names.Names(model)
     for part, modules in targets(model, "all").items():
         for module in modules:
             assert names.find(kohya_name(model, part, module)) == (part, module)
@@ -716,7 +710,7 @@ def test_the_published_sizes(name: str, models: dict[str, Model]) -> None:
             text=TextTower(text),
             text_2=None if text_2 is None else TextTower(text_2),
         )
-    names = _lora_names.Names(real)
+    names = lora_names.Names(real)
     for part, modules in targets(real, "attention").items():
         found = {names.find(kohya_name(real, part, module)) for module in modules}
         assert found == {(part, module) for module in modules}
@@ -894,7 +888,7 @@ def test_no_file_is_more_than_an_error(seed: int, models: dict[str, Model], tmp_
     model = models["sd1"]
     weights = dict(draw.sample(sorted(kohya(model).items()), 12))
     modules = [key.split(".")[0] for key in weights]
-    for end in draw.sample(sorted(_lora_file._ENDS), 4):
+    for end in draw.sample(sorted(lora_file._ENDS), 4):
         shape, kind = draw.choice(STRANGE_SHAPES), draw.choice(STRANGE_TYPES)
         weights[draw.choice(modules) + end] = torch.ones(shape).to(kind)
     path = written(tmp_path, weights, draw.choice((None, *STRANGE_METADATA)))

@@ -138,7 +138,7 @@ def test_clip_skip(both: tuple[Any, Model]) -> None:
     tower = pipeline.text_encoder
     if not hasattr(tower, "text_model"):  # what it is in transformers 5 diffusers looks for in it
         object.__setattr__(tower, "text_model", tower)
-    least = 1 + model.reading.left_out
+    least = 1 + model.text_encoding.left_out
     assert least == (2 if model.prediction == "v" else 1)
     for skip in (least, least + 1):
         theirs_skip = skip - 2 if model.text_2 is not None else skip - least

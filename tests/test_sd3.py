@@ -130,7 +130,7 @@ def same_numbers(ours: Model, theirs: Any) -> None:
     assert ours.text_2 is not None
     for tower, expected in ((ours.text, theirs.text_encoder), (ours.text_2, theirs.text_encoder_2)):
         said = expected(ids, output_hidden_states=True)
-        got = tower(ids, ours.reading.layer, ours.reading.final_norm)
+        got = tower(ids, ours.text_encoding.layer, ours.text_encoding.final_norm)
         close(got.hidden, said.hidden_states[-2])
         close(got.projected, said.text_embeds)
 
@@ -143,7 +143,7 @@ def test_loaded_it_gives_diffusers_numbers(ours: Model, theirs: Any) -> None:
 def test_what_the_folder_says(ours: Model, folder: Path, tmp_path: Path) -> None:
     family = FAMILIES["sd3"]
     assert ours.schedule == Schedule("flow", shift=3.0) and ours.prediction == "flow"
-    assert ours.reading == replace(family.reading, width=224)
+    assert ours.text_encoding == replace(family.text_encoding, width=224)
     assert ours.defaults == family.defaults("flow")
     assert ours.vae.config == replace(family.vae, **VAE_TINY)
     # T5 is left alone where there is one.

@@ -24,7 +24,7 @@ from pellucid.explain.noise import page as noise_page
 from pellucid.explain.run import Watch
 from pellucid.explain.run import page as explained
 from pellucid.guidance import walk
-from pellucid.model import Model, Reading
+from pellucid.model import Model, TextEncoding
 from pellucid.pipeline import Request, generate
 from pellucid.runtime import Runtime
 from pellucid.train import lora as train_lora
@@ -43,7 +43,9 @@ def words(model: Model) -> Model:
     for parameter in network.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     network.eval().requires_grad_(False)
-    return replace(model, backbone=network, reading=Reading(pooled="words"), name="words")
+    return replace(
+        model, backbone=network, text_encoding=TextEncoding(pooled="words"), name="words"
+    )
 
 
 def drawn(model: Model, **fields: Any) -> Image.Image:
@@ -62,7 +64,7 @@ def test_training_and_drawing_are_told_the_same(words: Model) -> None:
 def test_it_is_saved_and_read(words: Model, tmp_path: Path) -> None:
     checkpoints.save(words, tmp_path / "words.safetensors")
     again = checkpoints.load(tmp_path / "words.safetensors")
-    assert again.reading == words.reading
+    assert again.text_encoding == words.text_encoding
     assert drawn(again).tobytes() == drawn(words).tobytes()
 
 

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pellucid import checkpoints
-from pellucid.checkpoints import CheckpointError, _families, load, load_vae, save
-from pellucid.checkpoints._families import SDXL_BASE
+from pellucid.checkpoints import CheckpointError, families, load, load_vae, save
+from pellucid.checkpoints.families import SDXL_BASE
 from pellucid.images.latent_file import save_latents
 from pellucid.model import Model
 from pellucid.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def small_vocabulary() -> Any:
     pieces = {"a</w>": 0, "!": 1, "<|startoftext|>": 49406, "<|endoftext|>": 49407}
     tokenizer = Tokenizer.from_table(pieces, [])
     patch = pytest.MonkeyPatch()
-    patch.setattr(_families, "clip_tokenizer", lambda: tokenizer)
+    patch.setattr(families, "clip_tokenizer", lambda: tokenizer)
     yield
     patch.undo()
 
@@ -119,7 +119,7 @@ def test_vae_errors(tmp_path: Path) -> None:
 def test_a_folder_of_diffusers(tmp_path: Path, refused: Any) -> None:
     """Its config says the scale, and its network gives the same numbers."""
     config = {**VAE_TINY, "scaling_factor": 0.5, "latent_channels": 16}
-    theirs = shake(their_vae(replace(_families.SD1.vae, **config)))
+    theirs = shake(their_vae(replace(families.SD1.vae, **config)))
     theirs.save_pretrained(tmp_path / "alone")
     (tmp_path / "model" / "vae").parent.mkdir()
     shutil.copytree(tmp_path / "alone", tmp_path / "model" / "vae")
@@ -185,7 +185,7 @@ def test_the_autoencoder_must_fit(
     models: dict[str, Model], files: dict[str, Path], tmp_path: Path
 ) -> None:
     path = without_vae(tmp_path / "model", models["sd1"], "ldm")
-    wide = shake(their_vae(replace(_families.SD1.vae, **VAE_TINY, latent_channels=16)))
+    wide = shake(their_vae(replace(families.SD1.vae, **VAE_TINY, latent_channels=16)))
     wide.save_pretrained(tmp_path / "wide")
     with pytest.raises(CheckpointError, match=r"has latents of 16 channels .*; the model needs 4$"):
         load(path, vae=tmp_path / "wide")

@@ -122,7 +122,7 @@ def encode_captions(
 ) -> Conditioning:
     """Captions as they stand, one row each: tokens (B, context_length, width), pooled (B, P).
 
-    This is what a model is trained with. words: pooled is that of `model.Reading`'s "words". What
+    This is what a model is trained with. words: pooled is that of `model.TextEncoding`'s "words". What
     does not fit in the row is left out.
     """
     ids = tokenizer(captions).to(next(text.parameters()).device)
@@ -157,12 +157,12 @@ def encode_prompts(
 
     Every prompt gets as many chunks as the longest has; the pooled text is that of the first one.
     clip_skip: the last layer that the tower was trained with (1), the one before (2), ...;
-    emphasis: as in `model.Reading`. None: as the model was trained.
+    emphasis: as in `model.TextEncoding`. None: as the model was trained.
     Raises ValueError for a layer that is not there, and for weights that `chunked` refuses.
     """
     model = runtime.model
     towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
-    reading = model.reading
+    reading = model.text_encoding
     layer = reading.layer if clip_skip is None else reading.left_out - clip_skip
     how = reading.emphasis if emphasis is None else emphasis
     layers = min(tower.config.layers for tower in towers)
@@ -292,7 +292,7 @@ def conditioning_schedule(
         if not guided:
             return StepConditioning(conds, None)
         against = vectors[unwanted[step]]
-        if runtime.model.reading.zero_empty and not unwanted[step]:
+        if runtime.model.text_encoding.zero_empty and not unwanted[step]:
             against = against.map(torch.zeros_like)
         return StepConditioning(conds, against)
 

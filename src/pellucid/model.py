@@ -30,7 +30,7 @@ Emphasis = Literal["original", "no_norm"]
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextEncoding:
     """How the text towers are read, which differs from family to family.
 
     layer, final_norm: as `TextTower.forward` takes them, the same for every tower.
@@ -79,7 +79,7 @@ class Model:
     prediction: str
     name: str
     text_2: TextTower | None = None
-    reading: Reading = field(default_factory=Reading)
+    text_encoding: TextEncoding = field(default_factory=TextEncoding)
     vision: VisionTower | None = None
     tiny_vae: TinyVAE | None = None
     defaults: Defaults = field(default_factory=Defaults)

@@ -45,7 +45,7 @@ class Request(BaseModel):
     """The layer of the text tower that is read: 1 is the last that it was trained with, 2 the one
     before, also where a file lacks the last. None: the one that the model was trained with."""
     emphasis: Emphasis | None = None
-    """What weights in a prompt do, as in `model.Reading`. None: what suits the model."""
+    """What weights in a prompt do, as in `model.TextEncoding`. None: what suits the model."""
     loras: tuple[tuple[str, Finite, Finite], ...] = ()
     """Files with LoRAs, and how much each counts in the network and in the text towers. Those that
     a prompt names in <lora:name:weight> come on top."""

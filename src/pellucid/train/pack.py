@@ -9,7 +9,7 @@ import torch
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.model import Defaults, Model, Reading
+from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.train import clip as train_clip
 from pellucid.train import vae as train_vae
 from pellucid.train.diffusion import EMOJI_PREDICTION, EMOJI_SCHEDULE
@@ -56,7 +56,7 @@ def train(options: PackOptions) -> Path:
         schedule=EMOJI_SCHEDULE,
         prediction=EMOJI_PREDICTION,
         name=options.name,
-        reading=Reading(pooled="words" if config.pooled_dim > pooled else "last"),
+        text_encoding=TextEncoding(pooled="words" if config.pooled_dim > pooled else "last"),
         defaults=Defaults(
             steps=options.steps,
             guidance=options.guidance,

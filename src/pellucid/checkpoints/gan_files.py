@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from pellucid.checkpoints import CheckpointError, _about, read_header
-from pellucid.checkpoints._assemble import (
+from pellucid.checkpoints import description
+from pellucid.checkpoints.assembly import (
     Part,
     assemble,
     build,
@@ -24,8 +24,9 @@ from pellucid.checkpoints._assemble import (
     same_names,
     write_file,
 )
-from pellucid.checkpoints._weights import open_weights
-from pellucid.checkpoints.native import dataclass_from
+from pellucid.checkpoints.header import CheckpointError, read_header
+from pellucid.checkpoints.metadata import dataclass_from
+from pellucid.checkpoints.weights import open_weights
 from pellucid.gan import GAN, GANConfig, Generator
 
 VERSION = 1
@@ -70,8 +71,8 @@ def describe(path: Path) -> dict[str, Any]:
     return {
         "name": facts["name"],
         "kind": "the generator of a GAN",
-        "parameters": {"generator": _about.size(generator)},
-        "types": _about.types(generator.weights),
+        "parameters": {"generator": description.size(generator)},
+        "types": description.types(generator.weights),
         "pictures": f"{side}x{side}",
         "classes": classes,
         "config": config,

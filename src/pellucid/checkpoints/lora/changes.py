@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pellucid.checkpoints import CheckpointError
-from pellucid.checkpoints._assemble import write_file
-from pellucid.checkpoints._lora_about import family_of, family_of_model
-from pellucid.checkpoints._lora_file import BESIDE, FIRST, KINDS, Found, Target, examine
-from pellucid.checkpoints._lora_names import Names, Place, in_order, kohya_names
+from pellucid.checkpoints.assembly import write_file
+from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.lora.description import family_of, family_of_model
+from pellucid.checkpoints.lora.file import BESIDE, FIRST, KINDS, Found, Target, examine
+from pellucid.checkpoints.lora.names import Names, Place, in_order, kohya_names
 from pellucid.lora import Change, Lora, Matrix
 from pellucid.model import Model
 

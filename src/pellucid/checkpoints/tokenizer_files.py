@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints import CheckpointError
-from pellucid.checkpoints._configs import Settings
+from pellucid.checkpoints.configs import Settings
+from pellucid.checkpoints.header import CheckpointError
 from pellucid.tokenizer import BOS, EOS, Tokenizer
 
 VOCABULARY_BYTES = 2**24  # CLIP's tokenizer.json has a fifth of it

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from pellucid.backbones.mmdit import MMDiTConfig
-from pellucid.checkpoints import CheckpointError
-from pellucid.checkpoints._configs import Settings
-from pellucid.checkpoints._families import SD3, Family
+from pellucid.checkpoints.configs import Settings
+from pellucid.checkpoints.families import SD3, Family
+from pellucid.checkpoints.header import CheckpointError
 from pellucid.clip import TextConfig
 
 QK_NORM = {"": False, "rms_norm": True}
@@ -91,4 +91,4 @@ def write(config: MMDiTConfig, latents: int) -> dict[str, Any]:
 
 def family(config: MMDiTConfig, texts: Mapping[str, TextConfig]) -> Family:
     """Stable Diffusion 3, with the texts as wide as this transformer sees them."""
-    return replace(SD3, reading=replace(SD3.reading, width=config.cross_attention_dim))
+    return replace(SD3, text_encoding=replace(SD3.text_encoding, width=config.cross_attention_dim))

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pellucid.checkpoints import CheckpointError, _about, _configs
-from pellucid.checkpoints._assemble import Part, Place, assemble, build, compare
-from pellucid.checkpoints._configs import Settings
-from pellucid.checkpoints._variants import weights_of
-from pellucid.checkpoints._weights import Weights, open_weights
+from pellucid.checkpoints import configs, description
+from pellucid.checkpoints.assembly import Part, Place, assemble, build, compare
+from pellucid.checkpoints.configs import Settings
+from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.variants import weights_of
+from pellucid.checkpoints.weights import Weights, open_weights
 from pellucid.tiny_vae import BLOCKS, TinyVAE, TinyVAEConfig, published
 from pellucid.vae import VAEConfig
 
@@ -75,7 +76,7 @@ class Found:
 def matches(path: Path) -> bool:
     """Whether `path` is a file or folder with a tiny autoencoder, or half of one."""
     if path.is_dir():
-        return _configs.class_of(path) == CLASS
+        return configs.class_of(path) == CLASS
     try:
         return path.stat().st_size <= MOST_BYTES and is_tiny_vae(open_weights(path))
     except (OSError, CheckpointError):
@@ -109,7 +110,7 @@ def describe(path: Path) -> dict[str, Any]:
         "parameters": {half: _size(getattr(part.module, half)) for half in halves},
         "latents": f"{found.config.latent_channels} channels, 1/{found.config.downsample} of the "
         "width and height",
-        "types": _about.types(found.weights),
+        "types": description.types(found.weights),
     }
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints import _families
-from pellucid.checkpoints._assemble import Part
-from pellucid.checkpoints._weights import Stored, is_pickle, open_pickle, open_weights
+from pellucid.checkpoints.assembly import Part
+from pellucid.checkpoints.weights import Stored
 from pellucid.model import Defaults
 from pellucid.schedule import BETAS, Schedule
 from pellucid.tokenizer import Tokenizer
@@ -20,7 +17,6 @@ from pellucid.vae import VAE, VAEConfig
 UNKNOWN = "not in the file: give --prediction eps or v"
 DEPEND = "depend on the prediction"
 NO_VAE = "no autoencoder is in it: give --vae FILE"
-EMBEDDING = "a textual-inversion embedding"  # as `_families.what_is` says it
 
 
 def model(
@@ -82,33 +78,3 @@ def latents(config: VAEConfig) -> str:
 def shape_of(config: VAEConfig) -> str:
     """The shape of the latents, in words."""
     return f"{config.latent_channels} channels, 1/{config.downsample} of the width and height"
-
-
-def other(path: Path) -> dict[str, Any] | None:
-    """The facts of a file that is known and no model; None for any other. Raises CheckpointError."""
-    # These import torch modules that describing a model does without.
-    from pellucid.checkpoints import _embedding, _lora_about, _lora_file, _vae, ldm
-
-    content = open_pickle(path) if is_pickle(path) else None
-    if isinstance(content, dict) and "string_to_param" in content:
-        return _embedding.describe(path)
-    weights = open_weights(path)
-    if any(key.removeprefix(_vae.NEST).startswith((ldm.UNET, ldm.EMA)) for key in weights):
-        return None
-    what = _families.what_is(weights)
-    if what is None and _embedding.seems(weights):
-        return _embedding.describe(path)
-    if what is None:
-        return None
-    if what == "a LoRA":
-        return {"kind": what} | _lora_about.describe(_lora_file.examine(path))
-    if what == EMBEDDING:
-        return _embedding.describe(path)
-    if what == "a VAE alone":
-        return _vae.describe(path)
-    return {
-        "kind": what,
-        "parameters": {"all": sum(math.prod(s.shape) for s in weights.values())},
-        "types": types(weights),
-        "keys": len(weights),
-    }

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pellucid.checkpoints import CheckpointError
-from pellucid.checkpoints._weights import Stored
+from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.weights import Stored
 from pellucid.clip import TextConfig
 from pellucid.model import Model
 from pellucid.tokenizer import BOS, EOS, Tokenizer
@@ -308,7 +308,7 @@ def check_has_place(path: Path, layout: str, model: Model, tokenizer: bool) -> N
             vae.patch_size > 1
         ),
         "the linear code beside its autoencoder": vae.shortcut,
-        "the sum of the words beside the pooled text": model.reading.pooled == "words",
+        "the sum of the words beside the pooled text": model.text_encoding.pooled == "words",
         "its tokenizer, which is not of CLIP's kind": tokenizer
         and not {BOS, EOS} <= model.tokenizer.table()[0].keys(),
     }

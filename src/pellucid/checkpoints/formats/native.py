@@ -12,14 +12,14 @@ import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from pellucid import plugins
-from pellucid.checkpoints import CheckpointError, _about, _pipelines, _vae, read_header
-from pellucid.checkpoints._assemble import (
+from pellucid.checkpoints import description, pipelines, vae_files
+from pellucid.checkpoints.assembly import (
     Part,
     assemble,
     build,
@@ -29,15 +29,15 @@ from pellucid.checkpoints._assemble import (
     same_names,
     write_file,
 )
-from pellucid.checkpoints._weights import open_weights
+from pellucid.checkpoints.header import CheckpointError, read_header
+from pellucid.checkpoints.metadata import dataclass_from
+from pellucid.checkpoints.weights import open_weights
 from pellucid.clip import TextTower, VisionTower
-from pellucid.model import Defaults, Model, Reading
+from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.schedule import Schedule
 from pellucid.tiny_vae import TinyVAE
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE
-
-Config = TypeVar("Config")
 
 VERSION = 1
 REQUIRED = ("backbone", "vae", "text")
@@ -71,7 +71,7 @@ def read(
         own = stored["vae"]
         assert isinstance(own.module, VAE)
         config = own.module.config
-        stored["vae"], unused = _vae.instead(vae, config.latent_channels, config, config)
+        stored["vae"], unused = vae_files.instead(vae, config.latent_channels, config, config)
         unused += (place.key for place in own.places.values())
     assemble(path, stored, device, dtype, unused)
     parts = {name: part.module for name, part in stored.items()}
@@ -87,7 +87,7 @@ def read(
         prediction=str(facts["prediction"]) if prediction is None else prediction,
         name=str(facts["name"]),
         text_2=typing.cast("TextTower | None", parts.get("text_2")),
-        reading=dataclass_from(path, "reading", Reading, facts.get("reading", {})),
+        text_encoding=dataclass_from(path, "reading", TextEncoding, facts.get("reading", {})),
         vision=typing.cast("VisionTower | None", parts.get("vision")),
         tiny_vae=typing.cast("TinyVAE | None", parts.get("tiny_vae")),
         defaults=dataclass_from(path, "defaults", Defaults, facts["defaults"]),
@@ -100,7 +100,7 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     parts = _parts(path, facts)
     compare(path, parts)
     backbone: Any = parts["backbone"].module
-    told = _about.model(
+    told = description.model(
         form="native",
         family=_family(path, facts, parts),
         channels=backbone.config.out_channels,
@@ -118,11 +118,11 @@ def _family(path: Path, facts: Mapping[str, Any], parts: Mapping[str, Part]) -> 
     backbone: Any = parts["backbone"].module
     towers = [parts[name].module for name in ("text", "text_2") if name in parts]
     texts = [tower.config for tower in towers if isinstance(tower, TextTower)]
-    reading = dataclass_from(path, "reading", Reading, facts.get("reading", {}))
-    family = _pipelines.family_of(backbone, texts, reading)
+    reading = dataclass_from(path, "reading", TextEncoding, facts.get("reading", {}))
+    family = pipelines.family_of(backbone, texts, reading)
     try:
         if family is not None:
-            return _pipelines.title(family, backbone.config)
+            return pipelines.title(family, backbone.config)
     except CheckpointError:  # made from one, but it sees something else
         pass
     return f"Pellucid's own, backbone {facts['parts']['backbone'].get('kind')}"
@@ -169,7 +169,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
             for part, module in modules.items()
         },
         "schedule": dataclasses.asdict(model.schedule),
-        "reading": dataclasses.asdict(model.reading),
+        "reading": dataclasses.asdict(model.text_encoding),
         "defaults": dataclasses.asdict(model.defaults),
         "tokenizer": json.loads(model.tokenizer.to_json()),
     }
@@ -261,23 +261,3 @@ def _build(path: Path, part: str, entry: Mapping[str, Any]) -> nn.Module:
     config_type = typing.get_type_hints(kinds[kind].__init__)["config"]
     config = dataclass_from(path, part, config_type, entry.get("config"))
     return build(path, part, kinds[kind], config)
-
-
-def dataclass_from(path: Path, what: str, kind: type[Config], values: Any) -> Config:
-    """A config dataclass from JSON, in which tuples have become lists."""
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: the {what} in its metadata is not a JSON object")
-    known = {field.name for field in dataclasses.fields(typing.cast(Any, kind))}
-    if unknown := sorted(values.keys() - known):
-        raise CheckpointError(
-            f"{path}: the {what} in its metadata has an unknown field {unknown[0]!r}; known are "
-            f"{', '.join(sorted(known))}"
-        )
-    try:
-        return kind(**{name: _tuples(value) for name, value in values.items()})
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: the {what} in its metadata is wrong: {error}") from error
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pellucid.checkpoints import CheckpointError
-from pellucid.checkpoints._families import SD1, SD2, SDXL_BASE, what_is
-from pellucid.checkpoints._weights import Parameters, Stored, is_pickle, open_pickle, open_weights
+from pellucid.checkpoints.families import SD1, SD2, SDXL_BASE, what_is
+from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.weights import Parameters, Stored, is_pickle, open_pickle, open_weights
 from pellucid.model import Model
 from pellucid.textual_inversion import Embedding
 
@@ -22,7 +22,7 @@ _TOWERS = {
     "text_encoders_1": "text_2",
 }
 _ALONE = "emb_params"
-_KIND = "a textual-inversion embedding"  # as `what_is` says it
+KIND = "a textual-inversion embedding"  # as `what_is` says it
 _MARK = "<embed>"  # what cloneofsimo's metadata say of a key that is a word
 _WIDTHS = {768: SD1.title, 1024: SD2.title}
 FIRST = 3  # how many keys an error names
@@ -49,7 +49,7 @@ def describe(path: Path) -> dict[str, Any]:
         counts = dict.fromkeys(size[0] for size in sizes.values())
         widths = {part: size[1] for part, size in sizes.items()}
         told[word] = f"{' and '.join(map(str, counts))} of width {_told(widths)}"
-    return {"kind": _KIND, "words": told}
+    return {"kind": KIND, "words": told}
 
 
 def seems(weights: Mapping[str, Stored]) -> bool:
@@ -75,7 +75,7 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
         found = [(path.stem, {"text": words[_ALONE]})]
     else:
         what = what_is(words)
-        if what not in (None, _KIND) or any(vectors.ndim > 2 for vectors in words.values()):
+        if what not in (None, KIND) or any(vectors.ndim > 2 for vectors in words.values()):
             raise _no_embedding(path, words, what)
         found = [(word, {"text": vectors}) for word, vectors in words.items()]
     if not found:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from pellucid.backbones.unet import UNetConfig
-from pellucid.checkpoints._assemble import Layout, Place
+from pellucid.checkpoints.assembly import Layout, Place
 
 # Ours, the file's, and how it is stored there, if not plainly.
 Rule = tuple[str, str] | tuple[str, str, Layout] | tuple[str, str, Layout, int]

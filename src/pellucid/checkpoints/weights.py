@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pellucid.checkpoints import CheckpointError, read_header
+from pellucid.checkpoints.header import CheckpointError, read_header
 
 DTYPES = {
     "F64": torch.float64,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from pellucid.backbones.unet import UNet
-from pellucid.checkpoints import _keys
+from pellucid.checkpoints import key_names
 from pellucid.lora import PARTS
 from pellucid.model import Model
 
@@ -89,7 +89,7 @@ def _has_weights(module: nn.Module) -> bool:
 def _original(unet: UNet, modules: list[str]) -> Iterator[tuple[str, str]]:
     """The names of latent diffusion, which the LoRAs of SDXL have."""
     published = [name for name in modules if not name.startswith("map_embedding")]
-    places = _keys.unet_places([f"{name}.weight" for name in published], unet.config)
+    places = key_names.unet_places([f"{name}.weight" for name in published], unet.config)
     for name in published:
         yield places[f"{name}.weight"].key.removesuffix(".weight"), name
 

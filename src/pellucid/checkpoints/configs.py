@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid.backbones.unet import SIZE_WIDTH, UNetConfig
-from pellucid.checkpoints import CheckpointError
-from pellucid.checkpoints._families import EOS
+from pellucid.checkpoints.families import EOS
+from pellucid.checkpoints.header import CheckpointError
 from pellucid.clip import TextConfig
 from pellucid.schedule import Schedule
 from pellucid.vae import VAEConfig

@@ -17,17 +17,15 @@ from torch import nn
 
 from pellucid.backbones.unet import UNetConfig
 from pellucid.checkpoints import (
-    CheckpointError,
-    UnknownPrediction,
-    _about,
-    _configs,
-    _families,
-    _keys,
-    _pipelines,
-    _vae,
-    _vocabulary,
+    configs,
+    description,
+    families,
+    key_names,
+    pipelines,
+    tokenizer_files,
+    vae_files,
 )
-from pellucid.checkpoints._assemble import (
+from pellucid.checkpoints.assembly import (
     Part,
     Unfilled,
     assemble,
@@ -42,14 +40,15 @@ from pellucid.checkpoints._assemble import (
     same_when_read,
     write_file,
 )
-from pellucid.checkpoints._configs import Settings
-from pellucid.checkpoints._families import SD2, Family
-from pellucid.checkpoints._pipelines import BACKBONES, TEXTS, Kind
-from pellucid.checkpoints._variants import STEMS, weights_of
-from pellucid.checkpoints._weights import Weights, open_weights
+from pellucid.checkpoints.configs import Settings
+from pellucid.checkpoints.families import SD2, Family
+from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
+from pellucid.checkpoints.pipelines import BACKBONES, TEXTS, Kind
+from pellucid.checkpoints.variants import STEMS, weights_of
+from pellucid.checkpoints.weights import Weights, open_weights
 from pellucid.clip import TextConfig, TextTower
 from pellucid.diffusion import PREDICTIONS
-from pellucid.model import Defaults, Model, Reading
+from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.plugins import choose
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -70,7 +69,7 @@ class Found:
     texts: Mapping[str, TextConfig]
     tokenizer: Tokenizer
     family: Family
-    reading: Reading
+    text_encoding: TextEncoding
     schedule: Schedule
     prediction: str | None  # None: it can't be known
     trailing: bool  # its steps are to begin at the noisiest time
@@ -102,8 +101,8 @@ def read(
         raise UnknownPrediction(path, found.title, silent)
     if vae is None and found.vae is None:
         raise CheckpointError(
-            f"{path} is {found.title} without its autoencoder (a folder vae of {_vae.KIND}): "
-            f"{_vae.GIVE}"
+            f"{path} is {found.title} without its autoencoder (a folder vae of {vae_files.KIND}): "
+            f"{vae_files.GIVE}"
         )
     for config in found.texts.values():
         check_tokenizer(path, found.tokenizer, config)
@@ -123,7 +122,7 @@ def read(
         prediction=found.prediction,
         name=path.resolve().name,
         text_2=text_2,
-        reading=found.reading,
+        text_encoding=found.text_encoding,
         defaults=_defaults(found),
     )
 
@@ -134,7 +133,7 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     parts, unused = _parts(found)
     compare(path, parts, unused)
     names = {found.kind.folder: "backbone", **dict(zip(TEXTS, ("text", "text_2"), strict=True))}
-    facts = _about.model(
+    facts = description.model(
         form="diffusers",
         family=found.title,
         channels=found.backbone.out_channels,
@@ -169,11 +168,11 @@ def examine(path: Path, prediction: str | None = None) -> Found:
     if not texts:
         raise CheckpointError(f"{path} has no text encoder; a model needs one")
     config = kind.config(_settings(path, kind.folder, name), list(texts.values()))
-    whole = entries.get("vae") == _vae.KIND and (path / "vae").exists()
-    vae = _vae.config_of(path / "vae") if whole else None
+    whole = entries.get("vae") == vae_files.KIND and (path / "vae").exists()
+    vae = vae_files.config_of(path / "vae") if whole else None
     family = kind.family(config, texts)
     try:
-        title = _pipelines.title(family, config)
+        title = pipelines.title(family, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     schedule, told, trailing = _schedule(path, family)
@@ -191,7 +190,7 @@ def examine(path: Path, prediction: str | None = None) -> Found:
         texts=texts,
         tokenizer=tokenizer,
         family=family,
-        reading=_reading(index, family, texts, pads),
+        text_encoding=_reading(index, family, texts, pads),
         schedule=schedule,
         prediction=told,
         trailing=trailing,
@@ -218,12 +217,12 @@ def _settings(path: Path, folder: str, kind: str) -> Settings:
 
 
 def _text(path: Path, folder: str, name: str) -> TextConfig:
-    if name not in _configs.TEXT_CLASSES:
+    if name not in configs.TEXT_CLASSES:
         raise CheckpointError(
-            f"{path}: its {folder} is {name[:80]}; known are {', '.join(_configs.TEXT_CLASSES)}"
+            f"{path}: its {folder} is {name[:80]}; known are {', '.join(configs.TEXT_CLASSES)}"
         )
     settings = Settings.open(path / folder / "config.json")
-    return _configs.read_text(settings, _configs.TEXT_CLASSES[name])
+    return configs.read_text(settings, configs.TEXT_CLASSES[name])
 
 
 def _schedule(path: Path, family: Family) -> tuple[Schedule, str | None, bool]:
@@ -232,7 +231,7 @@ def _schedule(path: Path, family: Family) -> tuple[Schedule, str | None, bool]:
     if not file.exists():
         return family.schedule, family.prediction or None, False
     settings = Settings.open(file)
-    schedule, prediction = _configs.read_schedule(settings)
+    schedule, prediction = configs.read_schedule(settings)
     return schedule, prediction, settings.get("timestep_spacing") == "trailing"
 
 
@@ -241,27 +240,27 @@ def _tokenizer(
 ) -> tuple[Tokenizer, tuple[int, ...]]:
     """The towers' tokenizer, CLIP's own if the folder has none, and the padding of each tower."""
     folders = [path / text.replace("text_encoder", "tokenizer") for text in texts]
-    there = {content: folder for folder in folders if (content := _vocabulary.content(folder))}
-    stored = [_vocabulary.read(folder) for folder in there.values()]
+    there = {content: folder for folder in folders if (content := tokenizer_files.content(folder))}
+    stored = [tokenizer_files.read(folder) for folder in there.values()]
     tokenizer = stored[0] if stored else None
-    tokenizer = _families.clip_tokenizer() if tokenizer is None else tokenizer
+    tokenizer = families.clip_tokenizer() if tokenizer is None else tokenizer
     if any(other is not None and other.table() != tokenizer.table() for other in stored[1:]):
         raise CheckpointError(f"{path}: its text encoders have different vocabularies")
-    told = [_vocabulary.padding(folder, tokenizer) for folder in folders]
-    pads = zip(told, family.reading.pads, strict=True)
+    told = [tokenizer_files.padding(folder, tokenizer) for folder in folders]
+    pads = zip(told, family.text_encoding.pads, strict=True)
     return tokenizer, tuple(usual if pad is None else pad for pad, usual in pads)
 
 
 def _reading(
     index: Settings, family: Family, texts: Mapping[str, TextConfig], pads: tuple[int, ...]
-) -> Reading:
+) -> TextEncoding:
     """How diffusers' pipelines read the towers: those of SD1 and SD2 by their last layer.
 
     That of SD2 is stored without the layer that it does not use.
     """
-    usual = family.reading
+    usual = family.text_encoding
     if family is SD2:
-        left_out = _families.sd2_left_out(texts["text_encoder"])
+        left_out = families.sd2_left_out(texts["text_encoder"])
         usual = replace(usual, layer=-1, left_out=left_out)
     zero = index.flag("force_zeros_for_empty_prompt", usual.zero_empty)
     return replace(usual, pads=pads, zero_empty=zero)
@@ -297,14 +296,14 @@ def _parts(found: Found, vae: Path | None = None) -> tuple[dict[str, Part], list
     parts, unused = {folder: Part(backbone, weights, same_names(backbone))}, list[str]()
     if vae is not None:
         channels, usual = found.backbone.out_channels, found.family.vae
-        parts["vae"], unused = _vae.instead(vae, channels, found.vae, usual)
+        parts["vae"], unused = vae_files.instead(vae, channels, found.vae, usual)
     elif found.vae is not None:
-        parts["vae"] = _vae.of_folder(path / "vae", found.vae)
+        parts["vae"] = vae_files.of_folder(path / "vae", found.vae)
     for folder, config in found.texts.items():
         tower = build(path, "text tower", TextTower, config)
         weights = open_weights(weights_of(path / folder))
         level = any(key.startswith("text_model.") for key in weights)
-        parts[folder] = Part(tower, weights, _keys.clip_places(same_names(tower), level=level))
+        parts[folder] = Part(tower, weights, key_names.clip_places(same_names(tower), level=level))
         unused += _unused_text(weights, config)
     return parts, unused
 
@@ -365,10 +364,10 @@ def towers_of(model: Model, kind: Kind) -> tuple[dict[str, TextTower], tuple[str
     last = len(towers) - 1 if refiner or len(towers) > 1 else None
     result, left_out = {}, []
     for number, (folder, tower) in enumerate(zip(folders, towers, strict=False)):
-        projected = number == last or model.reading.pooled == "all"
+        projected = number == last or model.text_encoding.pooled == "all"
         layers = tower.config.layers
-        if not projected and model.reading.final_norm:
-            layers += model.reading.layer + 1
+        if not projected and model.text_encoding.final_norm:
+            layers += model.text_encoding.layer + 1
         result[folder] = shortened(tower, layers, projected)
         if layers != tower.config.layers:
             left_out.append(f"the layers behind layer {layers} of {folder}, which are not used")
@@ -396,26 +395,28 @@ def _write_configs(
 ) -> None:
     """All of a folder but the weights."""
     kind, pixels = BACKBONES[name], model.defaults.width
-    schedule = _configs.write_schedule(model.schedule, model.prediction)
+    schedule = configs.write_schedule(model.schedule, model.prediction)
     if schedule is None:
         raise CheckpointError(
             f"{folder} was not written: diffusers has no schedule {model.schedule.name!r} with the "
             f"prediction {model.prediction!r}"
         )
-    configs = {
+    written = {
         kind.folder: kind.written(model.backbone.config, pixels // model.vae.config.downsample),
-        "vae": _configs.write_vae(model.vae.config, pixels),
+        "vae": configs.write_vae(model.vae.config, pixels),
     }
-    pads = model.reading.pads or (model.tokenizer.pad,) * len(towers)
+    pads = model.text_encoding.pads or (model.tokenizer.pad,) * len(towers)
     for (text, tower), pad in zip(towers.items(), pads, strict=True):
-        configs[text] = _configs.write_text(tower.config, model.tokenizer.bos, pad)
-        _vocabulary.write(folder / text.replace("text_encoder", "tokenizer"), model.tokenizer, pad)
-    for part, config in configs.items():
+        written[text] = configs.write_text(tower.config, model.tokenizer.bos, pad)
+        tokenizer_files.write(
+            folder / text.replace("text_encoder", "tokenizer"), model.tokenizer, pad
+        )
+    for part, config in written.items():
         (folder / part).mkdir()
         _write_json(folder / part / "config.json", config)
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
-    index = _pipelines.index(model, name, family, towers, str(schedule["_class_name"]))
+    index = pipelines.index(model, name, family, towers, str(schedule["_class_name"]))
     _write_json(folder / INDEX, index)
 
 
@@ -424,8 +425,8 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _would_be_read(path: Path, found: Found, model: Model, towers: Mapping[str, TextTower]) -> None:
-    reading = model.reading
-    if found.reading.layer == -1 and reading.final_norm:  # the layers behind it were left out
+    reading = model.text_encoding
+    if found.text_encoding.layer == -1 and reading.final_norm:  # the layers behind it were left out
         left_out = reading.left_out - (reading.layer + 1)
         reading = replace(reading, layer=-1, left_out=left_out)
     pairs: list[tuple[str, Any, Any]] = [
@@ -435,7 +436,7 @@ def _would_be_read(path: Path, found: Found, model: Model, towers: Mapping[str, 
             ("this text encoder", tower.config, found.texts.get(folder))
             for folder, tower in towers.items()
         ),
-        ("this reading of the text encoders", reading, found.reading),
+        ("this reading of the text encoders", reading, found.text_encoding),
         ("this schedule", model.schedule, found.schedule),
         ("the prediction", model.prediction, found.prediction),
     ]

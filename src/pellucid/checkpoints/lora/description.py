@@ -8,8 +8,8 @@ from typing import Any
 
 from pellucid.backbones.mmdit import MMDiT
 from pellucid.backbones.unet import UNet
-from pellucid.checkpoints._families import REFINER, SD1, SD2, SD3, SDXL_BASE
-from pellucid.checkpoints._lora_file import Found, Target
+from pellucid.checkpoints.families import REFINER, SD1, SD2, SD3, SDXL_BASE
+from pellucid.checkpoints.lora.file import Found, Target
 from pellucid.model import Model
 
 _WIDTHS = {768: SD1.title, 1024: SD2.title, 2048: SDXL_BASE.title, 1280: REFINER.title}

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from pellucid.checkpoints import CheckpointError, _about, _configs, _families, _keys, first_keys
-from pellucid.checkpoints._assemble import Part, Place, build, compare, fill, same_names
-from pellucid.checkpoints._configs import Settings
-from pellucid.checkpoints._families import SD1, SD3, SDXL_BASE
-from pellucid.checkpoints._variants import weights_of
-from pellucid.checkpoints._weights import open_weights
+from pellucid.checkpoints import configs, description, families, key_names
+from pellucid.checkpoints.assembly import Part, Place, build, compare, fill, same_names
+from pellucid.checkpoints.configs import Settings
+from pellucid.checkpoints.families import SD1, SD3, SDXL_BASE
+from pellucid.checkpoints.header import CheckpointError, first_keys
+from pellucid.checkpoints.variants import weights_of
+from pellucid.checkpoints.weights import open_weights
 from pellucid.vae import VAE, VAEConfig
 
 KIND = "AutoencoderKL"  # diffusers' name of the class
@@ -31,7 +32,7 @@ UNUSED = re.compile(r"(loss|model_ema|discriminator)\.")  # what training leaves
 
 def matches(path: Path) -> bool:
     """Whether `path` is a folder of diffusers' with an autoencoder alone."""
-    return path.is_dir() and _configs.class_of(path) == KIND
+    return path.is_dir() and configs.class_of(path) == KIND
 
 
 def read(
@@ -50,16 +51,16 @@ def describe(path: Path) -> dict[str, Any]:
     assert isinstance(found.module, VAE)
     config = found.module.config
     told = (
-        _about.latents(config)
+        description.latents(config)
         if path.is_dir()
-        else f"{_about.shape_of(config)}; the file does not say their scale"
+        else f"{description.shape_of(config)}; the file does not say their scale"
     )
     return {
         "kind": "a VAE alone",
-        "parameters": {"vae": _about.size(found)},
+        "parameters": {"vae": description.size(found)},
         "unused keys": unused,
         "latents": told,
-        "types": _about.types(found.weights),
+        "types": description.types(found.weights),
         "keys": len(found.weights),
     }
 
@@ -107,15 +108,15 @@ def config_of(folder: Path) -> VAEConfig:
     """What its config.json says. Raises CheckpointError."""
     settings = Settings.open(folder / "config.json")
     settings.fixed({"_class_name": KIND})
-    return _configs.read_vae(settings)
+    return configs.read_vae(settings)
 
 
 def of_folder(folder: Path, config: VAEConfig) -> Part:
     """The network and its weights in a folder of diffusers'."""
     network = build(folder, "VAE", VAE, config)
     weights = open_weights(weights_of(folder))
-    weights = replace(weights, stored={_keys.modern(k): value for k, value in weights.items()})
-    levels = _keys.vae_places(network.state_dict(), len(config.block_out_channels))
+    weights = replace(weights, stored={key_names.modern(k): value for k, value in weights.items()})
+    levels = key_names.vae_places(network.state_dict(), len(config.block_out_channels))
     places = {name: Place(name, levels[name].layout) for name in same_names(network)}
     return Part(network, weights, places)
 
@@ -130,23 +131,23 @@ def _of_file(path: Path, like: VAEConfig | None) -> tuple[Part, list[str]]:
     shapes = under({key: value.shape for key, value in stored.items()}, prefix)
     ours = "encoder.down_blocks.0.resnets.0.norm1.weight" in shapes
     if not ours and "decoder.up.0.block.0.norm1.weight" not in shapes:
-        what = _families.what_is(stored)
+        what = families.what_is(stored)
         told = f"its keys begin with {first_keys(stored)}" if what is None else f"it is {what}"
         raise CheckpointError(f"{path} has no autoencoder in it: {told}")
     if ours:
-        stored = {_keys.modern(key): value for key, value in stored.items()}
-        shapes = {_keys.modern(key): shape for key, shape in shapes.items()}
+        stored = {key_names.modern(key): value for key, value in stored.items()}
+        shapes = {key_names.modern(key): shape for key, shape in shapes.items()}
     try:
         if like is None:
             wide = shapes["decoder.conv_in.weight"][1] == SD3.vae.latent_channels
             like = SD3.vae if wide else SD1.vae
             if any(key.startswith("conditioner.") for key in stored):
                 like = SDXL_BASE.vae
-        config = _families.vae_config(_original(shapes) if ours else shapes, like)
+        config = families.vae_config(_original(shapes) if ours else shapes, like)
     except (KeyError, ValueError, IndexError, StopIteration) as error:
         raise CheckpointError(f"{path} is no whole autoencoder: {error}") from error
     network = build(path, "VAE", VAE, config)
-    places = _keys.vae_places(network.state_dict(), len(config.block_out_channels), prefix)
+    places = key_names.vae_places(network.state_dict(), len(config.block_out_channels), prefix)
     if ours:
         places = {name: Place(prefix + name, places[name].layout) for name in places}
     inside = {key: value for key, value in stored.items() if key.startswith(prefix)}
@@ -159,7 +160,7 @@ def prefix_of(keys: Collection[str]) -> str | None:
     return next((start for start in PREFIXES if any(key.startswith(start) for key in keys)), None)
 
 
-def under(shapes: _families.Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+def under(shapes: families.Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
     """Those whose key begins with `prefix`, without it."""
     return {k.removeprefix(prefix): shape for k, shape in shapes.items() if k.startswith(prefix)}
 
@@ -170,5 +171,5 @@ def _original(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
     return {
         place.key: shape
         for key, shape in shapes.items()
-        if (place := _keys.place(key, _keys.VAE, levels)) is not None
+        if (place := key_names.place(key, key_names.VAE, levels)) is not None
     }

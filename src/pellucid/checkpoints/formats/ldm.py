@@ -17,17 +17,8 @@ import torch
 from torch import nn
 
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.checkpoints import (
-    CheckpointError,
-    UnknownPrediction,
-    _about,
-    _families,
-    _keys,
-    _vae,
-    first_keys,
-    read_header,
-)
-from pellucid.checkpoints._assemble import (
+from pellucid.checkpoints import description, families, key_names, vae_files
+from pellucid.checkpoints.assembly import (
     Part,
     Place,
     assemble,
@@ -40,11 +31,12 @@ from pellucid.checkpoints._assemble import (
     same_when_read,
     write_file,
 )
-from pellucid.checkpoints._families import REFINER, SD1, SD2, SDXL_BASE, Family
-from pellucid.checkpoints._weights import Stored, Weights, is_index, is_pickle, open_weights
+from pellucid.checkpoints.families import REFINER, SD1, SD2, SDXL_BASE, Family
+from pellucid.checkpoints.header import CheckpointError, UnknownPrediction, first_keys, read_header
+from pellucid.checkpoints.weights import Stored, Weights, is_index, is_pickle, open_weights
 from pellucid.clip import TextConfig, TextTower
 from pellucid.diffusion import PREDICTIONS
-from pellucid.model import Model, Reading
+from pellucid.model import Model, TextEncoding
 from pellucid.plugins import choose
 from pellucid.schedule import Schedule
 from pellucid.vae import VAE, VAEConfig
@@ -83,7 +75,7 @@ class Found:
     unet: UNetConfig
     vae: VAEConfig | None  # None: it has none
     texts: tuple[TextConfig, ...]
-    reading: Reading
+    text_encoding: TextEncoding
     schedule: Schedule
     prediction: str | None  # None: it can't be known
     averaged: bool  # the U-Net is there only as the average that training kept
@@ -91,7 +83,7 @@ class Found:
 
     @property
     def title(self) -> str:
-        return _families.variant(self.family, self.unet.in_channels)
+        return families.variant(self.family, self.unet.in_channels)
 
 
 def matches(path: Path) -> bool:
@@ -104,8 +96,8 @@ def matches(path: Path) -> bool:
         keys = open_weights(path) if is_index(path) else read_header(path)
     except CheckpointError:
         return False
-    heads = (UNET, EMA, _vae.PREFIXES[0], "cond_stage_model.", "conditioner.")
-    return any(key.removeprefix(_vae.NEST).startswith(heads) for key in keys)
+    heads = (UNET, EMA, vae_files.PREFIXES[0], "cond_stage_model.", "conditioner.")
+    return any(key.removeprefix(vae_files.NEST).startswith(heads) for key in keys)
 
 
 def read(
@@ -126,7 +118,7 @@ def read(
     if vae is None and found.vae is None:
         raise CheckpointError(
             f"{path} is {found.title} without its autoencoder (first_stage_model.*), as some merges "
-            f"are: {_vae.GIVE}"
+            f"are: {vae_files.GIVE}"
         )
     parts, unused = _parts(path, found, vae)
     if found.prediction is None:
@@ -135,7 +127,7 @@ def read(
     assemble(path, parts, device, dtype, unused)
     texts = [parts[name].module for name in ("text", "text_2") if name in parts]
     text, text_2 = texts[0], texts[1] if len(texts) > 1 else None
-    tokenizer = _families.clip_tokenizer()
+    tokenizer = families.clip_tokenizer()
     for config in found.texts:
         check_tokenizer(path, tokenizer, config)
     autoencoder = parts["vae"].module
@@ -150,7 +142,7 @@ def read(
         prediction=found.prediction,
         name=Path(path.name.removesuffix(".index.json")).stem,
         text_2=text_2,
-        reading=found.reading,
+        text_encoding=found.text_encoding,
         defaults=found.family.defaults(found.prediction),
     )
 
@@ -160,7 +152,7 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
     found = examine(path, prediction)
     parts, unused = _parts(path, found)
     compare(path, parts, unused)
-    facts = _about.model(
+    facts = description.model(
         form="ldm" + (" (pickle)" if found.weights.pickled else ""),
         family=found.title,
         channels=found.unet.out_channels,
@@ -168,7 +160,7 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
         prediction=found.prediction,
         schedule=found.schedule,
         defaults=found.family.defaults(found.prediction or "eps"),
-        tokenizer=_families.clip_tokenizer(),
+        tokenizer=families.clip_tokenizer(),
         unused=found.unused,
     )
     # The U-Net may be there only as the average that training kept.
@@ -181,20 +173,20 @@ def describe(path: Path, prediction: str | None = None) -> dict[str, Any]:
 def examine(path: Path, prediction: str | None = None) -> Found:
     """What `path` holds, from keys and shapes. Raises CheckpointError if that is no whole model."""
     weights = open_weights(path)
-    stored = {key.removeprefix(_vae.NEST): value for key, value in weights.items()}
+    stored = {key.removeprefix(vae_files.NEST): value for key, value in weights.items()}
     if len(stored) != len(weights):
-        raise CheckpointError(f"{path} has keys twice, with and without {_vae.NEST!r}")
+        raise CheckpointError(f"{path} has keys twice, with and without {vae_files.NEST!r}")
     stored, averaged = _without_dots(stored)
     shapes = {key: value.shape for key, value in stored.items()}
     family = _family(path, weights, shapes)
-    prefix = _vae.prefix_of(shapes)
+    prefix = vae_files.prefix_of(shapes)
     texts = _under(shapes)
     try:
-        unet = _families.unet_config(_vae.under(shapes, UNET), family)
-        inside = _vae.under(shapes, prefix) if prefix else {}
-        vae = _families.vae_config(inside, family.vae) if inside else None
+        unet = families.unet_config(vae_files.under(shapes, UNET), family)
+        inside = vae_files.under(shapes, prefix) if prefix else {}
+        vae = families.vae_config(inside, family.vae) if inside else None
         towers = tuple(_tower(texts[start]) for start in TEXTS[family.name] if start in texts)
-        _families.variant(family, unet.in_channels)
+        families.variant(family, unet.in_channels)
     except (CheckpointError, ValueError, TypeError, IndexError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, StopIteration) as error:
@@ -205,7 +197,7 @@ def examine(path: Path, prediction: str | None = None) -> Found:
     told = _prediction(path, family, unet, weights, stored) if prediction is None else prediction
     if told is not None:
         choose(told, [kind for kind in PREDICTIONS if kind != "flow"], "prediction")
-    reading = _families.sd2_reading(towers[0]) if family is SD2 else family.reading
+    reading = families.sd2_reading(towers[0]) if family is SD2 else family.text_encoding
     zero_snr = told == "v" and "ztsnr" in stored
     heard = MARKS if told == "v" else ()
     unused = tuple(key for key in stored if UNUSED.match(key) and key not in heard)
@@ -216,7 +208,7 @@ def examine(path: Path, prediction: str | None = None) -> Found:
         unet=unet,
         vae=vae,
         texts=towers,
-        reading=reading,
+        text_encoding=reading,
         schedule=replace(family.schedule, zero_terminal_snr=zero_snr),
         prediction=told,
         averaged=averaged,
@@ -230,26 +222,26 @@ def _without_dots(stored: Mapping[str, Stored]) -> tuple[dict[str, Stored], bool
         return dict(stored), False
     renamed = {}
     for key, value in stored.items():
-        plain = _keys.dotted(key.removeprefix(EMA)) if key.startswith(EMA) else None
+        plain = key_names.dotted(key.removeprefix(EMA)) if key.startswith(EMA) else None
         renamed[key if plain is None else UNET + plain] = value
     return renamed, True
 
 
-def _under(shapes: _families.Shapes) -> dict[str, dict[str, tuple[int, ...]]]:
+def _under(shapes: families.Shapes) -> dict[str, dict[str, tuple[int, ...]]]:
     """The text towers that are there, by prefix."""
     starts = dict.fromkeys(start for starts in TEXTS.values() for start in starts)
-    return {start: inside for start in starts if (inside := _vae.under(shapes, start))}
+    return {start: inside for start in starts if (inside := vae_files.under(shapes, start))}
 
 
-def _family(path: Path, weights: Weights, shapes: _families.Shapes) -> Family:
+def _family(path: Path, weights: Weights, shapes: families.Shapes) -> Family:
     if any(key.startswith(f"{UNET}joint_blocks.") for key in shapes):
         raise CheckpointError(
             f"{path} is Stable Diffusion 3 as a single file; its diffusers folder can be read"
         )
     if not any(key.startswith(UNET) for key in shapes):
-        what = _families.what_is(shapes)
+        what = families.what_is(shapes)
         if what is not None:
-            raise CheckpointError(f"{path} is {_families.not_a_model(what)}")
+            raise CheckpointError(f"{path} is {families.not_a_model(what)}")
         start = " is a pickle (torch.save), and" if weights.pickled else ":"
         raise CheckpointError(
             f"{path}{start} its keys are no model's; they begin with {first_keys(shapes)}"
@@ -272,7 +264,7 @@ def _family(path: Path, weights: Weights, shapes: _families.Shapes) -> Family:
     )
 
 
-def _complete(path: Path, family: Family, shapes: _families.Shapes) -> Family:
+def _complete(path: Path, family: Family, shapes: families.Shapes) -> Family:
     for start in TEXTS[family.name]:
         if not any(key.startswith(start) for key in shapes):
             raise CheckpointError(
@@ -282,13 +274,13 @@ def _complete(path: Path, family: Family, shapes: _families.Shapes) -> Family:
     return family
 
 
-def _tower(shapes: _families.Shapes) -> TextConfig:
+def _tower(shapes: families.Shapes) -> TextConfig:
     if any(key.startswith("transformer.resblocks.") for key in shapes):
-        return _families.open_clip_config(shapes)
-    return _families.clip_config(_leveled(shapes))
+        return families.open_clip_config(shapes)
+    return families.clip_config(_leveled(shapes))
 
 
-def _leveled(shapes: _families.Shapes) -> dict[str, tuple[int, ...]]:
+def _leveled(shapes: families.Shapes) -> dict[str, tuple[int, ...]]:
     """Hugging Face's names with the level "text_model." that the oldest files do not have."""
     if any(key.startswith("text_model.") for key in shapes):
         return dict(shapes)
@@ -362,13 +354,15 @@ def _parts(
         networks["vae"] = build(path, "VAE", VAE, found.vae)
     for name, config in zip(("text", "text_2"), found.texts, strict=False):
         networks[name] = build(path, "text tower", TextTower, config)
-    prefix = _vae.prefix_of(found.stored) or _vae.PREFIXES[0]
+    prefix = vae_files.prefix_of(found.stored) or vae_files.PREFIXES[0]
     level = any(key.startswith(f"{TEXTS['sd1'][0]}text_model.") for key in found.stored)
     places = _places(path, networks, found.family, prefix, level or found.family is not SD1)
     parts = {name: Part(network, found.stored, places[name]) for name, network in networks.items()}
     unused = (*found.unused, *MARKS)
     if vae is not None:
-        parts["vae"], more = _vae.instead(vae, found.unet.out_channels, found.vae, found.family.vae)
+        parts["vae"], more = vae_files.instead(
+            vae, found.unet.out_channels, found.vae, found.family.vae
+        )
         unused += (*more, *(key for key in found.stored if key.startswith(prefix)))
     return parts, unused
 
@@ -377,7 +371,7 @@ def _places(
     path: Path,
     networks: Mapping[str, nn.Module],
     family: Family,
-    vae: str = _vae.PREFIXES[0],
+    vae: str = vae_files.PREFIXES[0],
     level: bool = True,
 ) -> dict[str, dict[str, Place]]:
     places = {}
@@ -385,16 +379,16 @@ def _places(
         for name, network in networks.items():
             names = network.state_dict()
             if isinstance(network, UNet):
-                places[name] = _keys.unet_places(names, network.config, UNET)
+                places[name] = key_names.unet_places(names, network.config, UNET)
             elif isinstance(network, VAE):
                 levels = len(network.config.block_out_channels)
-                places[name] = _keys.vae_places(names, levels, vae)
+                places[name] = key_names.vae_places(names, levels, vae)
             else:
                 prefix = TEXTS[family.name][0 if name == "text" else 1]
                 if prefix.endswith("transformer."):
-                    places[name] = _keys.clip_places(names, prefix, level)
+                    places[name] = key_names.clip_places(names, prefix, level)
                 else:
-                    places[name] = _keys.open_clip_places(names, prefix)
+                    places[name] = key_names.open_clip_places(names, prefix)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return places
@@ -458,15 +452,15 @@ def _would_be_read(
     starts = TEXTS[family.name]
     towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
     try:
-        read_unet = _families.unet_config(_vae.under(shapes, UNET), family)
-        read_vae = _families.vae_config(_vae.under(shapes, _vae.PREFIXES[0]), family.vae)
+        read_unet = families.unet_config(vae_files.under(shapes, UNET), family)
+        read_vae = families.vae_config(vae_files.under(shapes, vae_files.PREFIXES[0]), family.vae)
         read_texts = [_tower(texts[start]) for start in starts]
-        _families.variant(family, read_unet.in_channels)
+        families.variant(family, read_unet.in_channels)
     except (CheckpointError, KeyError, ValueError, StopIteration) as error:
         raise CheckpointError(
             f"{path} was not written: {model.name} has no place in it: {error}"
         ) from error
-    reading = _families.sd2_reading(read_texts[0]) if family is SD2 else family.reading
+    reading = families.sd2_reading(read_texts[0]) if family is SD2 else family.text_encoding
     zero_snr = model.prediction == "v" and model.schedule.zero_terminal_snr
     schedule = replace(family.schedule, zero_terminal_snr=zero_snr)
     said = model.prediction if model.prediction in ("eps", "v") else "eps"
@@ -477,7 +471,7 @@ def _would_be_read(
             ("this text encoder", tower.config, read)
             for tower, read in zip(towers, read_texts, strict=True)
         ),
-        ("this reading of the text encoders", model.reading, reading),
+        ("this reading of the text encoders", model.text_encoding, reading),
         ("this schedule", model.schedule, schedule),
         ("the prediction", model.prediction, said),
     ]

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pellucid.backbones.unet import SD15, SD21, SDXL, SIZE_WIDTH, UNetConfig
-from pellucid.checkpoints import CheckpointError
+from pellucid.checkpoints.header import CheckpointError
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig
-from pellucid.model import Defaults, Reading
+from pellucid.model import Defaults, TextEncoding
 from pellucid.presets import preset
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ class Family:
 
     name: str
     title: str
-    reading: Reading
+    text_encoding: TextEncoding
     prediction: str
     presets: Mapping[str, str]
     vae: VAEConfig = SD_VAE
@@ -63,7 +63,7 @@ class Family:
 SD1 = Family(
     "sd1",
     "Stable Diffusion 1",
-    Reading(pads=(EOS,), emphasis="original"),
+    TextEncoding(pads=(EOS,), emphasis="original"),
     "eps",
     {"eps": "sd1"},
     unet=SD15,
@@ -71,7 +71,7 @@ SD1 = Family(
 SD2 = Family(
     "sd2",
     "Stable Diffusion 2",
-    Reading(layer=-2, pads=(0,), emphasis="original"),
+    TextEncoding(layer=-2, pads=(0,), emphasis="original"),
     "",
     {"eps": "sd2", "v": "sd2_768"},
     unet=SD21,
@@ -80,7 +80,7 @@ SD2 = Family(
 SDXL_BASE = Family(
     "sdxl",
     "Stable Diffusion XL",
-    Reading(layer=-2, final_norm=False, pads=(EOS, 0), zero_empty=True),
+    TextEncoding(layer=-2, final_norm=False, pads=(EOS, 0), zero_empty=True),
     "eps",
     {"eps": "sdxl"},
     SDXL_VAE,
@@ -90,7 +90,7 @@ SDXL_BASE = Family(
 REFINER = Family(
     "sdxl_refiner",
     "Stable Diffusion XL refiner",
-    Reading(layer=-2, final_norm=False, pads=(0,)),
+    TextEncoding(layer=-2, final_norm=False, pads=(0,)),
     "eps",
     {"eps": "sdxl_refiner"},
     SDXL_VAE,
@@ -101,7 +101,7 @@ SD3 = Family(
     "sd3",
     "Stable Diffusion 3",
     # In T5's place diffusers puts the 256 zero tokens that T5 would be given room for.
-    Reading(layer=-2, final_norm=False, pads=(EOS, 0), pooled="all", width=4096, blank=256),
+    TextEncoding(layer=-2, final_norm=False, pads=(EOS, 0), pooled="all", width=4096, blank=256),
     "flow",
     {"eps": "sd3", "flow": "sd3"},
     VAEConfig(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
@@ -276,10 +276,10 @@ def sd2_left_out(text: TextConfig) -> int:
     return int(text.layers == 23 or (text.projection is None and text.layers != 24))
 
 
-def sd2_reading(text: TextConfig) -> Reading:
+def sd2_reading(text: TextConfig) -> TextEncoding:
     """How the original code reads an SD2 tower: by the last but one layer, by its own count."""
     left_out = sd2_left_out(text)
-    return replace(SD2.reading, layer=SD2.reading.layer + left_out, left_out=left_out)
+    return replace(SD2.text_encoding, layer=SD2.text_encoding.layer + left_out, left_out=left_out)
 
 
 def clip_tokenizer() -> Tokenizer:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints import CheckpointError
-from pellucid.checkpoints._families import what_is
-from pellucid.checkpoints._weights import Weights, open_weights
+from pellucid.checkpoints.families import what_is
+from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.weights import Weights, open_weights
 from pellucid.lora import Kind
 
 UNET = "model.diffusion_model."  # in the original layout
@@ -37,8 +37,8 @@ _ENDS: Mapping[str, str] = {
     ".lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
-    "_lora.down.weight": "down",
-    "_lora.up.weight": "up",
+    "lora_changes.down.weight": "down",
+    "lora_changes.up.weight": "up",
     ":down": "down",
     ":up": "up",
     ".alpha": "alpha",

@@ -10,11 +10,11 @@ from torch import nn
 
 from pellucid.backbones.mmdit import MMDiT
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.checkpoints import _configs, _mmdit
-from pellucid.checkpoints._configs import Settings
-from pellucid.checkpoints._families import REFINER, SD1, SD2, SD3, SDXL_BASE, Family, variant
+from pellucid.checkpoints import configs, mmdit_config
+from pellucid.checkpoints.configs import Settings
+from pellucid.checkpoints.families import REFINER, SD1, SD2, SD3, SDXL_BASE, Family, variant
 from pellucid.clip import TextConfig, TextTower
-from pellucid.model import Model, Reading
+from pellucid.model import Model, TextEncoding
 
 TEXTS = ("text_encoder", "text_encoder_2")
 
@@ -55,15 +55,17 @@ class Kind:
 
 BACKBONES: Mapping[str, Kind] = {
     "UNet2DConditionModel": Kind(
-        "unet", "U-Net", UNet, _configs.read_unet, _configs.write_unet, unet_family
+        "unet", "U-Net", UNet, configs.read_unet, configs.write_unet, unet_family
     ),
     "SD3Transformer2DModel": Kind(
-        "transformer", "MMDiT", MMDiT, _mmdit.read, _mmdit.write, _mmdit.family
+        "transformer", "MMDiT", MMDiT, mmdit_config.read, mmdit_config.write, mmdit_config.family
     ),
 }
 
 
-def family_of(backbone: nn.Module, texts: Sequence[TextConfig], reading: Reading) -> Family | None:
+def family_of(
+    backbone: nn.Module, texts: Sequence[TextConfig], reading: TextEncoding
+) -> Family | None:
     """That of Stable Diffusion which a model of these parts is of; None for any other model, which
     leaves to its tokenizer what rows are filled up with."""
     kind = next((kind for kind in BACKBONES.values() if type(backbone) is kind.network), None)
@@ -101,11 +103,11 @@ def index(
     for text in TEXTS[: len(TEXTS) if "text_encoder_2" in towers else 1]:
         tower, tokenizer = towers.get(text), text.replace("text_encoder", "tokenizer")
         projected = tower is not None and tower.config.projection is not None
-        kind = next(k for k, known in _configs.TEXT_CLASSES.items() if known == projected)
+        kind = next(k for k, known in configs.TEXT_CLASSES.items() if known == projected)
         entries[text] = [None, None] if tower is None else ["transformers", kind]
         entries[tokenizer] = [None, None] if tower is None else ["transformers", "CLIPTokenizer"]
     if family in (SDXL_BASE, REFINER):
-        entries["force_zeros_for_empty_prompt"] = model.reading.zero_empty
+        entries["force_zeros_for_empty_prompt"] = model.text_encoding.zero_empty
         if family is REFINER:
             entries["requires_aesthetics_score"] = True
     elif family.name == SD3.name:

@@ -1,0 +1,1 @@
+"""Checkpoint formats, one file each: a new one is found by itself."""
