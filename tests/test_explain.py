@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import SD15, UNet
-from pellucid.explain.run import Explanation, Watch, explain, page, shown, watch
+from pellucid.explain.run import Explanation, Watch, explain, page, page_data, watch
 from pellucid.explain.run.record import project
 from pellucid.gan import GAN, GANConfig, Generator
 from pellucid.images.metadata import save_image
@@ -404,10 +404,10 @@ def test_too_many_steps_for_the_page(model: Model, monkeypatch: pytest.MonkeyPat
 
 
 def test_details_get_less_and_less() -> None:
-    rungs = list(shown.details(40))
-    assert rungs[0] == shown.Detail() and rungs[-1].every == 39
+    rungs = list(page_data.details(40))
+    assert rungs[0] == page_data.Detail() and rungs[-1].every == 39
     assert rungs[-1].steps(40) == [0, 39]
-    assert shown.Detail(every=3).steps(8) == [0, 3, 6, 7]
+    assert page_data.Detail(every=3).steps(8) == [0, 3, 6, 7]
 
 
 # ---------------------------------------------------------------- the command

@@ -1,4 +1,4 @@
-"""The pages of the noise lab, the autoencoder and CLIP in a real browser."""
+"""The pages of noise, the autoencoder and CLIP in a real browser."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from pellucid.explain import autoencoder, clip
-from pellucid.explain import noise as noise_lab
-from pellucid.explain import parts_page as opened_page
+from pellucid.explain.noise import examine_noise
 from pellucid.explain.noise import page as noise_page
+from pellucid.explain.parts_page import round_trip_html, similarity_html
 from pellucid.html import pages
 from pellucid.model import Model
 
@@ -23,13 +23,15 @@ NAMES = ("noise", "autoencoder", "clip")
 def files(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     picture = Image.linear_gradient("L").resize((40, 30)).convert("RGB")
-    lab = noise_lab.look(model, picture, "a.png", (0, 500, 999))
-    trip = autoencoder.look(model, picture, "a.png")
-    near = clip.look(model, [("a.png", picture)], ["a rabbit", "an apple"], ["red", "rabbit"])
+    report = examine_noise(model, picture, "a.png", (0, 500, 999))
+    trip = autoencoder.round_trip(model, picture, "a.png")
+    near = clip.compare_pictures(
+        model, [("a.png", picture)], ["a rabbit", "an apple"], ["red", "rabbit"]
+    )
     made = {
-        "noise": noise_page.html(lab),
-        "autoencoder": opened_page.round_trip_html(trip),
-        "clip": opened_page.similarity_html(near),
+        "noise": noise_page.html(report),
+        "autoencoder": round_trip_html(trip),
+        "clip": similarity_html(near),
     }
     for name, text in made.items():
         pages.write(folder / f"{name}.html", text)

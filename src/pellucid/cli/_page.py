@@ -1,36 +1,40 @@
-"""What the commands that make pages share: where the page goes, and how it is told."""
+"""What the commands that explain a picture share: where the page goes, and how it is reported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from pellucid.html.records import Record
 
-OUT_HELP = "The page, a .html file; outputs/PICTURE-COMMAND.html if left out."
-JSON_HELP = "The record as JSON on stdout; a page only if --out asks for one."
+OUT_HELP = "The page, an .html file; default: outputs/PICTURE-COMMAND.html."
+JSON_HELP = "The record as JSON on stdout; a page only with --out."
+
+Picture = Annotated[Path, typer.Argument(help="Any picture.")]
+Out = Annotated[Path | None, typer.Option(help=OUT_HELP)]
+AsJson = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
 
 
 def page_path(out: Path | None, as_json: bool, picture: Path, command: str) -> Path | None:
-    """Where the page goes, or None if none is wanted. ValueError: no .html, a folder of that name.
+    """Where the page goes; None: no page. ValueError: not .html, or a folder of that name.
 
-    A page of the same picture by the same command is written over: it is made again while playing.
+    A page of the same picture by the same command is overwritten, so that it can be repeated.
     """
     if out is None:
         return None if as_json else Path("outputs") / f"{picture.stem}-{command}.html"
     if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"--out is {out}; a file that ends in .html is wanted")
-    if out.is_dir():  # said now, not after the work is done
-        raise ValueError(f"--out is {out}, which is a folder; a file is wanted")
+        raise ValueError(f"--out must be a file that ends in .html, got {out}")
+    if out.is_dir():  # checked before the work is done
+        raise ValueError(f"--out must be a file that ends in .html, but {out} is a folder")
     return out
 
 
 def deliver(record: Record, html: Callable[[], str], path: Path | None, as_json: bool) -> None:
-    """Write the page and tell where it is; or tell the whole record."""
+    """Write the page and print its path, or print the record as JSON."""
     from pellucid.html import pages
 
     if path is not None:

@@ -1,4 +1,4 @@
-"""``pellucid clip``: how near pictures and texts are to each other."""
+"""``pellucid clip``: the similarity of pictures and texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from pellucid.cli._app import app, tell
 from pellucid.cli._model import ModelFile, Vae, open_parts
-from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
+from pellucid.cli._page import AsJson, Out, deliver, page_path
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -22,28 +22,28 @@ def clip(
     words: Annotated[
         str,
         typer.Option(
-            help="Where the nearest words are looked for: concepts (those of the emoji), "
-            "vocabulary (of the tokenizer), or a file with one on each line."
+            help="The words to find the nearest among: concepts (those of the emoji), vocabulary "
+            "(of the tokenizer), or a file with one word per line."
         ),
     ] = "concepts",
     model: ModelFile = None,
     vae: Vae = None,
-    out: Annotated[Path | None, typer.Option(help=OUT_HELP)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
-    """A page of how like each other pictures and texts are, and of each picture's nearest words."""
-    from pellucid.explain import parts_page as page
-    from pellucid.explain.clip import look
+    """Explain CLIP: the similarity of pictures and texts, and each picture's nearest words."""
+    from pellucid.explain.clip import compare_pictures
+    from pellucid.explain.parts_page import similarity_html
     from pellucid.images.load import open_image
 
     path = page_path(out, as_json, pictures[0], "clip")
-    opened = [(picture.name, open_image(picture)) for picture in pictures]
+    named = [(picture.name, open_image(picture)) for picture in pictures]
     loaded = open_parts(model, vae)
-    found = look(loaded, opened, text or [], _words(words, loaded))
-    for said, end in zip(found.texts, found.left_out, strict=True):
+    found = compare_pictures(loaded, named, text or [], _words(words, loaded))
+    for given, end in zip(found.texts, found.left_out, strict=True):
         if end:
-            tell(f"{said[:40]!r} is too long for {found.model}; left out is {end[:40]!r}")
-    deliver(found, lambda: page.similarity_html(found), path, as_json)
+            tell(f"{given[:40]!r} is too long for {found.model}; left out: {end[:40]!r}")
+    deliver(found, lambda: similarity_html(found), path, as_json)
 
 
 def _words(source: str, model: Model) -> list[str]:
@@ -55,14 +55,12 @@ def _words(source: str, model: Model) -> list[str]:
         return [with_article(name) for name in concept_names()]
     path = Path(source)
     if not path.is_file():
-        raise ValueError(
-            f"--words is {source!r}; concepts, vocabulary or a file of words is wanted"
-        )
+        raise ValueError(f"--words must be concepts, vocabulary or a file of words, got {source!r}")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"{source} is not a text file; one word on each line is wanted") from None
+        raise ValueError(f"{source} is not a text file with one word per line") from None
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise ValueError(f"{source} has no words in it; one word on each line is wanted")
+        raise ValueError(f"{source} contains no words; write one word per line")
     return found

@@ -1,4 +1,4 @@
-"""``pellucid noise``: what noise does to a picture, and what the model sees through it."""
+"""``pellucid noise``: what noise does to a picture, and what the model recovers from it."""
 
 from __future__ import annotations
 
@@ -9,59 +9,62 @@ import typer
 
 from pellucid.cli._app import app
 from pellucid.cli._model import ModelFile, Prediction, Vae
-from pellucid.cli._page import JSON_HELP, OUT_HELP, deliver, page_path
+from pellucid.cli._page import OUT_HELP, AsJson, Picture, deliver, page_path
 
 
 def _times(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--t is {text!r}; whole numbers with commas are wanted, as 0,250,500,999")
+        raise ValueError(
+            f"--t must be whole numbers with commas, such as 0,250,500,999, got {text!r}"
+        )
     return [int(part) for part in parts]
 
 
 @app.command()
 def noise(
-    picture: Annotated[Path, typer.Argument(help="Any picture.")],
+    picture: Picture,
     model: ModelFile = None,
     vae: Vae = None,
     prediction: Prediction = None,
-    t: Annotated[str | None, typer.Option("--t", help="Times of 1000, as 0,250,500,999.")] = None,
-    prompt: Annotated[str, typer.Option(help="What the model is told.")] = "",
-    guidance: Annotated[float, typer.Option(help="How much the prompt counts; 1: once.")] = 1.0,
+    t: Annotated[
+        str | None, typer.Option("--t", help="Times of 1000, such as 0,250,500,999.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="The prompt for the model's estimates.")] = "",
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1: none.")] = 1.0,
     schedule: Annotated[
-        str | None, typer.Option(help="That of the small steps: linear, cosine, ...")
+        str | None, typer.Option(help="Schedule of the small steps: linear, cosine, ...")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help=f"{OUT_HELP} An overview lies beside it as .png.")
+        Path | None, typer.Option(help=f"{OUT_HELP} An overview is written next to it as .png.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """A page of schedules, small steps, types of noise, and the model's guess from every t."""
+    """Explain noise: schedules, small steps, types of noise, and the model's estimates."""
     from pellucid import checkpoints
-    from pellucid.explain import noise as noise_lab
-    from pellucid.explain.noise import page, schedules
+    from pellucid.explain.noise import TIMES, examine_noise, page
+    from pellucid.explain.noise.schedules import schedule_named
     from pellucid.images.load import open_image
     from pellucid.images.metadata import save_image
 
     path = page_path(out, as_json, picture, "noise")
-    times = noise_lab.TIMES if t is None else _times(t)
-    walked = None if schedule is None else schedules.named(schedule)
+    times = TIMES if t is None else _times(t)
+    chosen = None if schedule is None else schedule_named(schedule)
     image = open_image(picture)
-    loaded = checkpoints.load(model, prediction=prediction, vae=vae)
-    lab = noise_lab.look(
-        loaded,
+    report = examine_noise(
+        checkpoints.load(model, prediction=prediction, vae=vae),
         image,
         picture.name,
         times,
         prompt=prompt,
         guidance=guidance,
         seed=seed,
-        schedule=walked,
+        schedule=chosen,
     )
-    deliver(lab, lambda: page.html(lab), path, as_json)
+    deliver(report, lambda: page.html(report), path, as_json)
     if path is not None:
         overview = path.with_suffix(".png")
-        save_image(page.overview(lab), overview)
+        save_image(page.overview(report), overview)
         if not as_json:
             typer.echo(overview)

@@ -1,17 +1,18 @@
-"""The autoencoder, opened: a picture there and back, what was lost, and what the latents are."""
+"""The autoencoder explained: a picture encoded and decoded, what is lost, and its latents."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from pellucid import tiling
 from pellucid.conditioning import StepConditioning, encode_prompts
-from pellucid.explain.operations import operations, shape_of
+from pellucid.explain.operations import count_operations, on_meta
 from pellucid.html.records import Picture, Record
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
@@ -21,7 +22,7 @@ from pellucid.runtime import Runtime
 from pellucid.vae import VAE, psnr
 
 MOST_PIXELS = 2**20
-"""A larger picture is made smaller; there it takes minutes and several GB."""
+"""A larger picture is reduced, because it would take minutes and several GB."""
 WHOLE_BYTES = 2**30
 """What needs more memory than this in one piece is computed in tiles."""
 
@@ -32,11 +33,11 @@ class Channel(Record):
     mean: float
     deviation: float
     picture: Picture
-    """Its numbers: black is three deviations below the mean, white three above."""
+    """The values: black is three standard deviations below the mean, white three above."""
 
 
 class Cost(Record):
-    """What the latents save and cost. Operations are counted as `operations` does."""
+    """What the latents save and cost, in operations as `count_operations` counts them."""
 
     pixel_values: int
     latent_values: int
@@ -48,12 +49,12 @@ class Cost(Record):
     """Operations of the encoder."""
     decode: int
     """Operations of the decoder."""
-    latent_look: int
-    """Operations of the network that sees through the noise, once, on the latents."""
-    pixel_look: int | None
-    """The same network on an input as large as the picture; None if it has no place for so much."""
-    looks: int
-    """How often it looks for a picture by the model's defaults: steps, twice with guidance."""
+    latent_operations: Annotated[int, Field(alias="latent_look")]
+    """Operations of the denoising network in one evaluation on the latents."""
+    pixel_operations: Annotated[int | None, Field(alias="pixel_look")]
+    """On an input as large as the picture; None if the network does not support that size."""
+    evaluations: Annotated[int, Field(alias="looks")]
+    """Network evaluations for a picture by the model's defaults: steps, twice with guidance."""
 
 
 class RoundTrip(Record):
@@ -61,34 +62,34 @@ class RoundTrip(Record):
 
     source: str
     size: tuple[int, int]
-    """Width and height as it came."""
+    """Width and height of the original."""
     fitted: str
-    """What was done to its size, in words."""
+    """How its size was changed, in words."""
     model: str
     picture: Picture
     decoded: Picture
     difference: Picture
-    """Of the two; the largest difference of all is made 255."""
+    """Of the two, scaled so that the largest difference is 255."""
     largest: int
     """That difference, of 255."""
     psnr: float
     """dB; infinite if nothing was lost."""
     scale: float
-    """What the encoder's numbers are multiplied by, so that they have about unit deviation."""
+    """The factor that gives the encoder's output about unit standard deviation."""
     colours: Picture | None
-    """A linear guess at the colour of each place; None if none is known."""
+    """A linear estimate of the colour at each position; None if none is known."""
     channels: tuple[Channel, ...]
     cost: Cost
 
 
 @torch.no_grad()
-def look(model: Model, image: Image.Image, source: str = "picture") -> RoundTrip:
-    """Encode, decode, compare. source: what the picture is called.
+def round_trip(model: Model, image: Image.Image, source: str = "picture") -> RoundTrip:
+    """Encode, decode, compare. source: the name of the picture.
 
     The picture keeps its size where it can: it is scaled down to `MOST_PIXELS`, up to one latent,
-    and cropped to whole latents. Raises ValueError if what comes out is not finite.
+    and cropped to whole latents. Raises ValueError if the result is not finite.
     """
-    picture, fitted = fit(image, unit_of(model))
+    picture, fitted = fit_to_latents(image, unit_of(model))
     pixels = to_tensor(picture)[None].to(next(model.vae.parameters()))
     large = model.vae.working_bytes(*picture.size) > WHOLE_BYTES
     tile_size = tiling.TILE_SIZE if large else None
@@ -109,40 +110,40 @@ def look(model: Model, image: Image.Image, source: str = "picture") -> RoundTrip
         psnr=psnr(to_tensor(decoded)[None], to_tensor(picture)[None]),
         scale=model.vae.config.scaling_factor,
         colours=None if colours is None else to_pil(colours(latents.float())[0]),
-        channels=tuple(channel(numbers) for numbers in latents[0].float()),
-        cost=cost(model, *picture.size),
+        channels=tuple(describe_channel(values) for values in latents[0].float()),
+        cost=count_cost(model, *picture.size),
     )
 
 
-def fit(image: Image.Image, unit: int) -> tuple[Image.Image, str]:
-    """The picture with sides that are multiples of `unit`, and what was done, in words."""
+def fit_to_latents(image: Image.Image, unit: int) -> tuple[Image.Image, str]:
+    """The picture with sides that are multiples of `unit`, and how they were changed, in words."""
     width, height = image.size
     scale = max(unit / min(width, height), min(1.0, math.sqrt(MOST_PIXELS / (width * height))))
-    said = [f"{width}x{height}"]
+    changes = [f"{width}x{height}"]
     if scale != 1:
         width, height = (max(unit, round(side * scale)) for side in (width, height))
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-        said.append(f"scaled to {width}x{height}")
+        changes.append(f"scaled to {width}x{height}")
     across, down = width // unit * unit, height // unit * unit
     if (across, down) != (width, height):
         left, top = (width - across) // 2, (height - down) // 2
         image = image.crop((left, top, left + across, top + down))
-        said.append(f"cropped to {across}x{down}")
-    return image, ", ".join(said)
+        changes.append(f"cropped to {across}x{down}")
+    return image, ", ".join(changes)
 
 
-def channel(numbers: Tensor) -> Channel:
-    """numbers: (h, w)."""
-    mean, deviation = float(numbers.mean()), float(numbers.std(correction=0))
-    grey = (numbers - mean) / (3 * max(deviation, 1e-9))
+def describe_channel(values: Tensor) -> Channel:
+    """values: (h, w)."""
+    mean, deviation = float(values.mean()), float(values.std(correction=0))
+    grey = (values - mean) / (3 * max(deviation, 1e-9))
     return Channel(mean=mean, deviation=deviation, picture=to_pil(grey.expand(3, *grey.shape)))
 
 
-def cost(model: Model, width: int, height: int) -> Cost:
-    """For a picture of so many pixels, multiples of `unit_of(model)`."""
+def count_cost(model: Model, width: int, height: int) -> Cost:
+    """For a picture of width x height pixels, multiples of `unit_of(model)`."""
     config = model.vae.config
     across, down = width // config.downsample, height // config.downsample
-    vae: VAE = shape_of(model.vae)
+    vae: VAE = on_meta(model.vae)
     pixels = torch.empty(1, config.in_channels, height, width, device="meta")
     latents = torch.empty(1, config.latent_channels, down, across, device="meta")
     guided = model.defaults.guidance != 1
@@ -151,26 +152,26 @@ def cost(model: Model, width: int, height: int) -> Cost:
         latent_values=latents.numel(),
         pixel_bytes=pixels.numel(),
         latent_bytes=2 * latents.numel(),
-        encode=operations(lambda: vae.encode(pixels)),
-        decode=operations(lambda: vae.decode(latents)),
-        latent_look=look_of(model, across, down),
-        pixel_look=_pixel_look(model, width, height),
-        looks=model.defaults.steps * (2 if guided else 1),
+        encode=count_operations(lambda: vae.encode(pixels)),
+        decode=count_operations(lambda: vae.decode(latents)),
+        latent_operations=network_operations(model, across, down),
+        pixel_operations=_pixel_operations(model, width, height),
+        evaluations=model.defaults.steps * (2 if guided else 1),
     )
 
 
-def look_of(model: Model, width: int, height: int) -> int:
-    """Operations of the network for one input of so many places, with an empty prompt."""
-    network: Any = shape_of(model.backbone)
+def network_operations(model: Model, width: int, height: int) -> int:
+    """Operations of one evaluation on an input of width x height, with an empty prompt."""
+    network: Any = on_meta(model.backbone)
     channels = network.config.in_channels
     x = torch.empty(1, channels, height, width, device="meta")
     empty = StepConditioning([(encode_prompts(Runtime(model), [""]), 1.0)], None)
     cond = empty.at_size(model, width, height).conds[0][0].to("meta")
-    return operations(lambda: network(x, torch.zeros(1, device="meta"), cond))
+    return count_operations(lambda: network(x, torch.zeros(1, device="meta"), cond))
 
 
-def _pixel_look(model: Model, width: int, height: int) -> int | None:
+def _pixel_operations(model: Model, width: int, height: int) -> int | None:
     try:
-        return look_of(model, width, height)
-    except ValueError:  # a transformer has positions for a limited number of places
+        return network_operations(model, width, height)
+    except ValueError:  # a transformer's position embedding has a limited size
         return None

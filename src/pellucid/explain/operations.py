@@ -1,4 +1,4 @@
-"""How much a network has to compute, counted without computing it."""
+"""The number of operations of a network, counted without computing anything."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 Part = TypeVar("Part", bound=nn.Module)
 
 
-def shape_of(part: Part) -> Part:
+def on_meta(part: Part) -> Part:
     """A network of the same config on the meta device: shapes without numbers, and no memory.
 
-    part: a module that is made from its `config` alone, as all of a model's are.
+    part: a module that is made from its `config` alone, as all parts of a model are.
     """
     make: Any = type(part)
     with torch.device("meta"):
@@ -23,10 +23,11 @@ def shape_of(part: Part) -> Part:
     return made
 
 
-def operations(run: Callable[[], object]) -> int:
-    """The multiplications and additions in the products of matrices, the convolutions and the
-    attention of `run`, which is to work on the meta device. What is done number by number, as norms
-    and activations, is left out: it is hundreds of times less.
+def count_operations(run: Callable[[], object]) -> int:
+    """Multiplications and additions in the matrix products, convolutions and attention of `run`.
+
+    `run` must work on the meta device. Elementwise operations such as norms and activations do not
+    count; they are hundreds of times fewer.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()

@@ -1,13 +1,15 @@
-"""The opened parts as pages."""
+"""The pages of the autoencoder and of CLIP."""
 
 from __future__ import annotations
 
 from html import escape
 
 from pellucid.explain.autoencoder import Cost, RoundTrip
-from pellucid.explain.clip import Seen, Similarity
+from pellucid.explain.clip import ComparedPicture, Similarity
 from pellucid.html.pages import (
     figure,
+    img,
+    matrix,
     page,
     paragraph,
     picture,
@@ -16,27 +18,26 @@ from pellucid.html.pages import (
     source,
     table,
 )
-from pellucid.images.data_url import to_data_url
 
-SHOWN = 320  # width in pixels that a smaller picture is shown with
+SMALLEST = 320  # width in pixels at which smaller pictures are shown
 CHANNEL = 112
-LOSSLESS = 2**18  # pixels of a larger picture would make a large page
+LOSSLESS = 2**18  # pixels; larger pictures are compressed with loss, or the page would be large
 
 
 # ---------------------------------------------------------------- the autoencoder
 
 
 def round_trip_html(trip: RoundTrip) -> str:
-    """A page of one picture through the autoencoder."""
-    width = max(SHOWN, trip.picture.width)
+    """The page of one picture through the autoencoder."""
+    width = max(SMALLEST, trip.picture.width)
+    kind = "PNG" if trip.picture.width * trip.picture.height <= LOSSLESS else "WEBP"
     difference = f"the difference; white is the largest, {trip.largest} of 255"
     colours = [] if trip.colours is None else [trip.colours]
-    kind = "PNG" if trip.picture.width * trip.picture.height <= LOSSLESS else "WEBP"
     return page(
         f"Autoencoder: {trip.source}",
         paragraph(f"{trip.source}: {trip.fitted}. Model: {trip.model}."),
         section(
-            "There and back",
+            "Encoded and decoded",
             source("vae.py", "z = s · encode(x),  x' = decode(z / s),  PSNR = 10 lg(4 / MSE)"),
             row(
                 picture(trip.picture, "the picture", width, kind),
@@ -47,11 +48,11 @@ def round_trip_html(trip: RoundTrip) -> str:
         section(
             "The latents",
             paragraph(
-                f"{len(trip.channels)} numbers for each place, the encoder's times s = "
-                f"{trip.scale:.4g}. Each channel as a picture: black is three deviations below its "
-                "mean, white three above."
+                f"{len(trip.channels)} numbers for each position, the encoder's output times s = "
+                f"{trip.scale:.4g}. Each channel as a picture: black is three standard deviations "
+                "below its mean, white three above."
             ),
-            row(*(picture(one, "the colours of the places, linearly", SHOWN) for one in colours)),
+            row(*(picture(one, "estimated colours, linear", SMALLEST) for one in colours)),
             row(
                 *(
                     picture(
@@ -66,33 +67,36 @@ def round_trip_html(trip: RoundTrip) -> str:
 
 
 def _cost(cost: Cost) -> list[str]:
-    whole = cost.looks * cost.latent_look + cost.decode
-    rows: list[tuple[object, ...]] = [
-        ("values", *_against(cost.pixel_values, cost.latent_values)),
+    whole = cost.evaluations * cost.latent_operations + cost.decode
+    pixels = cost.pixel_operations
+    rows = [
+        ("values", cost.pixel_values, cost.latent_values),
         (
-            "bytes, of 8 bits a pixel's and 16 bits a latent's value",
-            *_against(cost.pixel_bytes, cost.latent_bytes),
+            "bytes, with 8 bits per pixel value and 16 bits per latent",
+            cost.pixel_bytes,
+            cost.latent_bytes,
+        ),
+        ("operations, one network evaluation", pixels, cost.latent_operations),
+        (
+            f"operations, {cost.evaluations} network evaluations and the decoder",
+            None if pixels is None else cost.evaluations * pixels,
+            whole,
         ),
     ]
-    if cost.pixel_look is not None:
-        rows += [
-            ("operations, the network looks once", *_against(cost.pixel_look, cost.latent_look)),
-            (
-                f"operations, {cost.looks} looks and the decoder",
-                *_against(cost.looks * cost.pixel_look, whole),
-            ),
-        ]
-    else:
-        rows += [
-            ("operations, the network looks once", "too many places", cost.latent_look, ""),
-            (f"operations, {cost.looks} looks and the decoder", "too many places", whole, ""),
-        ]
     return [
         paragraph(
-            "The same network on an input as large as the picture, against on its latents. Counted "
-            "are the multiplications and additions of products, convolutions and attention."
+            "The same network on an input as large as the picture, compared with the latents. "
+            "Multiplications and additions of matrix products, convolutions and attention count."
         ),
-        table(("", "pixels", "latents", "times"), rows),
+        table(
+            ("", "pixels", "latents", "ratio"),
+            [
+                (name, "too large", latents, "")
+                if pixels is None
+                else (name, pixels, latents, pixels / latents)
+                for name, pixels, latents in rows
+            ],
+        ),
         paragraph(
             f"The price: {cost.encode:,} operations to encode a picture, {cost.decode:,} to decode "
             "one, and what the round trip above loses."
@@ -100,15 +104,11 @@ def _cost(cost: Cost) -> list[str]:
     ]
 
 
-def _against(pixels: int, latents: int) -> tuple[int, int, float]:
-    return pixels, latents, pixels / latents
-
-
 # ---------------------------------------------------------------- CLIP
 
 
 def similarity_html(found: Similarity) -> str:
-    """A page of pictures and texts against each other."""
+    """The page of pictures and texts compared with each other."""
     cut = [
         paragraph(f"Too long for {found.model}, left out of {text!r}: {end!r}.")
         for text, end in zip(found.texts, found.left_out, strict=True)
@@ -116,59 +116,30 @@ def similarity_html(found: Similarity) -> str:
     ]
     nearest = section(
         "The nearest words",
-        paragraph(f"Of {found.words:,} words, and their cosines."),
-        row(*(_words(seen) for seen in found.pictures)),
+        paragraph(f"Of {found.words:,} words, with their cosines."),
+        row(*(_nearest(one) for one in found.pictures)),
     )
+    heads = [img(one.picture, one.name, 48) + escape(one.name) for one in found.pictures]
+    heads += [escape(text) if text.strip() else "<i>no words</i>" for text in found.texts]
     return page(
-        "CLIP: " + ", ".join(seen.name for seen in found.pictures),
+        "CLIP: " + ", ".join(one.name for one in found.pictures),
         section(
             "Similarity",
             source("clip.py", "cos(a, b) = a · b / (|a| |b|)"),
             paragraph(
-                f"The cosine between every two, as the model {found.model} sees them: 1 is the same "
-                "direction, 0 is none in common. The stronger the colour, the nearer."
+                f"The cosine of every two vectors of the model {found.model}: 1 is the same "
+                "direction, 0 is unrelated. A stronger colour means a larger cosine."
             ),
             *cut,
-            _matrix(found),
+            matrix(heads, found.cosines),
         ),
         *([nearest] if found.words else []),
-        style=_MATRIX,
     )
 
 
-_MATRIX = (
-    ".matrix img{width:48px;height:48px}.matrix td,.matrix th{text-align:center;border:0}"
-    ".matrix th{font-weight:normal;font-size:.8rem;min-width:4.5rem;max-width:9rem;"
-    "overflow-wrap:break-word}"
-)
-
-
-def _matrix(found: Similarity) -> str:
-    heads = [_head(seen) for seen in found.pictures]
-    heads += [escape(text) if text.strip() else "<i>no words</i>" for text in found.texts]
-    count = len(heads)
-    others = [found.cosines[i][j] for i in range(count) for j in range(count) if i != j]
-    low, high = (min(others), max(others)) if others else (0.0, 1.0)
-    span = max(high - low, 1e-9)
-    lines = ["<tr><th></th>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
-    for head, cosines in zip(heads, found.cosines, strict=True):
-        cells = "".join(_cell(cosine, (cosine - low) / span) for cosine in cosines)
-        lines.append(f"<tr><th>{head}</th>{cells}</tr>")
-    return f'<div class="scroll"><table class="matrix">{"".join(lines)}</table></div>'
-
-
-def _cell(cosine: float, strength: float) -> str:
-    depth = 0.7 * min(max(strength, 0.0), 1.0)
-    return f'<td style="background:rgba(0,128,200,{depth:.2f})">{round(cosine, 2) + 0.0:.2f}</td>'
-
-
-def _head(seen: Seen) -> str:
-    return f'<img src="{to_data_url(seen.picture)}" alt="{escape(seen.name)}">{escape(seen.name)}'
-
-
-def _words(seen: Seen) -> str:
-    width, height = seen.size
-    side = seen.picture.width
-    caption = f"{seen.name}: {width}x{height}, its middle at {side}x{side}"
-    words = table(("word", "cosine"), [(near.word, near.cosine) for near in seen.nearest])
-    return figure(picture(seen.picture, caption, max(side, 160)) + words)
+def _nearest(found: ComparedPicture) -> str:
+    width, height = found.size
+    side = found.picture.width
+    caption = f"{found.name}: {width}x{height}, its middle at {side}x{side}"
+    words = table(("word", "cosine"), [(near.word, near.cosine) for near in found.nearest])
+    return figure(picture(found.picture, caption, max(side, 160)) + words)

@@ -1,4 +1,4 @@
-"""Pictures in rows and columns with their names, for a page and as one picture."""
+"""Pictures in rows and columns with their names, as HTML and as one picture."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from html import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pellucid.images.data_url import to_data_url
+from pellucid.html.pages import img, shown_height
 
-HEAD, NAME, GAP = 18, 130, 3  # height of the head, width of the names, room between, in pixels
+HEAD, NAME, GAP = 18, 130, 3  # height of the head, width of the names, gaps, in pixels
 
 
 @dataclass(frozen=True)
 class Gallery:
     """A table of pictures. rows: the name of each and its pictures, one below each column's name.
 
-    width: of one picture as it is shown; it is made larger without smoothing, so that one sees its
-    pixels. kind: how the page holds the pictures, as in `to_data_url`.
-    Raises ValueError: no picture at all, rows of unequal length.
+    width: of one picture as shown; enlarging does not smooth, so that pixels stay visible. kind: as
+    in `to_data_url`. Raises ValueError: no picture at all, rows of unequal length.
     """
 
     columns: Sequence[str]
@@ -42,25 +41,19 @@ class Gallery:
         lines = [f"<tr>{head}</tr>"]
         for name, pictures in self.rows:
             cells = "".join(
-                f"<td>{self._img(picture, f'{name} {column}'.strip())}</td>"
+                f"<td>{img(picture, f'{name} {column}'.strip(), self.width, self.kind, 90)}</td>"
                 for picture, column in zip(pictures, self.columns, strict=True)
             )
             lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
         return f'<div class="scroll"><table class="gallery">{"".join(lines)}</table></div>'
 
-    def _img(self, picture: Image.Image, words: str) -> str:
-        width, height = self._shown(picture)
-        source = to_data_url(picture, self.kind, quality=90)
-        return f'<img src="{source}" width="{width}" height="{height}" alt="{escape(words)}">'
-
-    def _shown(self, picture: Image.Image) -> tuple[int, int]:
-        return self.width, max(1, round(picture.height * self.width / picture.width))
-
     def image(self) -> Image.Image:
-        """The same on white."""
+        """The table as one picture, on white."""
         font = ImageFont.load_default(11)
         names = NAME if any(name for name, _ in self.rows) else 0
-        heights = [max(self._shown(p)[1] for p in pictures) + GAP for _, pictures in self.rows]
+        heights = [
+            max(shown_height(p, self.width) for p in pictures) + GAP for _, pictures in self.rows
+        ]
         step = self.width + GAP
         size = (names + step * len(self.columns), HEAD + sum(heights))
         sheet = Image.new("RGB", size, "white")
@@ -72,15 +65,14 @@ class Gallery:
         for (name, pictures), height in zip(self.rows, heights, strict=True):
             brush.text((names - 6, top + height / 2), name, "black", font, anchor="rm")
             for j, picture in enumerate(pictures):
-                shown = picture.convert("RGB").resize(
-                    self._shown(picture), Image.Resampling.NEAREST
-                )
-                sheet.paste(shown, (names + j * step, top))
+                size = (self.width, shown_height(picture, self.width))
+                scaled = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+                sheet.paste(scaled, (names + j * step, top))
             top += height
         return sheet
 
 
-def beside(parts: Sequence[Image.Image]) -> Image.Image:
+def side_by_side(parts: Sequence[Image.Image]) -> Image.Image:
     """Pictures of any size side by side, on white."""
     size = (sum(part.width for part in parts), max(part.height for part in parts))
     sheet = Image.new("RGB", size, "white")

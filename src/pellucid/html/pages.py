@@ -1,13 +1,14 @@
 """Pages that open in any browser: one HTML file with its pictures and plots inside.
 
-A page asks for nothing else: its pictures are data: URLs, its plots SVG, its style is in it, and
-its content security policy forbids the rest. Every function here gives HTML; text that it is handed
-is escaped, parts named `content` or `body` are HTML already.
+A page loads nothing else: its pictures are data: URLs, its plots SVG, its style is inline, and its
+content security policy forbids everything more. Every function here returns HTML. Text is escaped;
+arguments named `content`, `body` or `heads` are HTML already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -31,12 +32,15 @@ th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8883}
 th.text,td.text{text-align:left}
 .gallery th,.gallery td{border:0;padding:1px 2px;text-align:center;font-size:.8rem}
 .gallery img{max-width:none}
+.matrix img{width:48px;height:48px}.matrix td,.matrix th{text-align:center;border:0}
+.matrix th{font-weight:normal;font-size:.8rem;min-width:4.5rem;max-width:9rem;
+ overflow-wrap:break-word}
 @media(prefers-color-scheme:dark){body{background:#161616;color:#e8e8e8}}
 """
 
 
 def page(title: str, *body: str, script: str = "", style: str = "") -> str:
-    """A whole HTML document. script: JavaScript that runs when the page is there; style: more CSS."""
+    """A whole HTML document. script: JavaScript that runs at its end; style: additional CSS."""
     scripts = "script-src 'unsafe-inline'; " if script else ""
     policy = f"default-src 'none'; img-src data:; {scripts}style-src 'unsafe-inline'"
     return "\n".join(
@@ -54,7 +58,7 @@ def page(title: str, *body: str, script: str = "", style: str = "") -> str:
 
 
 def section(heading: str, *content: str) -> str:
-    """A heading of the second order and what stands below it."""
+    """A heading of the second level and its content."""
     return f"<section><h2>{escape(heading)}</h2>\n" + "\n".join(content) + "</section>"
 
 
@@ -63,34 +67,39 @@ def paragraph(text: str) -> str:
 
 
 def source(file: str, equation: str) -> str:
-    """The file of the source that does a thing, and the thing's equation."""
+    """An equation, and the source file that implements it."""
     return f"<p><code>{escape(equation)}</code> &emsp; <small>{escape(file)}</small></p>"
 
 
 def row(*content: str) -> str:
-    """Figures side by side, in as many lines as the window needs."""
+    """Figures side by side, wrapped to the width of the window."""
     return f'<div class="row">{"".join(content)}</div>'
 
 
 def figure(content: str, caption: str = "") -> str:
-    """A plot or other HTML with words below it."""
+    """A plot or other HTML with a caption below it."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f"<figure>{content}{below}</figure>"
 
 
 def picture(image: Image.Image, caption: str, width: int | None = None, kind: str = "PNG") -> str:
-    """A picture with words below it, shown `width` pixels wide (None: as many as it has)."""
-    width = image.width if width is None else width
-    height = round(image.height * width / image.width)
-    return figure(
-        f'<img src="{to_data_url(image, kind)}" width="{width}" height="{height}" '
-        f'alt="{escape(caption)}">',
-        caption,
-    )
+    """A picture with a caption below it, shown `width` pixels wide (None: its own width)."""
+    return figure(img(image, caption, image.width if width is None else width, kind), caption)
+
+
+def img(image: Image.Image, alt: str, width: int, kind: str = "PNG", quality: int = 85) -> str:
+    """A picture alone, shown `width` pixels wide. kind, quality: as in `to_data_url`."""
+    url, height = to_data_url(image, kind, quality), shown_height(image, width)
+    return f'<img src="{url}" width="{width}" height="{height}" alt="{escape(alt)}">'
+
+
+def shown_height(image: Image.Image, width: int) -> int:
+    """The height of a picture that is shown `width` pixels wide."""
+    return max(1, round(image.height * width / image.width))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows under a head; floats with four digits, whole numbers with commas, text to the left.
+    """Rows under a head; floats with four digits, integers with commas, text aligned left.
 
     Raises ValueError for a row that is not as long as the head.
     """
@@ -110,6 +119,35 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def matrix(heads: Sequence[str], values: Sequence[Sequence[float]]) -> str:
+    """A square table; the larger a number, the stronger its colour, the diagonal aside."""
+    others = [value for i, line in enumerate(values) for j, value in enumerate(line) if i != j]
+    low, high = (min(others), max(others)) if others else (0.0, 1.0)
+    span = max(high - low, 1e-9)
+
+    def cell(value: float) -> str:
+        depth = 0.7 * min(max((value - low) / span, 0.0), 1.0)
+        return (
+            f'<td style="background:rgba(0,128,200,{depth:.2f})">{round(value, 2) + 0.0:.2f}</td>'
+        )
+
+    lines = ["<tr><th></th>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
+    for head, line in zip(heads, values, strict=True):
+        lines.append(f"<tr><th>{head}</th>{''.join(map(cell, line))}</tr>")
+    return f'<div class="scroll"><table class="matrix">{"".join(lines)}</table></div>'
+
+
+def source_code(function: Callable[..., object]) -> str:
+    """The source of a function and its location, folded up."""
+    lines, number = inspect.getsourcelines(function)
+    file = function.__module__.replace(".", "/") + ".py"
+    return (
+        f"<details class='source'><summary>Source: <code>{file}</code>, "
+        f"<code>{function.__qualname__}</code>, line {number}</summary>"
+        f"<pre tabindex='0'><code>{escape(inspect.cleandoc(''.join(lines)))}</code></pre></details>"
+    )
 
 
 def write(path: str | Path, text: str) -> None:

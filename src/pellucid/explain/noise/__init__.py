@@ -1,20 +1,21 @@
-"""The noise lab: one picture, and all that noise does to it and the network makes of that.
+"""What noise does to one picture, and what the model recovers from it.
 
-`look` gives a `NoiseLab`, which is data; `page.page` makes a page of it.
+`examine_noise` gives a `NoiseReport`, which is data; `page.html` makes a page of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 from PIL import Image
+from pydantic import Field
 
-from pellucid.explain.noise import estimate, kinds, schedules
-from pellucid.explain.noise.estimate import Estimate, Estimates
-from pellucid.explain.noise.kinds import Kind, Spectrum
-from pellucid.explain.noise.schedules import ScheduleLook
-from pellucid.explain.noise.walk import Moments, Walk, walk
+from pellucid.explain.noise.estimate import Estimate, Estimates, estimate_from_each
+from pellucid.explain.noise.noise_types import NoiseType, Spectrum, measure_noise_types, spectrum
+from pellucid.explain.noise.schedules import ScheduleCurves, compare_schedules, with_models_own
+from pellucid.explain.noise.trajectory import Moments, Trajectory, random_trajectory
 from pellucid.html.records import Picture, Record
 from pellucid.images.pixels import to_tensor
 from pellucid.model import Model
@@ -24,43 +25,43 @@ from pellucid.schedule import Schedule
 __all__ = [
     "Estimate",
     "Estimates",
-    "Kind",
     "Moments",
-    "NoiseLab",
-    "ScheduleLook",
+    "NoiseReport",
+    "NoiseType",
+    "ScheduleCurves",
     "Spectrum",
-    "Walk",
-    "look",
+    "Trajectory",
+    "examine_noise",
 ]
 
 TIMES = (0, 50, 150, 300, 450, 600, 750, 900, 999)
 LAST = 999
 MOST_TIMES = 20
 SIDE = 96
-"""The longer side of the picture in the experiments without the model; a larger one is made so."""
+"""The longer side of the picture in the experiments without the model; a larger one is reduced."""
 
 
-class NoiseLab(Record):
-    """What was seen of one picture."""
+class NoiseReport(Record):
+    """The results of all experiments with one picture."""
 
     source: str
     size: tuple[int, int]
-    """Width and height of the picture as it came."""
+    """Width and height of the original picture."""
     picture: Picture
-    """It, as the experiments without the model have it."""
+    """The picture as the experiments without the model use it."""
     model: str
     seed: int
     times: tuple[int, ...]
-    """The times, of 1000, at which the picture was looked at."""
-    schedules: tuple[ScheduleLook, ...]
-    walk: Walk
-    kinds: tuple[Kind, ...]
+    """The times, of 1000, at which everything is shown."""
+    schedules: tuple[ScheduleCurves, ...]
+    trajectory: Annotated[Trajectory, Field(alias="walk")]
+    noise_types: Annotated[tuple[NoiseType, ...], Field(alias="kinds")]
     spectrum: Spectrum
-    """That of the picture, to compare."""
+    """The picture's own, for comparison."""
     estimates: Estimates
 
 
-def look(
+def examine_noise(
     model: Model,
     image: Image.Image,
     source: str = "picture",
@@ -70,39 +71,37 @@ def look(
     guidance: float = 1.0,
     seed: int = 0,
     schedule: Schedule | None = None,
-) -> NoiseLab:
-    """Do every experiment. The same arguments give the same record.
+) -> NoiseReport:
+    """Run every experiment. The same arguments give the same report.
 
-    source: what the picture is called. prompt, guidance: for the model's look; at guidance 1 the
-    prompt counts once, and the empty one says nothing. schedule: that of the small steps; None is
-    the model's own. Raises ValueError: times that are not 1 to 20 numbers from 0 to 999 in order,
-    a seed out of range.
+    source: the name of the picture. prompt, guidance: for the model's estimates; guidance 1 means
+    no exaggeration. schedule: that of the small steps; None is the model's own. Raises ValueError:
+    times that are not 1 to 20 rising numbers from 0 to 999, a seed out of range.
     """
     times = tuple(times)
     wrong = not 1 <= len(times) <= MOST_TIMES or not all(0 <= t <= LAST for t in times)
     if wrong or list(times) != sorted(set(times)):
-        given = ", ".join(map(str, times))
+        given = ", ".join(map(str, times)) or "none"
         raise ValueError(
-            f"the times are {given or 'none'}; 1 to {MOST_TIMES} rising whole numbers from 0 to "
-            f"{LAST} are wanted"
+            f"times must be 1 to {MOST_TIMES} rising whole numbers from 0 to {LAST}, got {given}"
         )
     if not math.isfinite(guidance):
-        raise ValueError(f"guidance is {guidance}; a finite number is wanted")
+        raise ValueError(f"guidance must be a finite number, got {guidance}")
     small = image.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     x0 = to_tensor(small)
-    streams = generators(seed, 1)
-    eps = draw("gaussian", tuple(x0.shape), streams)[0]
-    return NoiseLab(
+    (generator,) = generators(seed, 1)
+    eps = draw("gaussian", tuple(x0.shape), [generator])[0]
+    return NoiseReport(
         source=source,
         size=image.size,
         picture=small,
         model=model.name,
         seed=seed,
         times=times,
-        schedules=schedules.look(x0, eps, times, schedules.compared(model.schedule)),
-        walk=walk(x0, times, model.schedule if schedule is None else schedule, streams[0]),
-        kinds=kinds.look(seed),
-        spectrum=kinds.spectrum(x0),
-        estimates=estimate.look(model, image, times, prompt, guidance, seed),
+        schedules=compare_schedules(x0, eps, times, with_models_own(model.schedule)),
+        trajectory=random_trajectory(x0, times, schedule or model.schedule, generator),
+        noise_types=measure_noise_types(seed),
+        spectrum=spectrum(x0),
+        estimates=estimate_from_each(model, image, times, prompt, guidance, seed),
     )

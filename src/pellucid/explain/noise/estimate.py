@@ -1,15 +1,17 @@
-"""What the model thinks the picture was: one look at it through the noise of every t.
+"""The model's estimate of the original picture, in one evaluation from each level of noise.
 
-That guess is sharp near t = 0 and a blur near the end, the mean of all pictures that the noise may
-hide. This is why a sampler looks many times.
+The estimate is sharp near t = 0 and a blur near the end: the mean of all pictures that the noise
+could hide. This is why a sampler evaluates the network many times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from pellucid.conditioning import conditioning_schedule
@@ -27,24 +29,24 @@ from pellucid.vae import psnr
 
 
 class Estimate(Record):
-    """One look from one t."""
+    """The estimate from one t."""
 
     t: float
-    """As the network is told it."""
+    """As the network receives it."""
     alpha: float
     sigma: float
     noisy: Picture
-    """What the network was given, decoded."""
+    """The network's input, decoded."""
     guess: Picture
     """Its estimate of the original, decoded."""
     error: float
-    """Root mean square of the estimate's latents minus the original's, over that of the latter."""
+    """Root mean square of the estimate's latents minus the original's, relative to the latter."""
     psnr: float
-    """Of the guess against the picture, dB; infinite if it is the same."""
+    """Of the estimate against the picture, dB; infinite if they are equal."""
 
 
 class Estimates(Record):
-    """All looks. The autoencoder alone already loses something: no guess is expected above it."""
+    """The estimates from every t. The autoencoder alone loses something: it is the upper bound."""
 
     prompt: str
     guidance: float
@@ -55,11 +57,11 @@ class Estimates(Record):
     decoded: Picture
     """Through the autoencoder and back, without noise."""
     decoded_psnr: float
-    looks: tuple[Estimate, ...]
+    by_time: Annotated[tuple[Estimate, ...], Field(alias="looks")]
 
 
 @torch.no_grad()
-def look(
+def estimate_from_each(
     model: Model,
     image: Image.Image,
     times: Sequence[float],
@@ -69,11 +71,10 @@ def look(
 ) -> Estimates:
     """The picture is cropped and scaled to the model's size. times: of 1000.
 
-    A time at which there is no picture left, alpha = 0, is left out where the network predicts eps:
-    it then says nothing of x0. Raises ValueError for a guidance that is not finite.
+    A time without any picture left, alpha = 0, is skipped if the network predicts eps, which then
+    says nothing about x0. Raises ValueError for a guidance that is not finite.
     """
     request = resolve(model, Request(prompt=prompt, guidance=guidance, seed=seed))
-    assert request.width is not None and request.height is not None
     size = (request.width, request.height)
     picture = fit(image, *size)
     pixels = to_tensor(picture)
@@ -82,23 +83,23 @@ def look(
     eps = draw("gaussian", tuple(x0.shape[1:]), generators(seed, 1)).to(x0)
     plan = [(0.0, step) for step in conditioning_schedule(runtime, request, 1)]
     denoise = denoiser(runtime, request, None, size, None, plan, [])
-    looks = []
+    by_time = []
     for time in times:
         level = level_at(model.schedule, time)
         if level.alpha == 0 and model.prediction == "eps":
             continue
         x = add_noise(x0, eps, level.alpha, level.sigma)
         guess = denoise(x, level)
-        noisy, seen = pictures(runtime, torch.cat([x, guess]))
-        looks.append(
+        noisy, decoded = pictures(runtime, torch.cat([x, guess]))
+        by_time.append(
             Estimate(
                 t=level.t,
                 alpha=level.alpha,
                 sigma=level.sigma,
                 noisy=noisy,
-                guess=seen,
-                error=_size(guess - x0) / _size(x0),
-                psnr=psnr(to_tensor(seen)[None], pixels[None]),
+                guess=decoded,
+                error=_root_mean_square(guess - x0) / _root_mean_square(x0),
+                psnr=psnr(to_tensor(decoded)[None], pixels[None]),
             )
         )
     (decoded,) = pictures(runtime, x0)
@@ -109,9 +110,9 @@ def look(
         picture=picture,
         decoded=decoded,
         decoded_psnr=psnr(to_tensor(decoded)[None], pixels[None]),
-        looks=tuple(looks),
+        by_time=tuple(by_time),
     )
 
 
-def _size(x: Tensor) -> float:
+def _root_mean_square(x: Tensor) -> float:
     return float(x.square().mean().sqrt())

@@ -1,4 +1,4 @@
-"""The noise lab as a page, and the most of it as one picture."""
+"""The noise report as a page, and most of it as one picture."""
 
 from __future__ import annotations
 
@@ -6,191 +6,213 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from pellucid.explain.noise import NoiseLab
-from pellucid.explain.noise.schedules import ScheduleLook
+from pellucid.explain.noise import NoiseReport
+from pellucid.explain.noise.schedules import ScheduleCurves
 from pellucid.html import gallery
 from pellucid.html.gallery import Gallery
 from pellucid.html.pages import figure, page, paragraph, picture, row, section, source, table
 from pellucid.html.plots import Plot, Series
 
-# How the estimate follows from what the network says; `diffusion.to_x0`.
+# How the estimate follows from the network's output; `diffusion.to_x0`.
 X0 = {
-    "eps": "x0 = (x − σ · ε) / α,  the network says ε",
-    "x0": "the network says x0",
-    "v": "x0 = (α · x − σ · v) / (α² + σ²),  the network says v = α · ε − σ · x0",
-    "flow": "x0 = (x − σ · u) / (α + σ),  the network says u = ε − x0",
+    "eps": "x0 = (x − σ · ε) / α,  the network predicts ε",
+    "x0": "the network predicts x0",
+    "v": "x0 = (α · x − σ · v) / (α² + σ²),  the network predicts v = α · ε − σ · x0",
+    "flow": "x0 = (x − σ · u) / (α + σ),  the network predicts u = ε − x0",
 }
-SNR_RANGE = (-12.0, 12.0)  # beyond it one of picture and noise cannot be seen
+SNR_RANGE = (-12.0, 12.0)  # beyond it either picture or noise is invisible
 POWER_RANGE = (1e-4, 1e4)  # a flat picture has no power, which a logarithm cannot show
 
 
-def html(lab: NoiseLab) -> str:
-    """One file that needs no other."""
-    estimates = lab.estimates
-    own, seen = "{}x{}".format(*lab.size), _size(estimates.picture)
-    told = f"when told {estimates.prompt!r}" if estimates.prompt else "without a prompt"
+def html(report: NoiseReport) -> str:
+    """The whole page, which needs no other file."""
     return page(
-        f"Noise lab: {lab.source}",
+        f"Noise: {report.source}",
         row(
-            picture(lab.picture, f"{lab.source}: {own}, here {_size(lab.picture)}", 192),
-            picture(estimates.picture, f"for {lab.model}: its middle, {seen}", 192),
-        ),
-        section(
-            "Schedules",
-            source("schedule.py", "x = α · x0 + σ · ε,  log SNR = log(α² / σ²)"),
-            paragraph(
-                "A schedule says how much picture, α, and how much noise, σ, there is at every t. "
-                "All but flow keep α² + σ² = 1. What is left is the picture's share of the "
-                "variance of x."
-            ),
-            row(*(figure(plot.svg()) for plot in curves(lab.schedules))),
-            table(("schedule", "what"), [(look.name, look.about) for look in lab.schedules]),
-            paragraph("The same picture and the same noise under each of them:"),
-            strips(lab).html(),
-        ),
-        section(
-            "Small steps and one jump",
-            source(
-                "diffusion.py", "x_t = r · x_(t-1) + √(σ_t² − r² σ_(t-1)²) · ε,  r = α_t / α_(t-1)"
-            ),
-            paragraph(
-                f"Above, {lab.walk.count} small steps along the schedule {lab.walk.schedule}, each "
-                "with fresh noise; below, one jump to each t. The grains differ, the law is the "
-                "same: mean and variance are those of the equation, up to what measuring a picture "
-                "of this size allows (±, one deviation)."
-            ),
-            walked(lab).html(),
-            table(
-                (
-                    *("t", "mean, equation", "±", "small steps", "one jump"),
-                    *("variance, equation", "±", "small steps", "one jump"),
-                ),
-                [
-                    (
-                        str(m.t),
-                        *(m.mean, m.mean_deviation, m.steps_mean, m.jump_mean),
-                        *(m.variance, m.variance_deviation, m.steps_variance, m.jump_variance),
-                    )
-                    for m in lab.walk.moments
-                ],
-            ),
-            row(*(figure(plot.svg()) for plot in moments(lab))),
-        ),
-        section(
-            "Types of noise",
-            source("noise.py", "P(f) = |DFT(x)|² / (H W)"),
-            paragraph(
-                "Each type, and below it the power of its waves, the long ones in the middle, the "
-                "short ones at the rim: grey is the power of white noise, white is 100 times that, "
-                "black a hundredth. A picture has most of its power in the long waves, so that "
-                "noise drowns what is fine first. Brightness ± is how far the mean of a channel "
-                "moves from draw to draw, neighbours how alike pixels beside each other are (their "
-                "correlation, -1 to 1), slope the exponent of the frequency that the power "
-                "follows: 0 for white noise, about -2 for photographs."
-            ),
-            kinds(lab).html(),
-            row(figure(spectra(lab).svg())),
-            table(
-                ("noise", "variance", "brightness ±", "neighbours", "slope", "what"),
-                [
-                    (k.name, k.variance, k.brightness, k.neighbours, k.spectrum.slope, k.about)
-                    for k in lab.kinds
-                ],
+            picture(report.picture, f"{report.source}: {_sizes(report)}", 192),
+            picture(
+                report.estimates.picture,
+                f"for {report.model}: its middle, {_size(report.estimates.picture)}",
+                192,
             ),
         ),
-        section(
-            "What the model thinks it was",
-            source("diffusion.py", X0[estimates.prediction]),
-            paragraph(
-                "The picture as latents with noise, decoded, and below it the estimate of the "
-                f"original that the model {lab.model} makes in one look {told}. "
-                f"{_mean(estimates.guidance)}, which is why a sampler looks many times."
-            ),
-            *_seen(lab),
-        ),
+        _schedules(report),
+        _trajectory(report),
+        _noise_types(report),
+        _estimates(report),
     )
 
 
-def overview(lab: NoiseLab) -> Image.Image:
+def overview(report: NoiseReport) -> Image.Image:
     """The plots and the pictures as one picture."""
-    plots = [*curves(lab.schedules), spectra(lab), quality(lab)]
+    plots = [*curves(report.schedules), spectra(report), quality(report)]
     pairs = zip(plots[::2], plots[1::2], strict=True)
-    drawn = [gallery.beside([a.image(scale=1), b.image(scale=1)]) for a, b in pairs]
-    tables = [strips(lab), walked(lab), kinds(lab)]
-    if lab.estimates.looks:
-        tables.append(guesses(lab))
+    drawn = [gallery.side_by_side([a.image(scale=1), b.image(scale=1)]) for a, b in pairs]
+    tables = [strips(report), trajectory(report), noise_types(report)]
+    if report.estimates.by_time:
+        tables.append(estimates(report))
     return gallery.stack([*drawn, *(one.image() for one in tables)])
 
 
-def _mean(guidance: float) -> str:
-    mean = "the mean of all that could be there"
-    if guidance == 1:
-        return f"Near the end that is {mean}"
-    return (
-        f"Guidance {guidance:g} exaggerates in it what the words change; without, it would near the "
-        f"end be {mean}"
-    )
-
-
-def _seen(lab: NoiseLab) -> list[str]:
-    looks, parts = lab.estimates.looks, []
-    if looks:
-        plots = row(figure(errors(lab).svg()), figure(quality(lab).svg()))
-        parts = [guesses(lab).html(), plots]
-    if len(looks) < len(lab.times):
-        words = (
-            "Where nothing of the picture is left, α = 0, a network that predicts the noise can say "
-            "nothing of the picture; such a t is left out."
-        )
-        parts.append(paragraph(words))
-    return parts
+def _sizes(report: NoiseReport) -> str:
+    return "{}x{}".format(*report.size) + f", here {_size(report.picture)}"
 
 
 def _size(image: Image.Image) -> str:
     return f"{image.width}x{image.height}"
 
 
-def curves(looks: Sequence[ScheduleLook]) -> list[Plot]:
-    """alpha, sigma, log SNR and what is left, over t."""
+# ---------------------------------------------------------------- the sections
+
+
+def _schedules(report: NoiseReport) -> str:
+    return section(
+        "Schedules",
+        source("schedule.py", "x = α · x0 + σ · ε,  log SNR = log(α² / σ²)"),
+        paragraph(
+            "A schedule defines how much picture, α, and how much noise, σ, there is at each t. "
+            "All but flow keep α² + σ² = 1. The share of the picture is its part of the variance "
+            "of x."
+        ),
+        row(*(figure(plot.svg()) for plot in curves(report.schedules))),
+        table(("schedule", "what"), [(one.name, one.about) for one in report.schedules]),
+        paragraph("The same picture and the same noise under each schedule:"),
+        strips(report).html(),
+    )
+
+
+def _trajectory(report: NoiseReport) -> str:
+    count, schedule = report.trajectory.count, report.trajectory.schedule
+    return section(
+        "Small steps and one jump",
+        source("diffusion.py", "x_t = r · x_(t-1) + √(σ_t² − r² σ_(t-1)²) · ε,  r = α_t / α_(t-1)"),
+        paragraph(
+            f"Above, {count} small steps along the schedule {schedule}, each with fresh noise; "
+            "below, one jump to each t. The pixels differ, the distribution is the same: mean and "
+            "variance agree with the equation up to the precision of measuring a picture of this "
+            "size (±, one standard deviation)."
+        ),
+        trajectory(report).html(),
+        table(
+            (
+                *("t", "mean, equation", "±", "small steps", "one jump"),
+                *("variance, equation", "±", "small steps", "one jump"),
+            ),
+            [
+                (
+                    str(m.t),
+                    *(m.mean, m.mean_deviation, m.steps_mean, m.jump_mean),
+                    *(m.variance, m.variance_deviation, m.steps_variance, m.jump_variance),
+                )
+                for m in report.trajectory.moments
+            ],
+        ),
+        row(*(figure(plot.svg()) for plot in moments(report))),
+    )
+
+
+def _noise_types(report: NoiseReport) -> str:
+    return section(
+        "Types of noise",
+        source("noise.py", "P(f) = |DFT(x)|² / (H W)"),
+        paragraph(
+            "Each type, and below it its power spectrum, low frequencies in the middle, high "
+            "frequencies at the rim: grey is the power of white noise, white is 100 times that, "
+            "black a hundredth. A picture has most of its power at low frequencies, so noise hides "
+            "fine detail first. Brightness ± is the standard deviation of a channel's mean between "
+            "draws, neighbours the correlation of adjacent pixels (-1 to 1), slope the exponent of "
+            "the power law: 0 for white noise, about -2 for photographs."
+        ),
+        noise_types(report).html(),
+        row(figure(spectra(report).svg())),
+        table(
+            ("noise", "variance", "brightness ±", "neighbours", "slope", "what"),
+            [
+                (k.name, k.variance, k.brightness, k.neighbours, k.spectrum.slope, k.about)
+                for k in report.noise_types
+            ],
+        ),
+    )
+
+
+def _estimates(report: NoiseReport) -> str:
+    found = report.estimates
+    prompt = f"with the prompt {found.prompt!r}" if found.prompt else "without a prompt"
+    mean = "the mean of all pictures that are possible"
+    if found.guidance == 1:
+        near_end = f"Near the end that is {mean}"
+    else:
+        near_end = (
+            f"Guidance {found.guidance:g} exaggerates what the prompt changes; without it, the "
+            f"estimate near the end would be {mean}"
+        )
+    parts = []
+    if found.by_time:
+        parts += [estimates(report).html()]
+        parts += [row(figure(errors(report).svg()), figure(quality(report).svg()))]
+    if len(found.by_time) < len(report.times):
+        parts += [
+            paragraph(
+                "Where α = 0 nothing of the picture is left, and a network that predicts the noise "
+                "says nothing about the picture; such a t is left out."
+            )
+        ]
+    return section(
+        "The model's estimate of the original",
+        source("diffusion.py", X0[found.prediction]),
+        paragraph(
+            "The picture as latents with noise, decoded, and below it the estimate of the original "
+            f"that the model {report.model} makes in one evaluation {prompt}. {near_end}, which is "
+            "why a sampler evaluates the network many times."
+        ),
+        *parts,
+    )
+
+
+# ---------------------------------------------------------------- the galleries and plots
+
+
+def curves(schedules: Sequence[ScheduleCurves]) -> list[Plot]:
+    """alpha, sigma, log SNR and the share of the picture, over t."""
 
     def plot(
-        title: str, of: Callable[[ScheduleLook], Sequence[float]], span: tuple[float, float]
+        title: str, of: Callable[[ScheduleCurves], Sequence[float]], span: tuple[float, float]
     ) -> Plot:
-        series = [Series(look.name, look.t, of(look)) for look in looks]
+        series = [Series(one.name, one.t, of(one)) for one in schedules]
         return Plot(title, series, "t", y_range=span)
 
     return [
-        plot("alpha: how much picture", lambda look: look.alpha, (0, 1)),
-        plot("sigma: how much noise", lambda look: look.sigma, (0, 1)),
-        plot("log SNR", lambda look: look.log_snr, SNR_RANGE),
-        plot("what is left of the picture", lambda look: look.left, (0, 1)),
+        plot("alpha: how much picture", lambda one: one.alpha, (0, 1)),
+        plot("sigma: how much noise", lambda one: one.sigma, (0, 1)),
+        plot("log SNR", lambda one: one.log_snr, SNR_RANGE),
+        plot("the share of the picture", lambda one: one.left, (0, 1)),
     ]
 
 
-def strips(lab: NoiseLab) -> Gallery:
+def strips(report: NoiseReport) -> Gallery:
     """The picture at the chosen times under each schedule."""
-    rows = [(look.name, look.strip) for look in lab.schedules]
-    return Gallery([f"t = {t}" for t in lab.times], rows, kind="WEBP")
+    rows = [(one.name, one.strip) for one in report.schedules]
+    return Gallery([f"t = {t}" for t in report.times], rows, kind="WEBP")
 
 
-def walked(lab: NoiseLab) -> Gallery:
+def trajectory(report: NoiseReport) -> Gallery:
     """x after small steps and after one jump."""
-    seen = lab.walk.moments
-    rows = [("small steps", [m.steps for m in seen]), ("one jump", [m.jump for m in seen])]
-    return Gallery([f"t = {m.t}" for m in seen], rows, kind="WEBP")
+    found = report.trajectory.moments
+    rows = [("small steps", [m.steps for m in found]), ("one jump", [m.jump for m in found])]
+    return Gallery([f"t = {m.t}" for m in found], rows, kind="WEBP")
 
 
-def moments(lab: NoiseLab) -> list[Plot]:
+def moments(report: NoiseReport) -> list[Plot]:
     """Mean and variance over t: the equation, the steps, the jump."""
-    seen = lab.walk.moments
-    t = [m.t for m in seen]
+    found = report.trajectory.moments
+    t = [m.t for m in found]
     return [
         Plot(
             name,
             [
-                Series("equation", t, [getattr(m, name) for m in seen]),
-                Series("small steps", t, [getattr(m, f"steps_{name}") for m in seen], "dots"),
-                Series("one jump", t, [getattr(m, f"jump_{name}") for m in seen], "dots"),
+                Series("equation", t, [getattr(m, name) for m in found]),
+                Series("small steps", t, [getattr(m, f"steps_{name}") for m in found], "dots"),
+                Series("one jump", t, [getattr(m, f"jump_{name}") for m in found], "dots"),
             ],
             "t",
         )
@@ -198,21 +220,22 @@ def moments(lab: NoiseLab) -> list[Plot]:
     ]
 
 
-def kinds(lab: NoiseLab) -> Gallery:
+def noise_types(report: NoiseReport) -> Gallery:
     """Each type of noise and its spectrum, and the picture's."""
+    kinds = report.noise_types
     rows = [
-        ("noise", [*(kind.picture for kind in lab.kinds), lab.picture]),
-        ("spectrum", [*(kind.spectrum.plane for kind in lab.kinds), lab.spectrum.plane]),
+        ("noise", [*(kind.picture for kind in kinds), report.picture]),
+        ("spectrum", [*(kind.spectrum.plane for kind in kinds), report.spectrum.plane]),
     ]
-    return Gallery([*(kind.name for kind in lab.kinds), "the picture"], rows, width=144)
+    return Gallery([*(kind.name for kind in kinds), "the picture"], rows, width=144)
 
 
-def spectra(lab: NoiseLab) -> Plot:
+def spectra(report: NoiseReport) -> Plot:
     """Power over frequency."""
-    series = [Series(k.name, k.spectrum.frequency, k.spectrum.power) for k in lab.kinds]
-    own = Series("the picture", lab.spectrum.frequency, lab.spectrum.power, "dashed")
+    series = [Series(k.name, k.spectrum.frequency, k.spectrum.power) for k in report.noise_types]
+    own = Series("the picture", report.spectrum.frequency, report.spectrum.power, "dashed")
     return Plot(
-        "power of the waves",
+        "power spectrum",
         [*series, own],
         "cycles per pixel",
         y_range=POWER_RANGE,
@@ -222,28 +245,28 @@ def spectra(lab: NoiseLab) -> Plot:
     )
 
 
-def guesses(lab: NoiseLab) -> Gallery:
-    """What the network was given and what it made of it."""
-    looks = lab.estimates.looks
-    rows = [("noisy", [e.noisy for e in looks]), ("estimate", [e.guess for e in looks])]
-    return Gallery([f"t = {e.t:g}" for e in looks], rows)
+def estimates(report: NoiseReport) -> Gallery:
+    """The network's input and its estimate."""
+    found = report.estimates.by_time
+    rows = [("noisy", [e.noisy for e in found]), ("estimate", [e.guess for e in found])]
+    return Gallery([f"t = {e.t:g}" for e in found], rows)
 
 
-def errors(lab: NoiseLab) -> Plot:
-    """How far the estimate's latents are from the original's."""
-    looks = lab.estimates.looks
-    series = [Series("error", [e.t for e in looks], [e.error for e in looks])]
-    return Plot("error of the estimate, in sizes of the latents", series, "t")
+def errors(report: NoiseReport) -> Plot:
+    """The distance of the estimate's latents from the original's."""
+    found = report.estimates.by_time
+    series = [Series("error", [e.t for e in found], [e.error for e in found])]
+    return Plot("error of the estimate, relative to the latents", series, "t")
 
 
-def quality(lab: NoiseLab) -> Plot:
+def quality(report: NoiseReport) -> Plot:
     """PSNR of the estimate, and of the autoencoder alone."""
-    looks, bound = lab.estimates.looks, lab.estimates.decoded_psnr
-    t = [e.t for e in looks]
+    found, bound = report.estimates.by_time, report.estimates.decoded_psnr
+    t = [e.t for e in found]
     return Plot(
         "PSNR of the estimate",
         [
-            Series("estimate", t, [e.psnr for e in looks]),
+            Series("estimate", t, [e.psnr for e in found]),
             Series("autoencoder", t, [bound] * len(t), "dashed"),
         ],
         "t",

@@ -1,7 +1,7 @@
-"""Power spectra: how much of a picture, or of a noise, lies in waves of which fineness.
+"""Power spectra: how the power of a picture, or of noise, is distributed over frequencies.
 
-Photographs have most of it in long waves and little in short ones, white noise the same in all. So
-noise drowns what is fine first, and a sampler brings back what is coarse first.
+Photographs have most of their power at low frequencies, white noise has the same at all. So noise
+hides fine detail first, and a sampler recovers coarse structure first.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 def power_spectrum(x: Tensor) -> Tensor:
     """|DFT|^2 / (H W) of each (..., H, W), float64, with frequency 0 in the middle.
 
-    By Parseval's theorem its mean is the mean square of x: white noise of variance 1 has 1 in
-    every wave, on average.
+    By Parseval's theorem its mean is the mean square of x: white noise of variance 1 has power 1
+    at every frequency, on average.
     """
     height, width = x.shape[-2:]
     waves = torch.fft.fft2(x.double())
@@ -24,28 +24,27 @@ def power_spectrum(x: Tensor) -> Tensor:
 def radial_average(power: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of a spectrum (H, W) over rings around its middle.
 
-    Returns the frequency of each ring in cycles per pixel and the power there, both (N,). The rings
-    are as wide as the longest wave is far from 0, and go up to 1/2, the finest wave that pixels can
-    hold; frequency 0, which is the mean brightness, is in none. N is half of the longer side.
+    Returns the frequency of each ring in cycles per pixel and the mean power there, both (N,). The
+    rings are 1 / max(H, W) wide and go up to 1/2, the highest frequency that pixels can represent;
+    frequency 0, the mean brightness, is in none. N is half of the longer side.
     """
     fy, fx = (torch.fft.fftshift(torch.fft.fftfreq(n, dtype=torch.float64)) for n in power.shape)
     longest = max(power.shape)
     ring = (torch.hypot(fy[:, None], fx[None, :]) * longest).round().long()
     count = longest // 2
     inside = (ring >= 1) & (ring <= count)
-    places = ring[inside] - 1
-    total = torch.zeros(count, dtype=torch.float64).index_add_(0, places, power[inside])
-    number = torch.zeros(count, dtype=torch.float64).index_add_(
-        0, places, torch.ones_like(power[inside])
-    )
+    rings, values = ring[inside] - 1, power[inside]
+    zeros = torch.zeros(count, dtype=torch.float64)
+    total = zeros.index_add(0, rings, values)
+    number = zeros.index_add(0, rings, torch.ones_like(values))
     return torch.arange(1, count + 1, dtype=torch.float64) / longest, total / number
 
 
 def slope(frequency: Tensor, power: Tensor) -> float:
     """The exponent p of the power law power ~ frequency^p that fits best, both (N,); NaN if N < 2.
 
-    Least squares on the logarithms; what has no power is left out. White noise has 0, photographs
-    about -2 (Field 1987).
+    Least squares on the logarithms; frequencies without power are ignored. White noise has 0,
+    photographs about -2 (Field 1987).
     """
     some = power > 0
     x, y = frequency[some].log(), power[some].log()

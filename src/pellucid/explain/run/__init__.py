@@ -4,7 +4,7 @@
     page.write("frog.html", model, [explanation])
 
 `record.py` is what is known afterwards, `watch.py` how it is noted while the picture is drawn,
-`reading.py` what the prompt is to the model, and `page.py` writes the page.
+`words.py` the prompt's tokens at each step, and `page.py` writes the page.
 """
 
 from __future__ import annotations

@@ -2,16 +2,15 @@
 
 ``page.html`` is what the page says, ``page.css`` how it looks; ``draw.js``, ``parts.js`` and
 ``player.js`` are what moves on it. The numbers and pictures are put in as one JSON record
-(``shown.py``). Where they would be too many for the file, the page gets smaller pictures, then
+(``page_data.py``). Where they would be too many for the file, the page gets smaller pictures, then
 averaged attention maps, then fewer steps, and says so.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -24,10 +23,11 @@ from torch import Tensor
 from pellucid import noise, samplers
 from pellucid.clip import TextTower
 from pellucid.diffusion import to_x0
+from pellucid.explain.run.page_data import PageData, details
 from pellucid.explain.run.record import Explanation, project
-from pellucid.explain.run.shown import Shown, details
 from pellucid.guidance import ClassifierFree
 from pellucid.html import pages
+from pellucid.html.pages import source_code
 from pellucid.model import Model
 from pellucid.nn import attend
 from pellucid.pipeline import generate
@@ -78,7 +78,7 @@ def page(model: Model, explanations: Sequence[Explanation]) -> tuple[str, str]:
     """The page as text, and what had to be left out."""
     if not 1 <= len(explanations) <= 2:
         raise ValueError(f"{len(explanations)} explanations are given; one or two are wanted")
-    shown = [Shown(model, explanation) for explanation in explanations]
+    shown = [PageData(model, explanation) for explanation in explanations]
     size = max((each.places for each in explanations), key=math.prod)
     ways, spread = project([trail for each in explanations for trail in each.trails(size)])
     for detail in details(max(len(each.steps) for each in explanations)):
@@ -103,16 +103,16 @@ def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str
     first = explanations[0]
     sampler = samplers.get(first.request.sampler or "")
     sources = {
-        "tokens": source(Tokenizer.__call__),
-        "meaning": source(TextTower.forward),
-        "noise": source(noise.draw),
-        "look": source(to_x0),
-        "guidance": source(ClassifierFree.parts),
-        "attention": source(attend),
-        "sampler": source(sampler.sample),
-        "path": source(project),
-        "decoder": source(VAE.decode),
-        "time": source(generate),
+        "tokens": source_code(Tokenizer.__call__),
+        "meaning": source_code(TextTower.forward),
+        "noise": source_code(noise.draw),
+        "look": source_code(to_x0),
+        "guidance": source_code(ClassifierFree.parts),
+        "attention": source_code(attend),
+        "sampler": source_code(sampler.sample),
+        "path": source_code(project),
+        "decoder": source_code(VAE.decode),
+        "time": source_code(generate),
     }
     body = Template(asset("page.html")).substitute(
         {f"source_{name}": text for name, text in sources.items()},
@@ -136,14 +136,3 @@ def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str
 def asset(name: str) -> str:
     """A file beside this one."""
     return resources.files("pellucid.explain.run").joinpath(name).read_text(encoding="utf-8")
-
-
-def source(function: Callable[..., Any]) -> str:
-    """Where a function is and what it says, to be opened on the page."""
-    lines, number = inspect.getsourcelines(function)
-    file = function.__module__.replace(".", "/") + ".py"
-    return (
-        f"<details class='source'><summary>Source: <code>{file}</code>, "
-        f"<code>{function.__qualname__}</code>, line {number}</summary>"
-        f"<pre tabindex='0'><code>{escape(inspect.cleandoc(''.join(lines)))}</code></pre></details>"
-    )

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.diffusion import Conditioning
-from pellucid.explain.run.reading import nearest, plan_of
 from pellucid.explain.run.record import Explanation, Look, Step
+from pellucid.explain.run.words import nearest_words, word_schedule
 from pellucid.model import Model
 from pellucid.pipeline import Adapt, Progress, generate, plain
 from pellucid.request import Request, resolve
@@ -81,7 +81,7 @@ class Watch:
         model, self.unmatched = adapt(model, request)
         self.original = model
         self.request = request
-        self.plan = plan_of(model, resolve(model, request))
+        self.plan = word_schedule(model, resolve(model, request))
         self.steps: list[Step] = []
         self.looks: list[Look] = []
         self.told: Conditioning | None = None
@@ -194,7 +194,7 @@ class Watch:
             request=last.request,
             warnings=tuple(warnings),
             text=self.told,
-            near=nearest(self.original, last.request.prompt, words),
+            near=nearest_words(self.original, last.request.prompt, words),
             start=self.start,
             steps=tuple(self.steps),
             picture=last.images[0],

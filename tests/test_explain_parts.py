@@ -24,7 +24,7 @@ from pellucid.explain import autoencoder, clip
 from pellucid.explain import parts_page as page
 from pellucid.explain.autoencoder import RoundTrip
 from pellucid.explain.clip import Similarity
-from pellucid.explain.operations import operations, shape_of
+from pellucid.explain.operations import count_operations, on_meta
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.tokenizer import Tokenizer
@@ -52,14 +52,14 @@ def photo(width: int = 40, height: int = 30, turn: int = 0) -> Image.Image:
 def test_a_picture_is_made_to_fit(
     size: tuple[int, int], fitted: tuple[int, int], said: str
 ) -> None:
-    image, words = autoencoder.fit(photo(*size), 8)
+    image, words = autoencoder.fit_to_latents(photo(*size), 8)
     assert image.size == fitted and words == said
 
 
 def test_cropping_takes_the_middle() -> None:
     image = photo(20, 10)
     middle = np.asarray(image)[1:9, 2:18]
-    assert np.array_equal(np.asarray(autoencoder.fit(image, 8)[0]), middle)
+    assert np.array_equal(np.asarray(autoencoder.fit_to_latents(image, 8)[0]), middle)
 
 
 # ---------------------------------------------------------------- the round trip
@@ -67,7 +67,7 @@ def test_cropping_takes_the_middle() -> None:
 
 @pytest.fixture(scope="module")
 def trip(model: Model) -> RoundTrip:
-    return autoencoder.look(model, photo(), "photo.png")
+    return autoencoder.round_trip(model, photo(), "photo.png")
 
 
 def test_the_round_trip_is_that_of_the_autoencoder(trip: RoundTrip, model: Model) -> None:
@@ -101,7 +101,7 @@ def test_a_large_picture_goes_through_in_tiles(
 
     monkeypatch.setattr(type(model.vae.decoder), "tiled", counted)
     monkeypatch.setattr(autoencoder, "WHOLE_BYTES", 0)
-    again = autoencoder.look(model, photo(), "photo.png")
+    again = autoencoder.round_trip(model, photo(), "photo.png")
     assert len(calls) == 1
     assert np.abs(np.asarray(again.decoded, int) - np.asarray(trip.decoded, int)).max() <= 1
 
@@ -119,7 +119,7 @@ def test_nothing_lost_is_infinite(model: Model, well_formed: Callable[[str], Non
     vae = type(model.vae)(config)
     vae.set_shortcut(torch.tensor(whole), torch.tensor(whole), torch.zeros(3))
     unet = type(model.backbone)(replace(model.backbone.config, in_channels=3, out_channels=3))
-    trip = autoencoder.look(replace(model, vae=vae.eval(), backbone=unet.eval()), photo())
+    trip = autoencoder.round_trip(replace(model, vae=vae.eval(), backbone=unet.eval()), photo())
     assert trip.psnr == math.inf and trip.largest == 0
     assert trip.colours is not None
     assert np.array_equal(np.asarray(trip.colours), np.asarray(trip.picture))
@@ -168,23 +168,23 @@ def test_operations_are_those_counted_by_hand(trip: RoundTrip, model: Model) -> 
     t = torch.zeros(1)
     found = trip.cost
     x = torch.randn(1, 4, 15, 20)
-    assert found.latent_look == by_hand(model.backbone, lambda: model.backbone(x, t, cond))
+    assert found.latent_operations == by_hand(model.backbone, lambda: model.backbone(x, t, cond))
     y = torch.randn(1, 4, 30, 40)
-    assert found.pixel_look == by_hand(model.backbone, lambda: model.backbone(y, t, cond))
+    assert found.pixel_operations == by_hand(model.backbone, lambda: model.backbone(y, t, cond))
     pixels = torch.randn(1, 3, 30, 40)
     assert found.encode == by_hand(model.vae, lambda: model.vae.encode(pixels))
     assert found.decode == by_hand(model.vae, lambda: model.vae.decode(x))
     assert (found.pixel_values, found.latent_values) == (3 * 40 * 30, 4 * 20 * 15)
     assert (found.pixel_bytes, found.latent_bytes) == (3600, 2400)
-    assert found.looks == 2 * 3  # three steps with guidance
+    assert found.evaluations == 2 * 3  # three steps with guidance
 
 
 def test_counting_needs_no_memory(model: Model) -> None:
-    network = shape_of(model.backbone)
+    network = on_meta(model.backbone)
     assert all(parameter.is_meta for parameter in network.parameters())
     cond = encode_captions(model.text, model.tokenizer, [""]).to("meta")
     x = torch.empty(1, 4, 4096, 4096, device="meta")  # its attention would have 2^48 numbers
-    assert operations(lambda: network(x, torch.zeros(1, device="meta"), cond)) > 2**50
+    assert count_operations(lambda: network(x, torch.zeros(1, device="meta"), cond)) > 2**50
 
 
 def test_a_transformer_without_places_for_pixels(
@@ -202,11 +202,11 @@ def test_a_transformer_without_places_for_pixels(
         max_patches=8,
     )
     transformer = replace(model, backbone=MMDiT(config).eval())
-    found = autoencoder.look(transformer, photo(32, 32))
-    assert found.cost.pixel_look is None and found.cost.latent_look > 0
+    found = autoencoder.round_trip(transformer, photo(32, 32))
+    assert found.cost.pixel_operations is None and found.cost.latent_operations > 0
     text = page.round_trip_html(found)
     well_formed(text)
-    assert "too many places" in text
+    assert "too large" in text
 
 
 # ---------------------------------------------------------------- CLIP
@@ -216,7 +216,7 @@ def test_a_transformer_without_places_for_pixels(
 def found(model: Model) -> Similarity:
     pictures = [("one.png", photo()), ("<two>.png", photo(30, 50, turn=1))]
     words = ["a rabbit", "an apple", "red", "a red rabbit"]
-    return clip.look(model, pictures, ["a red apple", "a rabbit"], words)
+    return clip.compare_pictures(model, pictures, ["a red apple", "a rabbit"], words)
 
 
 def test_cosines_are_those_of_clip(found: Similarity, model: Model) -> None:
@@ -235,18 +235,20 @@ def test_cosines_are_those_of_clip(found: Similarity, model: Model) -> None:
 
 def test_the_nearest_words_are_the_nearest(found: Similarity, model: Model) -> None:
     texts = ["a rabbit", "an apple", "red", "a red rabbit"]
-    again = clip.look(model, [("one", photo())], texts)
+    again = clip.compare_pictures(model, [("one", photo())], texts)
     expected = sorted(zip(again.cosines[0][1:], texts, strict=True), reverse=True)
     near = found.pictures[0].nearest
     assert [n.word for n in near] == [word for _, word in expected]
     assert [n.cosine for n in near] == pytest.approx([cosine for cosine, _ in expected], abs=1e-5)
-    many = clip.look(model, [("one", photo())], words=[f"a{'b' * i}" for i in range(150)])
+    many = clip.compare_pictures(
+        model, [("one", photo())], words=[f"a{'b' * i}" for i in range(150)]
+    )
     assert len(many.pictures[0].nearest) == clip.NEAREST and many.words == 150
 
 
 def test_a_text_that_is_cut_is_told(model: Model, well_formed: Callable[[str], None]) -> None:
     long = "a rabbit a rabbit a rabbit a rabbit a rabbit"
-    found = clip.look(model, [("one", photo())], [long, "a", ""])
+    found = clip.compare_pictures(model, [("one", photo())], [long, "a", ""])
     assert found.left_out[0] is not None and long.endswith(found.left_out[0])
     assert found.left_out[1] is None
     text = page.similarity_html(found)
@@ -258,14 +260,14 @@ def test_a_text_that_is_cut_is_told(model: Model, well_formed: Callable[[str], N
 def test_models_and_numbers_that_cannot_be_compared(model: Model) -> None:
     one = [("one", photo())]
     with pytest.raises(ValueError, match="tiny has no vision tower"):
-        clip.look(replace(model, vision=None), one)
+        clip.compare_pictures(replace(model, vision=None), one)
     plain = TextTower(replace(model.text.config, projection=None))
     with pytest.raises(ValueError, match="does not project"):
-        clip.look(replace(model, text=plain), one)
+        clip.compare_pictures(replace(model, text=plain), one)
     with pytest.raises(ValueError, match="0 pictures and 1 texts"):
-        clip.look(model, [], ["a"])
+        clip.compare_pictures(model, [], ["a"])
     with pytest.raises(ValueError, match="at most 100"):
-        clip.look(model, one, ["a"] * 100)
+        clip.compare_pictures(model, one, ["a"] * 100)
 
 
 @pytest.mark.parametrize("name", ["own", "CLIP's"])
@@ -301,7 +303,7 @@ def test_pages_have_everything_and_need_nothing(
     text = page.round_trip_html(trip)
     well_formed(text)
     assert text.count("<img ") == 3 + (trip.colours is not None) + 4
-    assert f"{trip.cost.latent_look:,}" in text and "40x30" in text
+    assert f"{trip.cost.latent_operations:,}" in text and "40x30" in text
     text = page.similarity_html(found)
     well_formed(text)
     assert text.count("rgba(") == 16 and text.count("<img ") == 2 * 2 + 2
@@ -339,7 +341,7 @@ def test_the_commands(
     assert [seen.name for seen in found.pictures] == ["a.png", "b.gif"]
     assert call(*command, "--json", "--words", "vocabulary")[0] == 0
     status, _, err = call(*command, "--json", "--text", "a red apple " * 9)
-    assert status == 0 and "is too long for tiny; left out is" in err
+    assert status == 0 and "is too long for tiny; left out:" in err
     assert sorted(path.name for path in Path("outputs").iterdir()) == [
         "a-autoencoder.html",
         "a-clip.html",
@@ -380,7 +382,7 @@ def test_bad_pictures_are_one_sentence(
     [
         ("vocabulry", "concepts, vocabulary or a file"),
         ("a.png", "a.png is not a text file"),
-        ("empty.txt", "empty.txt has no words in it; one word on each line is wanted"),
+        ("empty.txt", "empty.txt contains no words; write one word per line"),
     ],
 )
 def test_bad_words_are_one_sentence(

@@ -75,7 +75,7 @@ def details(steps: int) -> Iterator[Detail]:
         yield replace(LADDER[-1], every=every)
 
 
-class Shown:
+class PageData:
     """An explanation with its latents made visible, at any detail."""
 
     def __init__(self, model: Model, explanation: Explanation) -> None:

@@ -1,4 +1,4 @@
-"""The noise lab: what it says of schedules, steps, noise and estimates, by independent numbers."""
+"""The noise report: schedules, steps, noise and estimates, checked by independent numbers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from PIL import Image
 
 from pellucid.conditioning import encode_captions
 from pellucid.diffusion import PREDICTIONS, small_step
-from pellucid.explain import noise as noise_lab
-from pellucid.explain.noise import NoiseLab, kinds, page, schedules
+from pellucid.explain.noise import SIDE, NoiseReport, examine_noise, noise_types, page, schedules
 from pellucid.explain.noise.spectrum import power_spectrum, radial_average, slope
-from pellucid.explain.noise.walk import walk
+from pellucid.explain.noise.trajectory import random_trajectory
 from pellucid.images.pixels import to_tensor
 from pellucid.model import Model
 from pellucid.noise import generators
@@ -39,23 +38,23 @@ def photo(width: int = 40, height: int = 30) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def lab(model: Model) -> NoiseLab:
-    return noise_lab.look(model, photo(), "photo.png", TIMES, prompt="a rabbit", seed=3)
+def report(model: Model) -> NoiseReport:
+    return examine_noise(model, photo(), "photo.png", TIMES, prompt="a rabbit", seed=3)
 
 
 # ---------------------------------------------------------------- schedules
 
 
-def test_curves_are_those_of_the_schedules(lab: NoiseLab) -> None:
-    looks = {look.name: look for look in lab.schedules}
-    assert {name.removesuffix(" (model's)") for name in looks} == {*SCHEDULES, "zero_terminal_snr"}
-    assert "flow (model's)" in looks
+def test_curves_are_those_of_the_schedules(report: NoiseReport) -> None:
+    curves = {one.name: one for one in report.schedules}
+    assert {name.removesuffix(" (model's)") for name in curves} == {*SCHEDULES, "zero_terminal_snr"}
+    assert "flow (model's)" in curves
     # Ho et al. 2020: betas from 1e-4 to 0.02.
     products = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    linear = looks["linear"]
+    linear = curves["linear"]
     assert linear.alpha[0] == pytest.approx(math.sqrt(products[0]))
     assert linear.alpha[-1] == pytest.approx(math.sqrt(products[-1]))
-    flow = looks["flow (model's)"]
+    flow = curves["flow (model's)"]
     assert flow.alpha[25] == pytest.approx(0.75) and flow.sigma[25] == pytest.approx(0.25)
     assert flow.log_snr[25] == pytest.approx(2 * math.log(3))
     assert (flow.log_snr[0], flow.log_snr[-1]) == (math.inf, -math.inf)
@@ -63,16 +62,18 @@ def test_curves_are_those_of_the_schedules(lab: NoiseLab) -> None:
 
 def test_what_is_left_is_the_share_of_the_variance() -> None:
     level = Schedule("flow").level(250)
-    assert schedules.left(level, 0.5) == pytest.approx(0.5 * 0.75**2 / (0.5 * 0.75**2 + 0.25**2))
-    assert schedules.left(CLEAN, 0.5) == 1
-    assert math.isnan(schedules.left(CLEAN, 0.0))
+    assert schedules.picture_share(level, 0.5) == pytest.approx(
+        0.5 * 0.75**2 / (0.5 * 0.75**2 + 0.25**2)
+    )
+    assert schedules.picture_share(CLEAN, 0.5) == 1
+    assert math.isnan(schedules.picture_share(CLEAN, 0.0))
 
 
-def test_a_strip_goes_from_the_picture_to_nothing_of_it(lab: NoiseLab, model: Model) -> None:
-    other = noise_lab.look(model, photo().rotate(180), "other.png", TIMES, seed=3)
-    for one, two in zip(lab.schedules, other.schedules, strict=True):
+def test_a_strip_goes_from_the_picture_to_nothing_of_it(report: NoiseReport, model: Model) -> None:
+    other = examine_noise(model, photo().rotate(180), "other.png", TIMES, seed=3)
+    for one, two in zip(report.schedules, other.schedules, strict=True):
         first, last = (np.asarray(one.strip[i], float) for i in (0, -1))
-        start = np.asarray(lab.picture, float)
+        start = np.asarray(report.picture, float)
         if one.name.startswith("flow"):
             assert np.array_equal(first, start)
         # Stable Diffusion's own schedule ends with some picture left, alpha = 0.07.
@@ -82,10 +83,10 @@ def test_a_strip_goes_from_the_picture_to_nothing_of_it(lab: NoiseLab, model: Mo
 
 def test_a_schedule_of_its_own_is_shown_beside_the_others() -> None:
     own = Schedule("cosine", T=100)
-    assert list(schedules.compared(own).values()).count(own) == 1
+    assert list(schedules.with_models_own(own).values()).count(own) == 1
     assert schedules.level_at(own, 500).t == 50 and schedules.level_at(own, 999).t == 99
     with pytest.raises(ValueError, match=r"there is no schedule 'cosin'.*: cosine"):
-        schedules.named("cosin")
+        schedules.schedule_named("cosin")
 
 
 # ---------------------------------------------------------------- small steps and one jump
@@ -102,7 +103,7 @@ def test_a_small_step_is_that_of_ddpm() -> None:
 @pytest.mark.parametrize("name", [*SCHEDULES, "zero_terminal_snr"])
 def test_small_steps_add_up_to_the_jump(name: str) -> None:
     """Exactly: the factor of x0 and the variance of the noise, carried along apart."""
-    schedule = schedules.named(name)
+    schedule = schedules.schedule_named(name)
     factor = torch.ones((), dtype=torch.float64)
     variance, before = 0.0, CLEAN
     one, none = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -116,10 +117,12 @@ def test_small_steps_add_up_to_the_jump(name: str) -> None:
         assert variance == pytest.approx(level.sigma**2, rel=1e-9, abs=1e-12)
 
 
-def test_steps_and_jump_have_the_moments_of_the_equation(lab: NoiseLab) -> None:
-    x0 = np.asarray(lab.picture, float) / 127.5 - 1
-    assert [m.t for m in lab.walk.moments] == list(TIMES) and lab.walk.count == 1000
-    for m in lab.walk.moments:
+def test_steps_and_jump_have_the_moments_of_the_equation(report: NoiseReport) -> None:
+    x0 = np.asarray(report.picture, float) / 127.5 - 1
+    assert [m.t for m in report.trajectory.moments] == list(
+        TIMES
+    ) and report.trajectory.count == 1000
+    for m in report.trajectory.moments:
         u = m.t / 1000  # the model's schedule is flow
         assert m.mean == pytest.approx((1 - u) * x0.mean(), abs=1e-6)
         assert m.variance == pytest.approx((1 - u) ** 2 * x0.var() + u**2, abs=1e-6)
@@ -134,7 +137,10 @@ def test_steps_and_jump_have_the_moments_of_the_equation(lab: NoiseLab) -> None:
 def test_the_deviations_are_those_that_are_seen() -> None:
     x0 = to_tensor(photo(8, 8))
     schedule = Schedule("cosine", T=4)
-    seen = [walk(x0, (0, 500), schedule, generators(seed, 1)[0]).moments[1] for seed in range(300)]
+    seen = [
+        random_trajectory(x0, (0, 500), schedule, generators(seed, 1)[0]).moments[1]
+        for seed in range(300)
+    ]
     for name in ("mean", "variance"):
         expected = getattr(seen[0], f"{name}_deviation")
         for way in ("steps", "jump"):
@@ -179,8 +185,8 @@ def test_the_slope_of_a_power_law_is_its_exponent() -> None:
     assert math.isnan(slope(frequency, torch.zeros(50)))
 
 
-def test_each_type_of_noise_is_told_by_its_numbers(lab: NoiseLab) -> None:
-    found = {kind.name: kind for kind in lab.kinds}
+def test_each_type_of_noise_is_told_by_its_numbers(report: NoiseReport) -> None:
+    found = {kind.name: kind for kind in report.noise_types}
     slopes = {name: kind.spectrum.slope for name, kind in found.items()}
     assert slopes["gaussian"] == pytest.approx(0, abs=0.05)
     assert slopes["offset"] == pytest.approx(0, abs=0.05)
@@ -188,12 +194,12 @@ def test_each_type_of_noise_is_told_by_its_numbers(lab: NoiseLab) -> None:
     assert slopes["pink"] == pytest.approx(-1, abs=0.1)
     assert slopes["pyramid"] < -0.5
     assert all(kind.variance == pytest.approx(1, abs=0.02) for kind in found.values())
-    assert found["gaussian"].brightness == pytest.approx(1 / kinds.SIDE, rel=0.25)
+    assert found["gaussian"].brightness == pytest.approx(1 / noise_types.SIDE, rel=0.25)
     assert found["offset"].brightness == pytest.approx(0.1, rel=0.25)
     assert found["blue"].neighbours < -0.1 < 0.1 < found["pink"].neighbours
-    assert lab.spectrum.slope < -1.5  # as photographs
+    assert report.spectrum.slope < -1.5  # as photographs
     plane = np.asarray(found["offset"].spectrum.plane.convert("L"))
-    middle = kinds.SIDE // 2, kinds.SIDE // 2
+    middle = noise_types.SIDE // 2, noise_types.SIDE // 2
     assert plane[middle] > 200  # the mean brightness
     assert abs(np.median(plane) - 127) < 5
 
@@ -201,12 +207,12 @@ def test_each_type_of_noise_is_told_by_its_numbers(lab: NoiseLab) -> None:
 # ---------------------------------------------------------------- the model's estimate
 
 
-def test_the_estimate_is_what_the_network_says(lab: NoiseLab, model: Model) -> None:
-    looks = lab.estimates
-    pixels = to_tensor(looks.picture)
+def test_the_estimate_is_what_the_network_says(report: NoiseReport, model: Model) -> None:
+    estimates = report.estimates
+    pixels = to_tensor(estimates.picture)
     x0 = Runtime(model).encode(pixels[None])
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3))
-    for t, found in zip(TIMES, looks.looks, strict=True):
+    for t, found in zip(TIMES, estimates.by_time, strict=True):
         alpha, sigma = 1 - t / 1000, t / 1000
         x = alpha * x0 + sigma * eps
         cond = encode_captions(model.text, model.tokenizer, ["a rabbit"])
@@ -218,15 +224,17 @@ def test_the_estimate_is_what_the_network_says(lab: NoiseLab, model: Model) -> N
         (drawn,) = pictures(Runtime(model), guess)
         difference = np.abs(np.asarray(drawn, int) - np.asarray(found.guess, int))
         assert difference.max() <= 1
-        mse = np.square((np.asarray(found.guess, float) - np.asarray(looks.picture, float)) / 127.5)
+        mse = np.square(
+            (np.asarray(found.guess, float) - np.asarray(estimates.picture, float)) / 127.5
+        )
         assert found.psnr == pytest.approx(10 * math.log10(4 / mse.mean()), abs=1e-3)
-    assert looks.looks[0].error == 0 and looks.looks[0].psnr == looks.decoded_psnr
+    assert estimates.by_time[0].error == 0 and estimates.by_time[0].psnr == estimates.decoded_psnr
 
 
-def test_the_prompt_and_the_guidance_count(lab: NoiseLab, model: Model) -> None:
-    empty = noise_lab.look(model, photo(), "photo.png", TIMES, seed=3)
-    more = noise_lab.look(model, photo(), "p", TIMES, prompt="a rabbit", guidance=4, seed=3)
-    errors = {one.estimates.looks[1].error for one in (lab, empty, more)}
+def test_the_prompt_and_the_guidance_count(report: NoiseReport, model: Model) -> None:
+    empty = examine_noise(model, photo(), "photo.png", TIMES, seed=3)
+    more = examine_noise(model, photo(), "p", TIMES, prompt="a rabbit", guidance=4, seed=3)
+    errors = {one.estimates.by_time[1].error for one in (report, empty, more)}
     assert len(errors) == 3
 
 
@@ -234,45 +242,45 @@ def test_no_estimate_where_nothing_can_be_said(
     model: Model, well_formed: Callable[[str], None]
 ) -> None:
     blind = replace(model, schedule=Schedule(zero_terminal_snr=True), prediction="eps")
-    seen = noise_lab.look(blind, photo(), times=TIMES)
-    assert [look.t for look in seen.estimates.looks] == [0, 300]
-    for lab in (seen, noise_lab.look(blind, photo(), times=(999,))):
-        text = page.html(lab)
+    seen = examine_noise(blind, photo(), times=TIMES)
+    assert [look.t for look in seen.estimates.by_time] == [0, 300]
+    for report in (seen, examine_noise(blind, photo(), times=(999,))):
+        text = page.html(report)
         well_formed(text)
         assert "such a t is left out" in text
-        page.overview(lab)
+        page.overview(report)
 
 
 # ---------------------------------------------------------------- the record and the page
 
 
-def test_the_record_goes_to_json_and_back(lab: NoiseLab) -> None:
-    text = lab.model_dump_json()
-    again = NoiseLab.model_validate_json(text)
+def test_the_record_goes_to_json_and_back(report: NoiseReport) -> None:
+    text = report.model_dump_json()
+    again = NoiseReport.model_validate_json(text)
     assert again.model_dump_json() == text
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert np.array_equal(np.asarray(again.picture), np.asarray(lab.picture))
-    assert again.schedules[0].strip[1].tobytes() == lab.schedules[0].strip[1].tobytes()
-    assert again.schedules[5].log_snr == lab.schedules[5].log_snr  # with its infinities
+    assert np.array_equal(np.asarray(again.picture), np.asarray(report.picture))
+    assert again.schedules[0].strip[1].tobytes() == report.schedules[0].strip[1].tobytes()
+    assert again.schedules[5].log_snr == report.schedules[5].log_snr  # with its infinities
     with pytest.raises(ValueError, match="picture"):
-        NoiseLab.model_validate_json(text.replace("data:image/png", "data:image/gif"))
+        NoiseReport.model_validate_json(text.replace("data:image/png", "data:image/gif"))
     damaged = json.loads(text) | {"picture": "data:image/png;base64,AAAA"}
     with pytest.raises(ValueError, match="cannot be read"):
-        NoiseLab.model_validate(damaged)
+        NoiseReport.model_validate(damaged)
 
 
 def test_the_page_has_everything_and_needs_nothing(
-    lab: NoiseLab, well_formed: Callable[[str], None]
+    report: NoiseReport, well_formed: Callable[[str], None]
 ) -> None:
-    text = page.html(lab)
+    text = page.html(report)
     well_formed(text)
     assert "<script" not in text and "is left out" not in text
-    strips, steps, types, looks = len(lab.schedules) * len(TIMES), 2 * len(TIMES), 12, 6
+    strips, steps, types, looks = len(report.schedules) * len(TIMES), 2 * len(TIMES), 12, 6
     assert text.count("<img ") == 2 + strips + steps + types + looks
     assert text.count("<svg ") == 4 + 2 + 1 + 2
     assert "photo.png: 40x30" in text and "its middle, 16x16" in text
     assert "&#x27;a rabbit&#x27;" in text
-    overview = page.overview(lab)
+    overview = page.overview(report)
     assert overview.width > 500 and len(overview.getcolors(1 << 24) or []) > 1000
 
 
@@ -289,41 +297,41 @@ def test_the_page_has_everything_and_needs_nothing(
 def test_any_size_of_picture(
     image: Image.Image, model: Model, well_formed: Callable[[str], None]
 ) -> None:
-    lab = noise_lab.look(model, image, "odd", (0, 999))
-    assert max(lab.picture.size) <= noise_lab.SIDE and lab.size == image.size
-    assert NoiseLab.model_validate_json(lab.model_dump_json()) is not None
-    well_formed(page.html(lab))
-    page.overview(lab)
+    report = examine_noise(model, image, "odd", (0, 999))
+    assert max(report.picture.size) <= SIDE and report.size == image.size
+    assert NoiseReport.model_validate_json(report.model_dump_json()) is not None
+    well_formed(page.html(report))
+    page.overview(report)
 
 
-def test_a_guided_guess_is_no_mean(lab: NoiseLab, model: Model) -> None:
-    guided = noise_lab.look(model, photo(), "one", (0,), prompt="a rabbit", guidance=5)
-    assert "Near the end that is the mean" in page.html(lab)
+def test_a_guided_guess_is_no_mean(report: NoiseReport, model: Model) -> None:
+    guided = examine_noise(model, photo(), "one", (0,), prompt="a rabbit", guidance=5)
+    assert "Near the end that is the mean" in page.html(report)
     assert "Guidance 5 exaggerates" in page.html(guided)
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
 def test_the_equation_is_that_of_the_model(model: Model, kind: str) -> None:
-    lab = noise_lab.look(replace(model, prediction=kind), photo(), "one", (500,))
-    assert page.X0[kind] in page.html(lab)
-    assert sum(equation in page.html(lab) for equation in page.X0.values()) == 1
+    report = examine_noise(replace(model, prediction=kind), photo(), "one", (500,))
+    assert page.X0[kind] in page.html(report)
+    assert sum(equation in page.html(report) for equation in page.X0.values()) == 1
 
 
-def test_every_schedule_is_explained(lab: NoiseLab) -> None:
-    text = page.html(lab)
+def test_every_schedule_is_explained(report: NoiseReport) -> None:
+    text = page.html(report)
     assert set(schedules.ABOUT) == set(schedules.known())
-    assert all(escape(look.about) in text for look in lab.schedules)
+    assert all(escape(look.about) in text for look in report.schedules)
 
 
 def test_one_time_alone(model: Model, well_formed: Callable[[str], None]) -> None:
-    well_formed(page.html(noise_lab.look(model, photo(), "one", (0,))))
+    well_formed(page.html(examine_noise(model, photo(), "one", (0,))))
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"times": ()}, "the times are none"),
-        ({"times": (0, 1000)}, "0, 1000; .* from 0 to 999"),
+        ({"times": ()}, "got none"),
+        ({"times": (0, 1000)}, "from 0 to 999, got 0, 1000"),
         ({"times": (5, 5)}, "rising"),
         ({"times": range(21)}, "1 to 20"),
         ({"guidance": math.nan}, "finite"),
@@ -332,7 +340,7 @@ def test_one_time_alone(model: Model, well_formed: Callable[[str], None]) -> Non
 )
 def test_wrong_settings_are_named(model: Model, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        noise_lab.look(model, photo(), **options)
+        examine_noise(model, photo(), **options)
 
 
 # ---------------------------------------------------------------- the command
@@ -353,11 +361,11 @@ def test_the_command(
     assert all(Path(name).stat().st_size > 1000 for name in out.split())
     status, out, _ = call(*command, "--json", "--schedule", "cosine")
     assert status == 0
-    lab = NoiseLab.model_validate_json(out)
-    assert lab.times == (0, 999) and lab.walk.schedule == "cosine"
+    report = NoiseReport.model_validate_json(out)
+    assert report.times == (0, 999) and report.trajectory.schedule == "cosine"
     status, out, _ = call(*command, "--json", "--out", "new/a.html")
     assert status == 0
-    assert NoiseLab.model_validate_json(out).source == "photo.png"
+    assert NoiseReport.model_validate_json(out).source == "photo.png"
     assert sorted(path.name for path in Path("new").iterdir()) == ["a.html", "a.png"]
 
 
@@ -368,7 +376,10 @@ def test_the_command(
         (("text.png",), "text.png is not a picture"),
         (("half.png",), "half.png is truncated or damaged"),
         (("large.png",), "large.png is too large: 20000x2 pixels"),
-        (("photo.png", "--t", "1,x"), "--t is '1,x'"),
+        (
+            ("photo.png", "--t", "1,x"),
+            "--t must be whole numbers with commas, such as 0,250,500,999, got '1,x'",
+        ),
         (("photo.png", "--t", "5,4"), "rising whole numbers"),
         (("photo.png", "--schedule", "cosin"), "there is no schedule 'cosin'"),
         (("photo.png", "--out", "a.pdf"), "ends in .html"),

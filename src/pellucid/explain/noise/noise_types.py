@@ -1,10 +1,9 @@
-"""The types of noise: each as a picture, its spectrum, and what is told from that."""
+"""The types of noise: each as a picture, its spectrum, and the numbers that distinguish it."""
 
 from __future__ import annotations
 
 import inspect
 
-from PIL import Image
 from torch import Tensor
 
 from pellucid.explain.noise.spectrum import power_spectrum, radial_average, slope
@@ -26,50 +25,46 @@ class Spectrum(Record):
     """The power of every wave, frequency 0 in the middle: black 1/100, grey 1, white 100."""
 
 
-class Kind(Record):
+class NoiseType(Record):
     """A type of noise, measured over `draws` draws of (3, SIDE, SIDE)."""
 
     name: str
     about: str
     draws: int
     variance: float
-    """The mean square; schedules count on 1."""
+    """The mean square; schedules assume 1."""
     brightness: float
     """Deviation of the mean of a channel from draw to draw: for white noise 1 / SIDE."""
     neighbours: float
-    """Correlation of a number with the one beside it, -1 to 1."""
+    """Correlation of adjacent numbers, -1 to 1."""
     picture: Picture
+    """The first draw: -2.5 is black, 2.5 is white."""
     spectrum: Spectrum
 
 
-def look(seed: int) -> tuple[Kind, ...]:
-    """Every type of noise there is; the picture is the first draw of `seed`."""
-    kinds = []
+def measure_noise_types(seed: int) -> tuple[NoiseType, ...]:
+    """Every type of noise that exists; the picture is the first draw of `seed`."""
+    types = []
     for name, make in NOISES.items():
         x = draw(name, (3, SIDE, SIDE), generators(seed, DRAWS))  # (DRAWS, 3, SIDE, SIDE)
         left, right = x[..., :-1], x[..., 1:]
-        kinds.append(
-            Kind(
+        types.append(
+            NoiseType(
                 name=name,
                 about=(inspect.getdoc(make) or "").split("\n")[0],
                 draws=DRAWS,
                 variance=float(x.square().mean()),
                 brightness=float(x.mean(dim=(-2, -1)).std()),
                 neighbours=float((left * right).mean() / x.square().mean()),
-                picture=shown(x[0]),
+                picture=to_pil(x[0] / 2.5),
                 spectrum=spectrum(x.flatten(0, 1)),
             )
         )
-    return tuple(kinds)
-
-
-def shown(noise: Tensor) -> Image.Image:
-    """(3, H, W) unit noise as a picture: -2.5 is black, 2.5 is white."""
-    return to_pil(noise / 2.5)
+    return tuple(types)
 
 
 def spectrum(x: Tensor) -> Spectrum:
-    """That of (N, H, W), averaged over N."""
+    """The spectrum of (N, H, W), averaged over N."""
     power = power_spectrum(x).mean(0)
     frequency, ring = radial_average(power)
     decades = power.clamp(min=1e-30).log10()
