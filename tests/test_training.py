@@ -10,6 +10,7 @@ import io
 import itertools
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -215,9 +216,13 @@ def test_a_state_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    (tmp_path / "state.tmp").symlink_to("/dev/full")
-    with pytest.raises(ValueError, match=r"state\.pt could not be written: No space left"):
-        save_state(tmp_path / "state.pt", {"x": torch.arange(3)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(ValueError, match=r"state\.pt could not be written: File too large"):
+            save_state(tmp_path / "state.pt", {"x": torch.arange(3000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
     (tmp_path / "run").touch()
     with pytest.raises(ValueError, match=r"state\.pt could not be written: File exists"):

@@ -20,18 +20,23 @@ from torch import Tensor
 
 
 @contextmanager
-def new_file(path: str | Path, error: type[ValueError] = ValueError) -> Iterator[Path]:
+def new_file(
+    path: str | Path, error: type[ValueError] = ValueError, make_folder: bool = False
+) -> Iterator[Path]:
     """A temporary path to write to, which replaces `path` at the end of the block.
 
-    It is removed if the block raises. Raises `error`, which names `path`, if its folder does not
-    exist or the disk refuses to write; the file has the mode that `open` gives to a new one.
+    It is removed if the block raises. make_folder: create the folder of `path` if it is missing.
+    Raises `error`, which names `path`, if the folder does not exist or the disk refuses to write.
+    The file has the mode that `open` gives to a new one.
     """
     path = Path(path)
-    with _writing(path, error):
+    with _writing(path, error, make_folder):
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         temporary.touch(exist_ok=False)  # the name is taken from here on
+        mode = temporary.stat().st_mode
         try:
             yield temporary
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -89,11 +94,12 @@ def write_tensors(
 
 
 @contextmanager
-def _writing(path: Path, error: type[ValueError]) -> Iterator[None]:
+def _writing(path: Path, error: type[ValueError], make_folder: bool = False) -> Iterator[None]:
     """Raise `error` for what the disk refuses."""
-    if not path.parent.is_dir():
+    if not make_folder and not path.parent.is_dir():
         raise error(f"{path} cannot be written: {path.parent} is not a folder")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, RuntimeError) as refused:
         # torch's writer raises a RuntimeError of its own while it handles that of the disk

@@ -8,7 +8,6 @@ bit where the unbroken one would have been.
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pellucid.files import new_file
 from pellucid.runtime.devices import choose_device
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -148,31 +148,9 @@ def generator_of(seed: int, step: int, rank: int = 0) -> torch.Generator:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a run's whole state under a temporary name, then rename: a kill never spoils it.
-
-    ValueError: a full disk, a file where a folder should be, and whatever else the disk refuses.
-    """
-    temporary = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(state, file)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        refused = from_disk(error)
-        if refused is None:
-            raise
-        raise ValueError(f"{path} could not be written: {refused.strerror or refused}") from error
-
-
-def from_disk(error: BaseException | None) -> OSError | None:
-    """What the disk said, where torch's writer went on to stumble over it; None if it said nothing."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
+    """Write the whole state of a run, so that a kill never damages it. ValueError: a full disk."""
+    with new_file(path, make_folder=True) as temporary, open(temporary, "wb") as file:
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
