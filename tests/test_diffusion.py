@@ -10,7 +10,6 @@ from pellucid.diffusion import (
     PREDICTIONS,
     Conditioning,
     add_noise,
-    convert,
     eps_from_x0,
     loss_weight,
     predictor,
@@ -67,10 +66,12 @@ def test_each_prediction_turns_into_each_other(source, to, level):
     x0, eps = pair()
     x = add_noise(x0, eps, level.alpha, level.sigma)
     said = target(source, x0, eps, level.alpha, level.sigma)
-    assert torch.allclose(to_x0(source, said, x, level.alpha, level.sigma), x0)
-    other = convert(said, x, level.alpha, level.sigma, source, to)
+    found = to_x0(source, said, x, level.alpha, level.sigma)
+    assert torch.allclose(found, x0)
+    noise = eps_from_x0(x, found, level)
+    assert torch.allclose(noise, eps)
+    other = target(to, found, noise, level.alpha, level.sigma)
     assert torch.allclose(other, target(to, x0, eps, level.alpha, level.sigma))
-    assert torch.allclose(eps_from_x0(x, x0, level), eps)
 
 
 @pytest.mark.parametrize("kind", ["x0", "v", "flow"])

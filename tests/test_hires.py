@@ -124,7 +124,7 @@ def test_bad_fields(fields: dict[str, Any], sentence: str) -> None:
 def test_what_cannot_be_done(model: Model) -> None:
     with pytest.raises(ValueError, match="makes 4100 pixels of 2050; at most 4096"):
         resolve(model, Request(width=2050, hires=2))
-    with pytest.raises(ValueError, match="are a part of 2000 steps"):
+    with pytest.raises(ValueError, match="are the last of 2000 steps"):
         steps_of(model, hires=2, hires_steps=20, hires_strength=0.01)
 
 

@@ -19,14 +19,15 @@ from pellucid import inpaint
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.conditioning import encode_captions
 from pellucid.diffusion import Conditioning
-from pellucid.guidance import Parts
+from pellucid.guidance import Parts, unguided
 from pellucid.images.load import open_image
 from pellucid.images.metadata import read_metadata
 from pellucid.images.parameters import read_parameters
 from pellucid.images.pixels import fit, to_tensor
+from pellucid.latents import first_noise, first_pass
 from pellucid.model import Defaults, Model
 from pellucid.noise import generators
-from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
+from pellucid.pipeline import Progress, Request, generate, resolve
 from pellucid.runtime import Runtime
 from pellucid.schedule import Level, Schedule
 from pellucid.vae import VAE, VAEConfig
@@ -236,8 +237,8 @@ def test_a_given_size_scales_the_picture_first(model: Model, picture: str, mask:
     assert 0.7 < same.mean() < 1 and same[:, :2].all()
 
 
-def test_the_edge_is_blended(picture: str, mask: str) -> None:
-    request = Request(image=picture, mask=mask, width=37, height=29, mask_blur=3)
+def test_the_edge_is_blended(model: Model, picture: str, mask: str) -> None:
+    request = resolve(model, Request(image=picture, mask=mask, width=37, height=29, mask_blur=3))
     canvas = inpaint.prepare(request, 8)
     assert canvas.size == (40, 32)
     red = array(canvas.paste(Image.new("RGB", canvas.size, "red")))
@@ -248,9 +249,10 @@ def test_the_edge_is_blended(picture: str, mask: str) -> None:
     assert len(np.unique(share)) > 20
 
 
-def test_only_the_masked_area_is_drawn_at_full_size(picture: str, mask: str) -> None:
+def test_only_the_masked_area_is_drawn_at_full_size(model: Model, picture: str, mask: str) -> None:
     fields = {"only_masked": True, "padding": 2, "width": 64, "height": 32, "mask_blur": 0}
-    canvas = inpaint.prepare(Request(image=picture, mask=mask, **fields), 8)
+    request = resolve(model, Request.model_validate({"image": picture, "mask": mask} | fields))
+    canvas = inpaint.prepare(request, 8)
     assert canvas.box == (4, 8, 28, 20) and canvas.size == (64, 32)  # 12 high, so 24 wide
     assert canvas.pixels.shape == (1, 3, 32, 64) and canvas.picture.size == (37, 29)
     part = open_image(picture).crop(canvas.box).resize((64, 32), Image.Resampling.LANCZOS)
@@ -259,8 +261,9 @@ def test_only_the_masked_area_is_drawn_at_full_size(picture: str, mask: str) -> 
     assert float(canvas.weights[0, 0, 16, 32]) == 1
 
 
-def test_new_area_has_nothing_of_the_repeated_edge(picture: str) -> None:
+def test_new_area_has_nothing_of_the_repeated_edge(model: Model, picture: str) -> None:
     request = Request(image=picture, extend=(8, 0, 0, 0), mask_blur=3, width=45, height=29)
+    request = resolve(model, request)
     canvas = inpaint.prepare(request, 8)
     assert torch.equal(canvas.pixels[0, :, :29, :8], canvas.pixels[0, :, :29, 8:9].expand(3, 29, 8))
     made = array(canvas.paste(Image.new("RGB", canvas.size, "red")))
@@ -294,7 +297,7 @@ def begin(model: Model, **fields: Any) -> tuple[Tensor, Tensor, Tensor]:
     request = resolve(model, Request(seed=5, strength=0.5, **fields))
     canvas = inpaint.prepare(request, 2)
     level = Level(0.6, 0.8, 500.0)
-    step = start(Runtime(model), request, canvas, canvas.size, level, generators(5, 1))
+    step = first_pass(Runtime(model), request, canvas, level)
     noise = first_noise(Runtime(model), request, canvas.size, generators(5, 1))
     return (step.x - 0.8 * noise) / 0.6, step.x0, canvas.latent_weights(2)
 
@@ -380,18 +383,15 @@ def test_keep() -> None:
     estimate, original = torch.ones(2, 4, 2, 2), torch.full((1, 4, 2, 2), 5.0)
     weights = torch.tensor([[[[0.0, 1.0], [0.5, 0.0]]]])
     expected = torch.tensor([[5.0, 1.0], [3.0, 5.0]]).expand(2, 4, 2, 2)
-    keep = inpaint.Keep(lambda x, level: estimate, original, weights)
-    assert torch.equal(keep(estimate, LEVEL), expected)
-    assert all(torch.equal(part, expected) for part in keep.parts(estimate, LEVEL))
+    keep = inpaint.Keep(original, weights)
+    assert torch.equal(keep(estimate), expected)
+    plain = keep.around(unguided(lambda x, level: estimate))
+    assert all(torch.equal(part, expected) for part in plain(estimate, LEVEL))
 
-    class Guided:
-        def __call__(self, x: Tensor, level: Level) -> Tensor:
-            raise AssertionError("not asked twice")
+    def guided(x: Tensor, level: Level) -> Parts:
+        return Parts(estimate, 2 * estimate, 3 * estimate)
 
-        def parts(self, x: Tensor, level: Level) -> Parts:
-            return Parts(estimate, 2 * estimate, 3 * estimate)
-
-    parts = inpaint.Keep(Guided(), original, weights).parts(estimate, LEVEL)
+    parts = keep.around(guided)(estimate, LEVEL)
     assert [float(part[0, 0, 0, 1]) for part in parts] == [1, 2, 3]
     assert [float(part[0, 0, 0, 0]) for part in parts] == [5, 5, 5]
 

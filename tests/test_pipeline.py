@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from pellucid import samplers
 from pellucid.images.metadata import read_metadata, save_image
+from pellucid.latents import first_noise, first_pass
 from pellucid.model import Model
 from pellucid.noise import generators
-from pellucid.pipeline import Progress, Request, first_noise, generate, resolve, start
+from pellucid.pipeline import Progress, Request, generate, resolve
 from pellucid.preview import preview
 from pellucid.runtime import Runtime
 from pellucid.runtime.precision import NotFinite, dtype_of
@@ -470,7 +471,7 @@ def test_the_noise_that_a_seed_means_elsewhere(model: Model, seed: int) -> None:
     level = stable.schedule.levels(20, "leading")[0]
     for spacing, scale in (("leading", 1), ("uniform", level.sigma)):
         asked = request.model_copy(update={"spacing": spacing})
-        begin = start(Runtime(stable), asked, None, (512, 512), level, generators(seed, 1))
+        begin = first_pass(Runtime(stable), asked, None, level)
         assert torch.equal(begin.x, scale * expected)
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from pellucid.checkpoints import load, save
 from pellucid.images.metadata import read_metadata
 from pellucid.model import Model
-from pellucid.pipeline import generate, shares
+from pellucid.pipeline import generate
+from pellucid.plan import split_at_refiner
 from pellucid.request import Request
 from pellucid.samplers import levels_for
 from pellucid.schedule import Schedule
@@ -150,8 +151,8 @@ def test_where_the_steps_part(model: Model) -> None:
         levels = levels_for(name, schedule, 10, spacing)
         request = Request(refiner="x", refiner_at=at)
         second = replace(model, schedule=schedule)
-        assert shares(second, request, levels) == [(0, switch), (switch, 10)]
-        assert shares(None, request, levels) == [(0, 10)]
+        assert split_at_refiner(second, request, levels) == [(0, switch), (switch, 10)]
+        assert split_at_refiner(None, request, levels) == [(0, 10)]
 
 
 def test_in_masks_and_second_passes(model: Model, refiner: Model, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_what_cannot_go_on(change: Any, message: str, model: Model, refiner: Mod
 
 
 def test_what_does_not_go_together(model: Model) -> None:
-    with pytest.raises(ValueError, match="asks for the refiner 'x'; none is given"):
+    with pytest.raises(ValueError, match="names the refiner 'x'; none is given"):
         next(generate(model, Request(refiner="x")))
     with pytest.raises(ValueError, match="clip_guidance does not go with refiner"):
         Request(refiner="x", clip_guidance=1)

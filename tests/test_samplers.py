@@ -11,7 +11,7 @@ from torch import nn
 
 from pellucid import samplers
 from pellucid.diffusion import Conditioning, predictor
-from pellucid.guidance import ClassifierFree
+from pellucid.guidance import ClassifierFree, unguided
 from pellucid.schedule import CLEAN, Level, Schedule
 
 # diffusers and not Pellucid: numpy reads a tensor; lms integrates its polynomials with scipy's quad.
@@ -28,11 +28,11 @@ WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 VP = Schedule()
 ZERO_SNR = Schedule(zero_terminal_snr=True)
 FLOW = Schedule("flow")
-DETERMINISTIC = [name for name in samplers.names() if samplers.get(name).ORDER is not None]
+DETERMINISTIC = [name for name in samplers.names() if samplers.get(name).spec.order is not None]
 # Single-step solvers look once more between two levels, or at the next one.
 TWO_LOOKS = {"heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "restart"}
 OWN_LEVELS = {"dpm_fast", "dpm_adaptive"}
-STOCHASTIC = [name for name in samplers.names() if samplers.get(name).ORDER is None]
+STOCHASTIC = [name for name in samplers.names() if samplers.get(name).spec.order is None]
 
 
 def mixture(x, level):
@@ -59,7 +59,7 @@ def no_noise(x):
 
 
 def last(name, denoise, x, levels, noise=no_noise, **options):
-    for step in samplers.get(name).sample(denoise, x, levels, noise, **options):
+    for step in samplers.get(name).steps(unguided(denoise), x, levels, noise, **options):
         x = step.x
     return x
 
@@ -103,7 +103,7 @@ def test_order_of_convergence(name):
     errors = [
         (last(name, mixture, start(), even_in_log_snr(n)) - exact).norm().item() for n in (80, 160)
     ]
-    order = samplers.get(name).ORDER
+    order = samplers.get(name).spec.order
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
 
 
@@ -348,7 +348,7 @@ def test_yields_each_level_and_is_finite(name, steps, schedule):
         looked.append(level)
         return mixture(x, level)
 
-    out = list(samplers.get(name).sample(denoise, start(), levels, fresh()))
+    out = list(samplers.get(name).steps(unguided(denoise), start(), levels, fresh()))
     assert all(step.x.isfinite().all() and step.x0.isfinite().all() for step in out)
     assert all(level.sigma > 0 for level in looked)  # the clean level is never looked from
     assert looked[0] == levels[0] and out[-1].level == levels[-1]
@@ -367,7 +367,7 @@ def test_yields_each_level_and_is_finite(name, steps, schedule):
 @pytest.mark.parametrize("name", [name for name in samplers.names() if name != "lcm"])
 def test_the_last_step_lands_on_the_last_estimate(name):
     """The step to sigma = 0 is of first order, but for those whose polynomial goes on."""
-    *_, end = samplers.get(name).sample(mixture, start(), VP.levels(12, "karras"), fresh())
+    *_, end = samplers.get(name).steps(unguided(mixture), start(), VP.levels(12, "karras"), fresh())
     if name in ("lms", "plms"):
         assert torch.allclose(end.x, end.x0, atol=0.01)
     else:
@@ -432,9 +432,9 @@ def test_order_out_of_range(name, order):
 
 @pytest.mark.parametrize("name", samplers.names())
 def test_every_sampler_says_what_it_is(name):
-    module = samplers.get(name)
-    assert module.__doc__
-    assert module.ALIASES
-    assert module.ORDER in (None, 1, 2, 3, 4)
-    for alias in module.ALIASES:
+    sampler = samplers.get(name)
+    assert sampler.doc
+    assert sampler.spec.aliases
+    assert sampler.spec.order in (None, 1, 2, 3, 4)
+    for alias in sampler.spec.aliases:
         assert samplers.resolve(alias) == (name, None)

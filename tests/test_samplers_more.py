@@ -634,11 +634,11 @@ def test_automatic_of_flow_is_uniform():
 
 @pytest.mark.parametrize("name", samplers.names())
 def test_every_name_is_of_one_sampler(name):
-    module = samplers.get(name)
-    assert getattr(module, "SPACING", "uniform") in SPACINGS
-    others = [samplers.get(other) for other in samplers.names() if other != name]
-    taken = {alias.lower() for other in others for alias in other.ALIASES} | set(samplers.names())
-    assert not {alias.lower() for alias in module.ALIASES} & taken - {name}
+    spec = samplers.get(name).spec
+    assert spec.spacing in SPACINGS
+    others = [samplers.get(other).spec for other in samplers.names() if other != name]
+    taken = {alias.lower() for other in others for alias in other.aliases} | set(samplers.names())
+    assert not {alias.lower() for alias in spec.aliases} & taken - {name}
 
 
 def test_unknown_spacing_names_the_nearest_first():

@@ -23,7 +23,7 @@ from pellucid.explain.noise import examine_noise
 from pellucid.explain.noise import page as noise_page
 from pellucid.explain.run import Watch
 from pellucid.explain.run import page as explained
-from pellucid.guidance import walk
+from pellucid.guidance import interpolate
 from pellucid.model import Model, TextEncoding
 from pellucid.pipeline import Request, generate
 from pellucid.runtime import Runtime
@@ -93,7 +93,7 @@ def test_what_a_request_may_ask_for(words: Model, fields: dict[str, Any]) -> Non
 def test_a_walk_from_prompt_to_prompt(words: Model) -> None:
     a, b = (encode_prompts(Runtime(words), [prompt]) for prompt in PROMPTS)
     for weight, end in ((0.0, a), (1.0, b)):
-        pooled = walk(a, b, weight).pooled
+        pooled = interpolate(a, b, weight).pooled
         assert pooled is not None and end.pooled is not None
         assert torch.allclose(pooled, end.pooled, atol=1e-5)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pellucid.clip import TextTower
 from pellucid.diffusion import Conditioning, normalized
-from pellucid.guidance import walk
+from pellucid.guidance import interpolate
 from pellucid.model import Emphasis, Model
 from pellucid.prompt import each_step, parse, split_and, take_loras
 from pellucid.request import Request
@@ -60,7 +60,9 @@ def chunked(tokenizer: Tokenizer, prompt: str) -> list[list[Token]]:
     return chunks
 
 
-def in_chunks(tokenizer: Tokenizer, prompt: str, steps: int, second: int = 0) -> str | None:
+def long_prompt_warning(
+    tokenizer: Tokenizer, prompt: str, steps: int, second: int = 0
+) -> str | None:
     """How a prompt is read that is too long for one row of a tower; None of one that is not."""
     texts = {
         text
@@ -285,7 +287,7 @@ def conditioning_schedule(
         conds = [(vectors[each[step]], weight) for each, weight in wanted]
         if request.walk is not None:
             (here, _), (there, _) = conds
-            stops = [walk(here, there, share) for share in request.walked]
+            stops = [interpolate(here, there, share) for share in request.walked]
             conds = [(Conditioning.cat(stops), 1.0)]
         elif request.mix_by == "embedding":
             conds = [(Conditioning.mix(conds), 1.0)]

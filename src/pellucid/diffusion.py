@@ -184,14 +184,6 @@ def eps_from_x0(x: Tensor, x0: Tensor, level: Level) -> Tensor:
     return (x - level.alpha * x0) / level.sigma
 
 
-def convert(
-    output: Tensor, x: Tensor, alpha: Tensor | float, sigma: Tensor | float, source: str, to: str
-) -> Tensor:
-    """One kind of prediction turned into another, for alpha > 0 and sigma > 0."""
-    x0 = to_x0(source, output, x, alpha, sigma)
-    return target(to, x0, (x - alpha * x0) / sigma, alpha, sigma)
-
-
 def predictor(network: Network, prediction: str) -> Predict:
     """The network as a function (x, level, conditioning) -> estimate of x0."""
     choose(prediction, PREDICTIONS, "prediction")

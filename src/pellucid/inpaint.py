@@ -1,8 +1,8 @@
 """Inpainting: a part of a picture is drawn anew, and the rest stays what it was.
 
-The mask is used three times. The network sees what is to stay: a model for inpainting as further
-input channels (Rombach et al. 2022, section 4.5), an ordinary one because every estimate of x0 is
-overwritten there. And in the end the pixels outside of the mask are taken from the picture itself.
+The mask is used twice. The network sees what stays: a model for inpainting as further input channels
+(Rombach et al. 2022, section 4.5), an ordinary one because every estimate of x0 is overwritten
+there. In the end the pixels outside of the mask are taken from the picture itself.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
 
-from pellucid.diffusion import Conditioning, Denoiser, Network
-from pellucid.guidance import Parts
-from pellucid.images.load import MAX_PIXELS, open_image, open_mask
+from pellucid.diffusion import Conditioning, Network
+from pellucid.guidance import GuidedDenoiser
+from pellucid.images.load import MAX_PIXELS, open_mask
 from pellucid.images.pixels import fit, to_tensor
 from pellucid.model import Model
-from pellucid.request import Request
-from pellucid.schedule import Level
+from pellucid.request import Request, ResolvedRequest
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A picture to start from, and which part of it is drawn.
+    """A picture to start from, and which part of it is drawn anew.
 
     picture: RGB, of the result's size. mask: "L", of the same size, 255 where it is drawn anew;
-    None: everywhere. box: the part that the network sees, which may go beyond the picture, where
-    its edge is repeated. size: width and height at which the network draws that part.
+    None: everywhere. box: the part that the network sees; where it goes beyond the picture, the edge
+    is repeated. size: width and height at which the network draws that part.
     """
 
     picture: Image.Image
@@ -74,33 +73,32 @@ class Canvas:
         return view if view.size == self.size else view.resize(self.size, Image.Resampling.LANCZOS)
 
 
-def prepare(request: Request, unit: int) -> Canvas:
-    """The canvas of a request with an image; its width and height are filled in.
+def prepare(request: ResolvedRequest, unit: int) -> Canvas:
+    """The canvas of a request with a picture to start from.
 
-    unit: the network draws multiples of so many pixels; a picture of another size is continued at
-    its right and bottom edges, and cut again. Raises ValueError: a file that is no picture, a mask
-    of another size than the picture, a mask that marks nothing.
+    unit: the network draws multiples of this many pixels; a picture of another size is extended at
+    its right and bottom edges, and cropped at the end. Raises ValueError: a mask that cannot be
+    read, a mask of another size than the picture, a mask that marks nothing.
     """
-    assert request.image is not None and request.width is not None and request.height is not None
-    picture, wanted = open_image(request.image), (request.width, request.height)
+    assert request.picture is not None
+    picture, full = request.picture, (request.width, request.height)
     if not request.masked:
-        return Canvas(fit(picture, *wanted), None, (0, 0, *wanted), wanted)
+        return Canvas(fit(picture, *full), None, (0, 0, *full), full)
     left, top, right, bottom = request.extend
     small, box = picture.size, (-left, -top, picture.width + right, picture.height + bottom)
     picture = crop(picture, box)
     mask = mask_of(request, small)
-    if not request.only_masked and picture.size != wanted:
-        picture = fit(picture, *wanted)
-        mask = ImageOps.fit(mask, wanted, Image.Resampling.BILINEAR)
+    if not request.only_masked and picture.size != full:
+        picture = fit(picture, *full)
+        mask = ImageOps.fit(mask, full, Image.Resampling.BILINEAR)
     marked = mask.getbbox()
     if marked is None:
         raise ValueError(
-            f"{request.mask} marks nothing that is to be drawn anew; it has to be white there, or "
-            "transparent"
+            f"{request.mask} marks nothing to draw anew; it must be white or transparent there"
         )
     if request.only_masked:
-        return Canvas(picture, mask, around(marked, request.padding, wanted, picture.size), wanted)
-    size = (-(-wanted[0] // unit) * unit, -(-wanted[1] // unit) * unit)
+        return Canvas(picture, mask, around(marked, request.padding, full, picture.size), full)
+    size = (-(-full[0] // unit) * unit, -(-full[1] // unit) * unit)
     return Canvas(picture, mask, (0, 0, *size), size)
 
 
@@ -116,7 +114,7 @@ def mask_of(request: Request, size: tuple[int, int]) -> Image.Image:
         if mask.size != size:
             raise ValueError(
                 f"the mask {request.mask} is {mask.width}x{mask.height} and the picture "
-                f"{request.image} is {width}x{height}; the same size is wanted"
+                f"{request.image} is {width}x{height}; they must have the same size"
             )
     if request.mask_invert:
         mask = ImageChops.invert(mask)
@@ -125,13 +123,13 @@ def mask_of(request: Request, size: tuple[int, int]) -> Image.Image:
     whole.paste(mask, (left, top))
     grown = grow(whole, request.mask_grow)
     blurred = grown.filter(ImageFilter.GaussianBlur(request.mask_blur))
-    # Half of a blur lies within the edge. Doubled it begins at the edge, as in A1111, and what is
-    # marked is drawn whole.
+    # Half of a blur lies within the edge. Doubled, it begins at the edge, as in A1111, and all of
+    # the marked part is drawn.
     return ImageChops.lighter(grown, ImageChops.add(blurred, blurred))
 
 
 def grow(mask: Image.Image, pixels: int) -> Image.Image:
-    """Each value spread over a square of so many pixels on every side."""
+    """Each value spread over a square, by `pixels` on every side."""
     if pixels == 0 or mask.getbbox() is None:
         return mask
     values = torch.from_numpy(np.array(mask))[None].float()
@@ -141,7 +139,8 @@ def grow(mask: Image.Image, pixels: int) -> Image.Image:
 
 
 def crop(image: Image.Image, box: Box) -> Image.Image:
-    """A part of a picture; beyond it its edge is repeated. ValueError for more than MAX_PIXELS."""
+    """A part of a picture; beyond the picture, its edge is repeated. ValueError for more than
+    MAX_PIXELS."""
     left, top, right, bottom = box
     if (right - left) * (bottom - top) > MAX_PIXELS:
         raise ValueError(
@@ -156,7 +155,7 @@ def crop(image: Image.Image, box: Box) -> Image.Image:
 
 
 def around(marked: Box, padding: int, shape: tuple[int, int], whole: tuple[int, int]) -> Box:
-    """A box of the aspect of `shape` around `marked` and its padding, inside of `whole` if it fits.
+    """A box of the aspect ratio of `shape` around `marked` and its padding, inside `whole` if it fits.
 
     shape, whole: width and height.
     """
@@ -176,9 +175,9 @@ def _within(start: int, length: int, whole: int) -> int:
 
 
 def surroundings(pixels: Tensor, known: Tensor) -> Tensor:
-    """Pixels (B, C, H, W) with what is not known, (B, 1, H, W) in [0, 1], filled in smoothly.
+    """Pixels (B, C, H, W), filled in smoothly where `known` (B, 1, H, W) in [0, 1] is below 1.
 
-    Pull-push: means of what is known at half the size, a quarter ..., and back (Gortler et al.
+    Pull-push: means of the known pixels at half the size, a quarter ..., and back (Gortler et al.
     1996, "The Lumigraph", section 3.4).
     """
     height, width = pixels.shape[2:]
@@ -191,7 +190,7 @@ def surroundings(pixels: Tensor, known: Tensor) -> Tensor:
 
 
 def _halved(x: Tensor) -> Tensor:
-    """Means over 4 x 4 that overlap by half, so that no edge is one between blocks at every size."""
+    """Means over 4 x 4 that overlap by half, so that no edge is a block border at every size."""
     height, width = x.shape[2:]
     return F.avg_pool2d(F.pad(x, (1, 1 + width % 2, 1, 1 + height % 2)), 4, stride=2)
 
@@ -200,9 +199,9 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def sees_masks(model: Model) -> bool:
-    """Whether the network takes a mask and a masked picture beside x.
+    """Whether the network takes a mask and a masked picture next to x.
 
-    Raises ValueError for a network with any other number of input channels than that or x's own.
+    Raises ValueError for a number of input channels that is neither that nor x's own.
     """
     latent = model.vae.config.latent_channels
     config = getattr(model.backbone, "config", None)
@@ -214,55 +213,59 @@ def sees_masks(model: Model) -> bool:
         )
     if channels not in (latent, 2 * latent + 1):
         raise ValueError(
-            f"the network of {model.name} has {channels} input channels; {latent}, or for "
-            f"inpainting {2 * latent + 1}, are wanted"
+            f"the network of {model.name} has {channels} input channels; it must have {latent}, or "
+            f"{2 * latent + 1} for inpainting"
         )
     return channels == 2 * latent + 1
 
 
 def masked_pixels(canvas: Canvas) -> Tensor:
-    """What a network for inpainting sees, (1, 3, H, W): grey, which is 0, where it is to draw."""
+    """What a network for inpainting sees, (1, 3, H, W): grey, which is 0, where it draws."""
     return canvas.pixels * (canvas.weights < 0.5)
 
 
 def mask_channel(canvas: Canvas, unit: int) -> Tensor:
-    """The mask as a network for inpainting sees it, (1, 1, h, w): 1 where it is to draw, else 0."""
+    """The mask as a network for inpainting sees it, (1, 1, h, w): 1 where it draws, else 0."""
     return (canvas.weights >= 0.5).float()[:, :, ::unit, ::unit]
 
 
-def beside(network: Network, extra: Tensor) -> Network:
-    """The network with `extra` (1, C, h, w) in the channels behind x's, as it was trained."""
+def with_channels(network: Network, extra: Tensor) -> Network:
+    """The network with `extra` (1, C, h, w) in the channels after x's, as it was trained."""
 
-    def seeing(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def extended(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return network(torch.cat([x, extra.expand(len(x), -1, -1, -1)], dim=1), t, cond)
 
-    return seeing
+    return extended
 
 
 @dataclass(frozen=True, eq=False)
 class Keep:
-    """A denoiser whose estimate of x0 is the original outside of the mask.
+    """Keeps the original outside of the mask, for a network that does not see masks itself.
 
-    So x stays a noisy version of the original there, which what is drawn has to fit. In one-step
-    methods it is the same as to put the noisy original into x (Lugmayr et al. 2022, "RePaint",
-    eq. 8); in the others it does not upset what they remember. original: (1, C, h, w) latents;
-    weights: (1, 1, h, w), 1 where it is drawn.
+    original: (1, C, h, w) latents; weights: (1, 1, h, w), 1 where the picture is drawn anew.
     """
 
-    denoise: Denoiser
     original: Tensor
     weights: Tensor
 
-    def __call__(self, x: Tensor, level: Level) -> Tensor:
-        return self.keep(self.denoise(x, level))
-
-    def parts(self, x: Tensor, level: Level) -> Parts:
-        """For samplers that put back the unconditional noise (CFG++)."""
-        of = getattr(self.denoise, "parts", None)
-        parts = Parts(*[self.denoise(x, level)] * 3) if of is None else of(x, level)
-        return Parts(*(self.keep(part) for part in parts))
-
-    def keep(self, latents: Tensor) -> Tensor:
-        """Latents with the original outside of the mask; the last x too, of a run that does not end
-        without noise."""
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Latents with the original outside of the mask."""
         return torch.lerp(self.original.expand_as(latents), latents, self.weights)
+
+    def around(self, guided: GuidedDenoiser) -> GuidedDenoiser:
+        """The guided denoiser with the original in every estimate of x0.
+
+        So x stays a noisy version of the original there, and what is drawn has to fit it. In
+        one-step methods this equals putting the noisy original into x (Lugmayr et al. 2022,
+        "RePaint", eq. 8); multistep methods keep a consistent history.
+        """
+        return lambda x, level: guided(x, level).map(self)
+
+
+def keep_of(model: Model, canvas: Canvas | None, original: Tensor) -> Keep | None:
+    """What keeps the rest of the canvas, whose latents are `original`; None where nothing is kept,
+    or the network sees the mask."""
+    if canvas is None or canvas.mask is None or sees_masks(model):
+        return None
+    weights = canvas.latent_weights(model.vae.config.downsample).to(original)
+    return Keep(original, weights)

@@ -1,35 +1,47 @@
 """From a request to pictures.
 
 Text to image, image to image, inpainting, mixing, variations, a second pass at a larger size: the
-same loop, ``for step in sample(...)``. To stop is to stop iterating.
+same loop, ``for step in sampler.steps(...)``. To stop is to stop iterating. `plan` decides what is
+done, `latents` where each pass begins.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
-from pellucid import hires, inpaint, samplers
-from pellucid.conditioning import StepConditioning, conditioning_schedule, in_chunks
-from pellucid.diffusion import Conditioning, Denoiser, Network, add_noise, predictor
-from pellucid.guidance import ByStep, ClassifierFree, Parts, clip_guidance, progress
-from pellucid.images.load import picture_size
-from pellucid.images.pixels import to_tensor
+from pellucid import inpaint, latents, samplers
+from pellucid.conditioning import StepConditioning, conditioning_schedule
+from pellucid.diffusion import Network, predictor
+from pellucid.guidance import (
+    ByStep,
+    ClassifierFree,
+    GuidedDenoiser,
+    Parts,
+    Recorded,
+    clip_guidance,
+)
 from pellucid.inpaint import Canvas
+from pellucid.latents import Begin
 from pellucid.model import Model
-from pellucid.noise import draw, generators, slerp, source
+from pellucid.noise import source
+from pellucid.plan import (
+    check_clip_guidance,
+    check_refiner,
+    levels_of,
+    sampler_options,
+    split_at_refiner,
+    warnings_of,
+)
 from pellucid.preview import decoder_of, pictures
-from pellucid.prompt import unbalanced, unread
-from pellucid.request import Request, draws_any_size, resolve, unit_of
+from pellucid.request import Request, ResolvedRequest, resolve, unit_of
 from pellucid.runtime import Runtime
 from pellucid.samplers import Step
-from pellucid.schedule import MAX_STEPS, Level
+from pellucid.schedule import Level
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,9 @@ class Progress:
     x0: Tensor
     """The estimate of the clean latents that this step used, of the same shape."""
     parts: Parts | None
-    """The guided, conditional and unconditional estimates; their difference is the guidance."""
-    request: Request
-    """With every default filled in."""
+    """The guided, conditional and unconditional estimates; their difference is the guidance. None
+    where the network was not used (image to image with strength 0)."""
+    request: ResolvedRequest
     seeds: tuple[int, ...]
     warnings: tuple[str, ...]
     images: list[Image.Image] | None = None
@@ -57,433 +69,184 @@ class Progress:
     @property
     def difference(self) -> Tensor | None:
         """What the text changes in the estimate, cond - uncond: zero without guidance, None where
-        the network was not asked (image to image with strength 0)."""
+        there are no parts."""
         return None if self.parts is None else self.parts.cond - self.parts.uncond
 
 
 Adapt = Callable[[Model, Request], tuple[Model, tuple[str, ...]]]
-"""Puts on a model what a request names, and says what of that did not match: `adapters.adapt`."""
+"""Puts on a model what a request names, and says what of it did not match: `adapters.adapt`."""
 
 
 @torch.no_grad()
 def generate(
     model: Model, request: Request, adapt: Adapt | None = None, refiner: Model | None = None
 ) -> Iterator[Progress]:
-    """Draw, and tell after every step; the last Progress has the pictures.
+    """Draw, and report after every step; the last Progress has the pictures.
 
     adapt: opens the LoRAs and embeddings that the request names; without it there may be none.
-    refiner: the model that the request names as such.
+    refiner: the model that the request names as its refiner.
     Raises ValueError: a size or a setting that this model cannot do, a picture that cannot be read,
-    a refiner that cannot go on with this model's latents.
+    a refiner that cannot continue with this model's latents.
     """
     check_refiner(model, request, refiner)
     model, unmatched = plain(model, request) if adapt is None else adapt(model, request)
     asked, request = request, resolve(model, request)
-    assert request.seed is not None
-    decoder_of(model, request.decoder)  # said now, not after the work is done
-    canvas = None if request.image is None else inpaint.prepare(request, unit_of(model))
-    runtime = Runtime(model)
+    check_clip_guidance(model, request)
+    decoder_of(model, request.decoder)  # an error comes now, not after the work is done
+    canvas = None if request.start is None else inpaint.prepare(request, unit_of(model))
     passes = levels_of(model, request)
+    runtime = Runtime(model, [*unmatched, *warnings_of(model, asked, request, refiner, passes)])
     total = sum(len(levels) - 1 for levels in passes)
-    runtime.warnings += [*unmatched, *warnings_of(model, asked, request, refiner, passes)]
-    looks: list[Parts] = []
-    steps = steps_of(runtime, request, refiner, canvas, passes, looks)
-    for number, step in enumerate(steps):
+    for number, (step, parts) in enumerate(steps_of(runtime, refiner, request, canvas, passes)):
         if not torch.isfinite(step.x).all():
             raise ValueError(
-                f"step {number} of {total} gave numbers that are not finite; a lower guidance than "
-                f"{request.guidance:g} or another sampler than {request.sampler!r} is wanted"
+                f"step {number} of {total} gave numbers that are not finite; use a lower guidance "
+                f"than {request.guidance:g} or another sampler than {request.sampler!r}"
             )
-        images = None
-        if number == total:
-            images = finished(runtime, canvas, step.x, total > 0, request.decoder)
-        if number > 0 or total == 0:  # number 0 is the start
-            look = looks[0] if looks else None
-            yield Progress(
-                number,
-                total,
-                step.level,
-                step.x,
-                step.x0,
-                look,
-                request,
-                tuple(request.seeds),
-                tuple(runtime.warnings),
-                images,
-            )
+        if number == 0 < total:  # the start
+            continue
+        last = number == total
+        yield Progress(
+            step=number,
+            steps=total,
+            level=step.level,
+            x=step.x,
+            x0=step.x0,
+            parts=parts,
+            request=request,
+            seeds=tuple(request.seeds),
+            images=finished(runtime, request, canvas, step.x, total > 0) if last else None,
+            warnings=tuple(runtime.warnings),
+        )
 
 
 def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
-    """The model as it is, for a request that asks for nothing on it; ValueError for others."""
+    """The model as it is, for a request that puts nothing on it; ValueError for others."""
     named = [path for path, *_ in request.loras] + list(request.embeddings)
     named += [tag.name for tag in request.lora_tags]
     if named:
         raise ValueError(
-            f"the request asks for {named[0]!r}, and nothing is given that opens LoRAs and "
-            "embeddings: adapters.adapt does"
+            f"the request names {named[0]!r}, and no `adapt` is given that opens LoRAs and "
+            "embeddings, such as adapters.adapt"
         )
     return model, ()
 
 
-def check_refiner(model: Model, request: Request, refiner: Model | None) -> None:
-    """Raises ValueError where the request's refiner is missing, or cannot go on with the latents."""
-    if refiner is None:
-        if request.refiner is not None:
-            raise ValueError(f"the request asks for the refiner {request.refiner!r}; none is given")
-        return
-    ours, theirs = model.vae.config, refiner.vae.config
-    same = ("latent_channels", "downsample", "scaling_factor", "shift_factor")
-    if any(getattr(ours, name) != getattr(theirs, name) for name in same):
-        raise ValueError(
-            f"the refiner {refiner.name} has other latents than {model.name}; one of the same kind "
-            "of autoencoder is wanted"
-        )
-    if model.schedule != refiner.schedule:
-        raise ValueError(
-            f"the refiner {refiner.name} has another noise schedule than {model.name}; one of the "
-            "same is wanted"
-        )
+# ---------------------------------------------------------------- the loop
 
 
 def steps_of(
     runtime: Runtime,
-    request: Request,
     refiner: Model | None,
+    request: ResolvedRequest,
     canvas: Canvas | None,
     passes: Sequence[Sequence[Level]],
-    looks: list[Parts],
-) -> Iterator[Step]:
-    """The start, then every step of every pass; `looks` holds what the last look was made of."""
-    assert request.seed is not None and request.sampler is not None
-    assert request.width is not None and request.height is not None
-    sampler = samplers.get(request.sampler).sample
-    options = sampler_options(sampler, request)
-    size = (request.width, request.height) if canvas is None else canvas.size
+) -> Iterator[tuple[Step, Parts | None]]:
+    """The start, then every step of every pass, and the parts of its last estimate."""
     counts = [len(levels) - 1 for levels in passes]
-    models = [runtime] if refiner is None else [runtime, Runtime(refiner, runtime.warnings)]
-    each = [conditioning_schedule(one, request, *counts) for one in models]
-
-    def one_pass(
-        x: Tensor,
-        levels: Sequence[Level],
-        before: int,
-        size: tuple[int, int],
-        canvas: Canvas | None = None,
-        original: Tensor | None = None,
-    ) -> Iterator[Step]:
-        """A pass from x on, behind so many steps of another: the model's part, the refiner's."""
-        fresh = source(streams, request.noise)
-        parts = shares(refiner, request, levels)
-        for one, says, (first, end) in zip(models, each, parts, strict=True):
-            if first == end:
-                continue
-            here = levels[first : end + 1]
-            plan = planned(here, says[before + first :])
-            denoise = denoiser(one, request, canvas, size, original, plan, looks)
-            for step in sampler(denoise, x, here, fresh, **options):
-                if isinstance(denoise, inpaint.Keep) and step.level is levels[-1]:
-                    step = step._replace(x=denoise.keep(step.x))
-                x = step.x
-                yield step
-
-    streams = streams_of(request.seeds)
-    step = begin = start(runtime, request, canvas, size, passes[0][0], streams)
-    yield begin
-    original = None if canvas is None else begin.x0
-    for step in one_pass(begin.x, passes[0], 0, size, canvas, original):
-        yield step
-    for levels in passes[1:]:
-        size, x0 = enlarge(runtime, request, size, step.x)
-        streams = streams_of(request.seeds)
-        noise = first_noise(runtime, request, size, streams)
-        x = add_noise(x0, noise, levels[0].alpha, levels[0].sigma)
-        for step in one_pass(x, levels, counts[0], size):
-            yield step
+    runtimes = [runtime] if refiner is None else [runtime, Runtime(refiner, runtime.warnings)]
+    prompts = [conditioning_schedule(each, request, *counts) for each in runtimes]
+    begin = latents.first_pass(runtime, request, canvas, passes[0][0])
+    step = Step(begin.x, begin.x0, passes[0][0])
+    yield step, None
+    for step, parts in steps_of_pass(runtimes, request, begin, passes[0], prompts):
+        yield step, parts
+    if request.second_pass is not None:
+        begin = latents.second_pass(runtime, request, request.second_pass, step.x, passes[1][0])
+        rest = [each[counts[0] :] for each in prompts]
+        yield from steps_of_pass(runtimes, request, begin, passes[1], rest)
 
 
-def shares(
-    refiner: Model | None, request: Request, levels: Sequence[Level]
-) -> list[tuple[int, int]]:
-    """Which steps of a pass are the model's and which the refiner's, each (first, end).
-
-    As in diffusers, the part of the way is one of the time and not of the number of steps.
-    """
-    count = len(levels) - 1
-    if refiner is None:
-        return [(0, count)]
-    until = round(refiner.schedule.T * (1 - request.refiner_at))
-    switch = sum(level.t >= until for level in levels[:-1])
-    return [(0, switch), (switch, count)]
-
-
-def levels_of(model: Model, request: Request) -> list[list[Level]]:
-    """The levels of each pass; with strength 0 the first one has a single level, the clean one."""
-    assert request.steps is not None and request.spacing is not None
-    assert request.sampler is not None
-    name, schedule = request.sampler, model.schedule
-    levels = samplers.levels_for(name, schedule, request.steps, request.spacing)
-    passes = [levels if request.image is None else levels[request.steps - redrawn(request) :]]
-    if request.hires is not None:
-        assert request.hires_steps is not None
-        whole = hires.levels_for(request.hires_steps, request.hires_strength)
-        if whole > MAX_STEPS:
-            raise ValueError(
-                f"hires_steps {request.hires_steps} at hires_strength {request.hires_strength:g} "
-                f"are a part of {whole} steps; fewer steps or more strength are wanted, for a "
-                f"whole of at most {MAX_STEPS}"
-            )
-        again = samplers.levels_for(name, schedule, whole, request.spacing)
-        passes.append(again[whole - request.hires_steps :])
-    return passes
+def steps_of_pass(
+    runtimes: Sequence[Runtime],
+    request: ResolvedRequest,
+    begin: Begin,
+    levels: Sequence[Level],
+    prompts: Sequence[Sequence[StepConditioning]],
+) -> Iterator[tuple[Step, Parts | None]]:
+    """The model's steps of a pass, then the refiner's. prompts: those of each."""
+    sampler, options = samplers.get(request.sampler), sampler_options(request)
+    noise = source(begin.streams, request.noise)
+    refiner = runtimes[1].model if len(runtimes) > 1 else None
+    x = begin.x
+    for runtime, texts, (first, end) in zip(
+        runtimes, prompts, split_at_refiner(refiner, request, levels), strict=True
+    ):
+        if first == end:
+            continue
+        guides = guides_of(runtime, request, texts[first:end], begin.size, begin.canvas)
+        recorded = Recorded(ByStep(levels[first:end], guides))
+        guided: GuidedDenoiser = recorded
+        if request.clip_guidance:
+            guided = with_clip(runtime.model, request, guided, guides[0])
+        keep = inpaint.keep_of(runtime.model, begin.canvas, begin.x0)
+        if keep is not None:
+            guided = keep.around(guided)
+        for step in sampler.steps(guided, x, levels[first : end + 1], noise, **options):
+            if keep is not None and step.level is levels[-1]:  # a little noise may be left
+                step = step._replace(x=keep(step.x))
+            x = step.x
+            yield step, recorded.last
 
 
-def redrawn(request: Request) -> int:
-    """The steps that are done of a run from a picture."""
-    assert request.steps is not None and request.strength is not None
-    # As diffusers: int(). The tiny number is because 0.29 * 100 is 28.999...
-    return int(request.strength * request.steps + 1e-6)
+# ---------------------------------------------------------------- guidance
 
 
-def warnings_of(
-    model: Model,
-    asked: Request,
-    request: Request,
-    refiner: Model | None,
-    passes: Sequence[Sequence[Level]],
-) -> tuple[str, ...]:
-    """What was done otherwise than asked; `request` is `asked`, resolved."""
-    prompts = (*request.prompts, request.negative_prompt)
-    counts = [len(levels) - 1 for levels in passes]
-    warnings = [told for prompt in dict.fromkeys(prompts) if (told := unbalanced(prompt))]
-    warnings += [
-        f"no step of {sum(counts)} reads {text!r} of the prompt; see pellucid tokens"
-        for prompt in prompts
-        for text in unread(prompt, *counts)
-    ]
-    long = [in_chunks(model.tokenizer, prompt, *counts) for prompt in dict.fromkeys(prompts)]
-    warnings += [told for told in long if told]
-    default = Request()
-    warnings += [
-        f"{field} does nothing without {needed}"
-        for field, needed in asked.idle().items()
-        if getattr(asked, field) != getattr(default, field)
-    ]
-    if refiner is not None and all(len(s) - 1 == shares(refiner, request, s)[0][1] for s in passes):
-        warnings.append(
-            f"refiner_at {request.refiner_at:g} leaves no step to the refiner; more steps or a "
-            "smaller number is wanted"
-        )
-    if request.image is not None:
-        if request.strength is not None and redrawn(request) == 0 < request.strength:
-            warnings.append(
-                f"strength {request.strength:g} of {request.steps} steps is less than one step: "
-                "nothing is drawn anew; more steps or more strength is wanted"
-            )
-        open_size = None in (asked.width, asked.height)
-        if open_size and not request.masked and draws_any_size(model):
-            own, size = picture_size(request.image), (request.width, request.height)
-            if own != size:
-                warnings.append(
-                    f"{request.image} is {own[0]}x{own[1]} and is drawn at {size[0]}x{size[1]}: "
-                    f"multiples of {unit_of(model)} are wanted"
-                )
-    if inpaint.sees_masks(model) and not request.masked:
-        warnings.append(
-            f"{model.name} is for inpainting; without a mask it draws the whole picture"
-        )
-    return tuple(warnings)
-
-
-# ---------------------------------------------------------------- where a pass begins
-
-
-def start(
+def guides_of(
     runtime: Runtime,
-    request: Request,
-    canvas: Canvas | None,
+    request: ResolvedRequest,
+    prompts: Sequence[StepConditioning],
     size: tuple[int, int],
-    level: Level,
-    streams: Sequence[Generator],
-) -> Step:
-    """The noisy latents that the first pass begins with, and the clean ones of the picture."""
-    noise = first_noise(runtime, request, size, streams)
-    # Stable Diffusion's own samplers begin with noise of deviation 1, k-diffusion's with sigma.
-    pure = noise if request.spacing == "leading" else level.sigma * noise
-    if canvas is None:
-        return Step(pure, pure, level)
-    x0 = runtime.encode(canvas.pixels).expand_as(noise)
-    begin = x0
-    if canvas.mask is not None:
-        if request.strength == 1:  # as diffusers: nothing shines through
-            return Step(pure, x0, level)
-        weights = canvas.latent_weights(runtime.model.vae.config.downsample).to(x0)
-        if request.inpaint_fill == "fill":
-            filled = inpaint.surroundings(canvas.pixels, 1 - canvas.weights)
-            begin = runtime.encode(filled).expand_as(noise)
-        elif request.inpaint_fill == "noise":
-            other = draw(request.noise, tuple(noise.shape[1:]), streams).to(noise)
-            begin = torch.lerp(x0, other, weights)
-        elif request.inpaint_fill == "blank":
-            begin = x0 * (1 - weights)
-    return Step(add_noise(begin, noise, level.alpha, level.sigma), x0, level)
-
-
-def streams_of(seeds: Iterable[int]) -> list[Generator]:
-    """The randomness of each image."""
-    return [generators(seed, 1)[0] for seed in seeds]
-
-
-def first_noise(
-    runtime: Runtime, request: Request, size: tuple[int, int], streams: Sequence[Generator]
-) -> Tensor:
-    """The noise of each seed, (count, C, h, w), where the network is; size: width, height."""
-    assert request.seed is not None
-    config = runtime.model.vae.config
-    unit = config.downsample
-    shape = (config.latent_channels, size[1] // unit, size[0] // unit)
-    noise = draw(request.noise, shape, streams)
-    if request.variation_strength > 0:
-        other = request.seed + 1 if request.variation_seed is None else request.variation_seed
-        turn = other - request.seed
-        towards = draw(request.noise, shape, streams_of(seed + turn for seed in request.seeds))
-        noise = slerp(noise, towards, request.variation_strength)
-    return noise.to(runtime.device, runtime.dtype)
-
-
-def enlarge(
-    runtime: Runtime, request: Request, size: tuple[int, int], latents: Tensor
-) -> tuple[tuple[int, int], Tensor]:
-    """The size of the second pass and the clean latents enlarged to it."""
-    assert request.hires is not None
-    unit = unit_of(runtime.model)
-    width, height = (round(side * request.hires / unit) * unit for side in size)
-    name = request.hires_upscaler
-    if name in hires.LATENT:
-        down = runtime.model.vae.config.downsample
-        larger = hires.enlarge_latents(latents, width // down, height // down, name)
-    else:
-        how = hires.PICTURE[name]
-        drawn = pictures(runtime, latents, request.decoder)
-        whole = [picture.resize((width, height), how) for picture in drawn]
-        pixels = torch.stack([to_tensor(picture) for picture in whole])
-        larger = runtime.encode(pixels)
-    return (width, height), larger
-
-
-# ---------------------------------------------------------------- what sees through the noise
-
-
-def planned(
-    levels: Sequence[Level], each: Sequence[StepConditioning]
-) -> list[tuple[float, StepConditioning]]:
-    """Where each step of a pass begins, and what it is told."""
-    return list(zip(map(progress, levels[:-1]), each, strict=False))
-
-
-def denoiser(
-    runtime: Runtime,
-    request: Request,
-    canvas: Canvas | None,
-    size: tuple[int, int],
-    original: Tensor | None,
-    plan: Sequence[tuple[float, StepConditioning]],
-    looks: list[Parts],
-) -> Denoiser:
-    """The model as a function (x, level) -> x0: told the prompts, guided, kept to the mask.
-
-    size: width and height of the pass. original: the clean latents of the canvas. plan: the
-    `guidance.progress` at which each step begins, and what it is told. What each look was made of
-    goes into `looks`.
-    """
-    assert request.guidance is not None
-    model = runtime.model
-    predict = predictor(network(runtime, canvas, size), model.prediction)
+    canvas: Canvas | None = None,
+) -> list[ClassifierFree]:
+    """The guidance of each step. size: width and height of the pass, in pixels."""
+    predict = predictor(network(runtime, size, canvas), runtime.model.prediction)
+    sized = [prompt.at_size(runtime.model, *size) for prompt in prompts]
     scale, rescale, interval = request.guidance, request.rescale, request.interval
-    steps = []
-    for begin, step in plan:
-        conds, uncond = step.at_size(model, *size)
-        guide = ClassifierFree(predict, conds, uncond, scale, rescale, interval)
-        steps.append((begin, guide))
-    watched = Watched(ByStep(steps), looks)
-    denoise: Denoiser = watched
-    if request.clip_guidance:
-        if request.sampler == "ddim_cfgpp":
-            raise ValueError("clip_guidance does not go with the sampler 'ddim_cfgpp'; ddim does")
-        denoise = with_clip(model, request, watched, plan[0][1].conds[0][0])
-    if canvas is not None and canvas.mask is not None and not inpaint.sees_masks(model):
-        assert original is not None
-        weights = canvas.latent_weights(model.vae.config.downsample).to(original)
-        denoise = inpaint.Keep(denoise, original, weights)
-    return denoise
+    return [
+        ClassifierFree(predict, conds, uncond, scale, rescale, interval) for conds, uncond in sized
+    ]
 
 
-def network(runtime: Runtime, canvas: Canvas | None, size: tuple[int, int]) -> Network:
-    """The backbone; one for inpainting with the mask and what is to stay beside x.
+def network(runtime: Runtime, size: tuple[int, int], canvas: Canvas | None) -> Network:
+    """The backbone; one for inpainting also gets the mask and the masked picture.
 
-    Without a mask it is to draw everything.
+    Without a mask it draws everything.
     """
     if not inpaint.sees_masks(runtime.model):
         return runtime.network
     if canvas is None or canvas.mask is None:
         grey = Image.new("RGB", size)
         canvas = Canvas(grey, None, (0, 0, *size), size)
-    channel = inpaint.mask_channel(canvas, runtime.model.vae.config.downsample)
-    seen = runtime.encode(inpaint.masked_pixels(canvas))
-    return inpaint.beside(runtime.network, torch.cat([channel.to(seen), seen], dim=1))
+    mask = inpaint.mask_channel(canvas, runtime.model.vae.config.downsample)
+    masked = runtime.encode(inpaint.masked_pixels(canvas))
+    return inpaint.with_channels(runtime.network, torch.cat([mask.to(masked), masked], dim=1))
 
 
-@dataclass(frozen=True)
-class Watched:
-    """A guided denoiser that keeps what its last look was made of."""
-
-    guided: ByStep
-    last: list[Parts]
-
-    def __call__(self, x: Tensor, level: Level) -> Tensor:
-        return self.parts(x, level).guided
-
-    def parts(self, x: Tensor, level: Level) -> Parts:
-        """For samplers that put back the unconditional noise (CFG++)."""
-        parts = self.guided.parts(x, level)
-        self.last[:] = [Parts(*(part.detach() for part in parts))]  # CLIP guidance makes a graph
-        return parts
-
-
-def with_clip(model: Model, request: Request, denoise: Denoiser, cond: Conditioning) -> Denoiser:
-    """CLIP guidance towards the prompt. Raises ValueError if the model has no picture tower."""
-    if model.vision is None:
-        raise ValueError("clip_guidance needs CLIP's picture tower, which this model has not")
-    if model.text.text_projection is None or model.text_2 is not None:
-        raise ValueError("clip_guidance needs a text tower with a projection, which this is not")
-    assert cond.pooled is not None
-    vision = model.vision
-    text = cond.pooled[:, : vision.config.projection]  # more may stand behind it
+def with_clip(
+    model: Model, request: ResolvedRequest, guided: GuidedDenoiser, guide: ClassifierFree
+) -> GuidedDenoiser:
+    """CLIP guidance towards the prompt of `guide`; see `plan.check_clip_guidance`."""
+    vision, pooled = model.vision, guide.conds[0][0].pooled
+    assert vision is not None and pooled is not None
+    text = pooled[:, : vision.config.projection]  # the sum of the words may follow
     side = vision.config.image_size
 
     def embed(pixels: Tensor) -> Tensor:
         return vision(torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear"))
 
-    return clip_guidance(denoise, model.vae.to_pixels, embed, text, request.clip_guidance)
-
-
-def sampler_options(sampler: Callable[..., Any], request: Request) -> dict[str, float]:
-    """The sampler's own options that the request sets. ValueError for one that it does not have."""
-    if request.eta is None:
-        return {}
-    if "eta" not in inspect.signature(sampler).parameters:
-        raise ValueError(f"the sampler {request.sampler!r} has no eta; ddim has")
-    return {"eta": request.eta}
+    return clip_guidance(guided, model.vae.to_pixels, embed, text, request.clip_guidance)
 
 
 # ---------------------------------------------------------------- pixels
 
 
 def finished(
-    runtime: Runtime, canvas: Canvas | None, x: Tensor, drawn: bool, decoder: str
+    runtime: Runtime, request: ResolvedRequest, canvas: Canvas | None, x: Tensor, drawn: bool
 ) -> list[Image.Image]:
-    """The pictures of the last step; where nothing was drawn, the one that it began with."""
+    """The pictures of the last step; where no step was drawn, the one to start from."""
     if canvas is None:
-        return pictures(runtime, x, decoder)
+        return pictures(runtime, x, request.decoder)
     if not drawn:
         return [canvas.picture] * len(x)
-    return [canvas.paste(picture) for picture in pictures(runtime, x, decoder)]
+    return [canvas.paste(picture) for picture in pictures(runtime, x, request.decoder)]

@@ -309,7 +309,8 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     name, spacing = samplers.resolve(d.sampler if request.sampler is None else request.sampler)
     if request.spacing is not None:
         spacing = request.spacing
-    guidance = getattr(samplers.get(name), "GUIDANCE", d.guidance)
+    own = samplers.get(name).spec.guidance
+    guidance = d.guidance if own is None else own
     picture = None if request.image is None else open_image(request.image)
     width, height = size_of(model, request, picture)
     filled: dict[str, Any] = {

@@ -3,27 +3,21 @@
 A sampler is a generator function
 ``sample(denoise, x, levels, noise, **options) -> Iterator[Step]``. It walks the levels in pairs,
 asks `denoise` for an estimate of x0, moves x to the next level, and yields. Progress, previews and
-cancelling are the caller's ``for`` loop.
-
-A sampler's file also says ORDER (how the error of a deterministic solver falls with the step; None
-for one that adds noise) and ALIASES (the names that people know from other programs). Where it is
-not so for all, it says too: SPACING, the spacing that suits it best, which "automatic" means
-("uniform"); SKIP_PENULTIMATE, the spacings of which the last but one of the levels is left out (none):
-all of them in A1111's DPM2, and "linspace" and "leading" in the multistep solvers, which diffusers
-spaces so; ENDS_FIRST, the spacings that end at t = 0, with a little noise left (none): "leading" in
-DDIM and PLMS, as in the original code, and in DEIS those of diffusers.
+cancelling are the caller's ``for`` loop. Next to it, a file declares its `SamplerSpec` as ``SPEC``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pellucid import plugins
-from pellucid.schedule import Level, Schedule
+from pellucid.guidance import GuidedDenoiser, as_denoiser
+from pellucid.schedule import SPACINGS, Level, Schedule
 from pellucid.schedule import spacing_named as schedule_spacing
 
 Noise = Callable[[Tensor], Tensor]
@@ -36,6 +30,58 @@ class Step(NamedTuple):
     x: Tensor
     x0: Tensor
     level: Level
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """What a sampler's file declares. ValueError for a value that makes no sense."""
+
+    order: int | None
+    """How the error of a deterministic solver falls with the step; None for one that adds noise."""
+    aliases: tuple[str, ...]
+    """The names that people know from other programs."""
+    spacing: str = "uniform"
+    """The spacing that suits it best, which "automatic" means."""
+    skip_penultimate: tuple[str, ...] = ()
+    """Spacings that leave out the last but one of the levels: all of them in A1111's DPM2, and
+    "linspace" and "leading" in the multistep solvers, as in diffusers."""
+    ends_first: tuple[str, ...] = ()
+    """Spacings that end at t = 0, with a little noise left: "leading" in DDIM and PLMS, as in the
+    original code, and in DEIS those of diffusers."""
+    guidance: float | None = None
+    """The guidance scale where a request leaves it open; None: the model's default."""
+    guided: bool = False
+    """Whether `sample` takes a `GuidedDenoiser`, to see what an estimate was made of (CFG++)."""
+
+    def __post_init__(self) -> None:
+        if self.order not in (None, 1, 2, 3, 4):
+            raise ValueError(f"order must be None or from 1 to 4, got {self.order}")
+        if not self.aliases:
+            raise ValueError("aliases must hold at least one name")
+        for name in (self.spacing, *self.skip_penultimate, *self.ends_first):
+            plugins.choose(name, SPACINGS, "spacing")
+
+
+class Sampler(NamedTuple):
+    """A file in this folder."""
+
+    name: str
+    spec: SamplerSpec
+    sample: Callable[..., Iterator[Step]]
+    doc: str
+    """The equations, in words."""
+
+    def steps(
+        self,
+        guided: GuidedDenoiser,
+        x: Tensor,
+        levels: Sequence[Level],
+        noise: Noise,
+        **options: Any,
+    ) -> Iterator[Step]:
+        """`sample`, with what it needs of a guided denoiser: only x0, or everything."""
+        denoise = guided if self.spec.guided else as_denoiser(guided)
+        return self.sample(denoise, x, levels, noise, **options)
 
 
 # What A1111 appends to a sampler's name, and the spacing that it means here.
@@ -70,29 +116,38 @@ def names() -> tuple[str, ...]:
     return tuple(plugins.discover(__name__))
 
 
-def get(name: str) -> ModuleType:
-    """The sampler's module, by its public name. ValueError lists the choices, nearest first."""
+def get(name: str) -> Sampler:
+    """A sampler by its public name.
+
+    ValueError lists the choices, nearest first. TypeError for a file that declares no `SPEC`.
+    """
     found = plugins.discover(__name__)
-    return found[plugins.choose(name, found, "sampler")]
+    return _checked(plugins.choose(name, found, "sampler"), found[name])
+
+
+def _checked(name: str, module: ModuleType) -> Sampler:
+    spec, sample = vars(module).get("SPEC"), vars(module).get("sample")
+    if not isinstance(spec, SamplerSpec) or not callable(sample):
+        raise TypeError(f"{module.__file__} must define SPEC = SamplerSpec(...) and sample(...)")
+    return Sampler(name, spec, sample, (module.__doc__ or "").strip())
 
 
 def resolve(name: str) -> tuple[str, str | None]:
     """(sampler, spacing or None) for a public name or one of another program.
 
     "dpmpp_2m" -> ("dpmpp_2m", None); "DPM++ 2M Karras" -> ("dpmpp_2m", "karras"). The spacing may
-    be "automatic".
-    ValueError lists the choices, nearest first.
+    be "automatic". ValueError lists the choices, nearest first.
     """
     found = plugins.discover(__name__)
     known = {stem: stem for stem in found}
     for stem, module in found.items():
-        known |= {alias.lower(): stem for alias in module.ALIASES}
-    wanted = name.strip().lower()
-    if wanted in known:
-        return known[wanted], None
-    spaced = wanted.replace("_", " ")
+        known |= {alias.lower(): stem for alias in _checked(stem, module).spec.aliases}
+    plain = name.strip().lower()
+    if plain in known:
+        return known[plain], None
+    spaced = plain.replace("_", " ")
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        start = wanted[: -len(suffix) - 1]
+        start = plain[: -len(suffix) - 1]
         if spaced.endswith(" " + suffix) and start in known:
             return known[start], SUFFIXES[suffix]
     plugins.choose(name, found, "sampler")
@@ -100,17 +155,18 @@ def resolve(name: str) -> tuple[str, str | None]:
 
 
 def spacing_named(name: str) -> str:
-    """As `schedule.spacing_named`, and "automatic" besides."""
+    """Like `schedule.spacing_named`, but "automatic" is allowed too."""
     return "automatic" if name.strip().lower() == "automatic" else schedule_spacing(name)
 
 
 def spacing_of(name: str, spacing: str, schedule: Schedule) -> str:
-    """The spacing's plain name; "automatic" is the sampler's own, or of flow "uniform".
+    """The spacing's plain name; "automatic" is the sampler's own, but "uniform" for flow.
 
-    "ddim" is DDIM's and PLMS's own, "leading", in these. spacing: one of `schedule.SPACINGS`, of
-    another program, or "automatic". ValueError lists the choices, nearest first.
+    "ddim" is what DDIM and PLMS use themselves, "leading", in these. spacing: one of
+    `schedule.SPACINGS`, of another program, or "automatic". ValueError lists the choices, nearest
+    first.
     """
-    plain, own = spacing_named(spacing), getattr(get(name), "SPACING", "uniform")
+    plain, own = spacing_named(spacing), get(name).spec.spacing
     if plain == "ddim" and own == "leading":
         return own
     if plain != "automatic":
@@ -122,10 +178,10 @@ def levels_for(
     name: str, schedule: Schedule, steps: int, spacing: str = "automatic"
 ) -> list[Level]:
     """The steps + 1 levels of a run of this sampler; see `Schedule.levels`."""
-    sampler, plain = get(name), spacing_of(name, spacing, schedule)
+    spec, plain = get(name).spec, spacing_of(name, spacing, schedule)
     return schedule.levels(
         steps,
         plain,
-        "first" if plain in getattr(sampler, "ENDS_FIRST", ()) else "clean",
-        skip_penultimate=plain in getattr(sampler, "SKIP_PENULTIMATE", ()),
+        "first" if plain in spec.ends_first else "clean",
+        skip_penultimate=plain in spec.skip_penultimate,
     )

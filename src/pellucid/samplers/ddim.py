@@ -15,13 +15,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = 1
-ALIASES = ("DDIM", "k_ddim", "DDIMScheduler")
-SPACING = "leading"
-ENDS_FIRST = ("leading",)
+SPEC = SamplerSpec(
+    order=1, aliases=("DDIM", "k_ddim", "DDIMScheduler"), spacing="leading", ends_first=("leading",)
+)
 
 
 def sample(

@@ -15,29 +15,26 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step
+from pellucid.diffusion import eps_from_x0
+from pellucid.guidance import GuidedDenoiser
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = 1
-ALIASES = ("DDIM CFG++", "ddim_cfg++")
-SPACING = "leading"
-ENDS_FIRST = ("leading",)
-GUIDANCE = 0.6  # where a request leaves the scale open; a model's own default is of the other kind
+SPEC = SamplerSpec(
+    order=1,
+    aliases=("DDIM CFG++", "ddim_cfg++"),
+    spacing="leading",
+    ends_first=("leading",),
+    guidance=0.6,  # a model's own default is of the other kind
+    guided=True,
+)
 
 
-def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """Deterministic; `noise` is not used.
-
-    denoise: as `guidance.ClassifierFree`, with a method parts(x, level) that has .guided and
-    .uncond. A denoiser without it is not guided, and then this is DDIM.
-    """
-    parts_of = getattr(denoise, "parts", None)
+def sample(
+    denoise: GuidedDenoiser, x: Tensor, levels: Sequence[Level], noise: Noise
+) -> Iterator[Step]:
+    """Deterministic; `noise` is not used. Without guidance this is DDIM."""
     for now, after in pairwise(levels):
-        if parts_of is None:
-            x0 = unguided = denoise(x, now)
-        else:
-            parts = parts_of(x, now)
-            x0, unguided = parts.guided, parts.uncond
+        x0, _, unguided = denoise(x, now)
         x = after.alpha * x0 + after.sigma * eps_from_x0(x, unguided, now)
         yield Step(x, x0, after)

@@ -15,11 +15,10 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = None
-ALIASES = ("DDPM", "DDPMScheduler")
+SPEC = SamplerSpec(order=None, aliases=("DDPM", "DDPMScheduler"))
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

@@ -19,18 +19,20 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = 2
-ALIASES = ("DEIS", "DEISMultistepScheduler")
-SKIP_PENULTIMATE = ("leading",)
-ENDS_FIRST = ("linspace", "leading", "trailing")
+SPEC = SamplerSpec(
+    order=2,
+    aliases=("DEIS", "DEISMultistepScheduler"),
+    skip_penultimate=("leading",),
+    ends_first=("linspace", "leading", "trailing"),
+)
 SHORT = 15  # fewer steps than this are a short run
 
 
 def sample(
-    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, *, order: int = ORDER
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, *, order: int = 2
 ) -> Iterator[Step]:
     """Deterministic; `noise` is not used.
 

@@ -18,13 +18,15 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import SPACINGS, Level
 
-ORDER = 2
-ALIASES = ("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler")
-SPACING = "karras"
-SKIP_PENULTIMATE = SPACINGS
+SPEC = SamplerSpec(
+    order=2,
+    aliases=("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler"),
+    spacing="karras",
+    skip_penultimate=SPACINGS,
+)
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

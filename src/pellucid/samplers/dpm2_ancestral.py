@@ -14,13 +14,15 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step, ancestral
+from pellucid.samplers import Noise, SamplerSpec, Step, ancestral
 from pellucid.schedule import SPACINGS, Level
 
-ORDER = None
-ALIASES = ("DPM2 a", "DPM2 ancestral", "k_dpm_2_a", "KDPM2AncestralDiscreteScheduler")
-SPACING = "karras"
-SKIP_PENULTIMATE = SPACINGS
+SPEC = SamplerSpec(
+    order=None,
+    aliases=("DPM2 a", "DPM2 ancestral", "k_dpm_2_a", "KDPM2AncestralDiscreteScheduler"),
+    spacing="karras",
+    skip_penultimate=SPACINGS,
+)
 
 
 def sample(

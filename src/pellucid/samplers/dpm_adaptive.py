@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step, ancestral, euler
+from pellucid.samplers import Noise, SamplerSpec, Step, ancestral, euler
 from pellucid.samplers.dpm_fast import solve
 from pellucid.schedule import Level
 
-ORDER = None
-ALIASES = ("DPM adaptive", "k_dpm_ad", "k_dpm_adaptive")
+SPEC = SamplerSpec(order=None, aliases=("DPM adaptive", "k_dpm_ad", "k_dpm_adaptive"))
 FIRST_H, ACCEPT = 0.05, 0.81
 MOST_TRIES = 1000
 

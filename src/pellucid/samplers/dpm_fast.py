@@ -17,11 +17,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step, ancestral, euler
+from pellucid.samplers import Noise, SamplerSpec, Step, ancestral, euler
 from pellucid.schedule import Level
 
-ORDER = None
-ALIASES = ("DPM fast", "k_dpm_fast")
+SPEC = SamplerSpec(order=None, aliases=("DPM fast", "k_dpm_fast"))
 
 
 def sample(

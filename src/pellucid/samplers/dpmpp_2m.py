@@ -16,13 +16,15 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = 2
-ALIASES = ("DPM++ 2M", "k_dpmpp_2m", "DPMSolverMultistepScheduler")
-SPACING = "karras"
-SKIP_PENULTIMATE = ("linspace", "leading")
+SPEC = SamplerSpec(
+    order=2,
+    aliases=("DPM++ 2M", "k_dpmpp_2m", "DPMSolverMultistepScheduler"),
+    spacing="karras",
+    skip_penultimate=("linspace", "leading"),
+)
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

@@ -19,13 +19,15 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = None
-ALIASES = ("DPM++ 2M SDE", "k_dpmpp_2m_sde")
-SPACING = "exponential"
-SKIP_PENULTIMATE = ("linspace", "leading")
+SPEC = SamplerSpec(
+    order=None,
+    aliases=("DPM++ 2M SDE", "k_dpmpp_2m_sde"),
+    spacing="exponential",
+    skip_penultimate=("linspace", "leading"),
+)
 
 
 def sample(

@@ -16,12 +16,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step, ancestral
+from pellucid.samplers import Noise, SamplerSpec, Step, ancestral
 from pellucid.schedule import Level
 
-ORDER = None
-ALIASES = ("DPM++ 2S a", "DPM++ 2S ancestral", "k_dpmpp_2s_a")
-SPACING = "karras"
+SPEC = SamplerSpec(
+    order=None, aliases=("DPM++ 2S a", "DPM++ 2S ancestral", "k_dpmpp_2s_a"), spacing="karras"
+)
 
 
 def sample(

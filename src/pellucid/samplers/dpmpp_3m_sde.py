@@ -24,13 +24,15 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import SPACINGS, Level
 
-ORDER = None
-ALIASES = ("DPM++ 3M SDE", "k_dpmpp_3m_sde")
-SPACING = "exponential"
-SKIP_PENULTIMATE = SPACINGS
+SPEC = SamplerSpec(
+    order=None,
+    aliases=("DPM++ 3M SDE", "k_dpmpp_3m_sde"),
+    spacing="exponential",
+    skip_penultimate=SPACINGS,
+)
 
 
 def sample(

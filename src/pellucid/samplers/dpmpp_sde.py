@@ -20,12 +20,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step, ancestral
+from pellucid.samplers import Noise, SamplerSpec, Step, ancestral
 from pellucid.schedule import Level
 
-ORDER = None
-ALIASES = ("DPM++ SDE", "k_dpmpp_sde", "DPMSolverSDEScheduler")
-SPACING = "karras"
+SPEC = SamplerSpec(
+    order=None, aliases=("DPM++ SDE", "k_dpmpp_sde", "DPMSolverSDEScheduler"), spacing="karras"
+)
 
 
 def sample(

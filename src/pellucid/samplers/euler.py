@@ -16,11 +16,13 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = 1
-ALIASES = ("Euler", "k_euler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
+SPEC = SamplerSpec(
+    order=1,
+    aliases=("Euler", "k_euler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+)
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

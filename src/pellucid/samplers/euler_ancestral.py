@@ -16,16 +16,18 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step, ancestral
+from pellucid.samplers import Noise, SamplerSpec, Step, ancestral
 from pellucid.schedule import Level
 
-ORDER = None
-ALIASES = (
-    "Euler a",
-    "Euler ancestral",
-    "k_euler_a",
-    "k_euler_ancestral",
-    "EulerAncestralDiscreteScheduler",
+SPEC = SamplerSpec(
+    order=None,
+    aliases=(
+        "Euler a",
+        "Euler ancestral",
+        "k_euler_a",
+        "k_euler_ancestral",
+        "EulerAncestralDiscreteScheduler",
+    ),
 )
 
 

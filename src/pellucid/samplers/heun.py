@@ -17,11 +17,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = 2
-ALIASES = ("Heun", "k_heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+SPEC = SamplerSpec(
+    order=2, aliases=("Heun", "k_heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+)
 
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:

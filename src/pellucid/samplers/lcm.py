@@ -18,12 +18,10 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = None
-ALIASES = ("LCM", "LCMScheduler")
-SPACING = "lcm"
+SPEC = SamplerSpec(order=None, aliases=("LCM", "LCMScheduler"), spacing="lcm")
 SIGMA_DATA = 0.5
 TIME_SCALE = 10.0
 

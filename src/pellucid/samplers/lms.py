@@ -15,15 +15,14 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = 4
-ALIASES = ("LMS", "k_lms", "LMSDiscreteScheduler")
+SPEC = SamplerSpec(order=4, aliases=("LMS", "k_lms", "LMSDiscreteScheduler"))
 
 
 def sample(
-    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, *, order: int = ORDER
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, *, order: int = 4
 ) -> Iterator[Step]:
     """Deterministic; `noise` is not used. order: 1 (Euler) to 4, how many slopes are remembered."""
     if not 1 <= order <= 4:

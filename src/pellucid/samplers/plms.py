@@ -17,13 +17,15 @@ from itertools import pairwise
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = 2
-ALIASES = ("PLMS", "k_plms", "PNDM", "PNDMScheduler")
-SPACING = "leading"
-ENDS_FIRST = ("leading",)
+SPEC = SamplerSpec(
+    order=2,
+    aliases=("PLMS", "k_plms", "PNDM", "PNDMScheduler"),
+    spacing="leading",
+    ends_first=("leading",),
+)
 ADAMS_BASHFORTH = (
     (1.0,),
     (3 / 2, -1 / 2),

@@ -14,12 +14,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser
-from pellucid.samplers import Noise, Step, heun
+from pellucid.samplers import Noise, SamplerSpec, Step, heun
 from pellucid.schedule import NOISIEST, Level, curve
 
-ORDER = None
-ALIASES = ("Restart",)
-SPACING = "karras"
+SPEC = SamplerSpec(order=None, aliases=("Restart",), spacing="karras")
 FROM, BACK_TO = 0.1, 2.0
 
 

@@ -21,12 +21,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pellucid.diffusion import Denoiser
-from pellucid.samplers import Noise, Step
+from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
-ORDER = 3
-ALIASES = ("UniPC", "UniPCMultistepScheduler")
-SKIP_PENULTIMATE = ("linspace", "leading")
+SPEC = SamplerSpec(
+    order=3, aliases=("UniPC", "UniPCMultistepScheduler"), skip_penultimate=("linspace", "leading")
+)
 
 
 class _Look(NamedTuple):

@@ -23,7 +23,7 @@ from pellucid.conditioning import encode_captions
 from pellucid.data.emoji import Mix, Place, compose, core_concepts
 from pellucid.data.imagefolder import Folder
 from pellucid.diffusion import Conditioning, predictor, sample_t, training_loss
-from pellucid.guidance import ClassifierFree
+from pellucid.guidance import ClassifierFree, as_denoiser
 from pellucid.images.metadata import save_image
 from pellucid.images.pixels import grid, to_pil
 from pellucid.samplers import ddim
@@ -282,7 +282,7 @@ def draw_samples(
     x = noise.draw("gaussian", (vae.config.latent_channels, side, side), seeds).to(device)
     guided = ClassifierFree(predictor(network, EMOJI_PREDICTION), wanted, empty, 4.0)
     levels = EMOJI_SCHEDULE.levels(12, "uniform")
-    *_, last = ddim.sample(guided, x * levels[0].sigma, levels, noise.source(seeds))
+    *_, last = ddim.sample(as_denoiser(guided), x * levels[0].sigma, levels, noise.source(seeds))
     drawn = [to_pil(p) for p in vae.to_pixels(last.x)]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(grid(drawn, 4), path)

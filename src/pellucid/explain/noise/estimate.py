@@ -21,7 +21,7 @@ from pellucid.html.records import Picture, Record
 from pellucid.images.pixels import fit, to_tensor
 from pellucid.model import Model
 from pellucid.noise import draw, generators
-from pellucid.pipeline import denoiser
+from pellucid.pipeline import guides_of
 from pellucid.preview import pictures
 from pellucid.request import Request, resolve
 from pellucid.runtime import Runtime
@@ -81,15 +81,14 @@ def estimate_from_each(
     runtime = Runtime(model)  # its warnings are not shown: the page has no place for them
     x0 = runtime.encode(pixels[None])
     eps = draw("gaussian", tuple(x0.shape[1:]), generators(seed, 1)).to(x0)
-    plan = [(0.0, step) for step in conditioning_schedule(runtime, request, 1)]
-    denoise = denoiser(runtime, request, None, size, None, plan, [])
+    (guide,) = guides_of(runtime, request, conditioning_schedule(runtime, request, 1), size)
     by_time = []
     for time in times:
         level = level_at(model.schedule, time)
         if level.alpha == 0 and model.prediction == "eps":
             continue
         x = add_noise(x0, eps, level.alpha, level.sigma)
-        guess = denoise(x, level)
+        guess = guide(x, level).guided
         noisy, decoded = pictures(runtime, torch.cat([x, guess]))
         by_time.append(
             Estimate(

@@ -107,7 +107,7 @@ def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str
         "meaning": source_code(TextTower.forward),
         "noise": source_code(noise.draw),
         "look": source_code(to_x0),
-        "guidance": source_code(ClassifierFree.parts),
+        "guidance": source_code(ClassifierFree.__call__),
         "attention": source_code(attend),
         "sampler": source_code(sampler.sample),
         "path": source_code(project),
@@ -119,7 +119,7 @@ def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str
         **START[first.request.image is not None],
         equation_x0=X0[first.prediction],
         sampler=escape(first.request.sampler or ""),
-        sampler_words=escape((sampler.__doc__ or "").strip()),
+        sampler_words=escape(sampler.doc),
         # "<" would end the element where the prompt says so.
         record=json.dumps(record, separators=(",", ":")).replace("<", "\\u003c"),
     )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pellucid.conditioning import chunked
 from pellucid.explain.run.record import Word
 from pellucid.explain.text_vectors import text_vectors
-from pellucid.guidance import progress
+from pellucid.guidance import step_at
 from pellucid.model import Model
-from pellucid.pipeline import levels_of
+from pellucid.plan import levels_of
 from pellucid.prompt import each_step, parse, split_and, take_loras
-from pellucid.request import Request
+from pellucid.request import ResolvedRequest
 from pellucid.schedule import Level, Schedule
 
 
@@ -35,15 +34,13 @@ class WordSchedule:
         return near if abs(near.t - t) < 1e-3 else self.schedule.level(t)
 
     def words(self, done: int, t: float) -> tuple[Word, ...]:
-        """The words at t when `done` steps are complete. See `guidance.ByStep`."""
+        """The words at t when `done` steps are complete."""
         first = len(self.passes[0]) - 1
         number, before = (0, 0) if done < first else (1, first)
-        begins = [progress(level) for level in self.passes[number][:-1]]
-        at = bisect.bisect_right(begins, progress(self.level(t))) - 1
-        return self.texts[before + max(at, 0)]
+        return self.texts[before + step_at(self.passes[number][:-1], self.level(t))]
 
 
-def word_schedule(model: Model, request: Request) -> WordSchedule:
+def word_schedule(model: Model, request: ResolvedRequest) -> WordSchedule:
     """The words of a request at each step.
 
     ValueError: a prompt that has no tokens at any step.
