@@ -47,10 +47,10 @@ def pairs(model: Model, art: EmojiArt, count: int, held: bool) -> list[Pair]:
     found: list[Pair] = []
     while len(found) < count:
         sample = compose(art, rng, mix, held=held, among=core)
-        if not sample.places:  # no partner was to be had
+        if not sample.phrases:  # no partner was to be had
             continue
-        across = sample.places[0].box == LEFT
-        words = columns(model.tokenizer, sample.caption, sample.places)
+        across = sample.phrases[0].box == LEFT
+        words = columns(model.tokenizer, sample.caption, sample.phrases)
         pixels = torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
         found.append(Pair(pixels, sample.caption, words, across))
     return found

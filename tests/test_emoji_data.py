@@ -87,7 +87,7 @@ def test_captions_tell_what_is_drawn(art: EmojiArt) -> None:
         head, _, tail = s.caption.partition(" and " if " and " in s.caption else " above ")
         assert first in head
         assert second in tail
-        assert [s.caption[p.start : p.end] for p in s.places] == [first, second]
+        assert [s.caption[p.start : p.end] for p in s.phrases] == [first, second]
 
 
 def test_two_things_are_where_their_places_say() -> None:
@@ -99,7 +99,7 @@ def test_two_things_are_where_their_places_say() -> None:
     art = EmojiArt([Concept("x", (name,)) for name in NAMES[:3]], pixels, ["flat"])
     boxes = set()
     for s in draw(art, PAIRS, 50):
-        for concept, place in zip(s.concepts, s.places, strict=True):
+        for concept, place in zip(s.concepts, s.phrases, strict=True):
             left, top, right, bottom = (round(16 * edge) for edge in place.box)
             part = s.pixels[top:bottom, left:right].reshape(-1, 3)
             seen = {tuple(map(int, color)) for color in np.unique(part, axis=0)}

@@ -21,7 +21,9 @@ from pellucid.checkpoints.weights import open_weights
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.gan import GAN, Discriminator, GANConfig, Generator
 from pellucid.images.metadata import read_metadata
+from pellucid.recipes.emoji import RECIPE
 from pellucid.train import gan as train_gan
+from pellucid.train import loop
 from pellucid.train.gan import GANOptions, Players, play
 
 SMALL = GANConfig(size=28, latent=8, generator_width=4, discriminator_width=4)
@@ -295,21 +297,21 @@ def run(art: Path, out: Path, **fields: Any) -> dict[str, Any]:
         art, out, steps=4, batch=4, size=28, latent=8, width=4, discriminator_width=4,
         save_every=2, sample_every=0, device="cpu",
     )  # fmt: skip
-    train_gan.train(dataclasses.replace(options, **fields))
+    train_gan.train(dataclasses.replace(options, **fields), RECIPE)
     return torch.load(out / "state.pt", weights_only=True)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(art: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"conditional": True, "norm": "spectral", "r1": 1.0}
     whole = run(art, tmp_path / "whole", **fields)
-    kept = train_gan.save_state
+    kept = loop.save_state
 
     def stop_after_the_first(path: Path, state: dict[str, Any]) -> None:
         kept(path, state)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_gan, "save_state", stop_after_the_first)
+        patch.setattr(loop, "save_state", stop_after_the_first)
         with pytest.raises(KeyboardInterrupt):
             run(art, tmp_path / "cut", **fields)
     assert torch.load(tmp_path / "cut" / "state.pt", weights_only=True)["step"] == 2
@@ -344,7 +346,7 @@ def test_a_folder_and_its_classes(tmp_path: Path) -> None:
     ("fields", "sentence"),
     [
         ({"r1": 10.0}, "norm is 'batch'"),
-        ({"r1": -1.0}, "r1 is -1"),
+        ({"r1": -1.0}, "r1 must be at least 0, got -1"),
         ({"batch": 3, "pack": 2}, "multiple of pack, 2"),
         ({"batch": 1}, "at least twice"),
         ({"size": 30}, "size is 30"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from pellucid.data.emoji import ABOVE, BELOW, LEFT, RIGHT, Place
+from pellucid.data import GroundedPhrase
+from pellucid.data.emoji import ABOVE, BELOW, LEFT, RIGHT
 from pellucid.tokenizer import Tokenizer
 from pellucid.train.token_loss import boxes, columns, token_loss
 
 CAPTION = "a red apple and a snowman, flat"
-APPLE, SNOWMAN = Place(2, 11, LEFT), Place(18, 25, RIGHT)
+APPLE, SNOWMAN = GroundedPhrase(2, 11, LEFT), GroundedPhrase(18, 25, RIGHT)
 
 
 def test_columns_are_the_tokens_of_the_words() -> None:
@@ -39,7 +40,7 @@ def looking(box: tuple[float, float, float, float], outside: float) -> torch.Ten
 def test_the_loss_is_the_square_of_the_share_outside() -> None:
     token = torch.tensor([[[False, True, False], [False, False, False]]])
     for box in (LEFT, RIGHT, ABOVE, BELOW):
-        where = boxes([Place(0, 1, box)])[None]
+        where = boxes([GroundedPhrase(0, 1, box)])[None]
         for outside, wanted in ((0.0, 0.0), (1.0, 0.25), (0.5, 1 / 9)):
             maps = [looking(box, outside)] * 3
             torch.testing.assert_close(token_loss(maps, token, where), torch.tensor(wanted))
@@ -53,7 +54,7 @@ def test_nothing_with_a_place_is_no_loss() -> None:
 
 def test_descending_it_moves_the_attention_into_the_box() -> None:
     token = torch.tensor([[[False, True, False], [False, False, True]]])
-    where = boxes([Place(0, 1, LEFT), Place(2, 3, RIGHT)])[None]
+    where = boxes([GroundedPhrase(0, 1, LEFT), GroundedPhrase(2, 3, RIGHT)])[None]
     logits = torch.zeros(1, 2, 4, 4, 3, requires_grad=True)
     optimizer = torch.optim.SGD([logits], lr=20.0)
     for _ in range(100):

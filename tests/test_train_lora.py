@@ -23,6 +23,7 @@ from pellucid.checkpoints import (
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
 from pellucid.tokenizer import Tokenizer
+from pellucid.train import loop
 from pellucid.train import lora as train_lora
 from pellucid.train.lora import LoraOptions, make_pool, new_lora, validation_loss
 from references import model_of
@@ -102,9 +103,9 @@ def test_a_run_that_was_stopped_goes_on(
         saved.append(int(str(state["step"])))
         raise Stopped
 
-    save_state = train_lora.save_state
+    save_state = loop.save_state
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_lora, "save_state", stop)
+        patch.setattr(loop, "save_state", stop)
         with pytest.raises(Stopped):
             train_lora.train(half)
     assert saved == [5] and not out.exists()
@@ -142,7 +143,7 @@ def test_a_new_lora_changes_nothing(model: Model) -> None:
 def test_captions_are_no_prompts(model: Model, data: Path) -> None:
     """Brackets in a caption give no weight; every caption belongs to its picture."""
     pool = make_pool(model, train_lora.Folder.load(data, 16), mirror=True)
-    assert len(pool.latents) == 6 and len(pool.told) == 4
+    assert len(pool.latents) == 6 and len(pool.text) == 4
 
     def tokens(text: str) -> Tensor:
         return model.text(model.tokenizer([text])).hidden
@@ -158,12 +159,12 @@ def test_captions_are_no_prompts(model: Model, data: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": ""}, "data is wanted: a folder of pictures with captions"),
+        ({"data": ""}, "data must be a folder of pictures with captions"),
         ({"data": "/nowhere"}, "there is no such folder"),
-        ({"rank": 0}, "rank is 0; 1 to 1024 is wanted"),
-        ({"out": Path("apple.pt")}, r"out is apple.pt; a file that ends in .safetensors is wanted"),
-        ({"out": Path("/tmp")}, "out is /tmp; a file that ends in .safetensors"),
-        ({"size": 17}, "size is 17; a multiple of"),
+        ({"rank": 0}, "rank must be between 1 and 1024, got 0"),
+        ({"out": Path("apple.pt")}, r"out must be a file that ends in .safetensors, got apple.pt"),
+        ({"out": Path("/tmp")}, "out must be a file that ends in .safetensors, got /tmp"),
+        ({"size": 17}, "size must be a multiple of .*, got 17"),
         ({"model": "/nowhere.safetensors"}, "does not exist"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the loops can be told: device, size, width, samples, further losses, a folder of pictures.
+"""The settings of the loops: device, size, width, samples, further losses, a folder of pictures.
 
 Three steps of tiny batches each; whether anything is learnt is not asked here.
 """
@@ -16,12 +16,15 @@ from PIL import Image
 
 from pellucid import checkpoints
 from pellucid.cli.train import _options
+from pellucid.data import SourceOptions
+from pellucid.data import load as load_source
 from pellucid.data.emoji import Concept, EmojiArt
 from pellucid.data.imagefolder import Folder
 from pellucid.evaluate import classifier
+from pellucid.recipes.emoji import RECIPE
 from pellucid.train import clip as train_clip
 from pellucid.train import diffusion as train_diffusion
-from pellucid.train import pack, pictures
+from pellucid.train import loop, pack
 from pellucid.train import vae as train_vae
 from pellucid.train.loop import autocast, device_of, load_state
 
@@ -37,10 +40,12 @@ def train_all(out: Path, **source: Any) -> None:
     train_clip.train(
         train_clip.CLIPOptions(
             out=out / "clip", steps=3, batch=4, vocabulary=300, captions=50, device="cpu", **source
-        )
+        ),
+        RECIPE,
     )
-    train_vae.train(train_vae.VAEOptions(out=out / "vae", steps=3, batch=2, device="cpu", **source))
-    train_diffusion.train(diffusion_options(out, **source))
+    vae = train_vae.VAEOptions(out=out / "vae", steps=3, batch=2, device="cpu", **source)
+    train_vae.train(vae, RECIPE)
+    train_diffusion.train(diffusion_options(out, **source), RECIPE)
 
 
 def diffusion_options(out: Path, **source: Any) -> train_diffusion.DiffusionOptions:
@@ -81,8 +86,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("small")
     train_clip.train(
         train_clip.CLIPOptions(
-            save_art(out, 32), out / "clip", 2, batch=4, vocabulary=300, captions=50, device="cpu"
-        )
+            save_art(out, 32),
+            out / "clip",
+            steps=2,
+            batch=4,
+            vocabulary=300,
+            captions=50,
+            device="cpu",
+        ),
+        RECIPE,
     )
     return out
 
@@ -102,7 +114,8 @@ def test_pack_takes_size_and_network_from_what_was_trained(large: Path) -> None:
                 clip=large / "clip" / "state.pt",
                 diffusion=large / "diffusion" / "state.pt",
                 out=large / "model.safetensors",
-            )
+            ),
+            RECIPE,
         )
     )
     assert (model.defaults.width, model.defaults.height) == (128, 128)
@@ -121,7 +134,7 @@ def test_a_sheet_of_samples_now_and_then_and_at_the_end(large: Path) -> None:
 
 def test_samples_do_not_disturb_the_training(large: Path, tmp_path: Path) -> None:
     options = diffusion_options(large, art=large / "art.npz")
-    train_diffusion.train(dataclasses.replace(options, out=tmp_path, sample_every=0))
+    train_diffusion.train(dataclasses.replace(options, out=tmp_path, sample_every=0), RECIPE)
     assert not (tmp_path / "samples").exists()
     with_them, without = (state_at(p / "state.pt") for p in (large / "diffusion", tmp_path))
     assert all(torch.equal(v, without["model"][k]) for k, v in with_them["model"].items())
@@ -131,8 +144,8 @@ def test_samples_do_not_disturb_the_training(large: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("channels", ["96", "96,a", "96,100", "0,32", ""])
 def test_channels_that_make_no_network(channels: str, tmp_path: Path) -> None:
     options = train_diffusion.DiffusionOptions(out=tmp_path, channels=channels, device="cpu")
-    with pytest.raises(ValueError, match="channels is"):
-        train_diffusion.train(options)
+    with pytest.raises(ValueError, match="channels must be"):
+        train_diffusion.train(options, RECIPE)
 
 
 # ---------------------------------------------------------------- further losses
@@ -142,7 +155,7 @@ def vae_run(small: Path, out: Path, **fields: Any) -> dict[str, Any]:
     options = train_vae.VAEOptions(
         small / "art.npz", out, steps=4, batch=2, save_every=2, device="cpu"
     )
-    train_vae.train(dataclasses.replace(options, **fields))
+    train_vae.train(dataclasses.replace(options, **fields), RECIPE)
     return state_at(out / "state.pt")
 
 
@@ -165,14 +178,14 @@ def test_a_discriminator_and_the_eyes_of_clip(small: Path, tmp_path: Path) -> No
 def test_a_run_with_a_discriminator_resumes_bit_for_bit(small: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"adversarial": 0.5, "adversarial_from": 1, "steps": 4}
     whole = vae_run(small, tmp_path / "whole", **fields)
-    kept = train_vae.save_state
+    kept = loop.save_state
 
     def stop_after_the_first(path: Path, state: dict[str, Any]) -> None:
         kept(path, state)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_vae, "save_state", stop_after_the_first)
+        patch.setattr(loop, "save_state", stop_after_the_first)
         with pytest.raises(KeyboardInterrupt):
             vae_run(small, tmp_path / "cut", **fields)
     assert state_at(tmp_path / "cut" / "state.pt")["step"] == 2
@@ -208,7 +221,7 @@ def test_a_folder_keeps_some_back_and_mirrors(tmp_path: Path) -> None:
     folder = Folder(pixels, [str(i) for i in range(40)])
     held, learnt = folder.split(True), folder.split(False)
     assert held == [0, 20] and sorted(held + learnt) == list(range(40))
-    drawn, captions = pictures.draw(folder, 50, np.random.default_rng(0), train_vae.Mix())
+    drawn, captions, *_ = folder.draw(50, np.random.default_rng(0))
     assert not {"0", "20"} & set(captions)
     white_left = drawn[:, 0, 0, 0] > 0
     assert 0 < int(white_left.sum()) < 50
@@ -216,8 +229,8 @@ def test_a_folder_keeps_some_back_and_mirrors(tmp_path: Path) -> None:
 
 
 def test_sizes_that_fit_no_network(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="size is 50; a multiple of 16"):
-        pictures.load(tmp_path, str(tmp_path), 50)
+    with pytest.raises(ValueError, match=r"size must be a multiple of 16, .*, got 50"):
+        load_source(SourceOptions(data=str(tmp_path), size=50), multiple=16)
 
 
 # ---------------------------------------------------------------- devices
@@ -240,7 +253,7 @@ def test_a_device_that_is_not_there(name: str, tmp_path: Path) -> None:
     ]
     for module, options in loops:
         with pytest.raises(ValueError, match="device is"):
-            module.train(options)
+            module.train(*([options] if module is classifier else [options, RECIPE]))
 
 
 @pytest.mark.parametrize(
@@ -263,5 +276,5 @@ def test_yes_and_no_on_the_command_line() -> None:
     kind = train_diffusion.DiffusionOptions
     assert _options(kind, ["core=False"], False).core is False
     assert _options(kind, ["core=true"], False).core is True
-    with pytest.raises(ValueError, match="core is true or false"):
+    with pytest.raises(ValueError, match="core must be true or false"):
         _options(kind, ["core=maybe"], False)

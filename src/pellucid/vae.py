@@ -1,13 +1,13 @@
 """The autoencoder: pixels <-> latents, which are small enough to diffuse on.
 
-"Auto-encoding variational Bayes" (Kingma & Welling 2014, arXiv:1312.6114); the network and the
-adversarial training are those of latent diffusion (Rombach et al. 2022, arXiv:2112.10752). Its
-parameters have the names that diffusers gives them (AutoencoderKL).
+"Auto-encoding variational Bayes" (Kingma & Welling 2014, arXiv:1312.6114); the network is
+that of latent diffusion (Rombach et al. 2022, arXiv:2112.10752). Its parameters have the names that
+diffusers gives them (AutoencoderKL).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -361,63 +361,7 @@ class VAE(nn.Module):
         last.bias[config.latent_channels :] = -6.0
 
 
-class PatchDiscriminator(nn.Module):
-    """Scores overlapping patches as real or made: (B, 3, H, W) -> (B, 1, about H / 8, W / 8).
-
-    Isola et al. 2017 (arXiv:1611.07004), appendix 6.1.2, with group norm in place of batch norm,
-    so that a picture's score does not depend on the others in its batch.
-    """
-
-    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3) -> None:
-        super().__init__()
-        blocks: list[nn.Module] = [
-            nn.Conv2d(in_channels, width, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-        ]
-        for i in range(1, layers + 1):
-            before, after = width * min(2 ** (i - 1), 8), width * min(2**i, 8)
-            blocks += [
-                nn.Conv2d(before, after, 4, stride=2 if i < layers else 1, padding=1, bias=False),
-                nn.GroupNorm(8, after),
-                nn.LeakyReLU(0.2),
-            ]
-        blocks.append(nn.Conv2d(width * min(2**layers, 8), 1, 4, padding=1))
-        self.layers = nn.Sequential(*blocks)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.layers(pixels)
-
-
-def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Mean absolute difference of each picture, (B,)."""
-    return (decoded - pixels).abs().mean(dim=(1, 2, 3))
-
-
 def psnr(decoded: Tensor, pixels: Tensor) -> float:
     """Mean over pictures of 10 log10(4 / MSE), `decoded` clipped to [-1, 1]. dB; inf if equal."""
     error = (decoded.clamp(-1, 1) - pixels).square().mean(dim=(1, 2, 3))
     return float((10 * torch.log10(4 / error)).mean())
-
-
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the discriminator's scores, scalar (Lim & Ye 2017, arXiv:1705.02894)."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-
-
-def generator_loss(fake: Tensor) -> Tensor:
-    """What the autoencoder pays for scores (any shape) that say "made", scalar."""
-    return -fake.mean()
-
-
-def feature_loss(features: Callable[[Tensor], Sequence[Tensor]], a: Tensor, b: Tensor) -> Tensor:
-    """How different two batches of pictures look to a network, (B,).
-
-    `features` gives maps (B, C, h, w) of several layers; each place's vector is made of unit
-    length, and the squared distances are averaged over places and summed over layers
-    (Zhang et al. 2018, arXiv:1801.03924, equation 1, without learned weights).
-    """
-    distances = [
-        (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(dim=1).mean(dim=(1, 2))
-        for x, y in zip(features(a), features(b), strict=True)
-    ]
-    return torch.stack(distances).sum(dim=0)

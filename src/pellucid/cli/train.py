@@ -1,7 +1,11 @@
-"""``pellucid train``: a LoRA of any model; the parts of the small model, from nothing."""
+"""``pellucid train``: a LoRA of any model; the parts of a small model, from nothing."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import textwrap
+import typing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,96 +20,87 @@ KINDS = {
     Path: "a path",
     str: "text",
 }
+YES_OR_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+LOOPS = {
+    "lora": ("pellucid.train.lora", "LoraOptions"),
+    "vae": ("pellucid.train.vae", "VAEOptions"),
+    "clip": ("pellucid.train.clip", "CLIPOptions"),
+    "diffusion": ("pellucid.train.diffusion", "DiffusionOptions"),
+    "gan": ("pellucid.train.gan", "GANOptions"),
+    "classifier": ("pellucid.evaluate.classifier", "ClassifierOptions"),
+    "pack": ("pellucid.train.pack", "PackOptions"),
+}
+"""Name -> the module of the loop and its options."""
+WITHOUT_RECIPE = ("lora", "classifier")
 
 
-def _yes_or_no(text: str) -> bool:
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in known:
-        raise ValueError(f"{text!r} is neither true nor false")
-    return known[text.lower()]
+def _value(kind: type[Any], text: str) -> Any:
+    if kind is bool:  # bool("False") would be True
+        return YES_OR_NO[text.lower()]
+    return kind(text)
 
 
 def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
     """A training options dataclass from "name=value" words."""
-    import typing
-
-    fields = typing.get_type_hints(kind)
+    types = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
     values: dict[str, Any] = {"resume": resume}
     for setting in settings:
         name, equals, text = setting.partition("=")
-        if not equals or name not in fields:
-            known = ", ".join(field for field in fields if field != "resume")
-            raise ValueError(f"{setting!r}: NAME=VALUE is wanted, NAME one of {known}")
+        if not equals or name not in names:
+            known = ", ".join(name for name in names if name != "resume")
+            raise ValueError(f"{setting!r} must be NAME=VALUE, where NAME is one of {known}")
         try:
-            kind_of = fields[name]  # bool("False") would be True
-            values[name] = _yes_or_no(text) if kind_of is bool else kind_of(text)
-        except ValueError:
-            raise ValueError(f"{setting!r}: {name} is {KINDS[fields[name]]}") from None
+            values[name] = _value(types[name], text)
+        except (KeyError, ValueError):
+            raise ValueError(f"{setting!r}: {name} must be {KINDS[types[name]]}") from None
     return kind(**values)
 
 
-def _told(kind: type[Any]) -> str:
-    """Every setting with its default, and what its docstring in the source says of it."""
-    import ast
-    import inspect
-    import textwrap
-    from itertools import pairwise
-
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(tree, ast.ClassDef)
+def _help(kind: type[Any]) -> str:
+    """Every setting with its default and its help."""
+    notes = typing.get_type_hints(kind, include_extras=True)
     lines = []
-    for node, after in pairwise([*tree.body, ast.Pass()]):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+    for field in sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only)):
+        if field.name == "resume":  # which is --resume
             continue
-        name, said = node.target.id, ""
-        if name == "resume":  # which is --resume
-            continue
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            said = " ".join(str(after.value.value).split())
-        lines.append(f"{name}={getattr(kind, name)}")
-        lines += textwrap.wrap(said, 92, initial_indent="    ", subsequent_indent="    ")
+        lines.append(f"{field.name}={field.default}")
+        for text in getattr(notes[field.name], "__metadata__", ()):
+            lines += textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
 @app.command()
 def train(
-    what: Annotated[
-        str, typer.Argument(help="lora, vae, clip, diffusion, gan, classifier or pack.")
-    ],
+    what: Annotated[str, typer.Argument(help=f"{', '.join(LOOPS)}.")],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="Options as NAME=VALUE, such as steps=1000.")
+        list[str] | None, typer.Argument(help="Settings as NAME=VALUE, such as steps=1000.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the last run was stopped.")
+        bool, typer.Option("--resume", help="Continue where the last run was stopped.")
     ] = False,
     list_settings: Annotated[
-        bool, typer.Option("--settings", help="List what can be set, with its defaults, and leave.")
+        bool, typer.Option("--settings", help="List the settings with their defaults, and exit.")
     ] = False,
+    recipe: Annotated[
+        str, typer.Option(help="The design of the model, a file of pellucid/recipes.")
+    ] = "emoji",
 ) -> None:
-    """Train a LoRA, a GAN, or a part of the small model, or pack the parts into one file."""
+    """Train a LoRA, a GAN, or a part of a small model, or pack the parts into one file."""
     from pellucid.checkpoints import UnknownPrediction
-    from pellucid.plugins import choose
+    from pellucid.plugins import choose, discover
 
-    kinds = {
-        "lora": "Lora",
-        "vae": "VAE",
-        "clip": "CLIP",
-        "diffusion": "Diffusion",
-        "gan": "GAN",
-        "classifier": "Classifier",
-        "pack": "Pack",
-    }
-    choose(what, kinds, "training")
-    import importlib
-
-    package = "evaluate" if what == "classifier" else "train"
-    module = importlib.import_module(f"pellucid.{package}.{what}")
-    kind = getattr(module, kinds[what] + "Options")
+    module_name, options_name = LOOPS[choose(what, LOOPS, "training")]
+    module = importlib.import_module(module_name)
+    kind = getattr(module, options_name)
     if list_settings:
-        typer.echo(_told(kind))
+        typer.echo(_help(kind))
         return
+    recipes = discover("pellucid.recipes")
+    design = recipes[choose(recipe, recipes, "recipe")].RECIPE
     options = _options(kind, settings or [], resume)
     try:
-        typer.echo(module.train(options))
+        typer.echo(module.train(*([options] if what in WITHOUT_RECIPE else [options, design])))
     except UnknownPrediction as error:  # it names the flag of the other commands
         raise ValueError(str(error).replace("--prediction ", "prediction=")) from error

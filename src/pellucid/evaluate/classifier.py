@@ -6,26 +6,30 @@ as an autoencoder blurs, noisy) and never takes part in training the generator.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pellucid.data import to_pixels
 from pellucid.data.emoji import EmojiArt, Mix, compose
 from pellucid.train.loop import (
+    BatchSize,
     Ema,
-    Report,
+    Rate,
+    Run,
+    RunOptions,
+    Stateful,
+    Steps,
     autocast,
-    check,
     device_of,
     generator_of,
-    learning_rate,
     load_state,
     rng_of,
-    save_state,
 )
 
 MIX = Mix(tinted=0.2, on_color=0.2, pair=0.0)
@@ -65,18 +69,19 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class ClassifierOptions:
+class ClassifierOptions(RunOptions):
     """Options of ``pellucid train classifier``."""
 
-    art: Path = Path("runs/art64.npz")
-    out: Path = Path("runs/classifier")
-    steps: int = 1500
-    batch: int = 64
-    rate: float = 2e-3
-    device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
-    seed: int = 1
-    resume: bool = False
+    art: Annotated[Path, "The rendered emoji."] = Path("runs/art64.npz")
+    out: Annotated[Path, "A folder for the state of the run, which is the classifier."] = Path(
+        "runs/classifier"
+    )
+    _: KW_ONLY
+    steps: Steps = 1500
+    batch: BatchSize = 64
+    rate: Rate = 2e-3
+    save_every: Annotated[int, "Steps between two saves of the whole state."] = 200
+    seed: Annotated[int, "Of the first weights and the choice of pictures."] = 1
 
 
 def augmented(pixels: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
@@ -92,60 +97,34 @@ def augmented(pixels: Tensor, rng: np.random.Generator, generator: torch.Generat
 
 def train(options: ClassifierOptions) -> Path:
     """Run the loop; returns the path of the saved state."""
-    check(options)
     device = device_of(options.device)
     art = EmojiArt.load(options.art)
     torch.manual_seed(options.seed)
     network = Classifier(len(art.concepts), len(art.styles))
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=0.02)
-    ema = Ema(network, 0.99)
-    path, first = options.out / "state.pt", 0
-    if options.resume and (state := load_state(path)):
-        network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.restore(state["ema"], state["updates"])
-        first = state["step"]
-    report = Report("classifier", options.steps, first)
+    parts: dict[str, Stateful] = {"model": network, "optimizer": optimizer}
+    run = Run("classifier", options.out / "state.pt", options, parts, Ema(network, 0.99))
     network.train()
-    for step in range(first, options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps, options.rate, 100, 0.4)
+    for step in run.steps(optimizer, warmup=100, decay_from=0.4):
         rng, generator = rng_of(options.seed, step), generator_of(options.seed, step)
         samples = [compose(art, rng, MIX) for _ in range(options.batch)]
-        pixels = torch.stack([torch.from_numpy(s.pixels) for s in samples])
-        pixels = augmented(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, rng, generator)
+        pixels = augmented(to_pixels([s.pixels for s in samples]), rng, generator)
+        pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
         things = torch.tensor([s.concepts[0] for s in samples]).to(device)
         styles = torch.tensor([s.style for s in samples]).to(device)
-        pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
         with autocast(device):
             thing, style = network(pixels)
             loss = F.cross_entropy(thing, things, label_smoothing=0.05)
             loss = loss + 0.3 * F.cross_entropy(style, styles)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        ema.update(network)
-        hits = (thing.argmax(1) == things).float().mean()
-        report(
-            step,
-            options.batch,
+        run.update(optimizer, loss, max_norm=None)
+        run.report(
             loss=loss.detach(),
-            accuracy=hits,
+            accuracy=(thing.argmax(1) == things).float().mean(),
             style=(style.argmax(1) == styles).float().mean(),
         )
-        if (step + 1) % 200 == 0 or step + 1 == options.steps:
-            save_state(
-                path,
-                {
-                    "model": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "ema": ema.weights,
-                    "updates": ema.updates,
-                    "step": step + 1,
-                },
-            )
-    return path
+        run.save_if_due()
+    return run.path
 
 
 def trained(path: Path, art: EmojiArt) -> Classifier:

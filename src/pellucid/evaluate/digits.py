@@ -75,10 +75,9 @@ def train(options: DigitsOptions) -> Path:
     for step in range(options.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.rate, 50, 0.3)
-        index = torch.from_numpy(
-            rng_of(options.seed, step).integers(len(learnt), size=options.batch)
-        )
-        pixels = shifted(learnt.pixels[index][:, None], generator_of(options.seed, step))
+        rng, generator = rng_of(options.seed, step), generator_of(options.seed, step)
+        index = torch.from_numpy(rng.integers(len(learnt), size=options.batch))
+        pixels = shifted(learnt.pixels[index][:, None], generator)
         loss = F.cross_entropy(network(pixels), learnt.labels[index], label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

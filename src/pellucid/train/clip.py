@@ -3,148 +3,106 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 
+from pellucid import data
 from pellucid.clip import CLIP, TextConfig, VisionConfig, contrastive_loss
-from pellucid.data.emoji import Mix, compose
-from pellucid.data.imagefolder import Folder
+from pellucid.data import SourceOptions
 from pellucid.tokenizer import Tokenizer
-from pellucid.train import pictures
 from pellucid.train.loop import (
-    Report,
+    BatchSize,
+    Run,
+    RunOptions,
+    Steps,
     autocast,
-    check,
     device_of,
-    learning_rate,
     load_state,
     rng_of,
-    save_state,
 )
-
-CONTEXT = 24
-PATCH = 8
-MIX = Mix(tinted=0.14, on_color=0.12, pair=0.1)
+from pellucid.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class CLIPOptions:
+class CLIPOptions(SourceOptions, RunOptions):
     """Options of ``pellucid train clip``."""
 
-    art: Path = Path("runs/art64.npz")
-    out: Path = Path("runs/clip")
-    steps: int = 450
-    batch: int = 128
-    rate: float = 1e-3
-    vocabulary: int = 2000
-    captions: int = 20000
-    """Captions that the vocabulary is made from."""
-    save_every: int = 100
-    """Steps between two saves of the whole state."""
-    data: str = ""
-    """A folder of pictures with captions to learn from in place of the art."""
-    size: int = 64
-    """What a folder's pictures are scaled to; the art has a size of its own."""
-    device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
-    seed: int = 0
-    resume: bool = False
-
-
-def train_tokenizer(source: pictures.Source, vocabulary: int, count: int, seed: int) -> Tokenizer:
-    """A byte-pair vocabulary of the captions; unknown words fall back to pieces and bytes."""
-    if isinstance(source, Folder):
-        return Tokenizer.train(source.captions, vocabulary, CONTEXT)
-    rng = rng_of(seed, 0, 5)
-    captions = [compose(source, rng, MIX).caption for _ in range(count)]
-    return Tokenizer.train(captions, vocabulary, CONTEXT)
-
-
-def emoji_clip(tokenizer: Tokenizer, size: int) -> CLIP:
-    """Both towers of the small model, untrained."""
-    text = TextConfig(
-        vocab_size=tokenizer.vocab_size,
-        context_length=CONTEXT,
-        width=192,
-        layers=3,
-        heads=6,
-        mlp_width=768,
-        activation="quick_gelu",
-        projection=192,
-        eos=tokenizer.eos,
+    out: Annotated[Path, "A folder for the state of the run, which is the trained CLIP."] = Path(
+        "runs/clip"
     )
-    vision = VisionConfig(
-        image_size=size,
-        patch_size=PATCH,
-        width=128,
-        layers=3,
-        heads=4,
-        mlp_width=512,
-        activation="quick_gelu",
-        projection=192,
-    )
-    return CLIP(text, vision)
+    _: KW_ONLY
+    steps: Steps = 450
+    batch: BatchSize = 128
+    vocabulary: Annotated[int, "Tokens in the vocabulary that is made from captions."] = 2000
+    captions: Annotated[int, "Captions that the vocabulary is made from."] = 20000
+    save_every: Annotated[int, "Steps between two saves of the whole state."] = 100
 
 
-def train(options: CLIPOptions) -> Path:
+def train(options: CLIPOptions, recipe: Recipe) -> Path:
     """Run the loop; returns the path of the saved model.
 
-    A killed or interrupted run leaves the state of its last save; with ``resume`` it goes on from
-    there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
-    that has done its steps already is only finished off.
+    A killed or interrupted run leaves the state of its last save; with ``resume`` it continues from
+    there, bit for bit as if unbroken (on a CPU, with the same options and number of threads).
     """
-    check(options)
     device = device_of(options.device)
-    source = pictures.load(options.art, options.data, options.size)
-    tokenizer = train_tokenizer(source, options.vocabulary, options.captions, options.seed)
+    source = data.load(options, recipe.mixes["clip"], recipe.multiple)
+    captions = source.vocabulary(options.captions, rng_of(options.seed, 0, 5))
+    tokenizer = Tokenizer.train(captions, options.vocabulary, recipe.text.context_length)
     torch.manual_seed(options.seed)
-    clip = emoji_clip(tokenizer, source.size).to(device)
+    text = replace(recipe.text, vocab_size=tokenizer.vocab_size, eos=tokenizer.eos)
+    vision = replace(recipe.vision, image_size=source.size)
+    clip = CLIP(text, vision).to(device)
     optimizer = torch.optim.AdamW(clip.parameters(), options.rate, (0.9, 0.98), weight_decay=0.05)
-    path, first = options.out / "state.pt", 0
-    if options.resume and (state := load_state(path)):
-        clip.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    report = Report("clip", options.steps, first, every=20)
-    for step in range(first, options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps, options.rate, 40, 0.5)
-        pixels, captions = pictures.distinct(source, options.batch, rng_of(options.seed, step), MIX)
+    config = {"text": asdict(text), "vision": asdict(vision)}
+    run = Run(
+        "clip",
+        options.out / "state.pt",
+        options,
+        {"model": clip, "optimizer": optimizer},
+        facts={"tokenizer": tokenizer.to_json(), "config": config},
+        every=20,
+    )
+    for step in run.steps(optimizer, warmup=40, decay_from=0.5):
+        batch = source.draw(options.batch, rng_of(options.seed, step), distinct=True)
+        ids = tokenizer(batch.captions, padded=False).to(device)
         with autocast(device):
-            images = clip.embed_images(pixels.to(device)).float()
-            texts = clip.embed_texts(tokenizer(captions, padded=False).to(device)).float()
+            images = clip.embed_images(batch.pixels.to(device)).float()
+            texts = clip.embed_texts(ids).float()
         # In a folder two pictures may have one caption; they are not pushed apart.
-        same = torch.tensor([[a == b for b in captions] for a in captions], device=device)
-        loss = contrastive_loss(images, texts, clip.scale, same)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-        optimizer.step()
+        same = torch.tensor([[a == b for b in batch.captions] for a in batch.captions])
+        loss = contrastive_loss(images, texts, clip.scale, same.to(device))
+        run.update(optimizer, loss)
         hits = (images @ texts.T).argmax(1) == torch.arange(len(images), device=device)
-        report(step, options.batch, loss=loss.detach(), accuracy=hits.float().mean())
-        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
-            save_state(
-                path,
-                {
-                    "model": clip.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "tokenizer": tokenizer.to_json(),
-                },
-            )
-    return path
+        run.report(loss=loss.detach(), accuracy=hits.float().mean())
+        run.save_if_due()
+    return run.path
 
 
-def trained(path: Path) -> tuple[CLIP, Tokenizer]:
-    """The towers and the tokenizer that `train` left at `path`, on the CPU."""
+def trained(path: Path, recipe: Recipe) -> tuple[CLIP, Tokenizer]:
+    """The towers and the tokenizer that `train` left at `path`, on the CPU.
+
+    A file of Pellucid 0.1 does not contain the shapes of the towers; those of `recipe` are used.
+    """
     state = load_state(path)
     if state is None:
         raise ValueError(f"{path}: no trained CLIP there; run `pellucid train clip` first")
     tokenizer = Tokenizer.from_json(state["tokenizer"])
-    # One position for every patch and one for the class token tell the size of the pictures.
-    places = state["model"]["vision.vision_model.embeddings.position_embedding.weight"].shape[0]
-    clip = emoji_clip(tokenizer, math.isqrt(places - 1) * PATCH)
+    clip = CLIP(*configs_of(state, tokenizer, recipe))
     clip.load_state_dict(state["model"])
     return clip.eval(), tokenizer
+
+
+def configs_of(
+    state: dict[str, Any], tokenizer: Tokenizer, recipe: Recipe
+) -> tuple[TextConfig, VisionConfig]:
+    """The shapes of both towers of a saved CLIP."""
+    if "config" in state:
+        return TextConfig(**state["config"]["text"]), VisionConfig(**state["config"]["vision"])
+    # One position for each patch and one for the class token give the size of the pictures.
+    positions = state["model"]["vision.vision_model.embeddings.position_embedding.weight"].shape[0]
+    size = math.isqrt(positions - 1) * recipe.vision.patch_size
+    text = replace(recipe.text, vocab_size=tokenizer.vocab_size, eos=tokenizer.eos)
+    return text, replace(recipe.vision, image_size=size)

@@ -1,8 +1,8 @@
-"""What every training loop here shares: options, EMA, learning rate, saved state, progress.
+"""What the training loops share: options, learning rate, averaged weights, saved state, progress.
 
-The loops themselves stay visible in ``vae.py``, ``clip.py`` and ``diffusion.py``. Randomness is a
-function of (seed, step, rank), never of what was drawn before, so a resumed run goes on bit for
-bit where the unbroken one would have been.
+The loops themselves stay visible, one file each. Randomness is a function of (seed, step, rank),
+never of what was drawn before, so a resumed run continues bit for bit as the unbroken one would
+have.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -38,19 +39,35 @@ RANGES: dict[str, tuple[float, float]] = {
     "decay_from": (0, 1),
     "seed": (0, 2**63 - 1),
 }
-"""The least and the most that an option of this name may be, in every loop."""
+"""The least and the greatest value of an option of this name, in every loop."""
 
-BAR = 24  # letters of a bar of progress
+BAR = 24  # characters of the progress bar
 REDRAW = 0.2  # seconds until it is drawn again
 
+Steps = Annotated[int, "Updates of the network."]
+BatchSize = Annotated[int, "Pictures in each update."]
+Rate = Annotated[float, "Peak of the learning rate."]
 
-def check(options: Any) -> None:
-    """ValueError for an option of a loop that is not in its range, or is not finite."""
-    for name, (least, most) in RANGES.items():
-        value = getattr(options, name, least)
-        if not (math.isfinite(value) and least <= value <= most):
-            wanted = f"at least {least}" if most == math.inf else f"{least} to {most}"
-            raise ValueError(f"{name} is {value}; {wanted} is wanted")
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What can be set in every training loop. ValueError for a number that is out of range."""
+
+    _: KW_ONLY
+    steps: Steps = 1000
+    batch: BatchSize = 32
+    rate: Rate = 1e-3
+    save_every: Annotated[int, "Steps between two saves of the whole state."] = 500
+    device: Annotated[str, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps."] = "auto"
+    seed: Annotated[int, "Of the first weights, the noise and the choice of pictures."] = 0
+    resume: Annotated[bool, "Continue where the last run was saved."] = False
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name, least)
+            if not (math.isfinite(value) and least <= value <= most):
+                allowed = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+                raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
 def say(line: str, *, replaced: bool = False) -> None:
@@ -109,32 +126,33 @@ class Ema:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
+        self.module, self.decay = module, decay
         self.updates = 0
         self.weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self) -> None:
+        """Move the average towards the weights that the network has now."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        state = module.state_dict()
+        state = self.module.state_dict()
         names = [k for k in self.weights if self.weights[k].is_floating_point()]
         torch._foreach_lerp_([self.weights[k] for k in names], [state[k] for k in names], 1 - decay)
 
     def restore(self, weights: dict[str, Tensor], updates: int) -> None:
-        """Go on from a saved average, on the device that this one lives on."""
+        """Continue from a saved average, on the device of this one."""
         self.weights = {k: v.to(self.weights[k].device) for k, v in weights.items()}
         self.updates = updates
 
     @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[None]:
-        """Inside of the ``with``, the module has the averaged weights."""
-        current = {k: v.clone() for k, v in module.state_dict().items()}
-        module.load_state_dict(self.weights)
+    def applied(self) -> Iterator[None]:
+        """Within the ``with`` block the network has the averaged weights."""
+        current = {k: v.clone() for k, v in self.module.state_dict().items()}
+        self.module.load_state_dict(self.weights)
         try:
             yield
         finally:
-            module.load_state_dict(current)
+            self.module.load_state_dict(current)
 
 
 def rng_of(seed: int, step: int, rank: int = 0) -> np.random.Generator:
@@ -181,6 +199,124 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
             for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)
         ],
     )
+
+
+class Stateful(Protocol):
+    """What a run saves and restores: a network, an optimizer."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+class Run:
+    """One run of a loop: its steps, its learning rate, its saved state and its progress.
+
+    ::
+
+        for step in run.steps(optimizer, warmup=100, decay_from=0.5):
+            loss = ...
+            run.update(optimizer, loss)
+            run.report(loss=loss.detach())
+            run.save_if_due()
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        options: RunOptions,
+        parts: Mapping[str, Stateful],
+        ema: Ema | None = None,
+        *,
+        facts: Mapping[str, Any] | None = None,
+        every: int = 50,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """
+        Args:
+            path: the file of the saved state; with `options.resume` it is read here.
+            parts: what is saved under which name.
+            facts: further values for the file. "made_of" must be the same when a run is resumed.
+            every: steps between two lines of progress in a log.
+            rank: the number of this process among `world` of them; only 0 saves and reports.
+
+        Raises:
+            ValueError: the saved state cannot be read, or is of a run with other options.
+        """
+        self.path, self.options, self.parts, self.ema = path, options, parts, ema
+        self.facts, self.rank, self.world = dict(facts or {}), rank, world
+        self.step = self.first = 0
+        if options.resume and (state := load_state(path)):
+            self.restore(state)
+        self.progress = Report(name, options.steps, self.first, every, quiet=rank > 0)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        made_of = self.facts.get("made_of")
+        if state.get("made_of", made_of) != made_of:
+            raise ValueError(
+                f"{self.path} is from a run with other options and cannot be resumed with these"
+            )
+        for name, part in self.parts.items():
+            if name in state:  # a part that is new in this run, such as a critic, begins afresh
+                part.load_state_dict(state[name])
+        if self.ema is not None:
+            self.ema.restore(state["ema"], state["updates"])
+        self.first = state["step"]
+
+    def steps(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        warmup: int = 0,
+        decay_from: float = 1.0,
+    ) -> Iterator[int]:
+        """The steps that are left; `optimizer` gets the `learning_rate` of each."""
+        total, peak = self.options.steps, self.options.rate
+        for step in range(self.first, total):
+            self.step = step
+            for group in optimizer.param_groups if optimizer else ():
+                group["lr"] = learning_rate(step, total, peak, warmup, decay_from)
+            yield step
+
+    def update(
+        self, optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = 1.0
+    ) -> None:
+        """One step of the optimizer and of the average; the gradients are clipped to `max_norm`."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        average_gradients(parameters, self.world)
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        optimizer.step()
+        self.average()
+
+    def average(self) -> None:
+        """Let the moving average follow the weights, in the process that saves them."""
+        if self.ema is not None and self.rank == 0:
+            self.ema.update()
+
+    def report(self, **figures: float | Tensor) -> None:
+        """Show the progress and these figures, if it is time to."""
+        self.progress(self.step, self.options.batch * self.world, **figures)
+
+    def due(self, every: int) -> bool:
+        """Whether this is one step in `every`, or the last. 0: never; -1: whenever it is saved."""
+        every = self.options.save_every if every < 0 else every
+        last = self.step + 1 == self.options.steps
+        return self.rank == 0 and every > 0 and ((self.step + 1) % every == 0 or last)
+
+    def save_if_due(self) -> bool:
+        """Save the whole state every `save_every` steps and at the end; whether it was saved."""
+        if not self.due(self.options.save_every):
+            return False
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
+        if self.ema is not None:
+            state |= {"ema": self.ema.weights, "updates": self.ema.updates}
+        save_state(self.path, state | self.facts | {"step": self.step + 1})
+        return True
 
 
 class Report:

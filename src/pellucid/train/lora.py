@@ -11,66 +11,62 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from pellucid import checkpoints
 from pellucid.conditioning import StepConditioning, encode_prompts
+from pellucid.data import to_pixels
 from pellucid.data.imagefolder import Folder
-from pellucid.diffusion import Conditioning, sample_t, training_loss
+from pellucid.diffusion import Conditioning
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
 from pellucid.runtime import Runtime
 from pellucid.train.loop import (
-    Report,
-    autocast,
-    check,
+    BatchSize,
+    Run,
+    RunOptions,
+    Steps,
     device_of,
     generator_of,
-    learning_rate,
-    load_state,
     rng_of,
-    save_state,
     say,
 )
-from pellucid.train.pictures import to_pixels
+from pellucid.train.objective import LossOptions, Objective
 
 
 @dataclass(frozen=True)
-class LoraOptions:
+class LoraOptions(LossOptions, RunOptions):
     """Options of ``pellucid train lora``."""
 
-    data: str = ""
-    """A folder of pictures with captions, as `data.imagefolder` reads it."""
-    model: str = ""
-    """A model file; "" is the small model that ships with the package."""
-    prediction: str = ""
-    """What the model predicts, where its file does not say it: eps or v of Stable Diffusion 2."""
-    vae: str = ""
-    """A file or folder whose autoencoder is used instead of the model's."""
-    out: Path = Path("runs/lora.safetensors")
-    """The file's name, less its ending, is the LoRA's. What a killed run goes on from is beside it."""
-    rank: int = 8
-    convs: bool = False
-    """Change the convolutions too, not only the attention and what belongs to it (LoCon)."""
-    steps: int = 500
-    batch: int = 4
-    rate: float = 1e-3
-    """Of AdamW; for Stable Diffusion 1e-4 is usual."""
-    drop: float = 0.1
-    """Chance that a caption is replaced by the empty one, for guidance."""
-    mirror: bool = True
-    """Show the pictures mirrored too."""
-    size: int = 0
-    """What the pictures are scaled to; 0: what the model draws."""
-    save_every: int = 100
-    device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda, cuda:1, mps."""
-    seed: int = 0
-    resume: bool = False
+    data: Annotated[str, "A folder of pictures with captions, as `data.imagefolder` reads it."] = ""
+    model: Annotated[str, 'A model file; "" is the small model that ships with the package.'] = ""
+    prediction: Annotated[
+        str, "What the model predicts, if its file does not say it: eps or v of Stable Diffusion 2."
+    ] = ""
+    vae: Annotated[str, "A file or folder whose autoencoder is used instead of the model's."] = ""
+    out: Annotated[
+        Path,
+        "The file's name, without its ending, is the LoRA's. The state of the run is next to it.",
+    ] = Path("runs/lora.safetensors")
+    rank: Annotated[int, "Rank of each change."] = 8
+    convs: Annotated[
+        bool, "Change the convolutions too, not only attention and its layers (LoCon)."
+    ] = False
+    _: KW_ONLY
+    steps: Steps = 500
+    batch: BatchSize = 4
+    rate: Annotated[float, "Peak of the learning rate; for Stable Diffusion 1e-4 is usual."] = 1e-3
+    drop: Annotated[float, "Chance that a caption is replaced by the empty one, for guidance."] = (
+        0.1
+    )
+    mirror: Annotated[bool, "Show the pictures mirrored too."] = True
+    size: Annotated[int, "What the pictures are scaled to; 0: what the model draws."] = 0
+    save_every: Annotated[int, "Steps between two saves of the whole state."] = 100
 
 
 def new_lora(network: nn.Module, rank: int, convs: bool, seed: int) -> dict[str, Change]:
@@ -101,20 +97,20 @@ def factors(changes: dict[str, Change]) -> Iterator[nn.Parameter]:
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures and captions as the network sees them. Row 0 of `told` is the empty caption."""
+    """Pictures and captions as the network gets them. Row 0 of `text` is the empty caption."""
 
     latents: Tensor  # (N, C, h, w), or (2 N, C, h, w) with the mirrored ones behind
-    told: Conditioning  # (N + 1, L, D)
+    text: Conditioning  # (N + 1, L, D)
 
     def batch(self, index: Tensor, dropped: Tensor) -> tuple[Tensor, Conditioning]:
         """Latents (B, C, h, w) and conditioning; `dropped` (B,) bool have no caption."""
-        caption = index % (len(self.told) - 1) + 1
-        return self.latents[index], self.told[torch.where(dropped, 0, caption)]
+        caption = index % (len(self.text) - 1) + 1
+        return self.latents[index], self.text[torch.where(dropped, 0, caption)]
 
 
 @torch.no_grad()
 def make_pool(model: Model, folder: Folder, mirror: bool) -> Pool:
-    """Encode all pictures and captions, where the model is."""
+    """Encode all pictures and captions, on the model's device."""
     device = next(model.vae.parameters()).device
     latents = []
     for flip in (False, True) if mirror else (False,):
@@ -123,102 +119,90 @@ def make_pool(model: Model, folder: Folder, mirror: bool) -> Pool:
             latents.append(model.vae.to_latents(pixels.to(device)))
     # A caption is not written in the grammar of prompts: its brackets are brackets.
     literal = [re.sub(r"([\\()\[\]:|])", r"\\\1", caption) for caption in folder.captions]
-    told = encode_prompts(Runtime(model), ["", *literal])
-    step = StepConditioning([(told, 1.0)], None).at_size(model, folder.size, folder.size)
+    text = encode_prompts(Runtime(model), ["", *literal])
+    step = StepConditioning([(text, 1.0)], None).at_size(model, folder.size, folder.size)
     (cond, _), *_ = step.conds
-    sizes = None if cond.sizes is None else cond.sizes.expand(len(told), -1)
-    return Pool(torch.cat(latents), Conditioning(told.tokens, told.pooled, sizes))
+    sizes = None if cond.sizes is None else cond.sizes.expand(len(text), -1)
+    return Pool(torch.cat(latents), Conditioning(text.tokens, text.pooled, sizes))
 
 
-@torch.no_grad()
 def validation_loss(model: Model, network: nn.Module, pool: Pool, index: list[int]) -> float:
-    """Mean loss over these pictures at eight fixed times with fixed noise."""
-    every = torch.tensor(index).repeat(8)
+    """Mean loss over these pictures, each at eight fixed times with fixed noise."""
+    every = torch.tensor(index).repeat_interleave(8)
     latents, cond = pool.batch(every, torch.zeros(len(every), dtype=torch.bool))
-    eps = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-    t = ((torch.arange(8) + 0.5) / 8 * model.schedule.T).repeat_interleave(len(index))
-    with autocast(latents.device):
-        loss = training_loss(
-            network, latents, cond, model.schedule, model.prediction, t.to(latents.device), eps
-        )
-    return float(loss.mean())
+    return Objective(model.schedule, model.prediction).validation_loss(network, latents, cond)
 
 
-def train(options: LoraOptions) -> Path:
-    """Run the loop; returns the path of the LoRA.
-
-    A killed run leaves the state of its last save; with ``resume`` it goes on from there.
-    Raises ValueError: no pictures, an option that makes no sense.
-    """
-    check(options)
-    if options.out.suffix != ".safetensors" or options.out.is_dir():
-        raise ValueError(f"out is {options.out}; a file that ends in .safetensors is wanted")
-    if not options.data:
-        raise ValueError("data is wanted: a folder of pictures with captions, data=FOLDER")
-    device = device_of(options.device)
+def load_model(options: LoraOptions, device: torch.device) -> Model:
+    """The model that is changed; none of its own weights will learn."""
     model = checkpoints.load(
         options.model or None,
         device,
         prediction=options.prediction or None,
         vae=options.vae or None,
     )
-    size = model.defaults.width if options.size == 0 else options.size
-    unit = 8 * model.vae.config.downsample  # so that every level of the network halves evenly
-    if size < unit or size % unit:
-        raise ValueError(f"size is {size}; a multiple of {unit} is wanted, such as {4 * unit}")
-    folder = Folder.load(Path(options.data), size)
     for part in (model.backbone, model.vae, model.text, model.text_2):
         if part is not None:
             part.requires_grad_(False)
+    return model
+
+
+def load_pictures(options: LoraOptions, model: Model) -> Folder:
+    """The folder `data`. ValueError for a size that the model cannot draw."""
+    size = model.defaults.width if options.size == 0 else options.size
+    unit = 8 * model.vae.config.downsample  # so that every level of the network halves evenly
+    if size < unit or size % unit:
+        raise ValueError(f"size must be a multiple of {unit}, such as {4 * unit}, got {size}")
+    return Folder.load(Path(options.data), size)
+
+
+def train(options: LoraOptions) -> Path:
+    """Run the loop; returns the path of the LoRA.
+
+    A killed run leaves the state of its last save; with ``resume`` it continues from there.
+    Raises ValueError: no pictures, an option that makes no sense.
+    """
+    if options.out.suffix != ".safetensors" or options.out.is_dir():
+        raise ValueError(f"out must be a file that ends in .safetensors, got {options.out}")
+    if not options.data:
+        raise ValueError("data must be a folder of pictures with captions: data=FOLDER")
+    device = device_of(options.device)
+    model = load_model(options, device)
+    folder = load_pictures(options, model)
     changes = new_lora(model.backbone, options.rank, options.convs, options.seed)
     lora = Lora(options.out.stem, {"backbone": changes})
     network = attach(model, [(lora, 1.0, 0.0)], live=True).backbone
-    trained = list(factors(changes))
+    trained = nn.ParameterList(factors(changes))
     optimizer = torch.optim.AdamW(trained, options.rate, weight_decay=0.01)
+    objective = Objective(
+        model.schedule, model.prediction, options.weighting, options.noise, options.times
+    )
     pool = make_pool(model, folder, options.mirror)
     learnt, held = folder.split(False), folder.split(True)
-
-    # With another stem than the LoRA's, or a prompt that names the LoRA would find two of them.
-    path, first = options.out.with_suffix(".state.pt"), 0
-    free = {"steps": 0, "save_every": 0, "resume": False}  # may change in between
-    made_of = repr(asdict(options) | free)
-    if options.resume and (state := load_state(path)):
-        if state["made_of"] != made_of:
-            raise ValueError(
-                f"{path} is from a run with other options, which can't be gone on with"
-            )
-        for parameter, kept in zip(trained, state["factors"], strict=True):
-            parameter.data.copy_(kept)
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    free = {"steps": 0, "save_every": 0, "resume": False}  # may change when a run is resumed
+    run = Run(
+        "lora",
+        # With the ending .state.safetensors a prompt that names the LoRA would find two of them.
+        options.out.with_suffix(".state.pt"),
+        options,
+        {"factors": trained, "optimizer": optimizer},
+        facts={"made_of": repr(asdict(options) | free)},
+        every=20,
+    )
     say(f"{len(folder.captions)} pictures, {sum(p.numel() for p in trained):,} numbers to learn")
-    times = "logit_normal" if model.prediction == "flow" else "uniform"
-    report = Report("lora", options.steps, first, every=20)
-    average: float | Tensor = 1.0
-    for step in range(first, options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps, options.rate, 20, 0.7)
+    average: Tensor | None = None
+    for step in run.steps(optimizer, warmup=20, decay_from=0.7):
         rng, generator = rng_of(options.seed, step), generator_of(options.seed, step, 1)
         index = torch.from_numpy(rng.choice(learnt, options.batch))
         if options.mirror:
             index += len(folder.captions) * torch.from_numpy(rng.integers(2, size=options.batch))
         dropped = torch.from_numpy(rng.random(options.batch) < options.drop)
-        latents, cond = pool.batch(index, dropped)
-        t = sample_t(times, options.batch, model.schedule.T, generator).to(device)
-        eps = torch.randn(latents.shape, generator=generator).to(latents)
-        with autocast(device):
-            loss = training_loss(
-                network, latents, cond, model.schedule, model.prediction, t, eps
-            ).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        average = 0.95 * average + 0.05 * loss.detach() if step > first else loss.detach()
-        report(step, options.batch, loss=average)
-        if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
-            state = {"factors": [p.detach().cpu() for p in trained], "made_of": made_of}
-            save_state(path, state | {"optimizer": optimizer.state_dict(), "step": step + 1})
+        loss = objective.loss(network, *pool.batch(index, dropped), generator)
+        run.update(optimizer, loss)
+        last = loss.detach()
+        average = last if average is None else 0.95 * average + 0.05 * last
+        run.report(loss=average)
+        if run.save_if_due():
             say(f"  validation loss {validation_loss(model, network, pool, held):.4f}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.save_lora(lora, model, options.out, about(options, model, folder))

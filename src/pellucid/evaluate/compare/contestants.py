@@ -56,7 +56,7 @@ def train_denoiser(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        ema.update(network)
+        ema.update()
         yield {"loss": loss.detach()}
 
 

@@ -15,7 +15,7 @@ from pellucid.html import pages
 from pellucid.html.pages import figure, paragraph, picture, row, section, table
 from pellucid.html.plots import Plot, Series
 from pellucid.images.metadata import save_image
-from pellucid.train.gan import TOLD
+from pellucid.train.gan import FIGURE_NAMES
 
 HEAD = (
     *("method", "parameters", "modes", "good modes", "KL to uniform", "good", "precision"),
@@ -23,7 +23,7 @@ HEAD = (
 )
 SHOWN = 3  # seeds whose samples are on the page
 LINE = 16  # pixels, of the picture's text
-LOSSES = TOLD | {"loss": "loss"}
+LOSSES = FIGURE_NAMES | {"loss": "loss"}
 
 
 def write(options: CompareOptions, results: Mapping[str, Any]) -> list[Path]:
