@@ -20,7 +20,7 @@ import torch
 from pellucid import checkpoints
 from pellucid.backbones.unet import SD15, UNet
 from pellucid.data.emoji import concept_names
-from pellucid.explain.run import Watch, page
+from pellucid.explain.run import Recorder, page
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
@@ -62,11 +62,11 @@ def main() -> None:
     def plain() -> None:
         *_, _ = generate(model, request)
 
-    def recorded() -> Watch:
-        watch = Watch(model, request)
-        for _ in watch.run():
+    def recorded() -> Recorder:
+        recorder = Recorder(model, request)
+        for _ in recorder.run():
             pass
-        return watch
+        return recorder
 
     runs: dict[str, Callable[[], object]] = {
         "plain": plain,
@@ -83,9 +83,9 @@ def main() -> None:
     for name, seconds in best.items():
         print(f"{name}: {seconds:.3f} s, {seconds / best['plain']:.2f} times the plain run")
 
-    watch = recorded()
+    recorder = recorded()
     start = time.process_time()
-    explanation = watch.explanation(concept_names())
+    explanation = recorder.explanation(concept_names())
     near = time.process_time() - start
     text, left_out = page.page(model, [explanation])
     written = time.process_time() - start - near

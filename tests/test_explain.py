@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import SD15, UNet
-from pellucid.explain.run import Explanation, Watch, explain, page, page_data, watch
+from pellucid.explain.run import Explanation, Recorder, explain, page, page_data, recorder
 from pellucid.explain.run.record import project
 from pellucid.gan import GAN, GANConfig, Generator
 from pellucid.images.metadata import save_image
@@ -60,9 +60,9 @@ def test_the_record_is_of_the_run_that_would_have_been(model: Model, sampler: st
             torch.testing.assert_close(again, step.x, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(step.difference, step.eps_cond - step.eps_uncond)
     if sampler != "heun":
-        assert [step.looks for step in told.steps] == [1] * 4 or sampler == "dpmpp_sde"
+        assert [step.evaluations for step in told.steps] == [1] * 4 or sampler == "dpmpp_sde"
     else:  # two looks, but one from pure noise and one to the clean picture
-        assert [step.looks for step in told.steps] == [1, 2, 2, 1]
+        assert [step.evaluations for step in told.steps] == [1, 2, 2, 1]
 
 
 def test_estimates_belong_to_what_was_seen(model: Model) -> None:
@@ -85,16 +85,16 @@ def test_the_start_is_the_noise_of_the_seed(model: Model, told: Explanation) -> 
     assert torch.equal(told.start, told.steps[0].x)
 
 
-def test_watching_leaves_the_model_as_it_was(model: Model) -> None:
+def test_recording_leaves_the_model_as_it_was(model: Model) -> None:
     parts = [part for part in (model.backbone, model.text, model.vae) if part is not None]
     before = [dict(vars(part)) for part in parts]
-    watching = Watch(model, REQUEST)
-    next(watching.run())
+    recording = Recorder(model, REQUEST)
+    next(recording.run())
     assert [dict(vars(part)) for part in parts] == before
-    # The watched parts are copies, and their weights the same tensors.
-    assert watching.model.backbone is not model.backbone
+    # The recorded parts are copies, and their weights the same tensors.
+    assert recording.model.backbone is not model.backbone
     for mine, theirs in zip(
-        watching.model.backbone.parameters(), model.backbone.parameters(), strict=True
+        recording.model.backbone.parameters(), model.backbone.parameters(), strict=True
     ):
         assert mine is theirs
 
@@ -165,7 +165,7 @@ def test_maps_are_the_networks(model: Model, told: Explanation) -> None:
 
 
 def test_large_maps_keep_their_mean_and_shape() -> None:
-    maps = watch.Maps([1, 2], average=True)
+    maps = recorder.AttentionRecorder([1, 2], average=True)
     weights = torch.rand(2, 3, 64, 32, 5).softmax(-1)
     maps.append(weights)
     (kept,) = maps.kept
@@ -181,7 +181,7 @@ def test_large_maps_keep_their_mean_and_shape() -> None:
 def test_heads_are_averaged_where_memory_would_not_do(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "MAPS_BYTES", 100)
+    monkeypatch.setattr(recorder, "MAPS_BYTES", 100)
     told = explain(model, REQUEST)
     assert [step.maps[0].shape[0] for step in told.steps] == [2, 1, 1, 1]  # known after the first
     text, _ = page.page(model, [told])
@@ -309,12 +309,12 @@ def test_bad_input(model: Model, picture: str) -> None:
         explain(model, Request(prompt=""))
     with pytest.raises(ValueError, match="no tokens"):
         explain(model, Request(prompt="  "))
-    with pytest.raises(ValueError, match="one picture is explained at a time; count is 2"):
+    with pytest.raises(ValueError, match="count must be 1 to explain a picture, got 2"):
         explain(model, Request(prompt="a rabbit", count=2))
     with pytest.raises(ValueError, match="strength is 0"):
         explain(model, Request(prompt="a rabbit", image=picture, strength=0.0))
-    with pytest.raises(ValueError, match="not over"):
-        Watch(model, REQUEST).explanation()
+    with pytest.raises(ValueError, match="not finished"):
+        Recorder(model, REQUEST).explanation()
     with pytest.raises(ValueError, match="one or two"):
         page.page(model, [])
 

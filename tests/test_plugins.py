@@ -1,10 +1,15 @@
 """Discovery of files, and names that are not known."""
 
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
-from pellucid import plugins
+from pellucid import plugins, samplers
+from pellucid.pipeline import generate
+from pellucid.request import Request
+from pellucid.samplers import SamplerSpec
 
 
 @pytest.fixture
@@ -48,3 +53,89 @@ def test_choose():
 
 def test_nearest_ignores_case():
     assert plugins.nearest("EULER", ["heun", "euler_ancestral", "euler"])[0] == "euler"
+
+
+# ---------------------------------------------------------------- a new sampler is one new file
+
+SAMPLER = '''"""Euler's step under another name."""
+
+from itertools import pairwise
+
+from pellucid.diffusion import eps_from_x0
+from pellucid.samplers import SamplerSpec, Step
+
+SPEC = SamplerSpec(order=1, aliases=("Lazy Euler",), spacing="karras")
+
+
+def sample(denoise, x, levels, noise, *, eta=0.0):
+    for now, after in pairwise(levels):
+        x0 = denoise(x, now)
+        x = after.alpha * x0 + after.sigma * eps_from_x0(x, x0, now)
+        yield Step(x, x0, after)
+'''
+
+
+@pytest.fixture
+def new_sampler(tmp_path, monkeypatch):
+    """A function that puts a file next to the samplers, for the length of a test."""
+    monkeypatch.setattr(samplers, "__path__", [*samplers.__path__, str(tmp_path)])
+
+    def add(name, source):
+        (tmp_path / f"{name}.py").write_text(source)
+
+    before = set(sys.modules)
+    yield add
+    for name in set(sys.modules) - before:
+        if name.startswith("pellucid.samplers."):
+            del sys.modules[name]
+            vars(samplers).pop(name.rpartition(".")[2], None)
+
+
+def test_a_new_sampler_is_one_new_file(new_sampler, model, call, refused, model_file, tmp_path):
+    new_sampler("lazy_euler", SAMPLER)
+    assert "lazy_euler" in samplers.names()
+    assert samplers.resolve("Lazy Euler Exponential") == ("lazy_euler", "exponential")
+    with pytest.raises(ValueError, match=r"nearest first: lazy_euler, "):
+        Request(sampler="lazy_eulr")
+    *_, last = generate(model, Request(prompt="a rabbit", seed=1, sampler="lazy_euler", eta=0.5))
+    *_, euler = generate(model, Request(prompt="a rabbit", seed=1, sampler="euler"))
+    assert last.images and torch.equal(last.x, euler.x)
+    # The command line takes it, and names it among the choices.
+    words = (
+        "generate",
+        "a rabbit",
+        "--model",
+        model_file,
+        "--out",
+        tmp_path / "a.png",
+        "--sampler",
+    )
+    assert call(*words, "Lazy Euler")[0] == 0
+    assert "lazy_euler" in refused(*words, "lazy")
+
+
+def test_a_sampler_that_declares_nothing_is_refused(new_sampler):
+    new_sampler("silent", SAMPLER.replace("SPEC =", "SPECS ="))
+    with pytest.raises(TypeError, match=r"silent\.py must define SPEC = SamplerSpec"):
+        samplers.get("silent")
+
+
+def test_a_misspelt_field_of_a_sampler_is_refused(new_sampler):
+    new_sampler("misspelt", SAMPLER.replace("spacing=", "spaceing="))
+    with pytest.raises(TypeError, match="spaceing"):
+        samplers.get("misspelt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": 0}, "order must be None or from 1 to 4, got 0"),
+        ({"aliases": ()}, "at least one name"),
+        ({"spacing": "karas"}, "no spacing 'karas'"),
+        ({"ends_first": ("leeding",)}, "no spacing 'leeding'"),
+        ({"skip_penultimate": ("leeding",)}, "no spacing 'leeding'"),
+    ],
+)
+def test_a_declaration_is_checked(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SamplerSpec(order=1, aliases=("A",)), **change)

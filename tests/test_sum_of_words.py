@@ -21,7 +21,7 @@ from pellucid.explain import autoencoder
 from pellucid.explain import clip as explain_clip
 from pellucid.explain.noise import examine_noise
 from pellucid.explain.noise import page as noise_page
-from pellucid.explain.run import Watch
+from pellucid.explain.run import Recorder
 from pellucid.explain.run import page as explained
 from pellucid.guidance import interpolate
 from pellucid.model import Model, TextEncoding
@@ -106,9 +106,9 @@ def test_half_precision(words: Model, tmp_path: Path) -> None:
 
 def test_pages(words: Model, well_formed: Callable[[str], None]) -> None:
     photo = Image.new("RGB", (40, 30), "red")
-    watch = Watch(words, Request(prompt=PROMPTS[0], seed=1))
-    list(watch.run())
-    told = watch.explanation(PROMPTS)
+    recorder = Recorder(words, Request(prompt=PROMPTS[0], seed=1))
+    list(recorder.run())
+    told = recorder.explanation(PROMPTS)
     assert told.near[0] == (PROMPTS[0], pytest.approx(1))  # of CLIP's vector alone
     assert "</html>" in explained.page(words, [told])[0]
     well_formed(noise_page.html(examine_noise(words, photo, times=(0, 500), prompt=PROMPTS[0])))

@@ -127,10 +127,10 @@ def explain(
 def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:
     """Draw with a progress bar, watched."""
     from pellucid.data.emoji import concept_names
-    from pellucid.explain.run import Watch
+    from pellucid.explain.run import Recorder
 
-    watch = Watch(model, request, adapt)
+    recorder = Recorder(model, request, adapt)
     with bar(request.prompt[:40]) as advance:
-        for progress in watch.run():
+        for progress in recorder.run():
             advance(total=progress.steps, completed=progress.step)
-    return watch.explanation(concept_names())
+    return recorder.explanation(concept_names())

@@ -152,7 +152,7 @@ def step_data(i: int, step: Step, detail: Detail) -> dict[str, Any]:
         "clean": round(progress(step.level), 4),
         "alphaAfter": round(step.level_after.alpha, 4),
         "sigmaAfter": round(step.level_after.sigma, 4),
-        "looks": step.looks,
+        "looks": step.evaluations,
         "seconds": round(step.seconds, 5),
         "eps": latents(step.eps_cond, detail),
         "epsUncond": latents(step.eps_uncond, detail),

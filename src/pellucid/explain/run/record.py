@@ -1,4 +1,4 @@
-"""The record of one picture: everything between the words and the pixels, as data."""
+"""The record of one run: everything between the words and the pixels, as data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pellucid.schedule import Level
 
 @dataclass(frozen=True)
 class Word:
-    """One token of the prompt, as the text tower gets it."""
+    """One token of the prompt, as the text tower reads it."""
 
     text: str
     """The piece of the prompt that it stands for."""
@@ -32,19 +32,19 @@ class Word:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class NetworkCall:
     """One call of the network for one picture."""
 
     x: Tensor
-    """The noisy latents that it saw, (C, h, w)."""
+    """Its input, the noisy latents, (C, h, w)."""
     t: float
     words: tuple[Word, ...]
-    """Those of the prompt, which may change on the way."""
+    """Those of the prompt, which may change from step to step."""
     maps: tuple[Tensor, ...]
-    """How much each place looks at each word, one tensor (heads, h', w', words + 1) float16 for
-    each layer of cross-attention. The last column is all the rest of the row, its start, its end
-    and its padding; where words and places attend to both (MMDiT) the places too. The columns add
-    up to 1. Empty where the network has no cross-attention."""
+    """How much each position attends to each word, one tensor (heads, h', w', words + 1) float16 for
+    each layer of cross-attention. The last column is the sum over the rest of the row: start, end
+    and padding, and in joint attention (MMDiT) the other positions. The columns add up to 1. Empty
+    where the network has no cross-attention."""
     seconds: float
 
 
@@ -52,14 +52,14 @@ class Look:
 class Step:
     """One step of the sampler. All tensors are (C, h, w), float32, on the CPU.
 
-    Some samplers look more than once in a step; what is told is the last look: `level`, `x`, the
-    three estimates and `maps` belong together.
+    Some samplers call the network more than once in a step; what is recorded is the last call:
+    `level`, `x`, the three estimates and `maps` belong together.
     """
 
     level: Level
-    """Where the network looked."""
+    """Where the network was called."""
     x: Tensor
-    """The noisy latents that it saw."""
+    """Its input, the noisy latents."""
     x0: Tensor
     """The estimate of the clean latents after guidance."""
     cond: Tensor
@@ -67,39 +67,39 @@ class Step:
     uncond: Tensor
     """The estimate without it; the same as `cond` where nothing was guided."""
     words: tuple[Word, ...]
-    """Those of the prompt at this step, which may change on the way."""
+    """Those of the prompt at this step."""
     maps: tuple[Tensor, ...]
-    """Where each word looks, as `Look.maps`."""
+    """As in `NetworkCall`."""
     after: Tensor
     """The latents at the end of the step."""
     level_after: Level
-    looks: int
-    """Calls of the network."""
+    evaluations: int
+    """Calls of the network in this step."""
     seconds: float
-    """What those took."""
+    """The time of those calls."""
 
     @property
     def eps_cond(self) -> Tensor:
-        """The noise in x according to the look with the text: (x - alpha x0) / sigma."""
+        """The noise in x by the estimate with the text: (x - alpha x0) / sigma."""
         return eps_from_x0(self.x, self.cond, self.level)
 
     @property
     def eps_uncond(self) -> Tensor:
-        """The noise in x according to the look without the text."""
+        """The noise in x by the estimate without the text."""
         return eps_from_x0(self.x, self.uncond, self.level)
 
     @property
     def difference(self) -> Tensor:
         """What the text changes in the predicted noise: -alpha / sigma (cond - uncond).
 
-        Zero at pure noise (alpha = 0): there x is all noise, whatever the picture will be.
+        Zero at pure noise (alpha = 0): there x is all noise, for any picture.
         """
         return self.eps_cond - self.eps_uncond
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """How one picture came about. Tensors are float32 on the CPU unless said otherwise."""
+    """The run that made one picture. Tensors are float32 on the CPU unless said otherwise."""
 
     model: str
     prediction: str
@@ -108,7 +108,7 @@ class Explanation:
     """With every default filled in."""
     warnings: tuple[str, ...]
     text: Conditioning
-    """What the network was told at first, a batch of 1."""
+    """The conditioning of the first call, a batch of 1."""
     near: tuple[tuple[str, float], ...]
     """Other words and the cosine of their text vector and the prompt's, the nearest first."""
     start: Tensor
@@ -116,10 +116,10 @@ class Explanation:
     steps: tuple[Step, ...]
     picture: Image.Image
     seconds: dict[str, float]
-    """Of the text towers, the network, the decoder, and the rest: sampler, guidance, the record."""
+    """Time of the text towers, the network, the decoder, and the rest (sampler, guidance, recording)."""
 
     def texts(self) -> list[tuple[Word, ...]]:
-        """What the prompt was, one after the other; but one, if it does not change on the way."""
+        """The different texts of the prompt in order of the steps; one, if it does not change."""
         return list(dict.fromkeys(step.words for step in self.steps))
 
     @property
@@ -129,10 +129,9 @@ class Explanation:
         return height, width
 
     def trails(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The ways of x, (steps + 1, D), and of the estimate of x0, (steps, D).
+        """The trajectories of x, (steps + 1, D), and of the estimate of x0, (steps, D).
 
-        Latents of another height and width than `size`, as in the first of two passes, are
-        brought to it.
+        Latents of another height and width than `size`, as in the first of two passes, are resized.
         """
 
         def flat(latents: Sequence[Tensor]) -> Tensor:
@@ -148,9 +147,9 @@ class Explanation:
 
         A tensor is {"shape", "dtype", "data"}: `data` is base64 of its numbers, little-endian, the
         last index running fastest. The picture is a data: URL of a PNG. "texts" are the words of
-        each text that the prompt was, and a step's "text" is the number of its own.
+        each text of the prompt, and a step's "text" is its index. "looks" counts network calls.
         """
-        way_x, way_x0 = project(self.trails(self.places))[0]
+        path_x, path_x0 = project(self.trails(self.places))[0]
         pooled = self.text.pooled
         texts = self.texts()
         return {
@@ -173,7 +172,7 @@ class Explanation:
                     "alpha_after": step.level_after.alpha,
                     "sigma_after": step.level_after.sigma,
                     "text": texts.index(step.words),
-                    "looks": step.looks,
+                    "looks": step.evaluations,
                     "seconds": step.seconds,
                     "maps": [packed(weights) for weights in step.maps],
                 }
@@ -183,7 +182,7 @@ class Explanation:
                 }
                 for step in self.steps
             ],
-            "path": {"x": way_x.tolist(), "x0": way_x0.tolist()},
+            "path": {"x": path_x.tolist(), "x0": path_x0.tolist()},
             "seconds": dict(self.seconds),
             "picture": to_data_url(self.picture),
         }
@@ -202,10 +201,10 @@ def packed(tensor: Tensor) -> dict[str, Any]:
 
 
 def project(trails: Sequence[Tensor]) -> tuple[list[Tensor], tuple[float, float]]:
-    """The ways of several latents, each (N, D), in one plane: each (N, 2), and the shares of the
-    variance that its two axes have.
+    """Trajectories of latents, each (N, D), projected on one plane: each (N, 2), and the fractions of
+    the variance along its two axes.
 
-    Principal components of all points together (Pearson 1901): the plane that they spread in most.
+    The plane is that of the first principal components of all points (Pearson 1901).
     """
     points = torch.cat(list(trails)).double()
     centre = points.mean(0)

@@ -1,8 +1,8 @@
-"""A model that is watched while it draws.
+"""Recording a run while the model draws.
 
-`pipeline.generate` knows nothing of it: it gets a `Model` whose network, text towers and
-autoencoder are copies that share their weights with the original, and of which one method each
-notes what it does. Where nothing is watched there is nothing that could cost.
+`pipeline.generate` does not know of it: it gets a `Model` whose network, text towers and autoencoder
+are copies that share their weights with the original, and one method of each copy records what it
+does. A run that is not recorded costs nothing more.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.diffusion import Conditioning
-from pellucid.explain.run.record import Explanation, Look, Step
+from pellucid.explain.run.record import Explanation, NetworkCall, Step
 from pellucid.explain.run.words import nearest_words, word_schedule
 from pellucid.model import Model
 from pellucid.pipeline import Adapt, Progress, generate, plain
 from pellucid.request import Request, resolve
 
 MAP_SIDE = 16
-"""Attention maps are kept with at most so many places on a side."""
+"""Attention maps are kept with at most this many positions on a side."""
 MAPS_BYTES = 2**28
-"""If all maps of a run would need more, the heads of each layer are averaged."""
+"""If all attention maps of a run would need more, the heads of each layer are averaged."""
 
 Part = TypeVar("Part", bound=nn.Module)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class Maps:
-    """Takes the attention maps of one look, and keeps of them what is of interest.
+class AttentionRecorder:
+    """Keeps a part of the attention maps of one call of the network.
 
     That is the first row of the batch, which is the prompt's; the columns of its words and the sum
-    of all others; at most `MAP_SIDE` places on a side; the mean of the heads if `average`.
+    of all others; at most `MAP_SIDE` positions on a side; the mean of the heads if `average`.
+    columns: those of the words.
     """
 
-    def __init__(self, places: Sequence[int], average: bool) -> None:
-        self.places = list(places)
+    def __init__(self, columns: Sequence[int], average: bool) -> None:
+        self.columns = list(columns)
         self.average = average
         self.kept: list[Tensor] = []
 
@@ -52,7 +53,7 @@ class Maps:
         one = weights[0].detach()
         if self.average:
             one = one.mean(0, keepdim=True)
-        words = one[..., self.places].permute(0, 3, 1, 2).float()  # (heads, words, h, w)
+        words = one[..., self.columns].permute(0, 3, 1, 2).float()  # (heads, words, h, w)
         height, width = words.shape[2:]
         if max(height, width) > MAP_SIDE:
             scale = MAP_SIDE / max(height, width)
@@ -63,53 +64,53 @@ class Maps:
         self.kept.append(kept.to("cpu", torch.float16))
 
 
-class Watch:
-    """Watches one run of `generate`:
+class Recorder:
+    """Records one run of `generate`:
 
-        watch = Watch(model, request)
-        for progress in watch.run():
+        recorder = Recorder(model, request)
+        for progress in recorder.run():
             ...
-        explanation = watch.explanation()
+        explanation = recorder.explanation()
 
     adapt: as in `generate`. ValueError: a prompt without tokens, more than one picture.
     """
 
     def __init__(self, model: Model, request: Request, adapt: Adapt = plain) -> None:
         if request.count != 1:
-            raise ValueError(f"one picture is explained at a time; count is {request.count}")
-        # What is put on the model comes first: a watched part still is the part that it watches.
+            raise ValueError(f"count must be 1 to explain a picture, got {request.count}")
+        # LoRAs and embeddings come first: a recorded part must be the part that draws.
         model, self.unmatched = adapt(model, request)
         self.original = model
         self.request = request
         self.plan = word_schedule(model, resolve(model, request))
         self.steps: list[Step] = []
-        self.looks: list[Look] = []
-        self.told: Conditioning | None = None
+        self.calls: list[NetworkCall] = []
+        self.text: Conditioning | None = None
         self.start: Tensor | None = None
         self.last: Progress | None = None
-        self.attends = "record" in inspect.signature(model.backbone.forward).parameters
+        self.has_attention = "record" in inspect.signature(model.backbone.forward).parameters
         self.average = False
         self.seconds = {"text": 0.0, "network": 0.0, "decoder": 0.0}
         text_2, tiny = model.text_2, model.tiny_vae
         self.model = replace(
             model,
-            backbone=watched(model.backbone, "forward", self.look),
-            text=watched(model.text, "forward", self.timed("text", model.text.forward)),
-            text_2=text_2 and watched(text_2, "forward", self.timed("text", text_2.forward)),
-            vae=watched(model.vae, "to_pixels", self.timed("decoder", model.vae.to_pixels)),
-            tiny_vae=tiny and watched(tiny, "to_pixels", self.timed("decoder", tiny.to_pixels)),
+            backbone=recorded(model.backbone, "forward", self.call_network),
+            text=recorded(model.text, "forward", self.timed("text", model.text.forward)),
+            text_2=text_2 and recorded(text_2, "forward", self.timed("text", text_2.forward)),
+            vae=recorded(model.vae, "to_pixels", self.timed("decoder", model.vae.to_pixels)),
+            tiny_vae=tiny and recorded(tiny, "to_pixels", self.timed("decoder", tiny.to_pixels)),
         )
         self.began = 0.0
 
     def run(self) -> Iterator[Progress]:
-        """Draw, as `generate` does, and keep the record."""
+        """Draw, as `generate` does, and record it."""
         self.began = self.now()
         for progress in generate(self.model, self.request, lambda *_: (self.model, self.unmatched)):
-            self.take(progress)
+            self.add(progress)
             yield progress
 
     def now(self) -> float:
-        """Seconds, when all that was asked of the device is done."""
+        """Seconds, once the device has finished its work."""
         device = next(self.original.backbone.parameters()).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -126,47 +127,47 @@ class Watch:
 
         return run
 
-    def look(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """What the network does, noted. An inpainting network's x has more channels than the
+    def call_network(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Call the network and record it. An inpainting network's x has more channels than the
         latents, which come first."""
         words = self.plan.words(len(self.steps), float(t[0]))
-        maps = Maps([word.place for word in words], self.average)
+        maps = AttentionRecorder([word.place for word in words], self.average)
         start = self.now()
         network = self.original.backbone.forward
-        output = network(x, t, cond, maps) if self.attends else network(x, t, cond)
+        output = network(x, t, cond, maps) if self.has_attention else network(x, t, cond)
         seconds = self.now() - start
         self.seconds["network"] += seconds
-        seen = as_kept(x[0, : self.model.vae.config.latent_channels])
-        self.looks.append(Look(seen, float(t[0]), words, tuple(maps.kept), seconds))
-        if self.told is None:
-            self.told = cond[:1].to("cpu", torch.float32)
+        latents = as_kept(x[0, : self.model.vae.config.latent_channels])
+        self.calls.append(NetworkCall(latents, float(t[0]), words, tuple(maps.kept), seconds))
+        if self.text is None:
+            self.text = cond[:1].to("cpu", torch.float32)
         return output
 
-    def take(self, progress: Progress) -> None:
-        """Add what a step did to the record."""
-        looks, self.looks = self.looks, []
+    def add(self, progress: Progress) -> None:
+        """Add a step to the record."""
+        calls, self.calls = self.calls, []
         self.last = progress
-        if not looks or progress.parts is None:  # strength 0 draws nothing
+        if not calls or progress.parts is None:  # strength 0 draws nothing
             return
-        look = looks[-1]
+        call = calls[-1]
         if self.start is None:
-            self.start = looks[0].x
-            bytes_each = sum(2 * weights.numel() for weights in look.maps)
+            self.start = calls[0].x
+            bytes_each = sum(2 * weights.numel() for weights in call.maps)
             self.average = bytes_each * progress.steps > MAPS_BYTES
-        guided, cond, uncond = (as_kept(part[0]) for part in progress.parts)
+        x0, cond, uncond = (as_kept(part[0]) for part in progress.parts)
         self.steps.append(
             Step(
-                level=self.plan.level(look.t),
-                x=look.x,
-                words=look.words,
-                x0=guided,
+                level=self.plan.level(call.t),
+                x=call.x,
+                words=call.words,
+                x0=x0,
                 cond=cond,
                 uncond=uncond,
-                maps=look.maps,
+                maps=call.maps,
                 after=as_kept(progress.x[0]),
                 level_after=progress.level,
-                looks=len(looks),
-                seconds=sum(each.seconds for each in looks),
+                evaluations=len(calls),
+                seconds=sum(each.seconds for each in calls),
             )
         )
         if progress.images is not None:
@@ -174,26 +175,26 @@ class Watch:
             self.seconds["rest"] = whole - sum(self.seconds.values())
 
     def explanation(self, words: Sequence[str] = ()) -> Explanation:
-        """The record, when the run is over. words: those that the prompt's vector is compared with.
+        """The record of a finished run. words: those that the prompt's vector is compared with.
 
-        ValueError: the run is not over, or it had no step.
+        ValueError: the run is not finished, or it had no step.
         """
         last = self.last
         if last is None or last.images is None:
-            raise ValueError("the run is not over: the last step's picture was not taken yet")
-        if self.start is None or self.told is None:
-            raise ValueError("nothing was drawn (strength is 0), so there is nothing to explain")
+            raise ValueError("the run is not finished: there is no picture yet")
+        if self.start is None or self.text is None:
+            raise ValueError("strength is 0: no step was drawn, so there is nothing to explain")
         warnings = list(last.warnings)
         if not self.steps[-1].maps:
             warnings.append(
-                f"{self.original.name} has no cross-attention: where each word looks cannot be shown"
+                f"{self.original.name} has no cross-attention: its attention maps cannot be shown"
             )
         return Explanation(
             model=self.original.name,
             prediction=self.original.prediction,
             request=last.request,
             warnings=tuple(warnings),
-            text=self.told,
+            text=self.text,
             near=nearest_words(self.original, last.request.prompt, words),
             start=self.start,
             steps=tuple(self.steps),
@@ -202,13 +203,13 @@ class Watch:
         )
 
 
-def watched(part: Part, method: str, instead: Callable[..., object]) -> Part:
-    """A copy of a part that shares its weights, with another method in the place of one of its."""
+def recorded(part: Part, method: str, replacement: Callable[..., object]) -> Part:
+    """A copy of a part that shares its weights, with one method replaced."""
     twin = copy.copy(part)
-    vars(twin)[method] = instead
+    vars(twin)[method] = replacement
     return twin
 
 
 def as_kept(latents: Tensor) -> Tensor:
-    """A copy of its own on the CPU, float32."""
+    """A copy on the CPU, float32."""
     return latents.detach().to("cpu", torch.float32, copy=True)
