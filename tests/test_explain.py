@@ -268,8 +268,8 @@ def test_the_page_tells_what_is_special_of_a_run(
     for explanation, special in ((told, False), (explain(model, other), True)):
         text, _ = page.page(model, [explanation])
         (run,) = embedded_record(text)["runs"]
-        assert (run["redrawn"], run["several"]) == (special, special)
-        assert ("This run began with a picture" in text) == special
+        assert (run["imageToImage"], run["several"]) == (special, special)
+        assert ("This run started from a picture" in text) == special
         assert ("every number in them is random" in text) != special
 
 

@@ -55,7 +55,7 @@ def test_it_opens_early_on_the_way(shown: Any) -> None:
 
 
 def test_the_slider_by_keyboard(shown: Any) -> None:
-    guess = shown.locator("#look img").nth(1)
+    guess = shown.locator("#estimate img").nth(1)
     shown.focus(STEP)
     shown.keyboard.press("End")
     last = guess.get_attribute("src")
@@ -122,7 +122,7 @@ def test_words_layers_and_heads(shown: Any) -> None:
     expect(rest).to_contain_text("rest")
     rest.click()
     expect(rest).to_have_attribute("aria-pressed", "true")
-    expect(shown.locator("#attention figcaption")).to_contain_text("rest at step 2, 4×4 places")
+    expect(shown.locator("#attention figcaption")).to_contain_text("rest at step 2, 4×4 positions")
     before = large.evaluate(picture)
     words.first.focus()
     shown.keyboard.press("Enter")
@@ -146,7 +146,7 @@ def test_strip_and_path_lead_to_their_steps(shown: Any) -> None:
 def test_the_bar_of_the_share_is_as_long_as_it_says(shown: Any) -> None:
     shown.focus(STEP)
     share = """() => {
-      const bar = document.querySelector("#look .share"), part = bar.querySelector(".clean");
+      const bar = document.querySelector("#estimate .share"), part = bar.querySelector(".clean");
       const width = (e) => e.getBoundingClientRect().width;
       return [width(part) / width(bar), part.textContent];
     }"""
@@ -161,10 +161,12 @@ def test_the_bar_of_the_share_is_as_long_as_it_says(shown: Any) -> None:
 
 @two
 def test_two_runs_move_together(shown: Any) -> None:
-    expect(shown.locator("#look .run")).to_have_count(2)
-    expect(shown.locator("#look .tag").first).to_have_text("A: “a red <b>apple</b>”, guidance 3")
-    expect(shown.locator("#look .tag").last).to_have_text("B: “a rabbit”, guidance 1")
-    guesses = shown.locator("#look .run figure:nth-child(2) img")
+    expect(shown.locator("#estimate .run")).to_have_count(2)
+    expect(shown.locator("#estimate .tag").first).to_have_text(
+        "A: “a red <b>apple</b>”, guidance 3"
+    )
+    expect(shown.locator("#estimate .tag").last).to_have_text("B: “a rabbit”, guidance 1")
+    guesses = shown.locator("#estimate .run figure:nth-child(2) img")
     before = [guess.get_attribute("src") for guess in guesses.all()]
     shown.focus(STEP)
     shown.keyboard.press("Home")

@@ -1,6 +1,6 @@
 "use strict";
-// The record of one or two runs, which is in `#record`, and how its numbers become pictures.
-// What depends on the step that is shown is drawn by the functions in `updates`.
+// The record of one or two runs, from `#record`, and functions that draw its numbers.
+// The functions in `updates` draw what depends on the current step.
 
 const record = JSON.parse(document.getElementById("record").textContent);
 const runs = record.runs;
@@ -52,7 +52,7 @@ function time(seconds) {
   return seconds < 1 ? `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms` : `${seconds.toFixed(2)} s`;
 }
 
-/** A card for each run in every place that waits for `part`. */
+/** Add a card for each run to `place`, filled by `part`. */
 function cards(place, part) {
   place.classList.toggle("two", runs.length > 1);
   runs.forEach((run, i) => {
@@ -65,7 +65,7 @@ function cards(place, part) {
   });
 }
 
-/** Where a run is: the last of its steps if the other run is longer. */
+/** The current step of a run: its last one if the other run is longer. */
 function stepOf(run) {
   return run.steps[Math.min(state.step, run.steps.length) - 1];
 }
@@ -74,7 +74,7 @@ function stepOf(run) {
 
 const unpacked = new Map();
 
-/** The numbers of {shape, largest, data}, between -127 and 127 or 0 and 255. */
+/** The numbers of {shape, largest, data}: -127 to 127, or 0 to 255 if not signed. */
 function values(packed, signed = true) {
   if (!unpacked.has(packed)) {
     const bytes = Uint8Array.from(atob(packed.data), (c) => c.charCodeAt(0));
@@ -98,7 +98,7 @@ function readPalette() {
   }
 }
 
-/** Latents (C, h, w) as one tile for each channel; with `scale` 1 only the largest number has full colour. */
+/** Latents (C, h, w) as one tile per channel; with `scale` 1 only the largest number has full colour. */
 function drawTiles(canvas, packed, scale) {
   const [count, height, width] = packed.shape;
   const columns = count === 1 ? 1 : 2 ** Math.ceil(Math.log2(count) / 2);
@@ -118,10 +118,9 @@ function drawTiles(canvas, packed, scale) {
   }
 }
 
-/** A canvas of tiles that is drawn again with every step, and with other colours. */
+/** A canvas of tiles that is redrawn for every step and colour scheme. */
 function tiles(alt, of, scale = () => 1.7) {
   const canvas = el("canvas", { class: "tiles", role: "img", "aria-label": alt });
   updates.push(() => drawTiles(canvas, of(), scale()));
   return canvas;
 }
-

@@ -1,9 +1,8 @@
-"""The page of an explanation: one HTML file that asks for nothing else, of at most 5 MB.
+"""The page of a run: one HTML file of at most 5 MB that loads nothing else.
 
-``page.html`` is what the page says, ``page.css`` how it looks; ``draw.js``, ``parts.js`` and
-``player.js`` are what moves on it. The numbers and pictures are put in as one JSON record
-(``page_data.py``). Where they would be too many for the file, the page gets smaller pictures, then
-averaged attention maps, then fewer steps, and says so.
+``page.html`` is its text, ``page.css`` its style, the ``.js`` files its behaviour. Numbers and
+pictures are embedded as one JSON record (``page_data.py``). Where they would exceed the limit, the
+page gets smaller pictures, then averaged attention maps, then fewer steps, and says so.
 """
 
 from __future__ import annotations
@@ -37,27 +36,27 @@ from pellucid.vae import VAE
 LIMIT = 5_000_000
 """Bytes of a page."""
 TITLE = 90  # letters of a prompt in the title
-SCRIPTS = ("draw.js", "parts.js", "player.js")
+SCRIPTS = ("draw.js", "parts.js", "attention.js", "path.js", "player.js")
 
-# What the network's answer means, by what it was trained to predict; `diffusion.to_x0`.
+# How the estimate follows from the network's output, by prediction; `diffusion.to_x0`.
 X0 = {
     "eps": "x̂<sub>0</sub> = (x − σ ε̂) / α &emsp; the network predicts the noise ε̂",
     "x0": "x̂<sub>0</sub> is what the network predicts",
     "v": "x̂<sub>0</sub> = α x − σ v̂ &emsp; the network predicts v = α ε − σ x<sub>0</sub>",
-    "flow": "x̂<sub>0</sub> = (x − σ û) / (α + σ) &emsp; the network predicts the way from picture to "
-    "noise, u = ε − x<sub>0</sub>",
+    "flow": "x̂<sub>0</sub> = (x − σ û) / (α + σ) &emsp; the network predicts the direction from picture "
+    "to noise, u = ε − x<sub>0</sub>",
 }
 
 
-# How a run begins: with noise alone, or with a picture under noise.
+# How a run starts: from noise alone, or from a picture with added noise.
 START = {
     False: {
         "start": "At the start every number in them is random.",
         "equation_start": "x<sub>T</sub> = σ<sub>T</sub> ε,",
     },
     True: {
-        "start": "This run began with a picture: its latents x<sub>0</sub>, with random numbers "
-        "added to every one of them.",
+        "start": "This run started from a picture: its latents x<sub>0</sub>, with random numbers "
+        "added to all of them.",
         "equation_start": "x = α x<sub>0</sub> + σ ε,",
     },
 }
@@ -66,8 +65,8 @@ START = {
 def write(path: str | Path, model: Model, explanations: Sequence[Explanation]) -> str:
     """Write the page of one explanation, or of two side by side, drawn by `model`.
 
-    Gives what had to be left out, in words; "" if nothing was. The file appears whole or not at
-    all. ValueError: no such folder, a full disk, not one or two explanations.
+    Returns what had to be left out, in words; "" if nothing was. ValueError: no such folder, a full
+    disk, not one or two explanations.
     """
     text, left_out = page(model, explanations)
     pages.write(path, text)
@@ -77,21 +76,21 @@ def write(path: str | Path, model: Model, explanations: Sequence[Explanation]) -
 def page(model: Model, explanations: Sequence[Explanation]) -> tuple[str, str]:
     """The page as text, and what had to be left out."""
     if not 1 <= len(explanations) <= 2:
-        raise ValueError(f"{len(explanations)} explanations are given; one or two are wanted")
-    shown = [PageData(model, explanation) for explanation in explanations]
+        raise ValueError(f"explanations must be one or two, got {len(explanations)}")
+    data = [PageData(model, explanation) for explanation in explanations]
     size = max((each.places for each in explanations), key=math.prod)
-    ways, spread = project([trail for each in explanations for trail in each.trails(size)])
+    paths, spread = project([trail for each in explanations for trail in each.trails(size)])
     for detail in details(max(len(each.steps) for each in explanations)):
-        if sum(each.guess(detail) for each in shown) > LIMIT:
+        if sum(each.estimated_bytes(detail) for each in data) > LIMIT:
             continue
-        runs = [each.data(detail) for each in shown]
-        for run, x, x0 in zip(runs, ways[::2], ways[1::2], strict=True):
+        runs = [each.data(detail) for each in data]
+        for run, x, x0 in zip(runs, paths[::2], paths[1::2], strict=True):
             run["path"] = {"x": rounded(x), "x0": rounded(x0)}
-        left_out = detail.told(explanations)
+        left_out = detail.omissions(explanations)
         text = document(explanations, {"runs": runs, "shares": spread, "note": left_out})
         if len(text.encode()) <= LIMIT:
             return text, left_out
-    raise ValueError("even two steps make a page of more than 5 MB; a shorter prompt is wanted")
+    raise ValueError("even two steps make a page of more than 5 MB; use a shorter prompt")
 
 
 def rounded(points: Tensor) -> list[list[float]]:
@@ -106,7 +105,7 @@ def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str
         "tokens": source_code(Tokenizer.__call__),
         "meaning": source_code(TextTower.forward),
         "noise": source_code(noise.draw),
-        "look": source_code(to_x0),
+        "estimate": source_code(to_x0),
         "guidance": source_code(ClassifierFree.__call__),
         "attention": source_code(attend),
         "sampler": source_code(sampler.sample),
@@ -120,7 +119,7 @@ def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str
         equation_x0=X0[first.prediction],
         sampler=escape(first.request.sampler or ""),
         sampler_words=escape(sampler.doc),
-        # "<" would end the element where the prompt says so.
+        # A "<" in the prompt must not end the element.
         record=json.dumps(record, separators=(",", ":")).replace("<", "\\u003c"),
     )
     short = [shorten(each.request.prompt, TITLE, placeholder=" …") for each in explanations]
@@ -134,5 +133,5 @@ def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str
 
 
 def asset(name: str) -> str:
-    """A file beside this one."""
+    """The text of a file next to this module."""
     return resources.files("pellucid.explain.run").joinpath(name).read_text(encoding="utf-8")

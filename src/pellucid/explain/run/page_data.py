@@ -1,4 +1,4 @@
-"""What a page shows of an explanation: its latents made visible, its numbers packed small."""
+"""The data of the page: latents decoded to small pictures, numbers packed into few bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -22,36 +21,36 @@ from pellucid.preview import is_quick, preview
 from pellucid.prompt import split_and
 
 NEAR = 12
-"""Nearest words that are shown."""
+"""Nearest words on the page."""
 
 
 @dataclass(frozen=True)
 class Detail:
-    """How much of a record goes into a page."""
+    """How much of an explanation goes into the page."""
 
     side: int = 256
     """Pixels of a picture's longer side."""
     latents: int = 64
-    """Places of the latents on the longer side."""
+    """Latents on the longer side."""
     heads: bool = True
-    """Every head's map; else the heads of each layer are averaged."""
+    """Every head's attention map; else the heads of each layer are averaged."""
     layers: bool = True
-    """Every layer's map; else all are averaged."""
+    """Every layer's attention map; else all are averaged."""
     every: int = 1
-    """One step in so many; the first and the last are there anyway."""
+    """Every how many steps one is kept; the first and the last always are."""
 
     def steps(self, count: int) -> list[int]:
-        """The steps that are shown of so many, counted from 0."""
+        """The indices of the steps that are kept, of `count`."""
         return [i for i in range(count) if i % self.every == 0 or i == count - 1]
 
-    def told(self, explanations: Sequence[Explanation]) -> str:
-        """What is left out, in words; "" if nothing."""
+    def omissions(self, explanations: Sequence[Explanation]) -> str:
+        """What is left out, in words; "" if nothing is."""
         left = []
         steps = max(len(each.steps) for each in explanations)
         if self.every > 1:
             left.append(f"one step in {self.every} of {steps} is shown")
         if self.side < max(max(each.picture.size) for each in explanations):
-            left.append(f"the pictures on the way are at most {self.side} pixels wide")
+            left.append(f"the pictures of the steps are at most {self.side} pixels wide")
         if any(each.steps[0].maps for each in explanations):
             if not self.layers:
                 left.append("the attention maps of all layers are averaged")
@@ -69,81 +68,82 @@ LADDER = (
 
 
 def details(steps: int) -> Iterator[Detail]:
-    """From the most that may be shown to the least."""
+    """From the most detail to the least, for a run of this many steps."""
     yield from LADDER
     for every in range(2, steps):
         yield replace(LADDER[-1], every=every)
 
 
 class PageData:
-    """An explanation with its latents made visible, at any detail."""
+    """The data of one explanation at any detail, as JSON values."""
 
     def __init__(self, model: Model, explanation: Explanation) -> None:
         self.explanation = explanation
         self.model = model
-        self.seen: dict[int, dict[str, Image.Image]] = {}
+        self.decoded: dict[int, dict[str, Image.Image]] = {}
 
-    def frames(self, i: int) -> dict[str, Image.Image]:
-        """The pictures of step i."""
-        if i not in self.seen:
+    def pictures(self, i: int) -> dict[str, Image.Image]:
+        """The latents of step i as pictures."""
+        if i not in self.decoded:
             step = self.explanation.steps[i]
             parts = {"x": step.x, "x0": step.x0, "cond": step.cond, "uncond": step.uncond}
             views = preview(self.model, torch.stack(list(parts.values())))
-            self.seen[i] = dict(zip(parts, views, strict=True))
-        return self.seen[i]
+            self.decoded[i] = dict(zip(parts, views, strict=True))
+        return self.decoded[i]
 
     def step(self, i: int, detail: Detail) -> dict[str, Any]:
-        """Step i as JSON values."""
+        """The data of step i."""
         step = self.explanation.steps[i]
-        pictures = {name: shrunk(frame, detail.side) for name, frame in self.frames(i).items()}
+        pictures = {name: shrunk(one, detail.side) for name, one in self.pictures(i).items()}
         text = self.explanation.texts().index(step.words)
         return step_data(i, step, detail) | {"text": text} | pictures
 
-    def guess(self, detail: Detail) -> float:
-        """About how many bytes `data` has: a few steps stand for all."""
+    def estimated_bytes(self, detail: Detail) -> float:
+        """About the size of `data`, estimated from a few steps."""
         count = len(self.explanation.steps)
         some = sorted({0, count // 3, 2 * count // 3})
         each = [len(json.dumps(self.step(i, detail))) for i in some]
-        whole = len(json.dumps(self.frame(detail)))
-        return whole + len(detail.steps(count)) * sum(each) / len(each)
+        return len(json.dumps(self.without_steps(detail))) + len(detail.steps(count)) * sum(
+            each
+        ) / len(each)
 
     def data(self, detail: Detail) -> dict[str, Any]:
-        """All that the page shows of this run, as JSON values."""
+        """All data of the run."""
         kept = detail.steps(len(self.explanation.steps))
-        return self.frame(detail) | {"steps": [self.step(i, detail) for i in kept]}
+        return self.without_steps(detail) | {"steps": [self.step(i, detail) for i in kept]}
 
-    def frame(self, detail: Detail) -> dict[str, Any]:
-        """All but the steps."""
-        told = self.explanation
+    def without_steps(self, detail: Detail) -> dict[str, Any]:
+        """The data of the run as a whole."""
+        run = self.explanation
         return {
-            "model": told.model,
-            "prompt": told.request.prompt,
-            "guidance": told.request.guidance,
-            "redrawn": told.request.image is not None,
-            "several": bool(told.request.mix) or len(split_and(told.request.prompt)) > 1,
-            "facts": facts(told),
-            "warnings": list(told.warnings),
+            "model": run.model,
+            "prompt": run.request.prompt,
+            "guidance": run.request.guidance,
+            "imageToImage": run.request.image is not None,
+            "several": bool(run.request.mix) or len(split_and(run.request.prompt)) > 1,
+            "facts": facts(run),
+            "warnings": list(run.warnings),
             "rough": not is_quick(self.model.vae),
             "texts": [
                 [{"text": w.text, "id": w.id, "weight": round(w.weight, 3)} for w in words]
-                for words in told.texts()
+                for words in run.texts()
             ],
-            "near": [[word, round(cosine, 4)] for word, cosine in told.near[:NEAR]],
-            "vectors": numbers(told.text.tokens[0, :80, :256]),
-            "width": told.text.tokens.shape[2],
-            "start": latents(told.start, detail),
-            "startPicture": shrunk(preview(self.model, told.start[None])[0], detail.side),
-            "layers": layers(told.steps[0], detail),
-            "count": len(told.steps),
-            "picture": shrunk(told.picture, 2 * detail.side),
-            "size": list(told.picture.size),
-            "latent": latents(told.steps[-1].after, detail),
-            "seconds": {part: round(seconds, 5) for part, seconds in told.seconds.items()},
+            "near": [[word, round(cosine, 4)] for word, cosine in run.near[:NEAR]],
+            "vectors": signed(run.text.tokens[0, :80, :256]),
+            "width": run.text.tokens.shape[2],
+            "start": latents(run.start, detail),
+            "startPicture": shrunk(preview(self.model, run.start[None])[0], detail.side),
+            "layers": layers(run.steps[0], detail),
+            "count": len(run.steps),
+            "picture": shrunk(run.picture, 2 * detail.side),
+            "size": list(run.picture.size),
+            "latent": latents(run.steps[-1].after, detail),
+            "seconds": {part: round(seconds, 5) for part, seconds in run.seconds.items()},
         }
 
 
 def step_data(i: int, step: Step, detail: Detail) -> dict[str, Any]:
-    """The numbers of a step; `i` counts from 0."""
+    """The numbers of step i."""
     return {
         "number": i + 1,
         "t": round(step.level.t, 2),
@@ -152,28 +152,28 @@ def step_data(i: int, step: Step, detail: Detail) -> dict[str, Any]:
         "clean": round(progress(step.level), 4),
         "alphaAfter": round(step.level_after.alpha, 4),
         "sigmaAfter": round(step.level_after.sigma, 4),
-        "looks": step.evaluations,
+        "evaluations": step.evaluations,
         "seconds": round(step.seconds, 5),
         "eps": latents(step.eps_cond, detail),
         "epsUncond": latents(step.eps_uncond, detail),
         "difference": latents(step.difference, detail),
-        "maps": [shares(weights) for weights in maps(step, detail)],
+        "maps": [unsigned(weights) for weights in maps(step, detail)],
     }
 
 
-def facts(told: Explanation) -> list[list[str]]:
-    """What the run was, for a person: name and value."""
-    request = told.request
+def facts(run: Explanation) -> list[list[str]]:
+    """The settings of the run: name and value."""
+    request = run.request
     rows = {
         "Prompt": request.prompt,
-        "Without": request.negative_prompt,
-        "Model": told.model,
+        "Negative prompt": request.negative_prompt,
+        "Model": run.model,
         "Seed": str(request.seed),
-        "Steps": str(len(told.steps)),
+        "Steps": str(len(run.steps)),
         "Sampler": f"{request.sampler}, spacing {request.spacing}",
         "Guidance": f"{request.guidance:g}",
-        "Size": f"{told.picture.width}×{told.picture.height}",
-        "From the picture": request.image or "",
+        "Size": f"{run.picture.width}×{run.picture.height}",
+        "Starting picture": request.image or "",
     }
     return [[name, value] for name, value in rows.items() if value]
 
@@ -182,23 +182,23 @@ def shrunk(picture: Image.Image, side: int) -> str:
     """A picture at most `side` pixels wide and high, as a data: URL."""
     picture = picture.copy()
     picture.thumbnail((side, side), Image.Resampling.BOX)
-    small = max(picture.size) <= 64  # where each pixel counts
+    small = max(picture.size) <= 64  # lossless, because single pixels are visible
     return to_data_url(picture, "PNG") if small else to_data_url(picture, "WEBP", 80)
 
 
 def layers(step: Step, detail: Detail) -> list[dict[str, Any]]:
-    """The layers whose maps are shown: a name, how many heads."""
+    """The layers of the attention maps: name and number of heads."""
     kept = maps(step, detail)
     if len(kept) < len(step.maps):
         return [{"name": f"all {len(step.maps)} layers", "heads": 1}]
     return [
-        {"name": f"layer {i}, {one.shape[2]}×{one.shape[1]} places", "heads": one.shape[0]}
+        {"name": f"layer {i}, {one.shape[2]}×{one.shape[1]}", "heads": one.shape[0]}
         for i, one in enumerate(kept, start=1)
     ]
 
 
 def maps(step: Step, detail: Detail) -> list[Tensor]:
-    """The attention maps that are shown, each (heads, h, w, words + 1)."""
+    """The attention maps of a step, each (heads, h, w, words + 1)."""
     kept = [weights.float() for weights in step.maps]
     if not detail.heads:
         kept = [weights.mean(0, keepdim=True) for weights in kept]
@@ -210,27 +210,27 @@ def maps(step: Step, detail: Detail) -> list[Tensor]:
 
 
 def latents(x: Tensor, detail: Detail) -> dict[str, Any]:
-    """(C, h, w) as `numbers`, of large ones a part of the places."""
+    """(C, h, w) as `signed`; large latents are subsampled."""
     scale = detail.latents / max(x.shape[1:])
     if scale < 1:
         size = [max(round(side * scale), 1) for side in x.shape[1:]]
-        x = F.interpolate(x[None], size)[0]  # the nearest: a mean of noise would be less noise
-    return numbers(x)
+        x = F.interpolate(x[None], size)[0]  # nearest: averaging would reduce the noise
+    return signed(x)
 
 
-def numbers(x: Tensor) -> dict[str, Any]:
-    """A tensor in steps of 1/127 of its largest number: shape, that number, base64 of int8."""
+def signed(x: Tensor) -> dict[str, Any]:
+    """A tensor as int8, in steps of 1/127 of its largest absolute value."""
+    return packed(x, torch.int8)
+
+
+def unsigned(x: Tensor) -> dict[str, Any]:
+    """A tensor that is not negative as uint8, in steps of 1/255 of its largest value."""
+    return packed(x, torch.uint8)
+
+
+def packed(x: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """Shape, largest absolute value, and base64 of the values, scaled to the range of `dtype`."""
     largest = max(float(x.abs().max()), 1e-8)
-    steps = (x / largest * 127).round().to(torch.int8).numpy()
-    return {"shape": list(x.shape), "largest": float(f"{largest:.5g}"), "data": encoded(steps)}
-
-
-def shares(x: Tensor) -> dict[str, Any]:
-    """As `numbers` for what is not negative: base64 of uint8 in steps of 1/255."""
-    largest = max(float(x.max()), 1e-8)
-    steps = (x / largest * 255).round().to(torch.uint8).numpy()
-    return {"shape": list(x.shape), "largest": float(f"{largest:.5g}"), "data": encoded(steps)}
-
-
-def encoded(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    steps = (x / largest * torch.iinfo(dtype).max).round().to(dtype).contiguous()
+    data = base64.b64encode(steps.numpy().tobytes()).decode()
+    return {"shape": list(x.shape), "largest": float(f"{largest:.5g}"), "data": data}

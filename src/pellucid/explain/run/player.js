@@ -1,9 +1,9 @@
-// The player: which step is shown, and everything drawn for it.
+// The player: the current step, and everything that is drawn for it.
 
 const slider = document.getElementById("step");
 const play = document.getElementById("play");
 let timer = null;
-let moved = false; // till then, play begins at the first step
+let moved = false; // until the user moves, Play starts at the first step
 
 function set(change) {
   Object.assign(state, change);
@@ -49,7 +49,7 @@ slider.addEventListener("input", () => {
 });
 play.addEventListener("click", toggle);
 document.addEventListener("keydown", (event) => {
-  // Where no control has the focus, the arrows move the step and the space bar plays.
+  // Where no control has the focus, the arrow keys change the step and the space bar plays.
   if (event.target.closest("input, select, button, summary, pre, a") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === " ") toggle();
   else if (event.key === "ArrowRight") (stop(), go(state.step + 1));
@@ -65,12 +65,12 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 readPalette();
 document.body.classList.toggle("wide", runs.length > 1);
 cards(document.getElementById("hero"), hero);
-const parts = { tokens, meaning, noise: beginning, look, guidance, attention, decoder, time: cost };
+const parts = { tokens, meaning, noise: beginning, estimate, guidance, attention, decoder, time: cost };
 for (const place of document.querySelectorAll("[data-part]")) cards(place, parts[place.dataset.part]);
 attentionControls(document.getElementById("attention-controls"));
 pathPlot(document.getElementById("path-plot"));
 const note = document.getElementById("note");
 note.hidden = !record.note;
 note.textContent = record.note ? `${record.note[0].toUpperCase()}${record.note.slice(1)}.` : "";
-// It opens early on the way, where the guesses with the words and without them differ most to the eye.
+// The page opens early in the run, where the estimates with the prompt and without it differ most visibly.
 set({ step: 1 + Math.round((2 * (longest - 1)) / 9) });
