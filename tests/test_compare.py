@@ -17,13 +17,19 @@ from torch import Tensor
 from pellucid.data import mnist
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.evaluate import digits as digit_classifier
-from pellucid.evaluate.compare import CompareOptions, Part, left_out, parameters_of, parts_of
+from pellucid.evaluate.compare.benchmark import (
+    CompareOptions,
+    Part,
+    left_out,
+    parameters_of,
+    parts_of,
+)
+from pellucid.evaluate.compare.coverage import apart, inside, kl_to_uniform, precision_recall
 from pellucid.evaluate.compare.emoji import Emoji
 from pellucid.evaluate.compare.points import Points, grid, ring
 from pellucid.evaluate.compare.stacked_mnist import StackedMnist
 from pellucid.evaluate.compare.summary import has_failed, verdict
 from pellucid.evaluate.compare.work import known, run, run_all
-from pellucid.evaluate.coverage import apart, inside, kl_to_uniform, precision_recall
 
 # ---------------------------------------------------------------- figures
 
@@ -49,7 +55,7 @@ def test_precision_and_recall() -> None:
     assert 0 < apart(real, same_few + 0.01 * torch.randn(300, 2)) < 0.2
     assert apart(real, torch.randn(400, 2)) == pytest.approx(1, abs=0.25)
     assert apart(real, 10 * torch.randn(300, 2)) > 5
-    with pytest.raises(ValueError, match="3 real and 300 made"):
+    with pytest.raises(ValueError, match="got 3 real and 300 made"):
         precision_recall(real[:3], real)
 
 
@@ -67,8 +73,8 @@ def test_real_points_are_good_and_cover_all(points: Any) -> None:
     assert collapsed.modes == 1 and collapsed.kl == pytest.approx(math.log(points.modes))
     assert collapsed.precision > 0.9 and collapsed.recall < 0.3
     assert points.measure([real + 0.5]).good < 0.1
-    looks = [points.look(real, label).tobytes() for label in ("real", "real", "made")]
-    assert looks[0] == looks[1] != looks[2]  # which is the legend's
+    previews = [points.preview(real, label).tobytes() for label in ("real", "real", "made")]
+    assert previews[0] == previews[1] != previews[2]  # which is the legend's
 
 
 def package(folder: Path, each: int = 30) -> Path:
@@ -147,14 +153,14 @@ def test_emoji_are_told_apart(art: EmojiArt) -> None:
     assert (real.modes, real.good_modes, real.good) == (6, 6, 1.0)
     noise = emoji.measure([torch.randn(200, 3, 32, 32)])
     assert noise.good == 0 and noise.good_modes == 0
-    with pytest.raises(ValueError, match="the art is 16 pixels wide"):
+    with pytest.raises(ValueError, match="the art must be at least 32 pixels wide, got 16"):
         Emoji(EmojiArt(art.concepts, art.pixels[:, :, ::2, ::2]))
 
 
 def test_networks_are_of_one_size(stacked: StackedMnist, art: EmojiArt) -> None:
-    for contest in (ring(), grid(), stacked, Emoji(art)):
-        counts = parameters_of(contest, ("gan", "pacgan", "diffusion")).values()
-        assert max(counts) <= 1.1 * min(counts), contest.name
+    for task in (ring(), grid(), stacked, Emoji(art)):
+        counts = parameters_of(task, ("gan", "pacgan", "diffusion")).values()
+        assert max(counts) <= 1.1 * min(counts), task.name
 
 
 # ---------------------------------------------------------------- parts
@@ -163,11 +169,11 @@ def test_networks_are_of_one_size(stacked: StackedMnist, art: EmojiArt) -> None:
 def test_the_legend_says_what_is_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[str] = []
 
-    def look(self: Points, samples: Tensor, label: str) -> Image.Image:
+    def preview(self: Points, samples: Tensor, label: str) -> Image.Image:
         labels.append(label)
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr(Points, "look", look)
+    monkeypatch.setattr(Points, "preview", preview)
     points = ring()
     for method in ("real", "gan", "diffusion"):
         recipe = replace(points.quick, seen=256, samples=100, steps=2)
@@ -219,19 +225,21 @@ def coverage(good_modes: int, good: float, apart: float = 0.9) -> dict[str, Any]
 def test_collapse_is_said_when_it_happens_and_only_then() -> None:
     real = coverage(25, 0.99)
 
-    def told(*runs: dict[str, Any] | None) -> str:
+    def sentence(*runs: dict[str, Any] | None) -> str:
         there = [r for r in runs if r is not None]
         keys = ("good", "apart")
         mean = {key: sum(r[key] for r in there) / len(there) for key in keys} if there else None
         return verdict("GAN", {"runs": [{"coverage": r} for r in runs], "mean": mean}, real)
 
-    assert told(coverage(25, 0.9), coverage(24, 0.8)).startswith("GAN: no mode collapse; 24.5 of")
-    assert told(coverage(25, 0.9), coverage(4, 0.9)).startswith("GAN: mode collapse; 14.5 of")
-    assert "not learnt well enough" in told(coverage(5, 0.1))
-    same = told(coverage(1, 0.1, apart=0.2))
+    assert sentence(coverage(25, 0.9), coverage(24, 0.8)).startswith(
+        "GAN: no mode collapse; 24.5 of"
+    )
+    assert sentence(coverage(25, 0.9), coverage(4, 0.9)).startswith("GAN: mode collapse; 14.5 of")
+    assert "not learnt well enough" in sentence(coverage(5, 0.1))
+    same = sentence(coverage(1, 0.1, apart=0.2))
     assert same.startswith("GAN: mode collapse;") and "20% as far from each other" in same
-    assert told(coverage(25, 0.9, apart=0.4)).startswith("GAN: no mode collapse")
-    assert told(None) == "GAN: every run broke down."
+    assert sentence(coverage(25, 0.9, apart=0.4)).startswith("GAN: no mode collapse")
+    assert sentence(None) == "GAN: every run broke down."
     assert has_failed(None, real) and has_failed(coverage(12, 1.0), real)
     assert not has_failed(coverage(13, 1.0), real)
 
@@ -244,11 +252,11 @@ def test_collapse_is_said_when_it_happens_and_only_then() -> None:
     [
         ({"methods": ("gan", "difusion")}, "there is no method 'difusion'.*first: diffusion"),
         ({"data": ("rings",)}, "there is no data set 'rings'.*first: ring"),
-        ({"data": ()}, "data sets are none"),
-        ({"methods": ("gan", "gan")}, "each is wanted once"),
-        ({"seeds": 0}, "seeds is 0"),
-        ({"samples": 3}, "samples is 3"),
-        ({"seen": 0}, "seen is 0"),
+        ({"data": ()}, "data sets must be one or more, each once, got none"),
+        ({"methods": ("gan", "gan")}, "methods must be .* each once, got gan, gan"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"samples": 3}, "samples must be at least 100, got 3"),
+        ({"seen": 0}, "seen must be at least 256, got 0"),
     ],
 )
 def test_options_that_make_no_comparison(fields: dict[str, Any], sentence: str) -> None:
@@ -256,7 +264,7 @@ def test_options_that_make_no_comparison(fields: dict[str, Any], sentence: str) 
         CompareOptions(**fields)
 
 
-def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
+def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / "parts").touch()  # where a folder is wanted
     options = CompareOptions(data=("ring",), samples=100, out=tmp_path)
     with pytest.raises(ValueError, match=r"^ring, real, seed 0: .*File exists"):
@@ -307,10 +315,10 @@ def test_what_is_not_there_is_left_out(tmp_path: Path, digits: Path) -> None:
     [
         (("gan", "difusion"), "nearest first: diffusion"),
         (("gan", "--data", "mnist"), "nearest first: stacked-mnist"),
-        (("gan", "--seeds", 0), "seeds is 0"),
+        (("gan", "--seeds", 0), "seeds must be at least 1, got 0"),
         (("gan", "--data", "stacked-mnist", "--digits", "absent"), "make digits"),
         (("gan", "--data", "emoji", "--art", "absent.npz"), "pellucid data emoji"),
-        (("gan", "--workers", -1), "--workers is -1"),
+        (("gan", "--workers", -1), "--workers must be 0 or more, got -1"),
     ],
 )
 def test_bad_input(

@@ -6,8 +6,10 @@ known.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,11 @@ from pellucid.data.emoji import (
     with_article,
     with_color,
 )
-from pellucid.evaluate import quality
+from pellucid.evaluate import metrics
+from pellucid.evaluate import report as reports
+from pellucid.evaluate.evaluation import Evaluation, read_prompts
+from pellucid.evaluate.metrics import METRICS, attributes, concepts, judge, novelty, two_objects
+from pellucid.plugins import discover
 
 SIZE, RIM = 64, 8
 LUMA = torch.tensor([0.299, 0.587, 0.114])
@@ -67,26 +73,26 @@ class Judge(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def judge(art: EmojiArt) -> Any:
+def known(art: EmojiArt) -> Any:
     return Judge(art)
 
 
-class Painter:
+class Painter(Evaluation):
     """Draws what a prompt of the evaluation says, or the thing `off` places further in the list."""
 
-    def __init__(self, art: EmojiArt, off: int = 0) -> None:
-        self.art, self.off = art, off
-        self.index = quality.index_of(art)
-        self.words: dict[str, tuple[str, str | None]] = {}
+    off = 0
+
+    def words(self) -> dict[str, tuple[str, str | None]]:
+        words: dict[str, tuple[str, str | None]] = {}
         for kind in ("common", "everyday"):
-            for p in quality.read_prompts(kind):
-                self.words[p.text] = (p.concept, None)
-                self.words |= {with_color(p.concept, w): (p.concept, w) for w in TINTS}
-        self.words |= {with_article(name): (name, None) for name in self.index}
+            for p in read_prompts(kind):
+                words[p.text] = (p.concept, None)
+                words |= {with_color(p.concept, w): (p.concept, w) for w in TINTS}
+        return words | {with_article(name): (name, None) for name in self.numbers}
 
     def thing(self, text: str, style: int) -> np.ndarray:
-        name, color = self.words[text]
-        rgba = self.art.pixels[(self.index[name] + self.off) % len(self.index), style]
+        name, color = self.words()[text]
+        rgba = self.art.pixels[(self.numbers[name] + self.off) % len(self.numbers), style]
         return rgba if color is None else tint(rgba, color)
 
     def picture(self, text: str) -> Image.Image:
@@ -108,48 +114,46 @@ class Painter:
             paste(canvas, self.thing(text, number), SIZE / 2, SIZE / 2, SIZE, False)
         return Image.fromarray(canvas.astype(np.uint8))
 
-    def __call__(self, model: Any, prompts: Iterable[str], seed: int = 0, **fields: Any) -> Any:
+    def pictures(self, prompts: Iterable[str], seed: int = 0, **fields: Any) -> Any:
         return [self.picture(text) for text in prompts]
 
 
+class WrongPainter(Painter):
+    off = 1
+
+
 @pytest.mark.parametrize("kind", ["common", "everyday"])
-def test_things(kind: str, art: EmojiArt, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_things(kind: str, art: EmojiArt, known: Any) -> None:
     model: Any = None
-    monkeypatch.setattr(quality, "pictures", Painter(art))
-    rate, drawn, misses = quality.concept_rate(model, art, judge, kind)
+    rate, drawn, misses = concepts.recognised(Painter(model, art, known), kind)
     assert (rate, misses) == (1, [])
-    assert len(drawn) == len(quality.read_prompts(kind)) >= 45
-    monkeypatch.setattr(quality, "pictures", Painter(art, off=1))
-    rate, _, misses = quality.concept_rate(model, art, judge, kind)
+    assert len(drawn) == len(read_prompts(kind)) >= 45
+    rate, _, misses = concepts.recognised(WrongPainter(model, art, known), kind)
     assert rate == 0
     assert len(misses) == len(drawn)
 
 
-def test_attributes(art: EmojiArt, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attributes(art: EmojiArt, known: Any) -> None:
     model: Any = None
-    monkeypatch.setattr(quality, "pictures", Painter(art))
-    right = quality.attributes(model, art, judge)
+    right = attributes.measure(Painter(model, art, known))
     for name in ("tint: right hue", "tint: concept kept", "ground: right hue", "style obeyed"):
         assert right[name] == 1, name
     assert right["ground: concept kept"] == 1
-    monkeypatch.setattr(quality, "pictures", Painter(art, off=1))
-    wrong = quality.attributes(model, art, judge)
+    wrong = attributes.measure(WrongPainter(model, art, known))
     for name in ("tint: concept kept", "ground: right hue", "ground: concept kept", "style obeyed"):
         assert wrong[name] == 0, name
 
 
-def test_two_objects(art: EmojiArt, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_objects(art: EmojiArt, known: Any) -> None:
     model: Any = None
-    monkeypatch.setattr(quality, "pictures", Painter(art))
-    assert quality.two_objects(model, art, judge, 20) == 1
-    monkeypatch.setattr(quality, "pictures", Painter(art, off=1))
-    assert quality.two_objects(model, art, judge, 20) == 0
+    name = "two objects both named"
+    assert two_objects.measure(Painter(model, art, known), 20)[name] == 1
+    assert two_objects.measure(WrongPainter(model, art, known), 20)[name] == 0
 
 
-def test_a_copy_is_found_out(art: EmojiArt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_found_out(art: EmojiArt, known: Any) -> None:
     model: Any = None
-    monkeypatch.setattr(quality, "pictures", Painter(art))
-    found = quality.novelty(model, art, 10)
+    found = novelty.measure(Painter(model, art, known), 10)
     assert found["distance to the nearest training picture, median"] < 1e-3
     assert found["distance between two seeds, mean"] == found["seeds / styles"] == 0
     assert found["distance between styles of a concept in training, mean"] > 0.1
@@ -159,18 +163,50 @@ def test_a_copy_is_found_out(art: EmojiArt, monkeypatch: pytest.MonkeyPatch) -> 
 def test_dominant_hue(color: str) -> None:
     picture = torch.tensor(COLORS[color]).float().view(3, 1, 1).expand(3, 8, 8) / 127.5 - 1
     where = torch.ones(8, 8, dtype=torch.bool)
-    assert quality.dominant_hue(picture, where) == color
+    assert attributes.dominant_hue(picture, where) == color
     half = torch.cat([picture[:, :4], torch.ones(3, 4, 8)], 1)  # the rest is white
-    assert quality.dominant_hue(half, where) == color
-    assert quality.dominant_hue(torch.zeros(3, 8, 8), where) is None
-    assert quality.dominant_hue(picture, ~where) is None
+    assert attributes.dominant_hue(half, where) == color
+    assert attributes.dominant_hue(torch.zeros(3, 8, 8), where) is None
+    assert attributes.dominant_hue(picture, ~where) is None
 
 
-def test_the_judge_is_judged(art: EmojiArt, judge: Any) -> None:
-    real = "judge, real pictures"
-    found = quality.judge(art, judge, 30)
+def test_the_judge_is_judged(art: EmojiArt, known: Any) -> None:
+    real, model = "judge, real pictures", None
+    found = judge.measure(Painter(model, art, known), 30)  # type: ignore[arg-type]
     assert found[f"{real}: concept, plain"] == found[f"{real}: style"] == 1
     assert found[f"{real}: concept, tint"] == 1
     wrong = EmojiArt(art.concepts, np.roll(art.pixels, 1, (0, 1)))
-    found = quality.judge(wrong, judge, 30)
+    found = judge.measure(Painter(model, wrong, known), 30)  # type: ignore[arg-type]
     assert found[f"{real}: concept, plain"] == found[f"{real}: style"] == 0
+
+
+NEW_METRIC = """
+from PIL import Image
+
+def measure(evaluation):
+    return {"concepts of the art": len(evaluation.art.concepts), "odd": [str(evaluation.model)],
+            "dot": Image.new("RGB", (1, 1))}
+"""
+
+
+def test_a_metric_is_one_new_file(
+    art: EmojiArt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by its name, chosen, and what it returns is in all that is written."""
+    art.save(tmp_path / "art.npz")
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path / "new")])
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "counted.py").write_text(NEW_METRIC)
+    found = discover("pellucid.evaluate.metrics")
+    assert set(found) == {*METRICS, "counted"}
+    monkeypatch.setattr(reports, "METRICS", found)
+    monkeypatch.setattr(reports.classifiers, "trained", lambda path, art: Judge(art))
+    model: Any = "a model"
+    out = tmp_path / "out"
+    results = reports.report(model, tmp_path / "art.npz", Path("-"), out, ["counted"])
+    assert results == {"concepts of the art": len(art.concepts), "odd": ["a model"]}
+    assert json.loads((out / "results.json").read_text("utf-8")) == results
+    assert "**odd**: a model." in (out / "results.md").read_text("utf-8")
+    assert (out / "dot.png").is_file()
+    with pytest.raises(ValueError, match=r"no metric 'conted'.*nearest first: counted"):
+        reports.report(model, tmp_path / "art.npz", Path("-"), out, ["conted"])

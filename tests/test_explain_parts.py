@@ -19,7 +19,7 @@ from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.clip import CLIP, TextTower, retrieve
 from pellucid.conditioning import encode_captions
 from pellucid.data.emoji import concept_names
-from pellucid.evaluate.quality import read_prompts
+from pellucid.evaluate.evaluation import read_prompts
 from pellucid.explain import autoencoder, clip
 from pellucid.explain import parts_page as page
 from pellucid.explain.autoencoder import RoundTrip

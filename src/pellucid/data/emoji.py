@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pellucid.data import (
     CHUNK,
@@ -89,6 +90,12 @@ class EmojiArt:
     @property
     def size(self) -> int:
         return int(self.pixels.shape[2])
+
+    def on_white(self, concepts: Sequence[int] | slice = slice(None)) -> Tensor:
+        """These concepts in every style, on white: (N, 3, size, size) in [-1, 1]."""
+        rgba = torch.from_numpy(self.pixels[concepts]).float().flatten(0, 1)  # (N, h, w, 4)
+        alpha = rgba[..., 3:] / 255
+        return (rgba[..., :3] * alpha + 255 * (1 - alpha)).permute(0, 3, 1, 2) / 127.5 - 1
 
     def save(self, path: Path) -> None:
         """Write to a file that `load` reads. ValueError if the disk refuses."""

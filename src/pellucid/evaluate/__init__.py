@@ -1,1 +1,1 @@
-"""How good is it? One file per metric."""
+"""How good is a model? `metrics` holds one file for each metric; `compare` sets methods side by side."""

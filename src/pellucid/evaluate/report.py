@@ -1,24 +1,27 @@
-"""All figures of a model in one go, as JSON, and the sheet of its hundred common things."""
+"""All metrics of a model in one go, as JSON and as a table, and the pictures that they return."""
 
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pellucid.data.emoji import EmojiArt
 from pellucid.evaluate import classifier as classifiers
-from pellucid.evaluate import quality
+from pellucid.evaluate.evaluation import Evaluation
+from pellucid.evaluate.metrics import METRICS
 from pellucid.files import write_text
 from pellucid.images.metadata import save_image
-from pellucid.images.pixels import grid
 from pellucid.model import Model
+from pellucid.plugins import choose
 from pellucid.train.loop import say
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The figures as a table, and the misses as lists."""
+    """The figures as a table, and what is a list as sentences."""
     lines = ["| what | figure |", "|---|---|"]
     lists = []
     for name, value in results.items():
@@ -31,48 +34,28 @@ def markdown(results: dict[str, Any]) -> str:
 
 def report(
     model: Model,
-    art_path: Path = Path("runs/art64.npz"),
-    classifier_path: Path = Path("runs/classifier/state.pt"),
+    art: Path = Path("runs/art64.npz"),
+    classifier: Path = Path("runs/classifier/state.pt"),
     out: Path = Path("runs/evaluation"),
+    metrics: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure everything; ``results.json``, ``results.md`` and ``sheet.png`` are written to `out`.
+    """Measure; ``results.json``, ``results.md`` and the pictures are written to `out`.
 
-    Raises ValueError if the rendered art or the trained classifier is missing.
+    art, classifier: files. metrics: names of `METRICS`; none is all. Raises ValueError if a file is
+    missing, or there is no such metric.
     """
-    art = EmojiArt.load(art_path)
-    classifier = classifiers.trained(classifier_path, art)
+    chosen = [choose(name, METRICS, "metric") for name in metrics] or list(METRICS)
+    pictures = EmojiArt.load(art)
+    evaluation = Evaluation(model, pictures, classifiers.trained(classifier, pictures))
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
-
-    def note(name: str, value: Any) -> None:
-        results[name] = value
-        say(f"{name}: {value}")
-
-    for name, value in quality.judge(art, classifier).items():
-        note(name, value)
-    began = time.monotonic()
-    rate, drawn, misses = quality.concept_rate(model, art, classifier, "common")
-    save_image(grid(drawn, 10), out / "sheet.png")
-    note("common concepts named", rate)
-    note("common concepts missed", misses)
-    note("seconds for 100 pictures", round(time.monotonic() - began, 1))
-    note(
-        "common concepts named, guidance 1",
-        quality.concept_rate(model, art, classifier, "common", guidance=1.0)[0],
-    )
-    everyday, _, misses = quality.concept_rate(model, art, classifier, "everyday")
-    note("everyday words named", everyday)
-    note("everyday words missed", misses)
-    for name, value in quality.attributes(model, art, classifier).items():
-        note(name, value)
-    note("two objects both named", quality.two_objects(model, art, classifier))
-    for name, value in quality.novelty(model, art).items():
-        note(name, value)
-    note("autoencoder PSNR on held-out pictures, dB", quality.autoencoder_psnr(model, art))
-    note(
-        "CLIP: right picture in the first 5 of 100, held-out captions",
-        quality.clip_recall(model, art),
-    )
+    for metric in chosen:
+        for name, value in METRICS[metric].measure(evaluation).items():
+            if isinstance(value, Image.Image):
+                save_image(value, out / f"{name}.png")
+                continue
+            results[name] = value
+            say(f"{name}: {value}")
     write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(out / "results.md", markdown(results))
     return results

@@ -1,8 +1,8 @@
 """The emoji pictures at 32x32, in which a mode is a thing: rabbit, pizza, rocket.
 
 A sample shows the thing of the training picture whose pixels are nearest, and it is good if it lies
-among them, inside the ball around any (as in precision). The features are plain pixels: to a CLIP
-that has only ever seen pictures, noise is not far from them.
+among them, inside the ball around any (as in precision). The features are plain pixels: for a CLIP
+that was trained on pictures only, noise is not far from them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.data.emoji import EmojiArt, core_concepts
+from pellucid.evaluate.compare.coverage import Coverage, apart, coverage, inside
 from pellucid.evaluate.compare.pictures import FULL, QUICK, Pictures
-from pellucid.evaluate.coverage import Coverage, apart, coverage, inside
 from pellucid.gan import GANConfig
 
 SIZE = 32
-SEEN = 16  # pixels on a side, of the features
-WHITE = 255
+SIDE = 16  # pixels on a side, of the features
 
 
 class Emoji(Pictures):
@@ -29,19 +28,16 @@ class Emoji(Pictures):
 
     name, title = "emoji", "Emoji at 32x32"
     networks = GANConfig(size=SIZE, latent=100, generator_width=36, discriminator_width=36)
-    features = f"the pixels at {SEEN}x{SEEN}"
+    features = f"the pixels at {SIDE}x{SIDE}"
     good = "it lies among the training pictures: in the ball that reaches one's third neighbour"
     quick, full = QUICK, FULL
 
     def __init__(self, art: EmojiArt) -> None:
         """ValueError if the art is smaller than 32 pixels."""
         if art.size < SIZE:
-            raise ValueError(f"the art is {art.size} pixels wide; {SIZE} or more are wanted")
+            raise ValueError(f"the art must be at least {SIZE} pixels wide, got {art.size}")
         chosen = core_concepts(art) or list(range(len(art.concepts)))
-        rgba = torch.from_numpy(art.pixels[chosen]).float().flatten(0, 1)  # (N, h, w, 4)
-        alpha = rgba[..., 3:] / 255
-        on_white = (rgba[..., :3] * alpha + WHITE * (1 - alpha)).permute(0, 3, 1, 2) / 127.5 - 1
-        self.pixels = F.interpolate(on_white, size=SIZE, mode="area")
+        self.pixels = F.interpolate(art.on_white(chosen), size=SIZE, mode="area")
         self.modes = len(chosen)
         self.concepts = torch.arange(self.modes).repeat_interleave(len(art.styles)).repeat(2)
         self.real = features_of([self.pixels, self.pixels.flip(3)])
@@ -59,6 +55,6 @@ class Emoji(Pictures):
 
 
 def features_of(batches: Iterable[Tensor]) -> Tensor:
-    """Pictures (B, 3, 32, 32) -> what is compared, (N, 3 * SEEN^2)."""
-    small = [F.interpolate(batch, size=SEEN, mode="area") for batch in batches]
+    """Pictures (B, 3, 32, 32) -> what is compared, (N, 3 * SIDE^2)."""
+    small = [F.interpolate(batch, size=SIDE, mode="area") for batch in batches]
     return torch.cat(small).flatten(1)

@@ -1,4 +1,4 @@
-"""What the contests on pictures have in common: the networks of both methods, and how long to train."""
+"""What the tasks on pictures have in common: the networks of the methods, and their setups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
 from pellucid.diffusion import Conditioning
-from pellucid.evaluate.compare.contest import Recipe
+from pellucid.evaluate.compare.task import Setup
 from pellucid.gan import GANConfig, untrained
 from pellucid.images.pixels import grid, to_pil
 
@@ -19,7 +19,7 @@ PATCH = 2
 WIDTHS = (32, 64)  # of the U-Net: as many parameters as both networks of a GAN
 SHOWN, COLUMNS = 48, 12
 
-QUICK = Recipe(
+QUICK = Setup(
     seen=60_000,
     batch=32,
     gan_rate=5e-4,
@@ -32,7 +32,7 @@ FULL = replace(QUICK, seen=1_000_000, gan_rate=2e-4, steps=20, samples=5000, see
 
 
 class Pictures:
-    """A contest on pictures (B, 3, size, size), the size of its `networks`."""
+    """A task on pictures (B, 3, size, size), the size of its `networks`."""
 
     networks: GANConfig
     published = ""
@@ -51,8 +51,8 @@ class Pictures:
     def denoiser(self) -> nn.Module:
         return PatchUNet(WIDTHS).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def look(self, samples: Tensor, label: str) -> Image.Image:
-        """The first of them, without a legend: the page says what they are."""
+    def preview(self, samples: Tensor, label: str) -> Image.Image:
+        """The first of them, without a legend: the page has one."""
         return grid([to_pil(pixels) for pixels in samples[:SHOWN]], COLUMNS, gap=1)
 
 

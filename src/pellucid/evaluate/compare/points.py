@@ -1,4 +1,4 @@
-"""Two dimensions: Gaussians on a ring or a grid, where everything can be seen at a glance.
+"""Two dimensions: Gaussians on a ring or a grid, where everything is visible at a glance.
 
 The data sets of Metz et al. 2017 (Unrolled GAN) in the numbers of VEEGAN (Srivastava et al. 2017,
 arXiv:1705.07761, section 5.1): 8 Gaussians of deviation 0.01 on a circle of radius 1; 25 of 0.05
@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.diffusion import Conditioning
-from pellucid.evaluate.compare.contest import Recipe
-from pellucid.evaluate.coverage import Coverage, apart, kl_to_uniform, precision_recall
+from pellucid.evaluate.compare.coverage import Coverage, apart, kl_to_uniform, precision_recall
+from pellucid.evaluate.compare.task import Setup
 from pellucid.gan import packed
 from pellucid.html.plots import Plot, Series
 from pellucid.nn import sinusoid
 
 WITHIN = 3.0
-"""A sample is good within so many deviations of the nearest centre (VEEGAN, section 5.1); only good
+"""A sample is good within this many deviations of the nearest centre (VEEGAN, section 5.1); only good
 ones are counted."""
 COMPARED = 1000  # points for precision and recall
 SHOWN = 1000
 LATENT = 2
 WAVES = 6  # of each coordinate, from 1 to 2^5 radians a unit
-SEEN = 2 + 2 * 2 * WAVES
+INPUTS = 2 + 2 * 2 * WAVES
 TIME = 16
 
 
@@ -66,7 +66,7 @@ class Points:
             float(deviation / scale),
             len(centres),
         )
-        self.quick = Recipe(
+        self.quick = Setup(
             seen=500_000,
             batch=256,
             gan_rate=1e-3,
@@ -106,7 +106,7 @@ class Points:
             apart(real, points),
         )
 
-    def look(self, samples: Tensor, label: str) -> Image.Image:
+    def preview(self, samples: Tensor, label: str) -> Image.Image:
         some = samples[:SHOWN]
         plot = Plot(
             "",
@@ -123,10 +123,10 @@ class Points:
 
 
 def waves(points: Tensor) -> Tensor:
-    """Coordinates (B, 2) and their sines and cosines: (B, SEEN).
+    """Coordinates (B, 2) and their sines and cosines: (B, INPUTS).
 
-    So that a small network can draw sharp borders (Tancik et al. 2020, arXiv:2006.10739, eq. 4);
-    both who judge points get to see them so, the discriminator and the denoiser.
+    With them a small network can draw sharp borders (Tancik et al. 2020, arXiv:2006.10739, eq. 4);
+    the discriminator and the denoiser both get them.
     """
     angles = points[:, :, None] * 2.0 ** torch.arange(WAVES)  # (B, 2, WAVES)
     return torch.cat([points, angles.sin().flatten(1), angles.cos().flatten(1)], dim=1)
@@ -156,7 +156,7 @@ class PointDiscriminator(nn.Module):
         super().__init__()
         self.pack = pack
         self.layers = nn.Sequential(
-            nn.Linear(pack * SEEN, width),
+            nn.Linear(pack * INPUTS, width),
             nn.LeakyReLU(0.2),
             nn.Linear(width, width),
             nn.LeakyReLU(0.2),
@@ -172,7 +172,7 @@ class PointDenoiser(nn.Module):
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
-        self.first = nn.Linear(SEEN + TIME, width)
+        self.first = nn.Linear(INPUTS + TIME, width)
         self.second, self.third = nn.Linear(width, width), nn.Linear(width, width)
         self.last = nn.Linear(width, 2)
 

@@ -1,4 +1,4 @@
-"""The comparison as a page to look at: HTML, and the same as a picture."""
+"""The comparison as an HTML page, and the same as a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pellucid.evaluate.compare import METHODS, CompareOptions, Part
+from pellucid.evaluate.compare.benchmark import CompareOptions, Part
+from pellucid.evaluate.compare.methods import METHODS
 from pellucid.files import write_text
 from pellucid.html import pages
 from pellucid.html.pages import figure, paragraph, picture, row, section, table
@@ -37,10 +38,10 @@ def write(options: CompareOptions, results: Mapping[str, Any]) -> list[Path]:
 
 def html(options: CompareOptions, results: Mapping[str, Any]) -> str:
     """The page."""
-    names = " against ".join(METHODS[m] for m in options.methods)
+    names = " against ".join(METHODS[m].title for m in options.methods)
     body = [
         paragraph(
-            "The same data, as many pictures seen, and networks of the same size. A run has failed "
+            "The same data, the same number of pictures, and networks of one size. A run has failed "
             f"if {results['failed_means']}."
         )
     ]
@@ -60,7 +61,7 @@ def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list
             f"and drew {recipe['samples']:,}, with {recipe['seeds']} "
             f"{'seed' if recipe['seeds'] == 1 else 'seeds'}. A sample is good if "
             f"{one['good']}. Precision and recall compare {one['features']}. Apart is how far a "
-            "sample is from the nearest other, in that of real ones."
+            "sample is from the nearest other one, divided by the same of real ones."
         ),
         table(HEAD, rows(one)),
         *([paragraph(one["published"])] if one["published"] else []),
@@ -68,7 +69,9 @@ def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list
         *(
             row(
                 *(
-                    picture(picture_of(options, Part(name, m, seed)), f"{METHODS[m]}, seed {seed}")
+                    picture(
+                        picture_of(options, Part(name, m, seed)), f"{METHODS[m].title}, seed {seed}"
+                    )
                     for seed in range(shown)
                 )
             )
@@ -90,7 +93,7 @@ def rows(one: Mapping[str, Any]) -> list[Sequence[object]]:
     for method, found in one["methods"].items():
         mean, runs = found["mean"], len(found["runs"])
         ends = (f"{found['failed']} of {runs}", round(found["seconds"], 1))
-        start = (METHODS[method], one["parameters"][method])
+        start = (METHODS[method].title, one["parameters"][method])
         lines.append((*start, *(figures(mean) if mean else ("-",) * 7), *ends))
     return [*lines, ("the data", "-", *figures(one["real"]), "-", "-")]
 
@@ -119,7 +122,7 @@ def plots(options: CompareOptions, one: Mapping[str, Any]) -> list[Plot]:
             ]
             if series:
                 found.append(
-                    Plot(f"{METHODS[method]}: {title} (seed 0)", series, "share of the run")
+                    Plot(f"{METHODS[method].title}: {title} (seed 0)", series, "share of the run")
                 )
     return found
 
@@ -136,8 +139,8 @@ def image(options: CompareOptions, results: Mapping[str, Any]) -> Image.Image:
         blocks.append(words([[line] for line in (one["title"], *one["verdict"])]))
         blocks.append(words([HEAD, *rows(one)]))
         shown = [Part(name, "real", 0), *(Part(name, m, 0) for m in options.methods)]
-        blocks.append(beside([picture_of(options, part) for part in shown]))
-        blocks.append(beside([plot.image(1) for plot in plots(options, one)]))
+        blocks.append(side_by_side([picture_of(options, part) for part in shown]))
+        blocks.append(side_by_side([plot.image(1) for plot in plots(options, one)]))
     return below(blocks)
 
 
@@ -154,7 +157,7 @@ def words(lines: Sequence[Sequence[object]]) -> Image.Image:
     return drawn
 
 
-def beside(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
+def side_by_side(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     """Pictures from left to right on white."""
     width = sum(p.width + gap for p in pictures)
     joined = Image.new("RGB", (width, max(p.height for p in pictures)), "white")

@@ -2,7 +2,7 @@
 
 Metz et al. 2017 (arXiv:1611.02163, section 3.3.1). A picture's kind is what a classifier of digits
 says of its three channels, as in all published figures, however unlike a digit they are; the good
-ones, which look to it as digits do, are counted apart.
+ones, which it recognises as it does real digits, are counted separately.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pellucid.data import mnist
+from pellucid.evaluate.compare.coverage import Coverage, apart, coverage
 from pellucid.evaluate.compare.pictures import FULL, QUICK, Pictures
-from pellucid.evaluate.coverage import Coverage, apart, coverage
 from pellucid.evaluate.digits import DigitClassifier
 from pellucid.gan import GANConfig
 
@@ -26,7 +26,7 @@ FAR = 0.01  # of real digits are farther from those to learn from than a good on
 
 
 class StackedMnist(Pictures):
-    """Learns from nine digits in ten; the rest tell how sure the classifier is of real ones."""
+    """Learns from nine digits in ten; the rest show how sure the classifier is of real ones."""
 
     name, title = "stacked-mnist", "Stacked MNIST: three digits, 1000 kinds"
     modes = mnist.MODES
@@ -51,13 +51,13 @@ class StackedMnist(Pictures):
     def __init__(self, digits: mnist.Digits, classifier: DigitClassifier) -> None:
         self.digits, self.held = digits.split(False), digits.split(True)
         self.classifier = classifier
-        _, sure, seen = self.look_at(self.held.pixels[:, None])
-        self.learnt = self.look_at(self.digits.pixels[:, None])[2]
+        _, sure, features = self.classify(self.held.pixels[:, None])
+        self.learnt = self.classify(self.digits.pixels[:, None])[2]
         self.least = float(sure.quantile(UNSURE))
-        self.most = float(self.distance(seen).quantile(1 - FAR))
+        self.most = float(self.distance(features).quantile(1 - FAR))
 
     @torch.no_grad()
-    def look_at(self, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def classify(self, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The digit, how sure that is (0..1), and the features of (N, 1, 28, 28): (N,) (N,) (N, D)."""
         features = self.classifier.features(channels)
         sure, digit = self.classifier.head(features).softmax(dim=1).max(dim=1)
@@ -74,16 +74,16 @@ class StackedMnist(Pictures):
         kinds, good, features = [], [], []
         pixels: list[Tensor] = []
         for batch in batches:
-            digit, sure, seen = self.look_at(batch.flatten(0, 1)[:, None])
+            digit, sure, of_digits = self.classify(batch.flatten(0, 1)[:, None])
             kinds.append((digit.view(-1, 3) * torch.tensor([100, 10, 1])).sum(dim=1))
             # It may be sure of what is no digit at all; but that is far from them in its features.
-            fine = (sure >= self.least) & (self.distance(seen) <= self.most)
+            fine = (sure >= self.least) & (self.distance(of_digits) <= self.most)
             good.append(fine.view(-1, 3).all(dim=1))
-            features.append(seen.view(len(batch), -1))
+            features.append(of_digits.view(len(batch), -1))
             pixels.extend(batch[: COMPARED - len(pixels)].flatten(1))
-        kind, well = torch.cat(kinds), torch.cat(good)
         real = mnist.stacked(self.digits, COMPARED, np.random.default_rng(1))
-        seen = self.look_at(real.flatten(0, 1)[:, None])[2].view(COMPARED, -1)
-        made = torch.cat(features)[:COMPARED]
+        real_features = self.classify(real.flatten(0, 1)[:, None])[2].view(COMPARED, -1)
+        made_features = torch.cat(features)[:COMPARED]
         distance = apart(real.flatten(1), torch.stack(pixels))
-        return coverage(kind, well, self.modes, seen, made, distance)
+        kind, well = torch.cat(kinds), torch.cat(good)
+        return coverage(kind, well, self.modes, real_features, made_features, distance)

@@ -1,4 +1,4 @@
-"""What the parts say together: means over the seeds, runs that failed, and sentences."""
+"""The results of all parts: means over the seeds, runs that failed, and sentences."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from pellucid.evaluate.compare import METHODS, CompareOptions, Part, parameters_of
-from pellucid.evaluate.compare.contest import Contest
+from pellucid.evaluate.compare.benchmark import CompareOptions, Part, parameters_of
+from pellucid.evaluate.compare.methods import METHODS
+from pellucid.evaluate.compare.task import Task
 
 FAILED = 0.5
-"""A run has failed if it broke down (a sample is not finite), or if its good samples cover less than
-this share of the modes that as many real samples cover."""
+"""A run has failed if a sample is not finite, or if its good samples cover less than this fraction of
+the modes that as many real samples cover."""
 WHOLE = 0.9
-"""With this share of the real samples' modes there is no mode collapse."""
+"""With this fraction of the real samples' modes there is no mode collapse."""
 CROWDED = 0.5
-"""Samples that lie nearer to each other than this, in the distance of real ones, are the same few."""
+"""Samples nearer to each other than this fraction of the distance of real ones are the same few."""
 GOOD_ENOUGH = 0.5
-"""Where fewer samples are good than this share of the real ones', modes are missed for another
+"""If fewer samples are good than this fraction of the real ones', modes are missed for another
 reason: the pictures are not learnt yet."""
 
 Findings = Mapping[Part, Mapping[str, Any]]
 
 
 def summarise(
-    options: CompareOptions, contests: Mapping[str, Contest], findings: Findings
+    options: CompareOptions, tasks: Mapping[str, Task], findings: Findings
 ) -> dict[str, Any]:
-    """All that was found, as JSON takes it."""
+    """All results, ready for JSON."""
     data = {}
-    for name, contest in contests.items():
+    for name, task in tasks.items():
         real = findings[Part(name, "real", 0)]["coverage"]
         methods = {
             method: of_method(
@@ -38,16 +39,16 @@ def summarise(
             for method in options.methods
         }
         data[name] = {
-            "title": contest.title,
-            "modes": contest.modes,
-            "good": contest.good,
-            "features": contest.features,
-            "published": contest.published,
-            "recipe": asdict(options.recipe(contest)),
-            "parameters": parameters_of(contest, options.methods),
+            "title": task.title,
+            "modes": task.modes,
+            "good": task.good,
+            "features": task.features,
+            "published": task.published,
+            "recipe": asdict(options.setup(task)),
+            "parameters": parameters_of(task, options.methods),
             "real": real,
             "methods": methods,
-            "verdict": [verdict(METHODS[m], found, real) for m, found in methods.items()],
+            "verdict": [verdict(METHODS[m].title, found, real) for m, found in methods.items()],
         }
     return {"failed_means": " ".join(FAILED_MEANS.split()), "full": options.full, "data": data}
 
@@ -73,7 +74,7 @@ def of_method(runs: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> dic
 
 
 def has_failed(coverage: Mapping[str, Any] | None, real: Mapping[str, Any]) -> bool:
-    """See FAILED; no coverage is that of a run that broke down."""
+    """See FAILED; a run whose samples are not finite has no coverage."""
     return coverage is None or coverage["good_modes"] < FAILED * real["good_modes"]
 
 
@@ -84,17 +85,15 @@ def verdict(title: str, found: Mapping[str, Any], real: Mapping[str, Any]) -> st
         return f"{title}: every run broke down."
     covered = [run["coverage"]["good_modes"] for run in runs if run["coverage"] is not None]
     spread = f"from {min(covered)} to {max(covered)} over {len(covered)} runs"
-    told = (
+    summary = (
         f"{mean(covered):.4g} of the {real['good_modes']} modes that as many real samples show "
         f"({'in one run' if len(covered) == 1 else spread}), {means['good']:.0%} of the samples good"
     )
     if min(covered) >= WHOLE * real["good_modes"] and len(covered) == len(runs):
-        return f"{title}: no mode collapse; {told}."
+        return f"{title}: no mode collapse; {summary}."
     if means["apart"] < CROWDED:
         near = f"the samples lie {means['apart']:.0%} as far from each other as real ones"
-        return f"{title}: mode collapse; {told}, and {near}."
+        return f"{title}: mode collapse; {summary}, and {near}."
     if means["good"] < GOOD_ENOUGH * real["good"]:
-        return (
-            f"{title}: not learnt well enough to tell modes that are lost from bad samples; {told}."
-        )
-    return f"{title}: mode collapse; {told}."
+        return f"{title}: not learnt well enough to tell lost modes from bad samples; {summary}."
+    return f"{title}: mode collapse; {summary}."

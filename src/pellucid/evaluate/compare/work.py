@@ -1,4 +1,4 @@
-"""The parts of a comparison are worked through, several at a time."""
+"""Work through the parts of a comparison, several at a time."""
 
 from __future__ import annotations
 
@@ -16,66 +16,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.evaluate.compare import (
-    PACKS,
+from pellucid.evaluate.compare.benchmark import (
     CompareOptions,
     Part,
-    contest_of,
     made_of,
     parameters_of,
+    task_of,
 )
-from pellucid.evaluate.compare.contest import Contest, Recipe
-from pellucid.evaluate.compare.contestants import draw_denoiser, draw_gan, train_denoiser, train_gan
+from pellucid.evaluate.compare.methods import METHODS
+from pellucid.evaluate.compare.task import Setup, Task
 from pellucid.files import write_text
 from pellucid.images.metadata import save_image
-from pellucid.train.gan import Players
-from pellucid.train.loop import Ema
 
 POINTS = 100  # of each curve
-KEPT = 1000  # samples that are kept to look at
+KEPT = 1000  # samples that are kept for a picture
+CHUNK = 250  # real samples that are drawn at once
 
 
-def run(part: Part, contest: Contest, recipe: Recipe, out: Path) -> Iterator[float]:
-    """Train, draw, count, and write what was found; yields how much is done, 0..1."""
+def run(part: Part, task: Task, setup: Setup, out: Path) -> Iterator[float]:
+    """Train, draw, count, and write the findings; yields how much is done, 0..1."""
     began = time.process_time()
     curves: dict[str, list[float]] = defaultdict(list)
     torch.manual_seed(part.seed)
     batches: Iterator[Tensor]
     if part.method == "real":
         rng = np.random.default_rng([part.seed, 17])
-        batches = (contest.draw(250, rng) for _ in range(recipe.samples // 250 + 1))
-    elif part.method == "diffusion":
-        network = contest.denoiser()
-        ema = Ema(network, recipe.ema)
-        figures = train_denoiser(network, ema, contest.draw, recipe, part.seed)
-        yield from followed(figures, recipe.updates, curves)
-        network.load_state_dict(ema.weights)
-        batches = draw_denoiser(
-            network, contest.shape, recipe.samples, recipe.steps, part.seed, recipe.half
-        )
+        batches = (task.draw(CHUNK, rng) for _ in range(setup.samples // CHUNK + 1))
     else:
-        generator, discriminator = contest.gan(PACKS[part.method])
-        players = Players(generator, discriminator, contest.latent, recipe.gan_rate)
-        figures = train_gan(players, contest.draw, recipe, part.seed)
-        yield from followed(figures, recipe.updates, curves)
-        batches = draw_gan(generator, contest.latent, recipe.samples, part.seed, recipe.half)
+        method = METHODS[part.method]
+        networks = method.networks(task)
+        figures = method.train(networks, task, setup, part.seed)
+        yield from followed(figures, setup.updates, curves)
+        batches = method.draw(networks, task, setup, part.seed)
     trained = time.process_time()
-    samples = torch.cat(list(batches))[: recipe.samples]
+    samples = torch.cat(list(batches))[: setup.samples]
     drawn = time.process_time()
     finite = bool(torch.isfinite(samples).all())
-    found = asdict(contest.measure([samples])) if finite else None
     target = part.path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    label = "real" if part.method == "real" else "made"
-    save_image(contest.look(samples[:KEPT].nan_to_num(), label), target.with_suffix(".png"))
+    real = part.method == "real"
+    preview = task.preview(samples[:KEPT].nan_to_num(), "real" if real else "made")
+    save_image(preview, target.with_suffix(".png"))
     findings = {
-        "made_of": made_of(contest, recipe, part),
-        "coverage": found,
+        "made_of": made_of(task, setup, part),
+        "coverage": asdict(task.measure([samples])) if finite else None,
         "curves": dict(curves),
         "seconds": {"training": trained - began, "drawing": drawn - trained},
-        "parameters": None
-        if part.method == "real"
-        else parameters_of(contest, [part.method])[part.method],
+        "parameters": None if real else parameters_of(task, [part.method])[part.method],
     }
     write_text(target, json.dumps(findings))
     yield 1.0
@@ -84,10 +71,10 @@ def run(part: Part, contest: Contest, recipe: Recipe, out: Path) -> Iterator[flo
 def followed(
     figures: Iterator[Mapping[str, Tensor]], updates: int, curves: dict[str, list[float]]
 ) -> Iterator[float]:
-    """How far the training is; on the way `curves` gets the mean of each hundredth of the run."""
+    """How far the training is; `curves` gets the mean of each hundredth of the run."""
     window: dict[str, list[Tensor]] = defaultdict(list)
-    for step, told in enumerate(figures):
-        for name, value in told.items():
+    for step, update in enumerate(figures):
+        for name, value in update.items():
             window[name].append(value)
         if (step + 1) * POINTS // updates > step * POINTS // updates:
             for name, values in window.items():
@@ -96,31 +83,31 @@ def followed(
             yield 0.95 * (step + 1) / updates
 
 
-def known(part: Part, contest: Contest, recipe: Recipe, out: Path) -> dict[str, Any] | None:
-    """What an earlier run found for this part with the same settings; None if there is nothing."""
+def known(part: Part, task: Task, setup: Setup, out: Path) -> dict[str, Any] | None:
+    """The findings of an earlier run of this part with the same settings; None without one."""
     try:
         findings: dict[str, Any] = json.loads(part.path(out).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    same = isinstance(findings, dict) and findings.get("made_of") == made_of(contest, recipe, part)
+    same = isinstance(findings, dict) and findings.get("made_of") == made_of(task, setup, part)
     return findings if same and part.path(out).with_suffix(".png").is_file() else None
 
 
 def work(options: CompareOptions, parts: Any, news: Any) -> None:
-    """One process: takes parts off a queue until there is None, and tells how far it is."""
+    """One process: takes parts off a queue until it gets None, and reports how far it is."""
     torch.set_num_threads(1)
-    contests: dict[str, Contest] = {}
+    tasks: dict[str, Task] = {}
     parent = multiprocessing.parent_process()
     while (part := parts.get()) is not None:
         try:
-            if part.data not in contests:
-                contests[part.data] = contest_of(part.data, options)
-            contest = contests[part.data]
-            for done in run(part, contest, options.recipe(contest), options.out):
+            if part.data not in tasks:
+                tasks[part.data] = task_of(part.data, options)
+            task = tasks[part.data]
+            for done in run(part, task, options.setup(task), options.out):
                 if parent is not None and not parent.is_alive():  # it was killed
                     return
                 news.put((part, done))
-        except (OSError, ValueError) as error:  # of the user's making: a full disk, say
+        except (OSError, ValueError) as error:  # the user can mend it: a full disk, for instance
             news.put((part, ValueError(str(error))))
             return
         except Exception as error:
@@ -131,10 +118,10 @@ def work(options: CompareOptions, parts: Any, news: Any) -> None:
 def run_all(
     options: CompareOptions, parts: Sequence[Part], workers: int
 ) -> Iterator[tuple[Part, float]]:
-    """All of these parts, `workers` at a time; yields whenever one has come further.
+    """All of these parts, `workers` at a time; yields whenever one has made progress.
 
-    A caller that stops listening stops the work. ValueError if what a part needs is not there or
-    its findings cannot be written, RuntimeError if a process broke down.
+    A caller that stops iterating stops the work. ValueError if the data of a part are missing or
+    its findings cannot be written, RuntimeError if a process failed.
     """
     if not parts:
         return

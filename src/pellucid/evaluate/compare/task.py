@@ -1,4 +1,4 @@
-"""What the methods are compared on: data, networks that fit it, and a way to count what was drawn."""
+"""What methods are compared on: data, networks that fit it, and a way to count what was drawn."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from pellucid.evaluate.coverage import Coverage
+from pellucid.evaluate.compare.coverage import Coverage
 
 Draw = Callable[[int, np.random.Generator], Tensor]
-"""(count, rng) -> so many real pictures or points, (B, ...)."""
+"""(count, rng) -> that many real pictures or points, (B, ...)."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Setup:
     """How long to train and how fast to learn; the same for all seeds.
 
     seen: how many real pictures each method is shown. samples: how many are drawn and counted.
-    steps: of the sampler. seeds: how many runs of each method. times: how the denoiser's t are drawn,
-    one of `diffusion.TIMES`. ema: decay of its average. half: train in bf16 where that is fast.
+    steps: of the sampler. seeds: how many runs of each method. times: how the denoiser's t are
+    drawn, one of `diffusion.TIMES`. ema: decay of its average. half: bf16 where that is fast.
     """
 
     seen: int
@@ -41,11 +41,12 @@ class Recipe:
         return max(self.seen // self.batch, 1)
 
 
-class Contest(Protocol):
+class Task(Protocol):
     """One data set with all that belongs to it.
 
     modes: how many kinds of picture there are; features: what precision and recall compare; good:
-    what a good sample is, in words; published: what the literature found, or "".
+    what a good sample is, in words; published: results of the literature, or "". quick, full: the
+    setups of a short and of a long comparison.
     """
 
     name: str
@@ -54,8 +55,8 @@ class Contest(Protocol):
     features: str
     good: str
     published: str
-    quick: Recipe
-    full: Recipe
+    quick: Setup
+    full: Setup
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ class Contest(Protocol):
         """A network (x, t, conditioning) of about as many parameters as both of `gan`."""
 
     def measure(self, batches: Iterable[Tensor]) -> Coverage:
-        """What is in the samples."""
+        """Count what is in the samples."""
 
-    def look(self, samples: Tensor, label: str) -> Image.Image:
-        """Some samples to look at; label: what they are, for a legend."""
+    def preview(self, samples: Tensor, label: str) -> Image.Image:
+        """A picture of some samples; label: what they are, for a legend."""

@@ -1,4 +1,4 @@
-"""Does a generator draw everything that it was shown, and only that?"""
+"""Does a generator draw everything that it was trained on, and only that?"""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NEIGHBOURS = 3
 
 @dataclass(frozen=True)
 class Coverage:
-    """What was found in a number of samples.
+    """The figures of a set of samples.
 
-    modes: how many kinds are among them, of all; good_modes: among the good ones alone. kl: from the
-    share of each kind to equal shares, in nats; 0 is even. good: the share of samples that are what
-    they should be. precision and recall: see `precision_recall`. apart: see `apart`.
+    modes: how many kinds are among them; good_modes: among the good ones alone. kl: from the
+    fraction of each kind to equal fractions, in nats; 0 is even. good: the fraction of samples that
+    are what they should be. precision and recall: see `precision_recall`. apart: see `apart`.
     """
 
     samples: int
@@ -33,9 +33,9 @@ class Coverage:
 def coverage(
     kind: Tensor, good: Tensor, modes: int, real: Tensor, made: Tensor, apart: float
 ) -> Coverage:
-    """What is in N samples, of which each is of a kind (N,) 0..modes-1, and good or not (N,) bool.
+    """The figures of N samples, each of a kind (N,) 0..modes-1, and good or not (N,) bool.
 
-    real, made: features, as `precision_recall` takes them. apart: as it is, of `apart`.
+    real, made: features, as `precision_recall` takes them. apart: what `apart` returns.
     """
     counts = torch.bincount(kind, minlength=modes)
     return Coverage(
@@ -50,9 +50,9 @@ def coverage(
 
 
 def kl_to_uniform(counts: Tensor) -> float:
-    """sum_k p_k log(p_k K), p the shares of the K kinds in `counts` (K,); in nats.
+    """sum_k p_k log(p_k K), p the fractions of the K kinds in `counts` (K,); in nats.
 
-    0 if all are equally common, log K if there is one kind only, inf of no samples at all.
+    0 if all are equally common, log K if there is one kind only, inf for no samples at all.
     """
     total = int(counts.sum())
     if total == 0:
@@ -64,17 +64,17 @@ def kl_to_uniform(counts: Tensor) -> float:
 def precision_recall(
     real: Tensor, made: Tensor, neighbours: int = NEIGHBOURS
 ) -> tuple[float, float]:
-    """How much of what was made looks real, and how much of what is real could have been made.
+    """How much of what was made is like real samples, and the reverse.
 
     real (N, D), made (M, D): features. Around each real sample lies a ball that reaches its k-th
-    nearest neighbour; precision is the share of made samples inside of any such ball, and recall
-    the same with the parts exchanged (Kynkaanniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2).
+    nearest neighbour; precision is the fraction of made samples inside any such ball, and recall
+    the same with the roles exchanged (Kynkaanniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2).
     ValueError: not more than `neighbours` samples of each.
     """
     if min(len(real), len(made)) <= neighbours:
         raise ValueError(
-            f"{len(real)} real and {len(made)} made samples are given; more than {neighbours} of "
-            "each are wanted"
+            f"more than {neighbours} samples of each kind are needed, got {len(real)} real and "
+            f"{len(made)} made ones"
         )
     return (
         float(inside(made, real, neighbours).float().mean()),
@@ -83,10 +83,10 @@ def precision_recall(
 
 
 def apart(real: Tensor, made: Tensor) -> float:
-    """How far a sample is from the nearest other one, the median, in that of as many real samples.
+    """Median distance of a sample to the nearest other one, divided by that of as many real samples.
 
-    real (N, D), made (M, D), as they are or a few of their pixels. A generator that draws the same
-    few pictures over and over comes near 0, however good or bad they are; noise is above 1.
+    real (N, D), made (M, D): pixels or points. A generator that draws the same few pictures over
+    and over comes near 0, however good or bad they are; noise is above 1.
     """
     count = min(len(real), len(made))
     near = [

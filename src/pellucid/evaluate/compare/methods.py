@@ -1,0 +1,151 @@
+"""The methods that are compared: how each is trained, and how each draws.
+
+All see the same pictures in the same order, the same number of them, and every random number is a
+function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.diffusion import Conditioning, predictor, sample_t, training_loss
+from pellucid.evaluate.compare.task import Setup, Task
+from pellucid.samplers import ddim
+from pellucid.schedule import Schedule
+from pellucid.train.gan import Players, play
+from pellucid.train.loop import Ema, autocast, generator_of, learning_rate, rng_of
+
+SCHEDULE = Schedule("flow")
+PREDICTION = "flow"
+BATCH = 256  # of samples that are drawn at once
+
+
+class Method(Protocol):
+    """A way to learn the pictures of a task and to draw new ones."""
+
+    @property
+    def title(self) -> str:
+        """Its name in tables and sentences."""
+
+    def networks(self, task: Task) -> tuple[nn.Module, ...]:
+        """Untrained networks."""
+
+    def train(
+        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
+    ) -> Iterator[dict[str, Tensor]]:
+        """Train in place; yields the figures of each update."""
+
+    def draw(
+        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
+    ) -> Iterator[Tensor]:
+        """Batches of `setup.samples` new pictures in all, (B, *task.shape)."""
+
+
+@dataclass(frozen=True)
+class Gan:
+    """A GAN whose discriminator judges `pack` pictures together."""
+
+    title: str
+    pack: int
+
+    def networks(self, task: Task) -> tuple[nn.Module, ...]:
+        return task.gan(self.pack)
+
+    def train(
+        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
+    ) -> Iterator[dict[str, Tensor]]:
+        """The figures: both losses, both accuracies."""
+        generator, discriminator = networks
+        players = Players(generator, discriminator, task.latent, setup.gan_rate)
+        for step in range(setup.updates):
+            real = task.draw(setup.batch, rng_of(seed, step))
+            yield play(players, real, None, generator_of(seed, step), half=setup.half)
+
+    @torch.no_grad()
+    def draw(
+        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
+    ) -> Iterator[Tensor]:
+        generator = networks[0].eval()
+        for start, count in batches_of(setup.samples):
+            z = torch.randn(count, task.latent, generator=generator_of(seed, start, 1))
+            with half_precision(setup):
+                yield generator(z).float()
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A denoiser of rectified flow, and DDIM."""
+
+    title: str
+
+    def networks(self, task: Task) -> tuple[nn.Module, ...]:
+        return (task.denoiser(),)
+
+    def train(
+        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
+    ) -> Iterator[dict[str, Tensor]]:
+        """The figure: the loss. At the end the network has its averaged weights."""
+        (network,), peak = networks, setup.diffusion_rate
+        ema = Ema(network, setup.ema)
+        optimizer = torch.optim.AdamW(network.parameters(), peak, (0.9, 0.99), fused=True)
+        warmup = setup.updates // 50 + 1
+        for step in range(setup.updates):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, setup.updates, peak, warmup, 0.3)
+            x0 = task.draw(setup.batch, rng_of(seed, step))
+            generator = generator_of(seed, step)
+            t = sample_t(setup.times, len(x0), SCHEDULE.T, generator)
+            eps = torch.randn(x0.shape, generator=generator)
+            cond = nothing(len(x0))
+            with half_precision(setup):
+                loss = training_loss(network, x0, cond, SCHEDULE, PREDICTION, t, eps).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            ema.update()
+            yield {"loss": loss.detach()}
+        network.load_state_dict(ema.weights)
+
+    @torch.no_grad()
+    def draw(
+        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
+    ) -> Iterator[Tensor]:
+        levels = SCHEDULE.levels(setup.steps, "uniform")
+        predict = predictor(networks[0].eval(), PREDICTION)
+        for start, count in batches_of(setup.samples):
+            x = torch.randn(count, *task.shape, generator=generator_of(seed, start, 1))
+            with half_precision(setup):
+                *_, last = ddim.sample(
+                    lambda x, level: predict(x, level, nothing(len(x))), x, levels, torch.randn_like
+                )
+            yield last.x.float()
+
+
+METHODS: dict[str, Method] = {
+    "gan": Gan("GAN", 1),
+    "pacgan": Gan("PacGAN, packs of 2", 2),
+    "diffusion": Diffusion("Diffusion"),
+}
+
+
+def half_precision(setup: Setup) -> AbstractContextManager[object]:
+    """bf16 where it is fast, if the setup allows it."""
+    return autocast(torch.device("cpu")) if setup.half else nullcontext()
+
+
+def batches_of(count: int) -> Iterator[tuple[int, int]]:
+    """The start and the size of each batch of samples."""
+    for start in range(0, count, BATCH):
+        yield start, min(BATCH, count - start)
+
+
+def nothing(count: int) -> Conditioning:
+    """The conditioning of a network that gets nothing but x and t."""
+    return Conditioning(torch.zeros(count, 0, 1))
