@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from pellucid.adapters import adapt, find
 from pellucid.checkpoints import load_lora
-from pellucid.cli._request import lora_of
+from pellucid.cli._options import options_of
 from pellucid.images.metadata import read_metadata
 from pellucid.lora import attach
 from pellucid.model import Model
@@ -227,12 +227,13 @@ def test_every_kind_merged_live_and_with_weight_zero(
     ],
 )
 def test_how_a_lora_is_written(item: str, wanted: tuple[str, float, float]) -> None:
-    assert lora_of(item) == wanted
+    (option,) = options_of(Request, ["loras"])
+    assert option.read([item]) == {"loras": [wanted]}
 
 
 def test_wrong_words(call: Any, model_file: Path, folder: Path) -> None:
     for words, message in (
-        (("--lora", "0.5"), "--lora is '0.5'; FILE or FILE:WEIGHT is wanted"),
+        (("--lora", "0.5"), "--lora must be FILE or FILE:WEIGHT, got '0.5'"),
         (("--lora", f"{folder / 'one.safetensors'}:nan"), "loras.0.1: Input should be a finite"),
         (("--lora", str(model_file)), "is a whole model, not a LoRA"),
         (("--embedding", str(folder / "one.safetensors")), "is a LoRA, not an embedding"),

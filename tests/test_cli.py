@@ -164,7 +164,7 @@ def test_pictures_and_models_that_are_broken(
     torch.save({"a": torch.zeros(3)}, pickle)
     save_file({"a": torch.zeros(3)}, foreign)
     for option, path, sentence in (
-        ("--like", plain, "no request inside"),
+        ("--like", plain, "does not record how it was made"),
         ("--image", cut, "truncated"),
         ("--image", wide, "too large"),
         ("--image", tmp_path, "not a file"),
@@ -191,7 +191,7 @@ def test_a_full_disk(
     real = Image.Image.save
 
     def full(self: Image.Image, file: Any, *_: Any, **__: Any) -> None:
-        file.write(b"half a pict")
+        Path(file).write_bytes(b"half a pict")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", full)
@@ -312,7 +312,7 @@ def test_help_and_no_command(call: Any, refused: Any) -> None:
     for words, status in ((["--help"], 0), (["generate", "--help"], 0), ([], 2), (["data"], 2)):
         found, out, err = call(*words)
         assert found == status and "Usage" in out + err and "pellucid: " not in err
-    assert "a prompt is wanted" in refused("generate")
+    assert "generate needs a prompt" in refused("generate")
     assert "draw" in refused("draw")
     assert refused("gnerate").endswith("Did you mean 'generate'?\n")
     assert "tokens --help`" in refused("tokens")

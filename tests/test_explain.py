@@ -459,11 +459,11 @@ def test_command_like_a_picture(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "a prompt or --like PICTURE is wanted"),
+        ((), "explain needs a prompt or --like PICTURE"),
         (("",), "has no tokens"),
         (("a rabbit", "--versus", " "), "has no tokens"),
         (("a rabbit", "--out", "x.pdf"), "ends in .html"),
-        (("--like", "plain.png"), "does not say what made it"),
+        (("--like", "plain.png"), "does not record how it was made"),
         (("--like", "missing.png"), "missing.png is not a file"),
         (("a rabbit", "--versus-guidance", "nan"), "guidance"),
     ],

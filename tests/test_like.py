@@ -71,8 +71,8 @@ def test_what_is_asked_for_counts_more(shelf: Path, call: Any) -> None:
     # Another model has no use for what was opened for that one.
     status, _, err = call(*like, "--model", "two.safetensors")
     assert status == 0 and err == (
-        "pellucid: first.png was made by another model than two.safetensors, so that its "
-        "--prediction and --vae are left out\n"
+        "pellucid: first.png was made by another model than two.safetensors, so its "
+        "--prediction and --vae are ignored\n"
     )
     record = read_metadata("again.png").request or {}
     assert record["model_file"] == "two.safetensors" and not {"vae", "prediction"} & set(record)
@@ -92,9 +92,9 @@ def test_a_file_that_is_gone(shelf: Path, call: Any, refused: Any) -> None:
     assert call("generate", "a rabbit", *words)[0] == 0
     for name, option in (("vae", "--vae"), ("one", "--model")):
         (shelf / f"{name}.safetensors").rename(f"{name}.moved")
-        told = f"was made with {option} {name}.safetensors, which is not there; {option} FILE names"
+        told = f"was made with {option} {name}.safetensors, which does not exist; choose another"
         for command in ("generate", "explain"):
-            assert told in refused(command, "--like", "first.png")
+            assert f"{told} with {option} FILE" in refused(command, "--like", "first.png")
         (shelf / f"{name}.moved").rename(f"{name}.safetensors")
 
 
@@ -107,7 +107,7 @@ def test_a_picture_of_a1111_has_names_alone(shelf: Path, call: Any) -> None:
     named = ("--model", "one.safetensors", "--tiny-vae", "tiny.safetensors")
     status, _, err = call(*words, *named)
     assert status == 0
-    assert err == "pellucid: theirs.png was made with the VAE fine.pt: --vae FILE names it\n"
+    assert err == "pellucid: theirs.png was made with the VAE fine.pt; choose it with --vae FILE\n"
     assert call(*words, *named, "--vae", "vae.safetensors")[2] == ""
     found = read_metadata("ours.png")
     assert (found.request or {})["decoder"] == "tiny" and found.parameters is not None
@@ -120,7 +120,7 @@ def test_a_refiner_of_a1111_is_a_name_alone(shelf: Path, call: Any) -> None:
     info.add_text("parameters", f"{text}, Refiner switch at: 0.5")
     Image.new("RGB", (16, 16)).save("theirs.png", pnginfo=info)
     words = ("generate", "--like", "theirs.png", "--model", "one.safetensors", "--out", "ours.png")
-    told = "theirs.png was made with the refiner fine [7440042bbd]: --refiner FILE names it"
+    told = "theirs.png was made with the refiner fine [7440042bbd]; choose it with --refiner FILE"
     status, _, err = call(*words)
     assert status == 0 and told in err
     assert "made with a refiner" in call("explain", *words[1:5], "--json")[2]
@@ -137,6 +137,6 @@ def test_another_model_than_the_one_that_made_it_is_told(
     assert call("generate", "a rabbit", "--out", "first.png")[0] == 0
     assert call("generate", "--like", "first.png", "--out", "again.png")[2] == ""
     monkeypatch.setattr(checkpoints, "embedded", lambda: shelf / "two.safetensors")
-    told = "first.png was made with the model tiny: --model FILE names it"
+    told = "first.png was made with the model tiny; choose it with --model FILE"
     assert told in call("generate", "--like", "first.png", "--out", "again.png")[2]
     assert told in call("explain", "--like", "first.png", "--json")[2]

@@ -1,9 +1,9 @@
-"""The GAN: one network forges pictures, the other learns to tell forgeries, and both get better.
+"""The GAN: a generator makes pictures, a discriminator learns to recognise them, and both improve.
 
 Goodfellow et al. 2014 (arXiv:1406.2661) with the networks of DCGAN (Radford et al. 2016,
-arXiv:1511.06434). Before diffusion this was how pictures were made, and its troubles are why that
-changed: the two can chase each other without end, and the generator can be content with the few
-pictures that fool best ("mode collapse"). Four remedies of the literature can be switched on in
+arXiv:1511.06434). Before diffusion this was how pictures were generated. It has two
+problems: training may not converge, and the generator may make only the few pictures that fool the
+discriminator best ("mode collapse"). Four remedies from the literature can be switched on in
 `GANConfig` and by `r1_penalty`.
 """
 
@@ -38,15 +38,14 @@ class GANConfig:
     generator_width, discriminator_width: channels of the layer next to the pixels; each further
     layer has half the size and twice the channels. levels: how many layers there are; 0 is LEVELS'
     number, which ends at 7 or 4 pixels. kernel: pixels on a side of each layer's filters, 4, or 5 as
-    in the paper. classes: names of what can be asked for; () is
-    an unconditional GAN.
+    in the paper. classes: names of what it can draw; () is an unconditional GAN.
 
     norm: of the discriminator's layers. "batch" as in DCGAN; "spectral" divides every weight by its
     largest singular value, W / sigma(W) (Miyato et al. 2018, arXiv:1802.05957, eq. 8); "none" is
     what the R1 penalty goes with.
     minibatch_std: the discriminator also sees how much the pictures of a batch differ (Karras et
     al. 2018, arXiv:1710.10196, section 3).
-    pack: the discriminator judges so many pictures at once, all real or all made (PacGAN, Lin et
+    pack: how many pictures the discriminator judges at once, all real or all generated (PacGAN, Lin et
     al. 2018, arXiv:1712.04086, section 2).
     Raises ValueError: a size that is not in LEVELS, a width, length or pack that is not positive,
     more levels than the size can be halved, a class that is named twice.
@@ -66,21 +65,21 @@ class GANConfig:
     def __post_init__(self) -> None:
         if self.size not in LEVELS:
             known = ", ".join(map(str, LEVELS))
-            raise ValueError(f"size is {self.size}; a GAN draws one of {known} pixels")
+            raise ValueError(f"size must be one of {known} pixels, got {self.size}")
         for name in ("latent", "generator_width", "discriminator_width", "pack"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is wanted")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.kernel not in KERNELS:
-            raise ValueError(f"kernel is {self.kernel}; one of {KERNELS} is wanted")
+            raise ValueError(f"kernel must be one of {KERNELS}, got {self.kernel}")
         most = self.size.bit_length() - 1
         if not 0 <= self.levels <= most:
             raise ValueError(
-                f"levels is {self.levels}; 1 to {most} are wanted, so often can {self.size} pixels be "
-                "halved, or 0 for the usual number"
+                f"levels must be 1 to {most}, as often as {self.size} pixels can be halved, or 0 for "
+                f"the usual number, got {self.levels}"
             )
         choose(self.norm, NORMS, "norm")
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes names a class twice; each is wanted once")
+            raise ValueError("a class is named twice in classes")
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -127,7 +126,7 @@ class Generator(nn.Module):
         self.config = config
         classes, sides = len(config.classes), config.sides[::-1]
         widths = [config.generator_width * w for w in reversed(config.widths)]
-        # A class is told beside the noise (Mirza & Osindero 2014, arXiv:1411.1784, section 3.2).
+        # The class is a second input (Mirza & Osindero 2014, arXiv:1411.1784, section 3.2).
         self.embedding = nn.Embedding(classes, config.latent) if classes else None
         self.project = nn.Linear(config.latent * (2 if classes else 1), widths[0] * sides[0] ** 2)
         self.norm = BatchNorm(widths[0])
@@ -143,12 +142,12 @@ class Generator(nn.Module):
                 self.layers.append(nn.ReLU())
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """`labels` (B,): which class each picture is to be of; None only if there are none.
+        """`labels` (B,): the class of each picture; None for an unconditional GAN.
 
-        ValueError if labels are missing or make no sense.
+        ValueError if labels are missing.
         """
         if self.embedding is not None:
-            z = torch.cat([z, self.embedding(wanted_labels(self.config, labels))], dim=1)
+            z = torch.cat([z, self.embedding(required_labels(self.config, labels))], dim=1)
         side = self.config.sides[-1]
         h = self.project(z).unflatten(1, (-1, side, side))  # (B, widths[0], side, side)
         return self.layers(F.relu(self.norm(h))).tanh()
@@ -157,8 +156,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Pictures (B, 3, size, size) -> scores (B / pack,), above 0 for "real".
 
-    Strided convolutions, the mirror of the generator. Of a class-conditional one the score is that
-    of the picture plus <class vector, features>, the projection discriminator (Miyato & Koyama
+    Strided convolutions, the mirror of the generator. With classes the score is that of the
+    picture plus <class vector, features>, the projection discriminator (Miyato & Koyama
     2018, arXiv:1802.05637, eq. 3).
     """
 
@@ -193,17 +192,17 @@ class Discriminator(nn.Module):
         seen = minibatch_std(features) if self.config.minibatch_std else features
         scores = self.score(seen.flatten(1))[:, 0]
         if self.embedding is not None:
-            vectors = self.embedding(wanted_labels(self.config, labels))  # (B, C)
+            vectors = self.embedding(required_labels(self.config, labels))  # (B, C)
             vectors = vectors.unflatten(0, (-1, pack)).sum(1)  # a pack has several classes
             scores = scores + (vectors * features.sum(dim=(2, 3))).sum(1)
         return scores
 
 
-def wanted_labels(config: GANConfig, labels: Tensor | None) -> Tensor:
+def required_labels(config: GANConfig, labels: Tensor | None) -> Tensor:
     """The labels; ValueError if a class-conditional network was given none."""
     if labels is None:
         raise ValueError(
-            f"no labels were given, and this GAN draws {len(config.classes)} classes; (B,) is wanted"
+            f"labels of shape (B,) are missing: this GAN has {len(config.classes)} classes"
         )
     return labels
 
@@ -214,14 +213,15 @@ def packed(pixels: Tensor, pack: int) -> Tensor:
     ValueError if B is no multiple of pack.
     """
     if len(pixels) % pack:
-        raise ValueError(f"the batch is {len(pixels)}; a multiple of pack, {pack}, is wanted")
+        raise ValueError(f"the batch must be a multiple of pack, {pack}, got {len(pixels)}")
     return pixels.unflatten(0, (-1, pack)).flatten(1, 2)
 
 
 def minibatch_std(features: Tensor) -> Tensor:
-    """One map more, everywhere the mean deviation of the features over the batch.
+    """One more map: the mean standard deviation of the features over the batch, everywhere.
 
-    (B, C, h, w) -> (B, C + 1, h, w). A generator that always draws the same is found out by it.
+    (B, C, h, w) -> (B, C + 1, h, w). With it the discriminator
+    recognises a generator that always draws the same.
     """
     deviation = (features.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
     return torch.cat([features, deviation.expand_as(features[:, :1])], dim=1)
@@ -235,13 +235,13 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """-log D(G(z)), the non-saturating loss; scalar (Goodfellow et al. 2014, section 3).
 
-    The minimax game's own log(1 - D(G(z))) has no gradient where the forgery is bad, at the start.
+    The minimax loss log(1 - D(G(z))) has no gradient while the pictures are bad, at the start.
     """
     return F.softplus(-fake).mean()
 
 
 def accuracies(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """The share of real pictures that are taken for real, and of made ones that are found out."""
+    """The shares of real pictures that are judged real, and of generated ones judged generated."""
     return (real > 0).float().mean(), (fake < 0).float().mean()
 
 
@@ -252,8 +252,8 @@ def r1_penalty(
 ) -> Tensor:
     """Half of the mean |grad D(x)|^2 at real pictures, scalar; times gamma it is added to the loss.
 
-    Mescheder et al. 2018 (arXiv:1801.04406), eq. 9: the discriminator that has won may not go on to
-    push. D must judge each picture (or pack) by itself, so it has no batch norm.
+    Mescheder et al. 2018 (arXiv:1801.04406), eq. 9: a discriminator that has won must not keep
+    pushing. D must judge each picture (or pack) alone, so it has no batch norm.
     """
     pixels = pixels.detach().requires_grad_(True)
     scores = discriminator(pixels, labels)
@@ -272,7 +272,7 @@ def dcgan_init(network: nn.Module) -> None:
 
 
 def untrained(config: GANConfig) -> tuple[Generator, Discriminator]:
-    """Both networks as a training begins with them."""
+    """Both networks, initialised for training."""
     networks = Generator(config), Discriminator(config)
     for network in networks:
         dcgan_init(network)
@@ -282,7 +282,7 @@ def untrained(config: GANConfig) -> tuple[Generator, Discriminator]:
 
 @dataclass
 class GAN:
-    """A trained generator, in eval mode, and what it is called."""
+    """A trained generator, in eval mode, and its name."""
 
     generator: Generator
     name: str
@@ -290,7 +290,7 @@ class GAN:
 
 @torch.no_grad()
 def sample(generator: Generator, seeds: Sequence[int], label: int | None = None) -> Tensor:
-    """Pictures (B, 3, size, size) in [-1, 1]; picture i is that of seeds[i], whatever the others.
+    """Pictures (B, 3, size, size) in [-1, 1]; picture i depends on seeds[i] alone.
 
     label: the class of all of them; None for an unconditional generator.
     """
@@ -303,20 +303,18 @@ def sample(generator: Generator, seeds: Sequence[int], label: int | None = None)
 
 
 def class_of(config: GANConfig, prompt: str) -> int | None:
-    """The number of the class that the prompt names; None of an unconditional GAN.
+    """The number of the class that the prompt names; None for an unconditional GAN.
 
-    Upper and lower case are the same, and an article may stand in front. ValueError that lists the
-    classes that look most like it.
+    Case does not matter, and an article is ignored. ValueError lists the nearest classes.
     """
     if not config.classes:
         return None
     names = [name.lower() for name in config.classes]
-    said = prompt.strip().lower()
-    for name in (said, said.removeprefix("a ").removeprefix("an ").removeprefix("the ").strip()):
+    text = prompt.strip().lower()
+    for name in (text, text.removeprefix("a ").removeprefix("an ").removeprefix("the ").strip()):
         if name in names:
             return names.index(name)
     close = ", ".join(nearest(prompt, config.classes)[:8])
     raise ValueError(
-        f"the prompt is {prompt!r}; this GAN draws one of its {len(names)} classes, "
-        f"by its exact name, nearest first: {close}"
+        f"there is no class {prompt!r}; this GAN has {len(names)}, nearest first: {close}"
     )

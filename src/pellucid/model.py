@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from pellucid.clip import TextTower, VisionTower
+from pellucid.prompt import Emphasis
 from pellucid.schedule import Schedule
 from pellucid.tiny_vae import TinyVAE
 from pellucid.tokenizer import Tokenizer
@@ -24,9 +25,6 @@ class Defaults:
     spacing: str = "uniform"
     width: int = 64
     height: int = 64
-
-
-Emphasis = Literal["original", "no_norm"]
 
 
 @dataclass(frozen=True)

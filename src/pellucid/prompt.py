@@ -17,9 +17,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 MORE, LESS = 1.1, 1 / 1.1
+Emphasis = Literal["original", "no_norm"]
+"""What weights do to the text encoder's vectors, see `model`."""
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
 

@@ -1,20 +1,35 @@
-"""What can be asked for: every task is a field of `Request`, never another function."""
+"""What can be asked for: every task is a field of `Request`, never another function.
+
+Each field is declared once, with its help, its group and the way the command line writes it
+(`option`). The command line and the HTTP interfaces derive their options from these declarations,
+so that a new field appears everywhere by itself.
+
+Torch is imported only inside the functions that need it: `pellucid --help` reads the fields, and
+must not wait for it.
+"""
 
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from pellucid import hires, samplers
-from pellucid.images.load import open_image
-from pellucid.model import Emphasis, Model
-from pellucid.noise import MAX_SEED, NOISES
 from pellucid.plugins import choose
-from pellucid.prompt import LoraTag, take_loras
+from pellucid.prompt import Emphasis, LoraTag, take_loras
 
+if TYPE_CHECKING:
+    from pellucid.model import Model
+
+MAX_SEED = 2**63 - 1  # as noise.MAX_SEED
 MAX_SIDE = 4096
 # Models of at least this width draw any size; a smaller one draws what it was trained on.
 ANY_SIZE = 256
@@ -23,9 +38,37 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 
-# Fields that do nothing without a mask, and without a second pass.
-OF_MASK = {"mask_blur", "mask_grow", "mask_invert", "inpaint_fill", "only_masked", "padding"}
-OF_HIRES = {"hires_steps", "hires_strength", "hires_upscaler"}
+# Groups of fields: a panel of --help each. Fields without a group come first.
+MODEL, START, MASK = "On the model", "Picture to start from", "Mask"
+SECOND, STEER, OUTPUT = "Second pass", "Noise and guidance", "Output"
+
+
+def option(
+    help: str,
+    default: Any = None,
+    group: str = "",
+    *,
+    flag: str | None = "",
+    form: str = "",
+    needs: str | None = None,
+    **limits: Any,
+) -> Any:
+    """A field of `Request`, with all that an interface has to know of it.
+
+    help: one short sentence. group: the fields that it is shown with. flag: how the command line
+    writes it, where that is not --the-name; without dashes it is an argument, None: it has none.
+    Fields with the same flag are written together, as --size is. form: what a text for it looks
+    like, where it is not one word or number; FILE is a path. needs: the field without which this
+    one does nothing. limits: as pydantic's Field takes them.
+    """
+    extra: dict[str, Any] = {"group": group, "flag": flag, "form": form, "needs": needs}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+def declared(request: BaseModel | type[BaseModel], name: str) -> dict[str, Any]:
+    """What `option` says of a field: its group, flag, form, needs."""
+    kind = request if isinstance(request, type) else type(request)
+    return cast("dict[str, Any]", kind.model_fields[name].json_schema_extra or {})
 
 
 class Request(BaseModel):
@@ -38,156 +81,221 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: str = ""
+    prompt: str = option('What to draw; "" is anything.', "", flag="prompt")
     """In the grammar of `prompt`."""
-    negative_prompt: str = ""
-    clip_skip: Annotated[int, Field(ge=1, le=100)] | None = None
-    """The layer of the text tower that is read: 1 is the last that it was trained with, 2 the one
-    before, also where a file lacks the last. None: the one that the model was trained with."""
-    emphasis: Emphasis | None = None
-    """What weights in a prompt do, as in `model.TextEncoding`. None: what suits the model."""
-    loras: tuple[tuple[str, Finite, Finite], ...] = ()
-    """Files with LoRAs, and how much each counts in the network and in the text towers. Those that
-    a prompt names in <lora:name:weight> come on top."""
-    embeddings: tuple[str, ...] = ()
-    """Files with textual-inversion embeddings, whose words can be used in the prompts."""
-    seed: int | None = Field(default=None, ge=-1, le=MAX_SEED)
+    negative_prompt: str = option("What to avoid.", "", flag="--negative")
+    clip_skip: int | None = option(
+        "Layer of the text encoder to use: 1 is the last, 2 the one before.",
+        group=STEER,
+        ge=1,
+        le=100,
+    )
+    """1 is the last layer that the text encoder was trained with, also where a file lacks it.
+    None: the one that the model was trained with."""
+    emphasis: Emphasis | None = option("What weights in a prompt do.", group=STEER)
+    """As in `model.TextEncoding`. None: what suits the model."""
+    loras: tuple[tuple[str, Finite, Finite], ...] = option(
+        "A LoRA and its weight.", (), MODEL, flag="--lora", form="FILE or FILE:WEIGHT"
+    )
+    """Files, each with its weight in the network and in the text encoders. LoRAs that a prompt
+    names in <lora:name:weight> are added to them."""
+    embeddings: tuple[str, ...] = option(
+        "A textual-inversion embedding.", (), MODEL, flag="--embedding", form="FILE"
+    )
+    """Files, whose words can be used in the prompts."""
+    seed: int | None = option(
+        "The same seed gives the same picture; -1 is a random one.", ge=-1, le=MAX_SEED
+    )
     """Image i has the seed `seed + i`. None or -1: chosen at random, and recorded."""
-    count: int = Field(default=1, ge=1, le=1000)
-    steps: int | None = Field(default=None, ge=1, le=1000)
-    guidance: Finite | None = None
-    """Scale of classifier-free guidance; 1 is none."""
-    sampler: str | None = None
-    spacing: str | None = None
-    width: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+    count: int = option("Number of pictures; their seeds count up.", 1, ge=1, le=1000)
+    steps: int | None = option("Sampling steps, 1 to 1000.", ge=1, le=1000)
+    guidance: Finite | None = option("Scale of classifier-free guidance; 1 turns it off.")
+    sampler: str | None = option("ddim, euler, dpmpp_2m, ...")
+    spacing: str | None = option(
+        "How the steps are spaced: karras, uniform, ...", flag="--spacing --schedule"
+    )
+    width: int | None = option(
+        "Size of the picture in pixels.", flag="--size", form="WIDTHxHEIGHT", ge=1, le=MAX_SIDE
+    )
     """None, with a picture to start from: its own width; the model's if that is small."""
-    height: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+    height: int | None = option(
+        "Size of the picture in pixels.", flag="--size", form="WIDTHxHEIGHT", ge=1, le=MAX_SIDE
+    )
 
-    image: str | None = None
-    """Path of a picture to start from."""
-    strength: Share | None = None
-    """How much of `image` is drawn anew: 0 leaves it, 1 keeps nothing. None: 0.6, or with a mask
-    0.75, or where the picture is extended 1."""
+    image: str | None = option("The picture to start from.", group=START, form="FILE")
+    strength: Share | None = option(
+        "How much of it is redrawn, 0 to 1.", group=START, needs="image"
+    )
+    """0 leaves `image` as it is, 1 keeps nothing of it. None: 0.6, or with a mask 0.75, or where
+    the picture is extended 1."""
 
-    mask: str | None = None
-    """Path of a picture of `image`'s size that says where to draw, as `open_mask` reads it:
-    where it is white, or, if it is transparent anywhere, where it is transparent."""
-    mask_invert: bool = False
-    """Draw where the mask says to keep, and keep the rest."""
-    mask_grow: Annotated[int, Field(ge=0, le=512)] = 0
-    """Pixels by which the mask is made wider on every side, before it is blurred."""
-    mask_blur: Annotated[int, Field(ge=0, le=256)] = 4
-    """Deviation in pixels of the blur around the mask, over which old and new are blended."""
-    inpaint_fill: Literal["original", "fill", "noise", "blank"] = "original"
-    """What the masked part begins with: what is there, the blurred surroundings, noise, nothing."""
-    only_masked: bool = False
-    """Draw only the part around the mask, enlarged to width x height, and put it back."""
-    padding: Pixels = 32
-    """With `only_masked`: pixels around the mask that the network sees too."""
-    extend: tuple[Pixels, Pixels, Pixels, Pixels] = (0, 0, 0, 0)
-    """Pixels that `image` grows by: left, top, right, bottom. They are drawn (outpainting)."""
+    mask: str | None = option(
+        "A picture of the same size: redraw where it is white or transparent.",
+        group=MASK,
+        form="FILE",
+    )
+    """As `images.open_mask` reads it: where it is white, or, if it is transparent anywhere, where
+    it is transparent."""
+    mask_invert: bool = option(
+        "Redraw what the mask keeps, and keep the rest.",
+        False,
+        MASK,
+        flag="--invert-mask/--no-invert-mask",
+        needs="mask",
+    )
+    mask_grow: int = option(
+        "Pixels added to the mask on every side.", 0, MASK, needs="mask", ge=0, le=512
+    )
+    """Before it is blurred."""
+    mask_blur: int = option(
+        "Pixels over which its edge is blended.", 4, MASK, needs="mask", ge=0, le=256
+    )
+    """Standard deviation of a Gaussian blur."""
+    inpaint_fill: Literal["original", "fill", "noise", "blank"] = option(
+        "What the masked part starts from.", "original", MASK, flag="--fill", needs="mask"
+    )
+    """What is there, the blurred surroundings, noise, zeros."""
+    only_masked: bool = option(
+        "Draw only the masked part, at full size, and paste it back.",
+        False,
+        MASK,
+        flag="--only-masked/--whole-picture",
+        needs="mask",
+    )
+    """The part around the mask is enlarged to width x height."""
+    padding: Pixels = option(
+        "Pixels around the masked part that are drawn with it.", 32, MASK, needs="only_masked"
+    )
+    extend: tuple[Pixels, Pixels, Pixels, Pixels] = option(
+        "Pixels to add on each side and to draw there (outpainting).",
+        (0, 0, 0, 0),
+        START,
+        form="LEFT,TOP,RIGHT,BOTTOM",
+    )
 
-    hires: Annotated[float, Field(gt=1, le=8, allow_inf_nan=False)] | None = None
-    """Enlarge the picture by this much, and draw it over in a second pass."""
-    hires_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Steps of the second pass; None: as many as of the first."""
-    hires_strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.7
-    """How much the second pass draws anew."""
-    hires_upscaler: str = "latent"
-    """What enlarges, one of `hires.UPSCALERS`."""
+    hires: Annotated[float, Field(gt=1, le=8, allow_inf_nan=False)] | None = option(
+        "Enlarge the picture by this factor and redraw it.", group=SECOND
+    )
+    hires_steps: int | None = option(
+        "Steps of the second pass.", group=SECOND, needs="hires", ge=1, le=1000
+    )
+    """None: as many as in the first pass."""
+    hires_strength: float = option(
+        "How much the second pass redraws, 0 to 1.",
+        0.7,
+        SECOND,
+        needs="hires",
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    hires_upscaler: str = option(
+        "How it is enlarged: latent, latent_bicubic, lanczos, nearest, ...",
+        "latent",
+        SECOND,
+        needs="hires",
+    )
+    """One of `hires.UPSCALERS`."""
 
-    refiner: str | None = None
-    """Path of a model that takes over on the way, as SDXL's refiner does. It reads the prompt with
-    its own towers; LoRAs and embeddings are not put on it."""
-    refiner_at: Share = 0.8
-    """The part of the way, from noise 0 to picture 1, from which on the refiner draws."""
+    refiner: str | None = option(
+        "A model that does the last steps, such as SDXL's refiner.", group=SECOND, form="FILE"
+    )
+    """It reads the prompt with its own text encoders; it gets no LoRAs and no embeddings."""
+    refiner_at: Share = option(
+        "Where the refiner takes over: 0 noise, 1 picture, default 0.8.",
+        0.8,
+        SECOND,
+        needs="refiner",
+    )
 
-    mix: tuple[tuple[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = ()
-    """Further prompts and their weights beside the prompt's own, which is 1."""
-    mix_by: Literal["embedding", "noise"] = "noise"
-    walk: str | None = None
-    """A prompt to walk to from the prompt, in `count` pictures that all begin with the same noise."""
-    walk_span: tuple[Share, Share] = (0.0, 1.0)
-    """The part of that way which is walked; a single picture is of the middle of it."""
-    variation_seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    variation_strength: Share = 0.0
-    """How far the first noise is turned towards that of `variation_seed`, image i's towards that of
-    `variation_seed + i`. None: the seed after the image's own."""
-    rescale: Share = 0.0
-    interval: tuple[Share, Share] = (0.0, 1.0)
-    """The part of the way, from noise 0 to picture 1, on which guidance is used."""
-    noise: str = "gaussian"
-    eta: Share | None = None
-    """Of samplers that have it: how much fresh noise a step adds."""
-    clip_guidance: Finite = 0.0
-    """Scale of the gradient of CLIP's similarity between the picture and the prompt; 0 is none."""
-    decoder: Literal["vae", "tiny"] = "vae"
-    """What makes pixels of the latents: the autoencoder, or a tiny one that imitates it."""
+    mix: tuple[tuple[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = option(
+        "A further prompt and its weight.", (), STEER, form="TEXT or TEXT:WEIGHT"
+    )
+    """The prompt itself has the weight 1."""
+    mix_by: Literal["embedding", "noise"] = option("What is mixed of the prompts.", "noise", STEER)
+    walk: str | None = option(
+        "A prompt to interpolate to: --count pictures on the way, all of one seed.", group=STEER
+    )
+    walk_span: tuple[Share, Share] = option(
+        "The part of the walk that is drawn.", (0.0, 1.0), STEER, flag=None, needs="walk"
+    )
+    """A single picture is drawn at the middle of it."""
+    variation_seed: int | None = option(
+        "Seed of the noise that the first noise is turned towards.",
+        group=STEER,
+        needs="variation_strength",
+        ge=0,
+        le=MAX_SEED,
+    )
+    """Of image i it is `variation_seed + i`. None: the seed after the image's own."""
+    variation_strength: Share = option("How far it is turned, 0 to 1.", 0.0, STEER)
+    rescale: Share = option("Guidance rescale, 0 to 1.", 0.0, STEER)
+    interval: tuple[Share, Share] = option(
+        "The part of the run that has guidance, such as 0.2,0.8.", (0.0, 1.0), STEER, form="FROM,TO"
+    )
+    """0 is noise, 1 the picture."""
+    noise: str = option("gaussian, offset, pyramid, blue, pink.", "gaussian", STEER)
+    """The kind of noise to start from, one of `noise.NOISES`."""
+    eta: Share | None = option("How much fresh noise a step of ddim adds, 0 to 1.", group=STEER)
+    """For samplers that have it."""
+    clip_guidance: Finite = option("Scale of CLIP guidance; 0 turns it off.", 0.0, STEER)
+    """Of the gradient of CLIP's similarity between the picture and the prompt."""
+    decoder: Literal["vae", "tiny"] = option(
+        "What turns latents into pixels; tiny is faster.", "vae", OUTPUT
+    )
+    """The autoencoder, or a tiny one that imitates it."""
 
-    @field_validator("sampler")
+    @field_validator("sampler", "spacing", "noise", "hires_upscaler")
     @classmethod
-    def _sampler(cls, name: str | None) -> str | None:
-        if name is not None:
-            samplers.resolve(name)
-        return name
+    def _is_known(cls, name: str | None, field: ValidationInfo) -> str | None:
+        """ValueError lists the choices, nearest first."""
+        from pellucid import hires, samplers
+        from pellucid.noise import NOISES
 
-    @field_validator("spacing")
-    @classmethod
-    def _spacing(cls, name: str | None) -> str | None:
-        return None if name is None else samplers.spacing_named(name)
-
-    @field_validator("noise")
-    @classmethod
-    def _noise(cls, name: str) -> str:
-        return choose(name, NOISES, "noise")
-
-    @field_validator("hires_upscaler")
-    @classmethod
-    def _upscaler(cls, name: str) -> str:
-        return hires.resolve(name)
+        if name is None:
+            return None
+        if field.field_name == "sampler":
+            samplers.resolve(name)  # another program's name may name a spacing too
+            return name
+        if field.field_name == "spacing":
+            return samplers.spacing_named(name)
+        return choose(name, NOISES, "noise") if field.field_name == "noise" else hires.resolve(name)
 
     @model_validator(mode="after")
-    def _together(self) -> Request:
+    def _fits_together(self) -> Self:
         if self.interval[0] > self.interval[1]:
             raise ValueError(f"the interval {self.interval} ends before it begins")
         if self.walk is not None and self.mix:
-            raise ValueError("walk does not go with mix; one of them is wanted")
+            raise ValueError("walk and mix cannot be combined")
         if self.seed is not None and self.seed + self.count - 1 > MAX_SEED:
             raise ValueError(
                 f"seed {self.seed} and count {self.count} pass the last seed {MAX_SEED}"
             )
         if self.masked and self.image is None:
             field = "extend" if self.mask is None else "mask"
-            raise ValueError(f"{field} needs an image, of which a part is drawn anew")
+            raise ValueError(f"{field} needs an image")
         if self.only_masked and not self.masked:
             raise ValueError("only_masked needs a mask, or extend")
         if self.mask_invert and self.mask is None:
             raise ValueError("mask_invert needs a mask")
         if self.refiner is not None and self.clip_guidance:
-            raise ValueError("clip_guidance does not go with refiner; one of them is wanted")
+            raise ValueError("clip_guidance and refiner cannot be combined")
         if self.hires is not None and self.masked:
             raise ValueError(
-                "hires is for whole pictures and does not go with mask or extend; only_masked "
-                "draws a part at a higher resolution"
+                "hires redraws whole pictures and cannot be combined with mask or extend; "
+                "only_masked draws a part at a higher resolution"
             )
         return self
 
     @property
     def masked(self) -> bool:
-        """Only a part is drawn, and the rest comes back as it was."""
+        """Only a part is drawn, and the rest stays as it was."""
         return self.mask is not None or any(self.extend)
 
     @property
     def prompts(self) -> list[str]:
-        """All that is wanted."""
+        """All prompts except the negative one."""
         return [self.prompt, *(text for text, _ in self.mix), *([self.walk] if self.walk else [])]
-
-    @property
-    def seeds(self) -> list[int]:
-        """Of each image; ValueError where `seed` was not filled in."""
-        if self.seed is None:
-            raise ValueError("the request has no seed yet; `resolve` chooses one")
-        return [self.seed + (i if self.walk is None else 0) for i in range(self.count)]
 
     @property
     def walked(self) -> list[float]:
@@ -201,6 +309,13 @@ class Request(BaseModel):
     def lora_tags(self) -> list[LoraTag]:
         """The LoRAs that its prompts name, <lora:name:weight>; the negative prompt's do nothing."""
         return [tag for prompt in self.prompts for tag in take_loras(prompt)[1]]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of each image; ValueError where `seed` was not filled in."""
+        if self.seed is None:
+            raise ValueError("the request has no seed yet; `resolve` chooses one")
+        return [self.seed + (i if self.walk is None else 0) for i in range(self.count)]
 
     def alone(self, i: int) -> Request:
         """The request of image i by itself; `seed` is filled in, as in `Progress.request`."""
@@ -216,21 +331,15 @@ class Request(BaseModel):
     def idle(self) -> dict[str, str]:
         """The fields that do nothing in this request, and the one that each of them needs."""
         idle: dict[str, str] = {}
-        if self.image is None:
-            idle["strength"] = "image"
-        if not self.masked:
-            idle |= dict.fromkeys(sorted(OF_MASK), "mask")
-        elif not self.only_masked:
-            idle["padding"] = "only_masked"
-        if self.hires is None:
-            idle |= dict.fromkeys(sorted(OF_HIRES), "hires")
-        if self.variation_strength == 0:
-            idle["variation_seed"] = "variation_strength"
-        if self.walk is None:
-            idle["walk_span"] = "walk"
-        if self.refiner is None:
-            idle["refiner_at"] = "refiner"
+        for name in type(self).model_fields:
+            needed = declared(self, name).get("needs")
+            if needed is not None and not self._is_set(needed):
+                above = declared(self, needed).get("needs")
+                idle[name] = needed if above is None or self._is_set(above) else above
         return idle
+
+    def _is_set(self, name: str) -> bool:
+        return self.masked if name == "mask" else getattr(self, name) not in (None, False, 0)
 
     def record(self) -> dict[str, Any]:
         """Plain JSON values, less the fields that do nothing in this request."""
@@ -305,6 +414,9 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
 
     Raises ValueError: a size that the model cannot draw, an image that cannot be read.
     """
+    from pellucid import samplers
+    from pellucid.images.load import open_image
+
     d = model.defaults
     name, spacing = samplers.resolve(d.sampler if request.sampler is None else request.sampler)
     if request.spacing is not None:

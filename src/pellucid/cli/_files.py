@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pellucid.model import Model
+    from pellucid.pipeline import Progress
+
+SMALL = 256  # pictures of at most this many pixels on a side are shown twice as large in a film
 
 
 def names_a_file(out: Path, count: int) -> bool:
@@ -11,13 +20,14 @@ def names_a_file(out: Path, count: int) -> bool:
 
     is_file = out.suffix.lower() in FORMATS
     if out.suffix and not is_file and not out.is_dir():
-        known = ", ".join(FORMATS)
-        raise ValueError(f"--out is {out}; a folder or a file that ends in {known} is wanted")
+        raise ValueError(
+            f"--out must be a folder or a file that ends in {', '.join(FORMATS)}, got {out}"
+        )
     if is_file and count > 1:
-        raise ValueError(f"--out is one file, {out}, and --count is {count}; name a folder")
+        raise ValueError(f"--out must be a folder if --count is {count}, got the file {out}")
     folder = out.parent if is_file else out
-    if folder.exists() and not folder.is_dir():  # said now, not after the work is done
-        raise ValueError(f"--out is {out}, and {folder} is a file; a folder is wanted")
+    if folder.exists() and not folder.is_dir():  # checked before the work
+        raise ValueError(f"--out is {out}, but {folder} is a file and not a folder")
     return is_file
 
 
@@ -34,3 +44,23 @@ def stem_of(prompt: str, seed: int) -> str:
     words = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
     short = words[:60].encode()[:150].decode(errors="ignore")  # a file name has at most 255 bytes
     return f"{short.strip('-') or 'unconditional'}-{seed}"
+
+
+def write_film(
+    model: Model, steps: Sequence[Progress], i: int, target: Path, preview: str
+) -> dict[str, str]:
+    """Writes the steps of picture i as a strip and as a film, next to `target`; their paths."""
+    from pellucid.images.film import film_strip, save_film
+    from pellucid.images.metadata import save_image
+    from pellucid.preview import preview as previewed
+
+    noisy = [previewed(model, step.x[i : i + 1], preview)[0] for step in steps]
+    clean = [previewed(model, step.x0[i : i + 1], preview)[0] for step in steps]
+    size = noisy[-1].size  # a second pass is larger than the first
+    noisy, clean = ([frame.resize(size, 0) for frame in frames] for frames in (noisy, clean))
+    strip, film = target.with_name(target.stem + "-strip.png"), target.with_suffix(".webp")
+    if film == target:
+        film = target.with_name(target.stem + "-film.webp")
+    save_image(film_strip(noisy, clean), strip)
+    save_film(noisy, clean, film, scale=2 if max(size) <= SMALL else 1)
+    return {"strip": str(strip), "film": str(film)}

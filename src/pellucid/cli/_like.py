@@ -1,9 +1,8 @@
-"""``--like PICTURE``: as a picture was made, in all that is not asked for otherwise.
+"""``--like PICTURE``: repeat what a picture records, except for the options that are given.
 
-A picture made here carries its request, and what was opened for it (`Opening`): the model's file, and
-what --prediction, --vae, --tiny-vae and --lora-folder named, if it was made with them. Files are
-looked for under the path that was given then. A picture of A1111 has the names of its model, VAE and
-refiner alone, from which no file can be known: that is said, and the options name them.
+A picture made here records its request and the files that were opened for it (`ModelFiles`). The
+files are looked up under the paths that were given then. A picture made by A1111 records only the
+names of its model, VAE and refiner, from which no file can be found: a warning names them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from pellucid.cli._model import open_model
 
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
     from pellucid.model import Model
     from pellucid.request import Request
 
+Like = Annotated[
+    Path | None,
+    typer.Option(help="A picture made here or by A1111: repeat its settings, with the same files."),
+]
 OF_MODEL = ("prediction", "vae", "tiny_vae")
 """What is opened for one model and is of no use to another."""
 
 
 @dataclass(frozen=True)
-class Opening:
-    """What was opened for a picture, each as the option of that name; None: nothing."""
+class ModelFiles:
+    """What is opened for a run, each by the option of that name; None: not given."""
 
     model: Path | None = None
     prediction: str | None = None
@@ -34,7 +39,7 @@ class Opening:
     lora_folder: Path | None = None
 
     def open(self, device: str, dtype: str) -> Model:
-        """The model, with all that was named for it; errors as of `open_model`."""
+        """The model with its other files; errors as in `open_model`."""
         return open_model(
             self.model,
             prediction=self.prediction,
@@ -45,86 +50,82 @@ class Opening:
         )
 
     def record(self, request: Request, name: str) -> dict[str, Any]:
-        """What a picture of this request, by the model of this name, is stored with: what was asked
-        for, and what of all that was opened counted for it."""
-        counted = {key: getattr(self, name) for name, key in stored_as().items()}
+        """What a picture is stored with: its request, the model's name, the files that mattered."""
+        used = {key: getattr(self, field) for field, key in recorded_as().items()}
         if request.decoder != "tiny":
-            del counted["tiny_vae"]
+            del used["tiny_vae"]
         if not request.lora_tags:
-            del counted["lora_folder"]
-        opened = {key: str(value) for key, value in counted.items() if value is not None}
-        return request.record() | {"model": name} | opened
+            del used["lora_folder"]
+        files = {key: str(value) for key, value in used.items() if value is not None}
+        return request.record() | {"model": name} | files
 
 
-def stored_as() -> dict[str, str]:
-    """The fields of `Opening`, and what they are called in a picture."""
-    return {one.name: one.name for one in fields(Opening)} | {"model": "model_file"}
+def recorded_as() -> dict[str, str]:
+    """The fields of `ModelFiles`, and their names in a picture."""
+    return {each.name: each.name for each in fields(ModelFiles)} | {"model": "model_file"}
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a picture says: its request, what was opened for it, and names without a file."""
+class Recorded:
+    """What a picture records: its request, the files of its model, and names without a file."""
 
     picture: Path | None = None
     request: Mapping[str, Any] = field(default_factory=dict)
-    opening: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
     vae: str | None = None
     refiner: str | None = None
 
-    def over(self, asked: Opening) -> tuple[Opening, list[str]]:
-        """`asked`, and where nothing was asked what the picture says; and warnings.
+    def over(self, given: ModelFiles) -> tuple[ModelFiles, list[str]]:
+        """`given`, completed by what the picture records; and warnings.
 
-        ValueError if a file that the picture names is not there.
+        ValueError: a file that the picture names does not exist.
         """
-        said = {n: v for n, v in self.opening.items() if getattr(asked, n) is None}
+        files = {n: v for n, v in self.files.items() if getattr(given, n) is None}
         warnings = []
-        other = asked.model is not None and asked.model.name != Path(self.model_file).name
-        if alien := [name for name in OF_MODEL if other and said.pop(name, None) is not None]:
+        recorded = Path(self.files.get("model", "")).name
+        other = given.model is not None and given.model.name != recorded
+        if unused := [name for name in OF_MODEL if other and files.pop(name, None) is not None]:
             warnings.append(
-                f"{self.picture} was made by another model than {asked.model}, so that its "
-                f"{' and '.join(map(option, alien))} {'is' if len(alien) == 1 else 'are'} left out"
+                f"{self.picture} was made by another model than {given.model}, so its "
+                f"{' and '.join(map(flag_of, unused))} {'is' if len(unused) == 1 else 'are'} ignored"
             )
-        for name, value in said.items():
+        for name, value in files.items():
             if name != "prediction" and not Path(value).exists():
+                form = "FOLDER" if name == "lora_folder" else "FILE"
                 raise ValueError(
-                    f"{self.picture} was made with {option(name)} {value}, which is not there; "
-                    f"{option(name)} {'FOLDER' if name == 'lora_folder' else 'FILE'} names another"
+                    f"{self.picture} was made with {flag_of(name)} {value}, which does not exist; "
+                    f"choose another with {flag_of(name)} {form}"
                 )
-        if self.vae is not None and asked.vae is None:
-            warnings.append(f"{self.picture} was made with the VAE {self.vae}: --vae FILE names it")
-        values: dict[str, Any] = {n: v if n == "prediction" else Path(v) for n, v in said.items()}
-        return replace(asked, **values), warnings
+        if self.vae is not None and given.vae is None:
+            warnings.append(self._name_only("VAE", self.vae))
+        paths: dict[str, Any] = {n: v if n == "prediction" else Path(v) for n, v in files.items()}
+        return replace(given, **paths), warnings
 
-    @property
-    def model_file(self) -> str:
-        """As it was given; "" if it is not told."""
-        return self.opening.get("model", "")
+    def missing(self, files: ModelFiles, model: str, request: Request) -> list[str]:
+        """Warnings: the picture names a model or a refiner, and this run has none of that name."""
+        warnings = []
+        if files.model is None and self.model not in (None, model):
+            warnings.append(self._name_only("model", str(self.model)))
+        if self.refiner is not None and request.refiner is None:
+            warnings.append(self._name_only("refiner", self.refiner))
+        return warnings
 
-    def other_refiner(self, request: Request) -> list[str]:
-        """A warning if the picture names a refiner, and none was asked for."""
-        if self.refiner is None or request.refiner is not None:
-            return []
-        return [f"{self.picture} was made with the refiner {self.refiner}: --refiner FILE names it"]
-
-    def other_model(self, opening: Opening, name: str) -> list[str]:
-        """A warning if the model called `name` was opened only because no other was named."""
-        if opening.model is not None or self.model in (None, name):
-            return []
-        return [f"{self.picture} was made with the model {self.model}: --model FILE names it"]
+    def _name_only(self, what: str, name: str) -> str:
+        option = f"--{what.lower()} FILE"
+        return f"{self.picture} was made with the {what} {name}; choose it with {option}"
 
 
-def option(name: str) -> str:
+def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def read(picture: Path | None) -> Told:
-    """What a picture says, None: nothing. ValueError if it is none, or does not say what made it."""
+def read_like(picture: Path | None) -> Recorded:
+    """What a picture records, None: nothing. ValueError: no picture, or one without a record."""
     if picture is None:
-        return Told()
+        return Recorded()
     from pellucid.images.metadata import read_metadata
     from pellucid.images.parameters import read_parameters
-    from pellucid.request import Request
     from pellucid.samplers import SUFFIXES
     from pellucid.schedule import SPACINGS
 
@@ -132,25 +133,26 @@ def read(picture: Path | None) -> Told:
     if found.request is not None:
         return of_record(picture, found.request)
     if not found.parameters:
-        raise ValueError(f"{picture} does not say what made it: it has no request inside")
-    said = read_parameters(found.parameters)
-    if "spacing" in said:  # labels such as "SGM Uniform"
-        spacing = str(said["spacing"]).lower()
-        said["spacing"] = spacing if spacing in SPACINGS else SUFFIXES.get(spacing)
-    refiner = said.pop("refiner", None)  # a name; the request's is a file
-    fields = _fields(said, Request)
-    return Told(picture, fields, model=said.get("model"), vae=said.get("vae"), refiner=refiner)
+        raise ValueError(f"{picture} does not record how it was made")
+    values = read_parameters(found.parameters)
+    if "spacing" in values:  # labels such as "SGM Uniform"
+        spacing = str(values["spacing"]).lower()
+        values["spacing"] = spacing if spacing in SPACINGS else SUFFIXES.get(spacing)
+    refiner = values.pop("refiner", None)  # a name; the request's is a file
+    model, vae = values.get("model"), values.get("vae")
+    return Recorded(picture, _fields(values), model=model, vae=vae, refiner=refiner)
 
 
-def of_record(picture: Path, said: Mapping[str, Any]) -> Told:
-    """What is told by `Opening.record`, which `picture` holds."""
+def of_record(picture: Path, record: Mapping[str, Any]) -> Recorded:
+    """What `ModelFiles.record` stored in `picture`."""
+    keys = recorded_as().items()
+    files = {name: record[key] for name, key in keys if isinstance(record.get(key), str)}
+    return Recorded(
+        picture, _fields(record), files, None if "model" in files else record.get("model")
+    )
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
     from pellucid.request import Request
 
-    keys = stored_as().items()
-    opening = {name: said[key] for name, key in keys if isinstance(said.get(key), str)}
-    model = None if "model" in opening else said.get("model")
-    return Told(picture, _fields(said, Request), opening, model)
-
-
-def _fields(said: Mapping[str, Any], kind: type[Request]) -> dict[str, Any]:
-    return {name: value for name, value in said.items() if name in kind.model_fields}
+    return {name: value for name, value in values.items() if name in Request.model_fields}

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pellucid.cli import _like
 from pellucid.cli._app import app, tell
 from pellucid.cli._files import free_name
+from pellucid.cli._like import ModelFiles, of_record
 from pellucid.cli._model import ModelFile, Vae, open_parts
 
 
@@ -22,58 +22,59 @@ def decode(
     vae: Vae = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("outputs"),
 ) -> None:
-    """Decode latents that an earlier run could not, in float32.
+    """Decode latents that an earlier run could not decode, in float32.
 
-    By the decoder of the model that made them, which they name; --model or --vae name another.
+    Uses the autoencoder of the model that made them, or the one given with --model or --vae.
     """
     import torch
 
     from pellucid.images.latent_file import load_latents
     from pellucid.images.metadata import save_image
-    from pellucid.pipeline import pictures
+    from pellucid.preview import pictures
     from pellucid.request import Request
     from pellucid.runtime import Runtime
 
     latents, about = load_latents(file)
-    records = _records(file, about, len(latents))
-    told = [_like.of_record(file, record) for record in records]
-    asked = _like.Opening(model, vae=vae)
-    opening, warnings = told[0].over(asked) if told else (asked, [])
-    loaded = open_parts(opening.model, opening.vae)
-    if told:
-        warnings += told[0].other_model(opening, loaded.name)
+    records = [of_record(file, record) for record in _records(file, about, len(latents))]
+    files, warnings = ModelFiles(model, vae=vae), list[str]()
+    if records:
+        files, warnings = records[0].over(files)
+    loaded = open_parts(files.model, files.vae)
+    if records:
+        request = Request.model_validate(records[0].request)
+        warnings += records[0].missing(files, loaded.name, request)
     for warning in warnings:
         tell(warning)
     channels = loaded.vae.config.latent_channels
     if latents.shape[1] != channels:
         raise ValueError(
-            f"{file} holds latents of {latents.shape[1]} channels; {loaded.name} decodes {channels}"
+            f"{file} has latents with {latents.shape[1]} channels; {loaded.name} decodes {channels}"
         )
     if not torch.isfinite(latents).all():
-        raise ValueError(f"{file} holds latents that are not finite; no decoder helps")
+        raise ValueError(f"{file} has latents that are not finite, which cannot be decoded")
     loaded.vae.float()
     out.mkdir(parents=True, exist_ok=True)
     stem = file.name.removesuffix(".safetensors").removesuffix(".latents")
     for i, picture in enumerate(pictures(Runtime(loaded), latents)):
         target = free_name(out, stem)
         record = None
-        if told:
-            request = Request.model_validate({**told[i].request, "decoder": "vae"})
-            record = opening.record(request, loaded.name)
+        if records:
+            request = Request.model_validate({**records[i].request, "decoder": "vae"})
+            record = files.record(request, loaded.name)
         save_image(picture, target, record)
         typer.echo(target)
 
 
 def _records(file: Path, about: Mapping[str, str], count: int) -> list[dict[str, Any]]:
-    """What `generate` stored with each of so many latents; [] if nothing is there."""
+    """What `generate` stored with each of the latents; [] if nothing is there."""
     try:
         found = json.loads(about.get("requests", "[]"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} says what made it in what is not JSON") from error
+        raise ValueError(f"{file} has metadata that is not valid JSON") from error
     if not found:
         return []
     if not isinstance(found, list) or len(found) != count or not all(map(_is_object, found)):
-        raise ValueError(f"{file} does not say what made each of its {count} latents")
+        raise ValueError(f"{file} does not have one request for each of its {count} latents")
     return found
 
 

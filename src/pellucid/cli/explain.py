@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli._app import app, tell
 from pellucid.cli._bar import bar
 from pellucid.cli._files import stem_of
-from pellucid.cli._like import Opening, read
+from pellucid.cli._like import Like, ModelFiles, read_like
 from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, Vae
+from pellucid.cli._options import takes_request
 from pellucid.cli._page import JSON_HELP, page_path
-from pellucid.cli._request import (
-    Guidance,
-    Like,
-    Negative,
-    Sampler,
-    Seed,
-    Size,
-    Spacing,
-    Steps,
-    size_of,
-)
 
 if TYPE_CHECKING:
     from pellucid.explain.run import Explanation
@@ -35,8 +26,19 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@takes_request(
+    "prompt",
+    "negative_prompt",
+    "steps",
+    "guidance",
+    "sampler",
+    "spacing",
+    "seed",
+    "width",
+    "height",
+)
 def explain(
-    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
+    asked: dict[str, Any],
     like: Like = None,
     versus: Annotated[
         str | None, typer.Option(help="Another prompt, from the same noise, side by side.")
@@ -44,13 +46,6 @@ def explain(
     versus_guidance: Annotated[
         float | None, typer.Option(help="Another guidance scale, side by side.")
     ] = None,
-    negative: Negative = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    sampler: Sampler = None,
-    spacing: Spacing = None,
-    seed: Seed = None,
-    size: Size = None,
     model: ModelFile = None,
     vae: Vae = None,
     prediction: Prediction = None,
@@ -59,59 +54,39 @@ def explain(
     lora_folder: LoraFolder = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The page, a .html file; outputs/PROMPT-SEED-explain.html if left out."),
+        typer.Option(help="The page, a .html file. Default: outputs/PROMPT-SEED-explain.html."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Draw a picture and write a page that shows every step that made it.
 
     The page is one file of at most 5 MB that needs no network: the tokens, the noise, what the
-    network guessed at each step with the words and without, where each word looked, the way of the
-    sampler, and the time it took.
+    network predicted at each step with and without the prompt, where the attention of each word
+    was, the path of the sampler, and the time that it took.
     """
-    from pellucid.adapters import adapt
     from pellucid.explain.run import page
     from pellucid.request import Request
 
-    if prompt is None and like is None:
+    if "prompt" not in asked and like is None:
         raise ValueError(
-            'a prompt or --like PICTURE is wanted, such as: pellucid explain "a rabbit"'
+            'explain needs a prompt or --like PICTURE, such as: pellucid explain "a rabbit"'
         )
-    page_path(out, as_json, Path(), "explain")  # said now, not after the work is done
-    told = read(like)
-    opening, warnings = told.over(Opening(model, prediction, vae, None, lora_folder))
-    width, height = size_of(size)
-    asked = {
-        "prompt": prompt,
-        "negative_prompt": negative,
-        "steps": steps,
-        "guidance": guidance,
-        "sampler": sampler,
-        "spacing": spacing,
-        "seed": seed,
-        "width": width,
-        "height": height,
-    }
-    fields = dict(told.request) | {name: v for name, v in asked.items() if v is not None}
-    if fields.pop("refiner", told.refiner) is not None:
+    page_path(out, as_json, Path(), "explain")  # checked before the work
+    recorded = read_like(like)
+    files, warnings = recorded.over(ModelFiles(model, prediction, vae, None, lora_folder))
+    fields = {**recorded.request, **asked}
+    if fields.pop("refiner", recorded.refiner) is not None:
         fields.pop("refiner_at", None)
-        warnings.append(f"{like} was made with a refiner, and a run without it is explained")
+        recorded = replace(recorded, refiner=None)
+        warnings.append(f"{like} was made with a refiner; this explains a run without it")
     request = Request.model_validate(fields)
-    loaded = opening.open(device, dtype)
-    warnings += told.other_model(opening, loaded.name)
-    watch = partial(_watch, loaded, partial(adapt, folder=opening.lora_folder))
-    runs = [watch(request)]
-    if versus is not None or versus_guidance is not None:
-        # The request that was carried out has the seed, so that both begin with the same noise.
-        other = runs[0].request.model_dump()
-        other |= {} if versus is None else {"prompt": versus}
-        other |= {} if versus_guidance is None else {"guidance": versus_guidance}
-        runs.append(watch(Request.model_validate(other)))
-    warnings += [text for each in runs for text in each.warnings]
-    for warning in dict.fromkeys(warnings):
+    loaded = files.open(device, dtype)
+    warnings += recorded.missing(files, loaded.name, request)
+    runs = _explain(loaded, files.lora_folder, request, versus, versus_guidance)
+    for warning in dict.fromkeys([*warnings, *(text for run in runs for text in run.warnings)]):
         tell(warning)
     if as_json:
-        typer.echo(json.dumps({"explanations": [each.record() for each in runs]}))
+        typer.echo(json.dumps({"explanations": [run.record() for run in runs]}))
     name = stem_of(runs[0].request.prompt, runs[0].request.seed or 0)
     path = page_path(out, as_json, Path(f"{name}.png"), "explain")
     if path is None:
@@ -122,6 +97,26 @@ def explain(
         tell(left_out)
     if not as_json:
         typer.echo(path)
+
+
+def _explain(
+    model: Model,
+    lora_folder: Path | None,
+    request: Request,
+    versus: str | None,
+    versus_guidance: float | None,
+) -> list[Explanation]:
+    """The run, and the one that it is compared with if there is one."""
+    from pellucid.adapters import adapt
+
+    adapted = partial(adapt, folder=lora_folder)
+    first = _watch(model, adapted, request)
+    if versus is None and versus_guidance is None:
+        return [first]
+    # The resolved request has the seed, so that both begin with the same noise.
+    changes = {"prompt": versus, "guidance": versus_guidance}
+    other = first.request.model_dump() | {n: v for n, v in changes.items() if v is not None}
+    return [first, _watch(model, adapted, type(request).model_validate(other))]
 
 
 def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:

@@ -4,44 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli._app import app, tell
 from pellucid.cli._model import ModelFile, Vae, open_parts
+from pellucid.cli._options import takes_request
 
 if TYPE_CHECKING:
     from pellucid.tokenizer import Tokenizer
 
 
 @app.command()
+@takes_request("embeddings", "steps")
 def tokens(
+    asked: dict[str, Any],
     prompt: Annotated[str, typer.Argument(help="As for generate.")],
     model: ModelFile = None,
     vae: Vae = None,
-    embedding: Annotated[
-        list[Path] | None,
-        typer.Option(help="A file with a word of textual inversion; repeatable."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler, 1 to 1000.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Every token of a prompt, its number and weight, its chunk, and when it is read."""
+    """Every token of a prompt, its number and weight, its chunk, and the steps that use it."""
     from pellucid import checkpoints
     from pellucid.prompt import unbalanced
     from pellucid.request import Request, resolve
     from pellucid.textual_inversion import with_words
 
     loaded = open_parts(model, vae)
-    words = [word for file in embedding or () for word in checkpoints.load_embedding(file, loaded)]
+    request = Request(prompt=prompt, **asked)
+    words = [w for file in request.embeddings for w in checkpoints.load_embedding(file, loaded)]
     loaded = with_words(loaded, words)
-    asked = resolve(loaded, Request(prompt=prompt, steps=steps))
-    assert asked.steps is not None
-    if told := unbalanced(prompt):
-        tell(told)
-    facts = {"model": loaded.name} | _report(loaded.tokenizer, asked.prompt, asked.steps)
+    resolved = resolve(loaded, request)
+    if warning := unbalanced(prompt):
+        tell(warning)
+    facts = {"model": loaded.name} | _report(loaded.tokenizer, prompt, resolved.steps)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
         return

@@ -1,0 +1,180 @@
+"""How ``pellucid generate`` draws: with a diffusion model, or with a GAN."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pellucid.cli._bar import bar
+from pellucid.cli._files import free_name, stem_of
+from pellucid.cli._like import ModelFiles, Recorded, flag_of
+from pellucid.cli._model import open_model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from pellucid.model import Model
+    from pellucid.pipeline import Adapt, Progress
+    from pellucid.request import Request
+
+OF_GAN = ("prompt", "seed", "count")
+"""The fields of a request that a GAN has."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of the command that are neither the request's nor files."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    live_lora: bool = False
+    film: bool = False
+    preview: str = "auto"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The pictures of a run, and what each is stored with, from which it can be made again alone."""
+
+    images: list[Image]
+    records: list[dict[str, Any]]
+    warnings: list[str]
+    steps: list[Progress] = field(default_factory=list)
+    """All of them for a film, else the last."""
+    model: Model | None = None
+    """The diffusion model, which previews the steps of a film."""
+
+
+def check_gan_options(files: ModelFiles, asked: Mapping[str, Any], settings: Settings) -> None:
+    """ValueError: an option that a GAN does not have."""
+    values = asdict(settings) | asdict(files)
+    defaults = asdict(Settings(device=settings.device)) | asdict(ModelFiles(files.model))
+    given = [flag_of(name) for name, value in values.items() if value != defaults[name]]
+    given += [name.replace("_", " ") for name in asked if name not in OF_GAN]
+    if given:
+        raise ValueError(
+            f"{files.model} is a GAN, which draws in one step at its own size; {', '.join(given)} "
+            f"{'is' if len(given) == 1 else 'are'} for diffusion models"
+        )
+
+
+def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Drawn:
+    """One step. ValueError: the prompt is not one of the GAN's classes, where it has classes."""
+    from pellucid import gan
+    from pellucid.checkpoints import load_gan
+    from pellucid.images.pixels import to_pil
+    from pellucid.request import seeded
+    from pellucid.runtime.devices import choose_device
+
+    assert files.model is not None
+    loaded = load_gan(files.model, choose_device(settings.device))
+    classes = loaded.generator.config.classes
+    label = gan.class_of(loaded.generator.config, request.prompt)
+    warnings = []
+    if label is None and request.prompt.strip():
+        warnings.append(f"{files.model} is an unconditional GAN: the prompt is ignored")
+    request = seeded(request).model_copy(update={"prompt": "" if label is None else classes[label]})
+    names = {"model": loaded.name, "model_file": str(files.model)}
+    records = [{"prompt": request.prompt, "seed": seed} | names for seed in request.seeds]
+    made = [gan.sample(loaded.generator, [seed], label)[0] for seed in request.seeds]
+    return Drawn([to_pil(pixels) for pixels in made], records, warnings)
+
+
+def draw_with_diffusion(
+    files: ModelFiles, request: Request, settings: Settings, recorded: Recorded, folder: Path
+) -> Drawn:
+    """A run, with a progress bar. Latents that cannot be decoded are kept in `folder`."""
+    from pellucid.adapters import adapt
+    from pellucid.plugins import choose
+    from pellucid.preview import PREVIEWS
+    from pellucid.request import seeded
+
+    choose(settings.preview, PREVIEWS, "preview")
+    model = files.open(settings.device, settings.dtype)
+    refiner = None
+    if request.refiner is not None:
+        refiner = _open_refiner(Path(request.refiner), files, settings)
+    warnings = recorded.missing(files, model.name, request)
+    warnings += _without_effect(files, request, settings)
+    adapted = partial(adapt, folder=files.lora_folder, live=settings.live_lora)
+    record = partial(files.record, name=model.name)
+    request = seeded(request)  # so that latents that are kept are of the same seed
+    keep = partial(_keep_latents, record, folder)
+    steps = _run(model, request, adapted, refiner, keep, settings.film)
+    last = steps[-1]
+    assert last.images is not None
+    records = [record(last.request.alone(i)) for i in range(len(last.images))]
+    return Drawn(last.images, records, [*warnings, *last.warnings], steps, model)
+
+
+def _open_refiner(path: Path, files: ModelFiles, settings: Settings) -> Model:
+    """The refiner; --prediction counts for it too, but only where its file does not say."""
+    from pellucid.checkpoints import UnknownPrediction
+
+    open_it = partial(open_model, path, vae=files.vae, device=settings.device, dtype=settings.dtype)
+    try:
+        return open_it()
+    except UnknownPrediction:
+        if files.prediction is None:
+            raise
+        return open_it(prediction=files.prediction)
+
+
+def _without_effect(files: ModelFiles, request: Request, settings: Settings) -> list[str]:
+    """Warnings of options that do nothing without another."""
+    film, tiny = settings.film, request.decoder == "tiny"
+    loras = request.loras or request.lora_tags
+    options = (
+        ("--preview", "--film", settings.preview != "auto" and not film),
+        ("--live-lora", "a LoRA", settings.live_lora and not loras),
+        ("--tiny-vae", "--decoder tiny or --film", files.tiny_vae and not (film or tiny)),
+    )
+    return [f"{option} does nothing without {other}" for option, other, idle in options if idle]
+
+
+def _run(
+    model: Model,
+    request: Request,
+    adapt: Adapt,
+    refiner: Model | None,
+    keep_latents: Callable[[Request, Tensor], Path],
+    every: bool,
+) -> list[Progress]:
+    """The last step, or `every` one; ValueError that names where undecodable latents are kept."""
+    from pellucid.pipeline import generate
+    from pellucid.request import resolve
+    from pellucid.runtime.precision import NotFinite
+
+    steps: list[Progress] = []
+    with bar(request.prompt[:40] or "(no prompt)") as advance:
+        try:
+            for step in generate(model, request, adapt, refiner):
+                advance(total=step.steps, completed=step.step)
+                steps = [*steps, step] if every else [step]
+        except NotFinite as error:
+            if error.latents is None:
+                raise
+            kept = keep_latents(resolve(model, request), error.latents)
+            raise ValueError(
+                f"{error}. The latents are kept in {kept}; decode them with another autoencoder: "
+                f"pellucid decode {kept} --vae FILE"
+            ) from error
+    return steps
+
+
+def _keep_latents(
+    record: Callable[[Request], dict[str, Any]], folder: Path, request: Request, latents: Tensor
+) -> Path:
+    """Writes latents that could not be decoded, with what their pictures would be stored with."""
+    from pellucid.images.latent_file import save_latents
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = free_name(folder, stem_of(request.prompt, request.seed or 0), ".latents.safetensors")
+    records = [record(request.alone(i)) for i in range(len(latents))]
+    save_latents(path, latents, {"requests": json.dumps(records)})
+    return path
