@@ -126,7 +126,7 @@ def test_nothing_is_left_out_in_silence(model: Model) -> None:
         {"loras": (("one", 1, 1),)},
         {"embeddings": ("one",)},
     ):
-        with pytest.raises(ValueError, match="names 'one', and no .adapt. is given that opens"):
+        with pytest.raises(ValueError, match="names 'one', and no `adapt` is given that opens"):
             next(generate(model, Request(**fields)))
 
 

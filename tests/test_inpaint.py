@@ -145,7 +145,7 @@ def test_masks_that_do_not_do(
         ({"image": "a.png", "extend": (0, 1)}, "extend"),
         ({"image": "a.png", "only_masked": True}, "only_masked needs a mask"),
         ({"image": "a.png", "mask_invert": True}, "mask_invert needs a mask"),
-        ({"image": "a.png", "mask": "m.png", "hires": 2}, "does not go with mask"),
+        ({"image": "a.png", "mask": "m.png", "hires": 2}, "cannot be combined with mask"),
         ({"inpaint_fill": "red"}, "inpaint_fill"),
         ({"mask_blur": -1}, "mask_blur"),
         ({"mask_grow": 10**6}, "mask_grow"),

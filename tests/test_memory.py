@@ -473,10 +473,10 @@ def test_latents_that_say_nothing_of_themselves(
     assert call(*words)[0] == 0
     assert read_metadata(tmp_path / "some.png").request is None
     for said, message in (
-        ("{", "is not JSON"),
-        ("[" * 9999, "is not JSON"),
-        ("[{}]", "does not say what made each of its 2 latents"),
-        ("[1, 2]", "does not say what made each of its 2 latents"),
+        ("{", "is not valid JSON"),
+        ("[" * 9999, "is not valid JSON"),
+        ("[{}]", "does not have one request for each of its 2 latents"),
+        ("[1, 2]", "does not have one request for each of its 2 latents"),
     ):
         save_latents(path, noise(2, 4, 8, 8), {"requests": said})
         assert message in refused(*words)
@@ -519,7 +519,9 @@ def test_latents_are_kept_when_the_decoder_fails(
     again = Image.open(tmp_path / "again.png")
     assert again.tobytes() == Image.open(out.split()[0]).tobytes()
     file.unlink()
-    assert f"{file}, which is not there; --model FILE" in refused("decode", kept)
+    assert f"{file}, which does not exist; choose another with --model FILE" in refused(
+        "decode", kept
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", None, "other"])

@@ -125,7 +125,10 @@ def test_a_walk_of_prompts_of_different_lengths(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({"mix": [("a", 1.0)]}, "walk does not go with mix"), ({"prompt": "a AND b"}, "AND does not")],
+    [
+        ({"mix": [("a", 1.0)]}, "walk and mix cannot be combined"),
+        ({"prompt": "a AND b"}, "AND does not"),
+    ],
 )
 def test_what_does_not_go_with_a_walk(model: Model, fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):

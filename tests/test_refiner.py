@@ -191,7 +191,7 @@ def test_what_cannot_go_on(change: Any, message: str, model: Model, refiner: Mod
 def test_what_does_not_go_together(model: Model) -> None:
     with pytest.raises(ValueError, match="names the refiner 'x'; none is given"):
         next(generate(model, Request(refiner="x")))
-    with pytest.raises(ValueError, match="clip_guidance does not go with refiner"):
+    with pytest.raises(ValueError, match="clip_guidance and refiner cannot be combined"):
         Request(refiner="x", clip_guidance=1)
     assert "refiner_at 1 leaves no step" in run(model, model, refiner_at=1.0)[-1].warnings[0]
     assert run(model, refiner_at=0.3)[-1].warnings == ("refiner_at does nothing without refiner",)
