@@ -1,8 +1,7 @@
-"""The pictures of the documentation, drawn anew for every build: ``python docs/figures.py FOLDER``.
+"""The figures of the documentation, drawn for every build: ``python docs/figures.py FOLDER``.
 
-Each function below draws those of one page with Pellucid's public functions, the model that ships
-and fixed seeds, so that no picture shows what the code no longer does. How they are laid out is in
-layout.py.
+Each function draws the figures of one page with Pellucid's public functions, the shipped model and
+fixed seeds, so that every figure shows what the current code does. Their layout is in layout.py.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ PROMPT = "a lion"
 PAIR = "a dog and an apple"
 
 Figures = Iterator[tuple[str, Image.Image]]
-"""Names, without a suffix, and what they show."""
+"""Names, without a suffix, and pictures."""
 
 
 # ---------------------------------------------------------------- one function for each page
 
 
 def of_gan(model: Model) -> Figures:
-    """A GAN of points in the plane that is to learn eight places on a ring."""
+    """A GAN that learns points in eight places on a ring."""
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     angles = torch.arange(8) * math.pi / 4
@@ -99,7 +98,12 @@ def of_schedule(model: Model) -> Figures:
     yield (
         "schedule-picture",
         plot(
-            "share of the power that is picture", left, "t / T", "", x_range=(0, 1), y_range=(0, 1)
+            "share of the picture in the variance",
+            left,
+            "t / T",
+            "",
+            x_range=(0, 1),
+            y_range=(0, 1),
         ),
     )
     yield (
@@ -146,14 +150,14 @@ def of_unet(model: Model) -> Figures:
     parts |= {"out": unet.conv_out}
     cells: list[Cell] = []
 
-    def watch(part: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def keep(module: nn.Module, given: object, made: Tensor) -> None:
-            strength = made[0].square().mean(0).sqrt()
-            cells.append(Cell(heat(strength), f"{part}: {made.shape[1]}"))
+    def record(part: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+            strength = output[0].square().mean(0).sqrt()
+            cells.append(Cell(heat(strength), f"{part}: {output.shape[1]}"))
 
         return keep
 
-    hooks = [part.register_forward_hook(watch(name)) for name, part in parts.items()]
+    hooks = [part.register_forward_hook(record(name)) for name, part in parts.items()]
     unet(x, torch.tensor([level.t]), encode_prompts(Runtime(model), [PROMPT]))
     for hook in hooks:
         hook.remove()
@@ -164,12 +168,12 @@ def of_unet(model: Model) -> Figures:
     maps: list[Tensor] = []
     x = add_noise(x0, eps, level.alpha, level.sigma)
     unet(x, torch.tensor([level.t]), encode_prompts(Runtime(model), [PAIR]), record=maps)
-    looks = torch.stack([layer[0].mean(0) for layer in maps]).mean(0)  # (h, w, L)
+    attention = torch.stack([layer[0].mean(0) for layer in maps]).mean(0)  # (h, w, L)
     cells = [Cell(picture, "the picture")]
     (chunk,) = chunked(model.tokenizer, PAIR)
-    for place, token in enumerate(chunk, 1):  # the row begins with a mark
+    for position, token in enumerate(chunk, 1):  # the row begins with the start token
         if token.text in PAIR.split()[1::3]:
-            cells.append(Cell(heat(looks[..., place]), token.text))
+            cells.append(Cell(heat(attention[..., position]), token.text))
     yield "unet-words", sheet(cells, 3)
 
 
@@ -180,23 +184,22 @@ def of_prediction(model: Model) -> Figures:
     x = add_noise(x0, eps, level.alpha, level.sigma)
     cells = [Cell(to_pil(x[0]), "x")]
     for kind in ("eps", "x0", "v", "flow"):
-        wanted = target(kind, x0, eps, level.alpha, level.sigma)
-        cells.append(Cell(to_pil(wanted[0]), kind))
+        goal = target(kind, x0, eps, level.alpha, level.sigma)
+        cells.append(Cell(to_pil(goal[0]), kind))
     yield "prediction-targets", sheet(cells, 5)
 
     latents = model.vae.to_latents(x0)
     draw = noise.draw("gaussian", tuple(latents.shape[1:]), noise.generators(1, 1))
     predict = predictor(model.backbone, model.prediction)
-    cond = encode_prompts(
-        Runtime(model), [""]
-    )  # told the words, the small model guesses well at once
-    noisy, guessed = [], []
+    # With the prompt the small model's first estimate would already be good.
+    cond = encode_prompts(Runtime(model), [""])
+    noisy, estimated = [], []
     for t in (100, 300, 500, 700, 900):
         level = model.schedule.level(t)
         x = add_noise(latents, draw, level.alpha, level.sigma)
         noisy.append(Cell(pictures(Runtime(model), x)[0], f"x, t = {t}"))
-        guessed.append(Cell(pictures(Runtime(model), predict(x, level, cond))[0], "one guess"))
-    yield "prediction-guess", sheet([*noisy, *guessed], 5)
+        estimated.append(Cell(pictures(Runtime(model), predict(x, level, cond))[0], "estimate"))
+    yield "prediction-guess", sheet([*noisy, *estimated], 5)
 
 
 def of_samplers(model: Model) -> Figures:
@@ -251,7 +254,7 @@ def of_stable_diffusion(model: Model) -> Figures:
     steps = list(run(model, steps=20))
     shown = [steps[i] for i in (0, 3, 6, 10, 14, 19)]
     cells = [Cell(pictures(Runtime(model), p.x)[0], f"step {p.step}") for p in shown]
-    cells += [Cell(pictures(Runtime(model), p.x0)[0], "its guess") for p in shown]
+    cells += [Cell(pictures(Runtime(model), p.x0)[0], "estimate") for p in shown]
     yield "stable-diffusion-run", sheet(cells, len(shown))
 
 
@@ -273,7 +276,7 @@ PAGES: tuple[Callable[[Model], Figures], ...] = (
 def draw_all(folder: Path) -> None:
     """Draw all figures into `folder` as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    torch.set_num_threads(1)  # for tiny tensors more threads are slower
     model = checkpoints.load()
     with torch.no_grad():
         for page in PAGES:
@@ -281,7 +284,7 @@ def draw_all(folder: Path) -> None:
                 save_image(image, folder / f"{name}.png")
 
 
-# ---------------------------------------------------------------- asking the model
+# ---------------------------------------------------------------- runs of the model
 
 
 def run(
@@ -313,7 +316,7 @@ class PointsNetwork(nn.Module):
 
 
 def errors(model: Model) -> Image.Image:
-    """How far the latents of several samplers are from those of many steps."""
+    """The distance of several samplers' latents from those of many steps."""
     exact = last(model, sampler="heun", spacing="uniform", steps=50).x
     curves = []
     for name in ("euler", "dpmpp_2m", "unipc"):
@@ -323,7 +326,7 @@ def errors(model: Model) -> Image.Image:
             Series(name, counts, [float((x - exact).norm() / exact.norm()) for x in ends])
         )
     return plot(
-        "distance from the end of 50 steps of heun", curves, "steps", "", log_x=True, log_y=True
+        "distance from the result of 50 steps of heun", curves, "steps", "", log_x=True, log_y=True
     )
 
 

@@ -1,4 +1,4 @@
-"""How the pictures of the documentation are laid out: sheets, plots, and numbers as colours."""
+"""The layout of the documentation's figures: sheets, plots, and numbers as colours."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ TEXT = 19  # pixels of the letters below it
 
 
 class Cell(NamedTuple):
-    """A picture in a sheet and the words below it."""
+    """A picture in a sheet and its label."""
 
     image: Image.Image
     label: str = ""
 
 
 def sheet(cells: Sequence[Cell], columns: int, side: int = SIDE) -> Image.Image:
-    """Pictures in rows, each `side` pixels wide and high with its words below."""
+    """Pictures in rows, each `side` pixels wide and high with its label below."""
     font = ImageFont.load_default(TEXT)
     frames = []
     for cell in cells:
         frame = Image.new("RGB", (side, side + (TEXT + 10 if cell.label else 0)), "white")
         frame.paste(cell.image.resize((side, side), Image.Resampling.NEAREST))
         brush = ImageDraw.Draw(frame)
-        brush.rectangle((0, 0, side - 1, side - 1), outline="#c8c8c8")  # where it is white, it ends
+        brush.rectangle((0, 0, side - 1, side - 1), outline="#c8c8c8")  # the edge of white pictures
         brush.text((side / 2, side + 4), cell.label, fill="black", font=font, anchor="ma")
         frames.append(frame)
     return grid(frames, columns, gap=8)
@@ -43,7 +43,7 @@ def plot(title: str, series: Sequence[Series], x: str, y: str, **axes: Any) -> I
 
 
 def heat(values: Tensor) -> Image.Image:
-    """(H, W), white at the least, blue at the greatest."""
+    """(H, W), white at the minimum, blue at the maximum."""
     low, high = values.min(), values.max()
     share = ((values - low) / (high - low).clamp(min=1e-12))[None]
     ink = torch.tensor([int(LIGHT[0][i : i + 2], 16) / 127.5 - 1 for i in (1, 3, 5)])
@@ -65,7 +65,7 @@ def grey(values: Tensor) -> Image.Image:
 
 
 def matrix(scores: Tensor, rows: Sequence[str], columns: Sequence[Image.Image]) -> Image.Image:
-    """Numbers (rows, columns) on blue, the higher the bluer, words at the left, pictures on top."""
+    """Numbers (rows, columns) on blue, higher is bluer, labels at the left, pictures on top."""
     font, left = ImageFont.load_default(TEXT), 200
     canvas = Image.new("RGB", (left + SIDE * len(columns), SIDE + 64 * len(rows)), "white")
     brush = ImageDraw.Draw(canvas)
@@ -75,9 +75,9 @@ def matrix(scores: Tensor, rows: Sequence[str], columns: Sequence[Image.Image]) 
         heat(scores).resize((SIDE * len(columns), 64 * len(rows)), Image.Resampling.NEAREST),
         (left, SIDE),
     )
-    for i, (words, line) in enumerate(zip(rows, scores, strict=True)):
+    for i, (label, line) in enumerate(zip(rows, scores, strict=True)):
         y = SIDE + 64 * i + 32
-        brush.text((left - 10, y), words, fill="black", font=font, anchor="rm")
+        brush.text((left - 10, y), label, fill="black", font=font, anchor="rm")
         for j, score in enumerate(line):
             ink = "white" if score > scores.max() / 2 else "black"
             brush.text(
