@@ -316,7 +316,7 @@ def test_help_and_no_command(call: Any, refused: Any) -> None:
     assert "draw" in refused("draw")
     assert refused("gnerate").endswith("Did you mean 'generate'?\n")
     assert "tokens --help`" in refused("tokens")
-    assert "written in quotes" in refused("generate", "a", "rabbit")
+    assert "quote a text" in refused("generate", "a", "rabbit")
 
 
 @pytest.mark.parametrize(

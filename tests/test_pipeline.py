@@ -362,7 +362,7 @@ def test_each_picture_of_a_batch_can_be_made_alone(model: Model, variation: dict
         assert alone.images is not None
         levels = [np.asarray(image).astype(int) for image in (picture, alone.images[0])]
         assert np.abs(levels[0] - levels[1]).max() <= 1
-    with pytest.raises(ValueError, match="image 3 of 3"):
+    with pytest.raises(ValueError, match="image must be between 0 and 2, got 3"):
         batch.request.alone(3)
 
 

@@ -287,7 +287,7 @@ def conditioning_schedule(
         conds = [(vectors[each[step]], weight) for each, weight in wanted]
         if request.walk is not None:
             (here, _), (there, _) = conds
-            stops = [interpolate(here, there, share) for share in request.walked]
+            stops = [interpolate(here, there, share) for share in request.walk_positions]
             conds = [(Conditioning.cat(stops), 1.0)]
         elif request.mix_by == "embedding":
             conds = [(Conditioning.mix(conds), 1.0)]

@@ -298,7 +298,7 @@ class Request(BaseModel):
         return [self.prompt, *(text for text, _ in self.mix), *([self.walk] if self.walk else [])]
 
     @property
-    def walked(self) -> list[float]:
+    def walk_positions(self) -> list[float]:
         """How far on the walk each image is, 0..1."""
         start, end = self.walk_span
         if self.count == 1:
@@ -309,24 +309,6 @@ class Request(BaseModel):
     def lora_tags(self) -> list[LoraTag]:
         """The LoRAs that its prompts name, <lora:name:weight>; the negative prompt's do nothing."""
         return [tag for prompt in self.prompts for tag in take_loras(prompt)[1]]
-
-    @property
-    def seeds(self) -> list[int]:
-        """Of each image; ValueError where `seed` was not filled in."""
-        if self.seed is None:
-            raise ValueError("the request has no seed yet; `resolve` chooses one")
-        return [self.seed + (i if self.walk is None else 0) for i in range(self.count)]
-
-    def alone(self, i: int) -> Request:
-        """The request of image i by itself; `seed` is filled in, as in `Progress.request`."""
-        if self.seed is None or not 0 <= i < self.count:
-            raise ValueError(f"image {i} of {self.count} with the seed {self.seed} has no request")
-        seed, turned = self.seeds[i], self.variation_seed
-        if turned is not None:
-            turned += seed - self.seed
-        span = self.walk_span if self.walk is None else (self.walked[i],) * 2
-        fixed = {"seed": seed, "variation_seed": turned, "walk_span": span, "count": 1}
-        return self.model_copy(update=fixed)
 
     def idle(self) -> dict[str, str]:
         """The fields that do nothing in this request, and the one that each of them needs."""
@@ -401,12 +383,26 @@ class ResolvedRequest(Request):
             return None
         return SecondPass(self.hires, self.hires_steps, self.hires_strength, self.hires_upscaler)
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each image; on a walk all have the same."""
+        return [self.seed + (i if self.walk is None else 0) for i in range(self.count)]
 
-def seeded(request: Request) -> Request:
-    """The request with a seed, a random one if it asks for none."""
-    if request.seed not in (None, -1):
-        return request
-    return request.model_copy(update={"seed": secrets.randbelow(2**32)})
+    def alone(self, i: int) -> ResolvedRequest:
+        """The request of image i by itself. ValueError if there is none."""
+        if not 0 <= i < self.count:
+            raise ValueError(f"image must be between 0 and {self.count - 1}, got {i}")
+        seed, variation_seed = self.seeds[i], self.variation_seed
+        if variation_seed is not None:
+            variation_seed += seed - self.seed
+        span = self.walk_span if self.walk is None else (self.walk_positions[i],) * 2
+        changes = {"seed": seed, "variation_seed": variation_seed, "walk_span": span, "count": 1}
+        return self.model_copy(update=changes)
+
+
+def chosen_seed(request: Request) -> int:
+    """The request's seed, or a random one."""
+    return secrets.randbelow(2**32) if request.seed in (None, -1) else int(request.seed)
 
 
 def resolve(model: Model, request: Request) -> ResolvedRequest:
@@ -434,7 +430,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         ),
         "width": width,
         "height": height,
-        "seed": seeded(request).seed,
+        "seed": chosen_seed(request),
         "picture": picture,
     }
     if request.image is not None and request.strength is None:

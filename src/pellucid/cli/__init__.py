@@ -14,59 +14,61 @@ import sys
 import typer
 
 from pellucid import plugins
-from pellucid.cli._app import app, fail, tell
+from pellucid.cli._app import app, fail, report
 
 
 def main() -> None:
-    """The ``pellucid`` command: every expected error is a sentence, never a traceback."""
+    """The ``pellucid`` command: every expected error is one sentence, never a traceback."""
     for command in plugins.discover(__name__).values():
         assert command.__doc__  # importing it has put the command into the application
     try:
         status = app(standalone_mode=False)
-        sys.stdout.flush()  # a full disk behind a ">" is met here, where it can be told
+        sys.stdout.flush()  # a full disk behind a ">" fails here, where it can be reported
         if status == 130:  # Typer swallows Ctrl-C and returns this
             raise KeyboardInterrupt
         if isinstance(status, int) and status != 0:
             raise SystemExit(status)
     except (typer.Abort, KeyboardInterrupt):
-        tell("stopped")
+        report("stopped")
         raise SystemExit(130) from None
     except OSError as error:
         if error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
-            # Python flushes stdout once more at the end, and would complain once more.
+            # Python flushes stdout again at exit, which would fail again.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EPIPE:  # who read our output has left: `pellucid ... | head -1`
+        if (
+            error.errno == errno.EPIPE
+        ):  # the reader of our output has ended: `pellucid ... | head -1`
             raise SystemExit(1) from None
         where = "" if error.filename is None else f"{error.filename}: "
         fail(f"{where}{error.strerror or error}")
     except ValueError as error:
         fail(_sentence(error))
     except Exception as error:
-        # Typer's own errors (an unknown option, say) know how to show themselves.
+        # Typer's own errors, such as an unknown option, format themselves.
         if hasattr(error, "format_message"):
             message = error.format_message()
-            if not message:  # without a command the help was shown
+            if not message:  # no command was given, and the help is shown
                 raise SystemExit(2) from None
             fail(message.rstrip(".") + _hint(message, error))
-        # Torch says so with a RuntimeError on the CPU and a sub-class of it on a GPU.
+        # Torch raises a RuntimeError on the CPU and a subclass on a GPU.
         if isinstance(error, MemoryError | RuntimeError) and "memory" in repr(error).lower():
-            fail("there is not enough memory for this; a smaller size or count is wanted")
+            fail("there is not enough memory for this; try a smaller size or count")
         raise
 
 
 def _hint(message: str, error: Exception) -> str:
-    """What else can be said about a command line that could not be read."""
-    if message.endswith("?"):  # it has asked whether another command was meant
+    """An addition to the message of a command line that cannot be parsed."""
+    if message.endswith("?"):  # it already suggests another command
         return ""
     if "extra argument" in message:
-        return "; a text of several words is written in quotes"
+        return "; quote a text of several words"
     context = getattr(error, "ctx", None)
     return "" if context is None else f"; see `{context.command_path} --help`"
 
 
 def _sentence(error: ValueError) -> str:
-    """What is wrong; of pydantic's errors the first, with its field and what was given."""
+    """The message; of pydantic's errors the first, with its field and the value given."""
     if not hasattr(error, "errors"):
         return str(error)
     first = error.errors()[0]

@@ -1,4 +1,4 @@
-"""What the commands share: the Typer application, and how an error is told."""
+"""What the commands share: the Typer application, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(given: bool) -> None:
+    if given:
         python = ".".join(map(str, sys.version_info[:3]))
         typer.echo(f"pellucid {__version__}, torch {metadata.version('torch')}, Python {python}")
         raise typer.Exit
@@ -28,19 +28,19 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_version, help="Its number.")
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")
     ] = False,
 ) -> None:
-    """What can be given in front of every command."""
+    """Options before the command."""
 
 
-def tell(message: str) -> None:
-    """A message on stderr; on a terminal it takes the place of a bar that was left behind."""
+def report(message: str) -> None:
+    """A message on stderr; on a terminal it overwrites an unfinished progress bar."""
     erase = "\r\x1b[K" if sys.stderr.isatty() else ""
     typer.echo(f"{erase}pellucid: {message}", err=True)
 
 
 def fail(message: str) -> NoReturn:
-    """Say what is wrong and leave with status 2."""
-    tell(message)
+    """Report an error and exit with status 2."""
+    report(message)
     raise SystemExit(2)

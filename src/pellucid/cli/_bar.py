@@ -1,4 +1,4 @@
-"""A bar that tells how far the work is."""
+"""A progress bar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Advance = Callable[..., None]
 
 @contextmanager
 def bar(description: str, total: float | None = None) -> Iterator[Advance]:
-    """A bar on stderr while the work goes on, and none where that is no terminal."""
+    """A progress bar on stderr, or nothing if that is not a terminal."""
     from functools import partial
 
     from rich.console import Console
@@ -19,6 +19,6 @@ def bar(description: str, total: float | None = None) -> Iterator[Advance]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal  # it would still write an empty line
+    hidden = not console.is_terminal  # without this it still writes an empty line
     with Progress(*columns, console=console, transient=True, disable=hidden) as shown:
         yield partial(shown.update, shown.add_task(description, total=total))

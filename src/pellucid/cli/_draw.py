@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pellucid.model import Model
     from pellucid.pipeline import Adapt, Progress
-    from pellucid.request import Request
+    from pellucid.request import Request, ResolvedRequest
 
 OF_GAN = ("prompt", "seed", "count")
 """The fields of a request that a GAN has."""
@@ -68,7 +68,7 @@ def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Dr
     from pellucid import gan
     from pellucid.checkpoints import load_gan
     from pellucid.images.pixels import to_pil
-    from pellucid.request import seeded
+    from pellucid.request import chosen_seed
     from pellucid.runtime.devices import choose_device
 
     assert files.model is not None
@@ -78,10 +78,11 @@ def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Dr
     warnings = []
     if label is None and request.prompt.strip():
         warnings.append(f"{files.model} is an unconditional GAN: the prompt is ignored")
-    request = seeded(request).model_copy(update={"prompt": "" if label is None else classes[label]})
+    first, prompt = chosen_seed(request), "" if label is None else classes[label]
+    seeds = range(first, first + request.count)
     names = {"model": loaded.name, "model_file": str(files.model)}
-    records = [{"prompt": request.prompt, "seed": seed} | names for seed in request.seeds]
-    made = [gan.sample(loaded.generator, [seed], label)[0] for seed in request.seeds]
+    records = [{"prompt": prompt, "seed": seed} | names for seed in seeds]
+    made = [gan.sample(loaded.generator, [seed], label)[0] for seed in seeds]
     return Drawn([to_pil(pixels) for pixels in made], records, warnings)
 
 
@@ -92,7 +93,7 @@ def draw_with_diffusion(
     from pellucid.adapters import adapt
     from pellucid.plugins import choose
     from pellucid.preview import PREVIEWS
-    from pellucid.request import seeded
+    from pellucid.request import chosen_seed
 
     choose(settings.preview, PREVIEWS, "preview")
     model = files.open(settings.device, settings.dtype)
@@ -103,7 +104,8 @@ def draw_with_diffusion(
     warnings += _without_effect(files, request, settings)
     adapted = partial(adapt, folder=files.lora_folder, live=settings.live_lora)
     record = partial(files.record, name=model.name)
-    request = seeded(request)  # so that latents that are kept are of the same seed
+    # Chosen here, so that the record of latents that are kept has the seed of the run.
+    request = request.model_copy(update={"seed": chosen_seed(request)})
     keep = partial(_keep_latents, record, folder)
     steps = _run(model, request, adapted, refiner, keep, settings.film)
     last = steps[-1]
@@ -142,7 +144,7 @@ def _run(
     request: Request,
     adapt: Adapt,
     refiner: Model | None,
-    keep_latents: Callable[[Request, Tensor], Path],
+    keep_latents: Callable[[ResolvedRequest, Tensor], Path],
     every: bool,
 ) -> list[Progress]:
     """The last step, or `every` one; ValueError that names where undecodable latents are kept."""
@@ -168,13 +170,16 @@ def _run(
 
 
 def _keep_latents(
-    record: Callable[[Request], dict[str, Any]], folder: Path, request: Request, latents: Tensor
+    record: Callable[[Request], dict[str, Any]],
+    folder: Path,
+    request: ResolvedRequest,
+    latents: Tensor,
 ) -> Path:
     """Writes latents that could not be decoded, with what their pictures would be stored with."""
     from pellucid.images.latent_file import save_latents
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = free_name(folder, stem_of(request.prompt, request.seed or 0), ".latents.safetensors")
+    path = free_name(folder, stem_of(request.prompt, request.seed), ".latents.safetensors")
     records = [record(request.alone(i)) for i in range(len(latents))]
     save_latents(path, latents, {"requests": json.dumps(records)})
     return path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pellucid.cli._app import app, tell
+from pellucid.cli._app import app, report
 from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._page import AsJson, Out, deliver, page_path
 
@@ -42,7 +42,7 @@ def clip(
     found = compare_pictures(loaded, named, text or [], _words(words, loaded))
     for given, end in zip(found.texts, found.left_out, strict=True):
         if end:
-            tell(f"{given[:40]!r} is too long for {found.model}; left out: {end[:40]!r}")
+            report(f"{given[:40]!r} is too long for {found.model}; left out: {end[:40]!r}")
     deliver(found, lambda: similarity_html(found), path, as_json)
 
 

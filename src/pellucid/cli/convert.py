@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import app, tell
+from pellucid.cli._app import app, report
 from pellucid.cli._model import SHORT, Prediction, Vae
 
 
@@ -42,5 +42,5 @@ def convert(
         raise ValueError(f"{target} is a folder; a file is wanted for --to {to}")
     model = checkpoints.load(source, dtype=None, prediction=prediction, vae=vae)
     for thing in checkpoints.save(model, target, kind, to):
-        tell(f"left out, because {to} has no place for it: {thing}")
+        report(f"left out, because {to} has no place for it: {thing}")
     typer.echo(target)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app, tell
+from pellucid.cli._app import app, report
 from pellucid.cli._files import free_name
 from pellucid.cli._like import ModelFiles, of_record
 from pellucid.cli._model import ModelFile, Vae, open_parts
@@ -44,7 +44,7 @@ def decode(
         request = Request.model_validate(records[0].request)
         warnings += records[0].missing(files, loaded.name, request)
     for warning in warnings:
-        tell(warning)
+        report(warning)
     channels = loaded.vae.config.latent_channels
     if latents.shape[1] != channels:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app, tell
+from pellucid.cli._app import app, report
 from pellucid.cli._bar import bar
 from pellucid.cli._files import stem_of
 from pellucid.cli._like import Like, ModelFiles, read_like
@@ -84,17 +84,17 @@ def explain(
     warnings += recorded.missing(files, loaded.name, request)
     runs = _explain(loaded, files.lora_folder, request, versus, versus_guidance)
     for warning in dict.fromkeys([*warnings, *(text for run in runs for text in run.warnings)]):
-        tell(warning)
+        report(warning)
     if as_json:
         typer.echo(json.dumps({"explanations": [run.record() for run in runs]}))
-    name = stem_of(runs[0].request.prompt, runs[0].request.seed or 0)
+    name = stem_of(runs[0].request.prompt, runs[0].request.seed)
     path = page_path(out, as_json, Path(f"{name}.png"), "explain")
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     left_out = page.write(path, loaded, runs)
     if left_out:
-        tell(left_out)
+        report(left_out)
     if not as_json:
         typer.echo(path)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app, tell
+from pellucid.cli._app import app, report
 from pellucid.cli._draw import (
     Drawn,
     Settings,
@@ -87,7 +87,7 @@ def generate(
         drawn = draw_with_diffusion(files, request, settings, recorded, folder)
     warnings += drawn.warnings
     for warning in warnings:
-        tell(warning)
+        report(warning)
     folder.mkdir(parents=True, exist_ok=True)
     results = [_write(drawn, i, out, settings, is_file) for i in range(len(drawn.images))]
     grid = _write_grid(drawn, out) if is_gan and len(results) > 1 else {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app, tell
+from pellucid.cli._app import app, report
 from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._options import takes_request
 
@@ -37,7 +37,7 @@ def tokens(
     loaded = with_words(loaded, words)
     resolved = resolve(loaded, request)
     if warning := unbalanced(prompt):
-        tell(warning)
+        report(warning)
     facts = {"model": loaded.name} | _report(loaded.tokenizer, prompt, resolved.steps)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))

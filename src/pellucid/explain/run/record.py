@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pellucid.diffusion import Conditioning, eps_from_x0
 from pellucid.images.data_url import to_data_url
-from pellucid.request import Request
+from pellucid.request import ResolvedRequest
 from pellucid.schedule import Level
 
 
@@ -104,7 +104,7 @@ class Explanation:
     model: str
     prediction: str
     """What the network predicts, one of `diffusion.PREDICTIONS`."""
-    request: Request
+    request: ResolvedRequest
     """With every default filled in."""
     warnings: tuple[str, ...]
     text: Conditioning
