@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli._app import app
 from pellucid.cli._bar import bar
+
+if TYPE_CHECKING:
+    from pellucid.evaluate.compare.benchmark import CompareOptions, Part
 
 
 @app.command()
@@ -44,23 +48,16 @@ def compare(
 
     Parts that are done are kept in the folder: the same command continues where it was stopped.
     """
-    from dataclasses import replace
-
-    from pellucid.evaluate.compare.benchmark import (
-        CompareOptions,
-        Part,
-        left_out,
-        parts_of,
-        prepare,
-    )
+    from pellucid.evaluate.compare.benchmark import CompareOptions, parts_of, prepare
     from pellucid.evaluate.compare.report import write
     from pellucid.evaluate.compare.summary import summarise
-    from pellucid.evaluate.compare.work import known, run_all
+    from pellucid.evaluate.compare.work import known
 
     if workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {workers}")
     options = CompareOptions(
         methods=tuple(methods) if methods else ("gan", "diffusion"),
+        **({"data": tuple(data)} if data else {}),
         full=full,
         seeds=seeds,
         seen=seen,
@@ -69,13 +66,8 @@ def compare(
         digits=digits,
         art=art,
     )
-    if data:
-        options = replace(options, data=tuple(data))
-    else:
-        absent = left_out(options)
-        options = replace(options, data=tuple(n for n in options.data if n not in absent))
-        for name, why in absent.items():
-            typer.echo(f"{name} is left out: {why}", err=True)
+    if not data:
+        options = _without_missing(options)
     tasks = prepare(options)
     setups = {name: options.setup(task) for name, task in tasks.items()}
 
@@ -86,17 +78,34 @@ def compare(
     missing = [part for part in parts if findings_of(part) is None]
     if len(missing) < len(parts):
         typer.echo(f"{len(parts) - len(missing)} of {len(parts)} parts are done already", err=True)
-    with bar("comparing", len(missing)) as advance:
-        done: dict[object, float] = {}
-        for part, share in run_all(options, missing, workers or os.cpu_count() or 1):
-            done[part] = share
-            name = f"{part.data}, {part.method}, seed {part.seed}"
-            advance(completed=sum(done.values()), description=name)
-            if share == 1:
-                typer.echo(f"{name}: done", err=True)
+    _work(options, missing, workers or os.cpu_count() or 1)
     findings = {part: one for part in parts if (one := findings_of(part)) is not None}
     results = summarise(options, tasks, findings)
     for one in results["data"].values():
         typer.echo(f"{one['title']}\n  " + "\n  ".join(one["verdict"]), err=True)
     for path in write(options, results):
         typer.echo(path)
+
+
+def _without_missing(options: CompareOptions) -> CompareOptions:
+    """The same without the tasks whose data are missing, which are reported."""
+    from pellucid.evaluate.compare.benchmark import left_out
+
+    absent = left_out(options)
+    for name, why in absent.items():
+        typer.echo(f"{name} is left out: {why}", err=True)
+    return replace(options, data=tuple(name for name in options.data if name not in absent))
+
+
+def _work(options: CompareOptions, parts: list[Part], workers: int) -> None:
+    """Work through the parts, with a bar."""
+    from pellucid.evaluate.compare.work import run_all
+
+    done: dict[Part, float] = {}
+    with bar("comparing", len(parts)) as advance:
+        for part, fraction in run_all(options, parts, workers):
+            done[part] = fraction
+            name = f"{part.data}, {part.method}, seed {part.seed}"
+            advance(completed=sum(done.values()), description=name)
+            if fraction == 1:
+                typer.echo(f"{name}: done", err=True)

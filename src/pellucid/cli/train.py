@@ -60,14 +60,13 @@ def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
 
 def _help(kind: type[Any]) -> str:
     """Every setting with its default and its help."""
-    notes = typing.get_type_hints(kind, include_extras=True)
     lines = []
     for field in sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only)):
         if field.name == "resume":  # which is --resume
             continue
         lines.append(f"{field.name}={field.default}")
-        for text in getattr(notes[field.name], "__metadata__", ()):
-            lines += textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="    ")
+        text = field.metadata["help"]
+        lines += textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 

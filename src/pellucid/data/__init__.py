@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,26 +25,25 @@ VALIDATION = 20
 CHUNK = 250  # pictures of a pool that are made at a time
 
 
+def setting(default: Any, help: str) -> Any:
+    """A field of an options dataclass, with the help that ``pellucid train --settings`` shows."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """Where a training loop gets its pictures from."""
 
-    art: Annotated[Path, "The rendered emoji, as `pellucid data emoji` writes them."] = Path(
-        "runs/art64.npz"
-    )
+    art: Path = setting(Path("runs/art64.npz"), "The rendered emoji.")  # noqa: RUF009
     _: KW_ONLY
-    data: Annotated[str, "A folder of pictures with captions to learn from instead of the art."] = (
-        ""
-    )
-    source: Annotated[
-        str,
+    data: str = setting("", "A folder of pictures with captions to learn from instead of the art.")
+    source: str = setting(
+        "",
         "The kind of pictures: emoji (of `art`), imagefolder (of `data`), mnist, or the name of "
         'another file in pellucid/data. "" is imagefolder if `data` is given, else emoji.',
-    ] = ""
-    size: Annotated[int, "Pixels on a side that pictures are scaled to; the art keeps its own."] = (
-        64
     )
-    core: Annotated[bool, "Of the art, learn only the core concepts."] = False
+    size: int = setting(64, "Pixels on a side that pictures are scaled to; the art keeps its own.")
+    core: bool = setting(False, "Of the art, learn only the core concepts.")
 
 
 class GroundedPhrase(NamedTuple):

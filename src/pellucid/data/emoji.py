@@ -1,8 +1,8 @@
 """The captioned emoji pictures: four families of openly licensed art, rendered from SVG.
 
 The art comes from the npm packages ``@iconify-json/{fluent-emoji-flat,fluent-emoji,noto,twemoji}``,
-names and keywords from ``emojibase-data``; ``concepts.tsv`` beside this file says which emoji are
-learnt and what people call them. Three steps:
+names and keywords from ``emojibase-data``; ``concepts.tsv`` next to this file lists the emoji that
+are learned and what people call them. Three steps:
 
 * ``render``: SVG -> one array of RGBA pictures, (concepts, styles, size, size, 4);
 * ``caption``: what a picture shows -> a sentence, in one of many wordings;
@@ -21,6 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -46,7 +47,7 @@ STYLES = {
     "noto": "noto",
     "twemoji": "twemoji",
 }
-"""Style word in a prompt -> the icon set that is drawn in it."""
+"""Style word in a prompt -> the icon set of that style."""
 
 COLORS = {
     "red": (220, 40, 45),
@@ -118,7 +119,9 @@ class EmojiArt:
                         for emoji, names, keywords, slug in json.loads(str(file["concepts"]))
                     ]
                     return cls(concepts, file["pixels"], [str(s) for s in file["styles"]])
-        raise ValueError(f"{path} has no emoji in it; what `pellucid data emoji` wrote is wanted")
+        raise ValueError(
+            f"{path} is not a file of rendered emoji, as `pellucid data emoji` writes it"
+        )
 
 
 def _slug(label: str) -> str:
@@ -135,52 +138,29 @@ _NOT_A_THING = re.compile(
     r"[^a-z]|^.{1,2}$|..(ing|ed|ous|ful|ive|ly|al|ic|ical|able|less|ish|tive)$"
 )
 """Not in plain letters, too short, or with the ending of a verb or an adjective."""
-_NO_NAME = """
-actor actress admission adorbs adorn africa air alpha angle angry anniversary antarctica archer
-arts artsy arty astronomy attraction australia baa back bae bakery bald bamboo bathroom bearer
-beast bedtime bench bent bet big birth bisque blame bless boo born brainy bull burn button
-caffeine cancel cancer capricorn carbs cavities cell champion champs check cheerful cheery chemist
-chemistry children chin chip christian city class claws clean clever climb cold collar collide
-complete consider contact convoluted cool cops cosmetics cost country creative crops cry curious
-curls cute cyclist dad dairy danger dark dating dead death deciduous delicious dentist diet
-difficult dionysus direct down dressage drought drove drugs easy edge eight electricity elegant
-emergency employed entry epic equine europe european expert explode extra family fashion father
-fear feed female first five flamboyant flex flirt flu fluffy fml forbidden formal fortune four
-fresh front frozen fry full fungus funny future gains gang gas gay genderqueer glbt glbtq goo
-goodnight gross growl growth gym habitat haha handy health hear heartbreaker heartbroken hehe hit
-hmm holiday hot hours hrs idea ily indecisive innocent iron jack job joy jump karaoke kick king
-kisses knit late lather launch lazy left leo lesbian lgbt lgbtq lgbtqia like listen lit litaf
-lives lol lonely loudly lucky lunch major mane math maze medium men merry mobile moo morning movie
-multiplication multiply munch museum music nasty nauseated negative news nice night no nosey not
-odor one open order outdoors over paid painter pan park passenger patrol peace personal photo
-pirate pisces ponder pop positive potassium predator pregnant press pride print prints private
-proud queen queer rad rage ramadan rawr recycle reflection repairs resort rich ride ripe roar rofl
-roflmao roller royalty sad safari sagittarius sand scared scholar scorpio scorpius scream screw
-seafood search seat send serious serve settle shade shape shiny showing side silly simple sing sit
-skater slide slow sly smell smells smelly smh smoke snap soar sour speech spin spiny spirit split
-spots springtime station step stink stinks stinky stripe study style suburban suburbia sugar suit
-summer surfer surprise swag sweat swim tada tao taoist tease terrestrial text theme thespian tired
-total trans transgender transparent treat trip two ugly under unlock upset vaccination valentine
-vampire view virgo voltage waste whatever where wild wink winks witch woah wood woohoo wool
-wrapper xoxo yang yellow yes yin yolo yum yummy zap zoo
-"""
-"""Words of emojibase's that are no name for the thing: moods, verbs, what goes with it."""
 
 
 def names_a_thing(keyword: str, label: str) -> bool:
     """Whether "a {keyword}" reads as the name of what `label` names. Strict: better too few.
 
-    The first words of a compound ("gas" of "gas pump") do not name it either.
+    ``not_names.txt`` lists words of emojibase's that are no name for the thing: moods, verbs, what
+    goes with it. The first words of a compound ("gas" of "gas pump") do not name it either.
     """
-    if _NOT_A_THING.search(keyword) or keyword in _NO_NAME.split():
+    if _NOT_A_THING.search(keyword) or keyword in _read("not_names.txt").split():
         return False
     return keyword not in re.split(r"[^a-z]+", label.lower())[:-1]
 
 
+@cache
+def _read(name: str) -> str:
+    """A text file next to this one."""
+    return resources.files("pellucid.data").joinpath(name).read_text(encoding="utf-8")
+
+
 def _rows() -> list[list[str]]:
     """The lines of ``concepts.tsv``: emoji, names, set."""
-    text = resources.files("pellucid.data").joinpath("concepts.tsv").read_text(encoding="utf-8")
-    return [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")][1:]
+    lines = _read("concepts.tsv").splitlines()
+    return [line.split("\t") for line in lines if line and not line.startswith("#")][1:]
 
 
 def concept_names() -> list[str]:
@@ -293,7 +273,7 @@ def pick_name(concept: Concept, rng: np.random.Generator) -> str:
 
 
 def caption(name: str, style: str | None, rng: np.random.Generator) -> str:
-    """A sentence for a thing, that tells its style if one is given."""
+    """A sentence for a thing, with its style if one is given."""
     wordings = _PLAIN if style is None else _STYLED
     return wordings[rng.integers(len(wordings))].format(
         a=with_article(name), name=name, style=style or ""
@@ -356,7 +336,7 @@ class Mix:
     """Chance that a single thing is shifted, scaled and mirrored, and one of two things mirrored; else
     it is drawn as it was made."""
     styled: float = 0.5
-    """Chance that the caption tells the style."""
+    """Chance that the caption names the style."""
 
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)

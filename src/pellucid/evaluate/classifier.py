@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.data import to_pixels
+from pellucid.data import setting, to_pixels
 from pellucid.data.emoji import EmojiArt, Mix, compose
 from pellucid.train.loop import (
-    BatchSize,
+    BATCH,
+    RATE,
+    SAVE_EVERY,
+    STEPS,
     Ema,
-    Rate,
     Run,
     RunOptions,
     Stateful,
-    Steps,
     autocast,
     device_of,
     generator_of,
@@ -36,7 +36,7 @@ MIX = Mix(tinted=0.2, on_color=0.2, pair=0.0)
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 one (He et al. 2016); halves the size."""
+    """Two 3x3 convolutions parallel to a 1x1 one (He et al. 2016); halves the size."""
 
     def __init__(self, inner: int, outer: int):
         super().__init__()
@@ -72,16 +72,16 @@ class Classifier(nn.Module):
 class ClassifierOptions(RunOptions):
     """Options of ``pellucid train classifier``."""
 
-    art: Annotated[Path, "The rendered emoji."] = Path("runs/art64.npz")
-    out: Annotated[Path, "A folder for the state of the run, which is the classifier."] = Path(
-        "runs/classifier"
+    art: Path = setting(Path("runs/art64.npz"), "The rendered emoji.")
+    out: Path = setting(
+        Path("runs/classifier"), "A folder for the state of the run, which is the classifier."
     )
     _: KW_ONLY
-    steps: Steps = 1500
-    batch: BatchSize = 64
-    rate: Rate = 2e-3
-    save_every: Annotated[int, "Steps between two saves of the whole state."] = 200
-    seed: Annotated[int, "Of the first weights and the choice of pictures."] = 1
+    steps: int = setting(1500, STEPS)
+    batch: int = setting(64, BATCH)
+    rate: float = setting(2e-3, RATE)
+    save_every: int = setting(200, SAVE_EVERY)
+    seed: int = setting(1, "Of the first weights and the choice of pictures.")
 
 
 def augmented(pixels: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
 from pellucid import data
 from pellucid.clip import CLIP, TextConfig, VisionConfig, contrastive_loss
-from pellucid.data import SourceOptions
+from pellucid.data import SourceOptions, setting
 from pellucid.tokenizer import Tokenizer
 from pellucid.train.loop import (
-    BatchSize,
+    BATCH,
+    SAVE_EVERY,
+    STEPS,
     Run,
     RunOptions,
-    Steps,
     autocast,
     device_of,
     load_state,
@@ -30,15 +31,15 @@ from pellucid.train.recipe import Recipe
 class CLIPOptions(SourceOptions, RunOptions):
     """Options of ``pellucid train clip``."""
 
-    out: Annotated[Path, "A folder for the state of the run, which is the trained CLIP."] = Path(
-        "runs/clip"
+    out: Path = setting(
+        Path("runs/clip"), "A folder for the state of the run, which is the trained CLIP."
     )
     _: KW_ONLY
-    steps: Steps = 450
-    batch: BatchSize = 128
-    vocabulary: Annotated[int, "Tokens in the vocabulary that is made from captions."] = 2000
-    captions: Annotated[int, "Captions that the vocabulary is made from."] = 20000
-    save_every: Annotated[int, "Steps between two saves of the whole state."] = 100
+    steps: int = setting(450, STEPS)
+    batch: int = setting(128, BATCH)
+    vocabulary: int = setting(2000, "Tokens in the vocabulary that is made from captions.")
+    captions: int = setting(20000, "Captions that the vocabulary is made from.")
+    save_every: int = setting(100, SAVE_EVERY)
 
 
 def train(options: CLIPOptions, recipe: Recipe) -> Path:

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from pellucid import checkpoints, data, noise
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
-from pellucid.data import SourceOptions
+from pellucid.data import SourceOptions, setting
 from pellucid.diffusion import Conditioning, Network, predictor
 from pellucid.guidance import ClassifierFree, as_denoiser
 from pellucid.images.metadata import save_image
@@ -26,11 +25,11 @@ from pellucid.images.pixels import grid, to_pil
 from pellucid.samplers import ddim
 from pellucid.train import token_loss
 from pellucid.train.loop import (
+    STEPS,
     Ema,
     Run,
     RunOptions,
     Stateful,
-    Steps,
     device_of,
     generator_of,
     rng_of,
@@ -50,47 +49,45 @@ PROMPTS = 16  # on a sheet of samples
 class DiffusionOptions(ObjectiveOptions, SourceOptions, RunOptions):
     """Options of ``pellucid train diffusion``."""
 
-    vae: Annotated[Path, "The trained autoencoder."] = Path("runs/vae/vae.pt")
-    clip: Annotated[Path, "The trained CLIP."] = Path("runs/clip/state.pt")
-    out: Annotated[Path, "A folder for the state of the run, its pool and its samples."] = Path(
-        "runs/diffusion"
+    vae: Path = setting(Path("runs/vae/vae.pt"), "The trained autoencoder.")
+    clip: Path = setting(Path("runs/clip/state.pt"), "The trained CLIP.")
+    out: Path = setting(
+        Path("runs/diffusion"), "A folder for the state of the run, its pool and its samples."
     )
     _: KW_ONLY
-    steps: Steps = 6000
-    batch: Annotated[int, "Pictures in each update, of each process."] = 32
-    pool: Annotated[
-        int, "Pictures whose latents are kept, of a source that composes them; else all."
-    ] = 20000
-    drop: Annotated[float, "Chance that a caption is replaced by the empty one, for guidance."] = (
-        0.1
+    steps: int = setting(6000, STEPS)
+    batch: int = setting(32, "Pictures in each update, of each process.")
+    pool: int = setting(
+        20000, "Pictures whose latents are kept, of a source that composes them; else all."
     )
-    token_loss: Annotated[
-        float,
+    drop: float = setting(0.1, "Chance that a caption is replaced by the empty one, for guidance.")
+    token_loss: float = setting(
+        0.02,
         "Weight of the loss that asks the attention of a thing's words to be where that thing is; "
         "0: without it.",
-    ] = 0.02
-    ema: Annotated[float, "Decay of the moving average of the weights."] = 0.998
-    decay_from: Annotated[
-        float, "Fraction of the run at which the learning rate begins to fall."
-    ] = 0.6
-    start: Annotated[
-        str,
+    )
+    ema: float = setting(0.998, "Decay of the moving average of the weights.")
+    decay_from: float = setting(
+        0.6, "Fraction of the run at which the learning rate begins to fall."
+    )
+    start: str = setting(
+        "",
         'A model file whose network is trained further; "" is a new network. `channels` is then '
         "that network's.",
-    ] = ""
-    compiled: Annotated[
-        bool, "Run the network through torch.compile: faster, needs a C++ compiler on a CPU."
-    ] = False
-    core: Annotated[bool, "Of the art, learn only the core concepts: enough for a CPU."] = True
-    channels: Annotated[
-        str, "Width of the U-Net at each of its levels, from the largest; multiples of 32."
-    ] = "96,192"
-    processes: Annotated[int, "Processes that share the work, on a CPU."] = 1
-    sample_every: Annotated[
-        int,
+    )
+    compiled: bool = setting(
+        False, "Run the network through torch.compile: faster, needs a C++ compiler on a CPU."
+    )
+    core: bool = setting(True, "Of the art, learn only the core concepts: enough for a CPU.")
+    channels: str = setting(
+        "96,192", "Width of the U-Net at each of its levels, from the largest; multiples of 32."
+    )
+    processes: int = setting(1, "Processes that share the work, on a CPU.")
+    sample_every: int = setting(
+        -1,
         "Steps between two sheets of samples, OUT/samples/STEP.png; 0: none; -1: at each save, "
         "when the validation loss is measured.",
-    ] = -1
+    )
 
 
 def train(options: DiffusionOptions, recipe: Recipe) -> Path:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from pellucid import checkpoints, data
-from pellucid.data import Source, SourceOptions
+from pellucid.data import Source, SourceOptions, setting
 from pellucid.gan import (
     GAN,
     GANConfig,
@@ -27,9 +26,9 @@ from pellucid.gan import (
 from pellucid.images.metadata import save_image
 from pellucid.images.pixels import grid, to_pil
 from pellucid.train.loop import (
-    BatchSize,
+    BATCH,
+    RATE,
     Ema,
-    Rate,
     Run,
     RunOptions,
     Stateful,
@@ -55,47 +54,46 @@ FIGURE_NAMES = {
 class GANOptions(SourceOptions, RunOptions):
     """Options of ``pellucid train gan``."""
 
-    out: Annotated[Path, "A folder for the model, gan.safetensors, the state and the samples."] = (
-        Path("runs/gan")
+    out: Path = setting(
+        Path("runs/gan"), "A folder for the model, gan.safetensors, the state and the samples."
     )
     _: KW_ONLY
-    steps: Annotated[int, "Updates of each of the two networks."] = 10000
-    batch: BatchSize = 64
-    rate: Rate = 2e-4
-    size: Annotated[
-        int, "Pixels on a side of what it draws: 28, 32 or 64. The pictures are scaled to it."
-    ] = 32
-    latent: Annotated[int, "Length of the noise that becomes a picture."] = 100
-    width: Annotated[int, "Channels of the generator's layer next to the pixels."] = 64
-    discriminator_width: Annotated[int, "The same of the discriminator."] = 64
-    levels: Annotated[
-        int, "Layers of each network that halve or double the picture; 0: the usual for the size."
-    ] = 0
-    kernel: Annotated[int, "Pixels on a side of each layer's filters, 4 or 5."] = 4
-    conditional: Annotated[
-        bool, "Learn which class each picture is of: an emoji's name, another picture's caption."
-    ] = False
-    norm: Annotated[str, "Of the discriminator: batch, spectral (Miyato et al. 2018) or none."] = (
-        "batch"
+    steps: int = setting(10000, "Updates of each of the two networks.")
+    batch: int = setting(64, BATCH)
+    rate: float = setting(2e-4, RATE)
+    size: int = setting(
+        32, "Pixels on a side of what it draws: 28, 32 or 64. The pictures are scaled to it."
     )
-    r1: Annotated[
-        float, "Gamma of the R1 penalty (Mescheder et al. 2018); 10 is common, with norm=none."
-    ] = 0.0
-    minibatch_std: Annotated[
-        bool,
+    latent: int = setting(100, "Length of the noise that becomes a picture.")
+    width: int = setting(64, "Channels of the generator's layer next to the pixels.")
+    discriminator_width: int = setting(64, "The same of the discriminator.")
+    levels: int = setting(
+        0, "Layers of each network that halve or double the picture; 0: the usual for the size."
+    )
+    kernel: int = setting(4, "Pixels on a side of each layer's filters, 4 or 5.")
+    conditional: bool = setting(
+        False, "Learn which class each picture is of: an emoji's name, another picture's caption."
+    )
+    norm: str = setting(
+        "batch", "Of the discriminator: batch, spectral (Miyato et al. 2018) or none."
+    )
+    r1: float = setting(
+        0.0, "Gamma of the R1 penalty (Mescheder et al. 2018); 10 is common, with norm=none."
+    )
+    minibatch_std: bool = setting(
+        False,
         "Show the discriminator how much the pictures of a batch differ (Karras et al. 2018).",
-    ] = False
-    pack: Annotated[
-        int, "Pictures that the discriminator judges together (PacGAN, Lin et al. 2018)."
-    ] = 1
-    ema: Annotated[
-        float, "Decay of the moving average of the generator's weights, which is the model."
-    ] = 0.999
-    core: Annotated[bool, "Of the art, learn only the core concepts."] = True
-    sample_every: Annotated[
-        int,
-        "Steps between two sheets of samples, OUT/samples/STEP.png; 0: none; -1: at each save.",
-    ] = -1
+    )
+    pack: int = setting(
+        1, "Pictures that the discriminator judges together (PacGAN, Lin et al. 2018)."
+    )
+    ema: float = setting(
+        0.999, "Decay of the moving average of the generator's weights, which is the model."
+    )
+    core: bool = setting(True, "Of the art, learn only the core concepts.")
+    sample_every: int = setting(
+        -1, "Steps between two sheets of samples, OUT/samples/STEP.png; 0: none; -1: at each save."
+    )
 
 
 class Players:
@@ -179,17 +177,11 @@ def config_of(options: GANOptions, classes: tuple[str, ...]) -> GANConfig:
             f"batch must be a multiple of pack, {options.pack}, and at least twice as large, "
             f"got {options.batch}"
         )
+    shared = ("size", "latent", "discriminator_width", "levels", "kernel", "norm", "minibatch_std")
     return GANConfig(
-        size=options.size,
-        latent=options.latent,
+        **{name: getattr(options, name) for name in (*shared, "pack")},
         generator_width=options.width,
-        discriminator_width=options.discriminator_width,
-        levels=options.levels,
-        kernel=options.kernel,
         classes=classes if options.conditional else (),
-        norm=options.norm,
-        minibatch_std=options.minibatch_std,
-        pack=options.pack,
     )
 
 

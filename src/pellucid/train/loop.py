@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pellucid.data import setting
 from pellucid.files import new_file
 from pellucid.runtime.devices import choose_device
 
@@ -44,9 +45,9 @@ RANGES: dict[str, tuple[float, float]] = {
 BAR = 24  # characters of the progress bar
 REDRAW = 0.2  # seconds until it is drawn again
 
-Steps = Annotated[int, "Updates of the network."]
-BatchSize = Annotated[int, "Pictures in each update."]
-Rate = Annotated[float, "Peak of the learning rate."]
+# The help of settings whose defaults differ.
+STEPS, BATCH, RATE = "Updates of the network.", "Pictures in each update.", "Peak learning rate."
+SAVE_EVERY = "Steps between two saves of the whole state."
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ class RunOptions:
     """What can be set in every training loop. ValueError for a number that is out of range."""
 
     _: KW_ONLY
-    steps: Steps = 1000
-    batch: BatchSize = 32
-    rate: Rate = 1e-3
-    save_every: Annotated[int, "Steps between two saves of the whole state."] = 500
-    device: Annotated[str, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps."] = "auto"
-    seed: Annotated[int, "Of the first weights, the noise and the choice of pictures."] = 0
-    resume: Annotated[bool, "Continue where the last run was saved."] = False
+    steps: int = setting(1000, STEPS)
+    batch: int = setting(32, BATCH)
+    rate: float = setting(1e-3, RATE)
+    save_every: int = setting(500, SAVE_EVERY)
+    device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
+    seed: int = setting(0, "Of the first weights, the noise and the choice of pictures.")
+    resume: bool = setting(False, "Continue where the last run was saved.")
 
     def __post_init__(self) -> None:
         for name, (least, most) in RANGES.items():
@@ -174,7 +175,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path) -> dict[str, Any] | None:
     """The saved state, or None where there is none. Nothing in the file is executed.
 
-    Tensors come back on the CPU, whatever device they were saved from.
+    Tensors come back on the CPU, independent of the device that they were saved from.
     """
     if not path.is_file():
         return None

@@ -13,24 +13,24 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from pellucid import checkpoints
 from pellucid.conditioning import StepConditioning, encode_prompts
-from pellucid.data import to_pixels
+from pellucid.data import setting, to_pixels
 from pellucid.data.imagefolder import Folder
 from pellucid.diffusion import Conditioning
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
 from pellucid.runtime import Runtime
 from pellucid.train.loop import (
-    BatchSize,
+    BATCH,
+    SAVE_EVERY,
+    STEPS,
     Run,
     RunOptions,
-    Steps,
     device_of,
     generator_of,
     rng_of,
@@ -43,30 +43,28 @@ from pellucid.train.objective import LossOptions, Objective
 class LoraOptions(LossOptions, RunOptions):
     """Options of ``pellucid train lora``."""
 
-    data: Annotated[str, "A folder of pictures with captions, as `data.imagefolder` reads it."] = ""
-    model: Annotated[str, 'A model file; "" is the small model that ships with the package.'] = ""
-    prediction: Annotated[
-        str, "What the model predicts, if its file does not say it: eps or v of Stable Diffusion 2."
-    ] = ""
-    vae: Annotated[str, "A file or folder whose autoencoder is used instead of the model's."] = ""
-    out: Annotated[
-        Path,
-        "The file's name, without its ending, is the LoRA's. The state of the run is next to it.",
-    ] = Path("runs/lora.safetensors")
-    rank: Annotated[int, "Rank of each change."] = 8
-    convs: Annotated[
-        bool, "Change the convolutions too, not only attention and its layers (LoCon)."
-    ] = False
-    _: KW_ONLY
-    steps: Steps = 500
-    batch: BatchSize = 4
-    rate: Annotated[float, "Peak of the learning rate; for Stable Diffusion 1e-4 is usual."] = 1e-3
-    drop: Annotated[float, "Chance that a caption is replaced by the empty one, for guidance."] = (
-        0.1
+    data: str = setting("", "A folder of pictures with captions, as `data.imagefolder` reads it.")
+    model: str = setting("", 'A model file; "" is the small model that ships with the package.')
+    prediction: str = setting(
+        "", "What the model predicts, if its file does not say it: eps or v of Stable Diffusion 2."
     )
-    mirror: Annotated[bool, "Show the pictures mirrored too."] = True
-    size: Annotated[int, "What the pictures are scaled to; 0: what the model draws."] = 0
-    save_every: Annotated[int, "Steps between two saves of the whole state."] = 100
+    vae: str = setting("", "A file or folder whose autoencoder is used instead of the model's.")
+    out: Path = setting(
+        Path("runs/lora.safetensors"),
+        "The file's name, without its ending, is the LoRA's. The state of the run is next to it.",
+    )
+    rank: int = setting(8, "Rank of each change.")
+    convs: bool = setting(
+        False, "Change the convolutions too, not only attention and its layers (LoCon)."
+    )
+    _: KW_ONLY
+    steps: int = setting(500, STEPS)
+    batch: int = setting(4, BATCH)
+    rate: float = setting(1e-3, "Peak of the learning rate; for Stable Diffusion 1e-4 is usual.")
+    drop: float = setting(0.1, "Chance that a caption is replaced by the empty one, for guidance.")
+    mirror: bool = setting(True, "Show the pictures mirrored too.")
+    size: int = setting(0, "What the pictures are scaled to; 0: what the model draws.")
+    save_every: int = setting(100, SAVE_EVERY)
 
 
 def new_lora(network: nn.Module, rank: int, convs: bool, seed: int) -> dict[str, Change]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from pellucid import noise
+from pellucid.data import setting
 from pellucid.diffusion import (
     PREDICTIONS,
     TIMES,
@@ -18,6 +17,7 @@ from pellucid.diffusion import (
     sample_t,
     training_loss,
 )
+from pellucid.noise import NOISES, draw
 from pellucid.plugins import choose
 from pellucid.schedule import SCHEDULES, Schedule
 from pellucid.train.loop import autocast
@@ -26,25 +26,20 @@ BETA_START, BETA_END = 1e-4, 0.02  # of "linear" (Ho et al. 2020, section 4)
 VALIDATION_TIMES = 8
 
 
-Weighting = Annotated[str, f"Weight of the loss at each time: {', '.join(WEIGHTINGS)}."]
-Noise = Annotated[str, f"Noise that is added: {', '.join(noise.NOISES)}."]
-Times = Annotated[
-    str,
-    f'How often each time is drawn: {", ".join(TIMES)}; "" is logit_normal for a network that '
-    "predicts flow, and else uniform.",
-]
-ScheduleName = Annotated[str, f"Noise schedule: {', '.join(SCHEDULES)}."]
-Prediction = Annotated[str, f"What the network predicts: {', '.join(PREDICTIONS)}."]
-
-
 @dataclass(frozen=True)
 class LossOptions:
     """How the loss of a denoiser is made, independent of what it predicts."""
 
     _: KW_ONLY
-    weighting: Weighting = "uniform"
-    noise: Noise = "gaussian"
-    times: Times = ""
+    weighting: str = setting(
+        "uniform", f"Weight of the loss at each time: {', '.join(WEIGHTINGS)}."
+    )
+    noise: str = setting("gaussian", f"Noise that is added: {', '.join(NOISES)}.")
+    times: str = setting(
+        "",
+        f'How often each time is drawn: {", ".join(TIMES)}; "" is logit_normal for a network that '
+        "predicts flow, and else uniform.",
+    )
 
 
 @dataclass(frozen=True)
@@ -52,11 +47,11 @@ class ObjectiveOptions(LossOptions):
     """The same, and what the network predicts on which schedule."""
 
     _: KW_ONLY
-    schedule: ScheduleName = "flow"
-    prediction: Prediction = "flow"
-    zero_terminal_snr: Annotated[
-        bool, "Make the last time of the schedule pure noise; flow always ends there."
-    ] = False
+    schedule: str = setting("flow", f"Noise schedule: {', '.join(SCHEDULES)}.")
+    prediction: str = setting("flow", f"What the network predicts: {', '.join(PREDICTIONS)}.")
+    zero_terminal_snr: bool = setting(
+        False, "Make the last time of the schedule pure noise; flow always ends there."
+    )
 
     def objective(self) -> Objective:
         """ValueError for an unknown name, and for what does not go together."""
@@ -89,7 +84,7 @@ class Objective:
     def __post_init__(self) -> None:
         choose(self.prediction, PREDICTIONS, "prediction")
         choose(self.weighting, WEIGHTINGS, "loss weighting")
-        choose(self.noise, noise.NOISES, "noise")
+        choose(self.noise, NOISES, "noise")
         usual = "logit_normal" if self.prediction == "flow" else "uniform"
         object.__setattr__(self, "times", choose(self.times or usual, TIMES, "distribution of t"))
 
@@ -98,7 +93,7 @@ class Objective:
     ) -> Tensor:
         """The mean loss at random times, scalar. x0 (B, C, H, W); `generator` is on the CPU."""
         t = sample_t(self.times, len(x0), self.schedule.T, generator)
-        eps = noise.draw(self.noise, x0.shape[1:], [generator] * len(x0))
+        eps = draw(self.noise, x0.shape[1:], [generator] * len(x0))
         return self._losses(network, x0, cond, t, eps, self.weighting).mean()
 
     @torch.no_grad()
@@ -106,7 +101,7 @@ class Objective:
         """The mean loss, unweighted, with fixed noise at eight fixed times in turn."""
         t = (torch.arange(len(x0)) % VALIDATION_TIMES + 0.5) / VALIDATION_TIMES * self.schedule.T
         generator = torch.Generator().manual_seed(0)
-        eps = noise.draw(self.noise, x0.shape[1:], [generator] * len(x0))
+        eps = draw(self.noise, x0.shape[1:], [generator] * len(x0))
         return float(self._losses(network, x0, cond, t, eps, "uniform").mean())
 
     def _losses(

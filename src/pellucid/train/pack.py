@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import UNet, UNetConfig
+from pellucid.data import setting
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.schedule import Schedule
 from pellucid.train import clip as train_clip
@@ -22,16 +22,16 @@ from pellucid.train.recipe import Recipe
 class PackOptions:
     """Options of ``pellucid train pack``."""
 
-    vae: Annotated[Path, "The trained autoencoder."] = Path("runs/vae/vae.pt")
-    clip: Annotated[Path, "The trained CLIP."] = Path("runs/clip/state.pt")
-    diffusion: Annotated[Path, "The trained diffusion network."] = Path("runs/diffusion/state.pt")
-    out: Annotated[Path, "The model file."] = Path("runs/emoji.safetensors")
-    name: Annotated[str, "The model's name."] = "emoji"
-    size: Annotated[int, "Of the pictures that it draws; 0: as those that CLIP learned from."] = 0
-    steps: Annotated[int, "Steps of a run by default; 0: the recipe's."] = 0
-    guidance: Annotated[float, "Guidance by default; 0: the recipe's."] = 0.0
-    sampler: Annotated[str, 'Sampler by default; "": the recipe\'s.'] = ""
-    spacing: Annotated[str, 'Spacing of the steps by default; "": the recipe\'s.'] = ""
+    vae: Path = setting(Path("runs/vae/vae.pt"), "The trained autoencoder.")
+    clip: Path = setting(Path("runs/clip/state.pt"), "The trained CLIP.")
+    diffusion: Path = setting(Path("runs/diffusion/state.pt"), "The trained diffusion network.")
+    out: Path = setting(Path("runs/emoji.safetensors"), "The model file.")
+    name: str = setting("emoji", "The model's name.")
+    size: int = setting(0, "Of the pictures that it draws; 0: as those that CLIP learned from.")
+    steps: int = setting(0, "Steps of a run by default; 0: the recipe's.")
+    guidance: float = setting(0.0, "Guidance by default; 0: the recipe's.")
+    sampler: str = setting("", 'Sampler by default; "": the recipe\'s.')
+    spacing: str = setting("", 'Spacing of the steps by default; "": the recipe\'s.')
     resume: bool = False
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -13,16 +12,17 @@ from torch.nn import functional as F
 
 from pellucid import data
 from pellucid.clip import VisionTower
-from pellucid.data import Source, SourceOptions
+from pellucid.data import Source, SourceOptions, setting
 from pellucid.train import clip as train_clip
 from pellucid.train.adversary import Critic, FeatureExtractor, feature_loss, generator_loss
 from pellucid.train.loop import (
-    BatchSize,
+    BATCH,
+    SAVE_EVERY,
+    STEPS,
     Ema,
     Run,
     RunOptions,
     Stateful,
-    Steps,
     autocast,
     device_of,
     generator_of,
@@ -39,22 +39,22 @@ from pellucid.vae import VAE, VAEConfig, psnr
 class VAEOptions(SourceOptions, RunOptions):
     """Options of ``pellucid train vae``."""
 
-    out: Annotated[Path, "A folder for the autoencoder, vae.pt, and the state of the run."] = Path(
-        "runs/vae"
+    out: Path = setting(
+        Path("runs/vae"), "A folder for the autoencoder, vae.pt, and the state of the run."
     )
     _: KW_ONLY
-    steps: Steps = 1000
-    batch: BatchSize = 16
-    kl_weight: Annotated[float, "Weight of the distance of latents from unit normal ones."] = 1e-5
-    features: Annotated[
-        str, "A trained CLIP (its state.pt), by whose features pictures are compared as well."
-    ] = ""
-    perceptual: Annotated[float, "Weight of that comparison; 0 is without."] = 0.0
-    adversarial: Annotated[
-        float, "Weight of a discriminator that is trained along; 0 is without."
-    ] = 0.0
-    adversarial_from: Annotated[int, "The step at which the discriminator comes in."] = 500
-    save_every: Annotated[int, "Steps between two saves of the whole state."] = 200
+    steps: int = setting(1000, STEPS)
+    batch: int = setting(16, BATCH)
+    kl_weight: float = setting(1e-5, "Weight of the distance of latents from unit normal ones.")
+    features: str = setting(
+        "", "A trained CLIP (its state.pt), by whose features pictures are compared as well."
+    )
+    perceptual: float = setting(0.0, "Weight of that comparison; 0 is without.")
+    adversarial: float = setting(
+        0.0, "Weight of a discriminator that is trained along; 0 is without."
+    )
+    adversarial_from: int = setting(500, "The step at which the discriminator comes in.")
+    save_every: int = setting(200, SAVE_EVERY)
 
 
 def train(options: VAEOptions, recipe: Recipe) -> Path:

@@ -101,8 +101,8 @@ def rows(one: Mapping[str, Any]) -> list[Sequence[object]]:
 def figures(coverage: Mapping[str, Any]) -> tuple[str, ...]:
     """Modes, good modes, KL, good, precision, recall and apart as text."""
     modes = (f"{coverage[name]:.4g}" for name in ("modes", "good_modes"))
-    shares = (f"{coverage[name]:.3f}" for name in ("good", "precision", "recall", "apart"))
-    return (*modes, f"{coverage['kl']:.3f}", *shares)
+    fractions = (f"{coverage[name]:.3f}" for name in ("good", "precision", "recall", "apart"))
+    return (*modes, f"{coverage['kl']:.3f}", *fractions)
 
 
 def plots(options: CompareOptions, one: Mapping[str, Any]) -> list[Plot]:
@@ -112,22 +112,24 @@ def plots(options: CompareOptions, one: Mapping[str, Any]) -> list[Plot]:
         runs = one["methods"][method]["runs"]
         for title, names in (
             ("losses", ("generator", "discriminator", "loss")),
-            ("share that the discriminator knew", ("real", "made")),
+            ("fraction that the discriminator knew", ("real", "made")),
         ):
             series = [
-                Series(LOSSES[name], shares(run["curves"][name]), run["curves"][name])
+                Series(LOSSES[name], progress(run["curves"][name]), run["curves"][name])
                 for name in names
                 for run in runs[:1]
                 if run["curves"].get(name)
             ]
             if series:
                 found.append(
-                    Plot(f"{METHODS[method].title}: {title} (seed 0)", series, "share of the run")
+                    Plot(
+                        f"{METHODS[method].title}: {title} (seed 0)", series, "fraction of the run"
+                    )
                 )
     return found
 
 
-def shares(curve: Sequence[float]) -> list[float]:
+def progress(curve: Sequence[float]) -> list[float]:
     """Where each point of a curve lies in the run, 0..1."""
     return [(i + 1) / len(curve) for i in range(len(curve))]
 

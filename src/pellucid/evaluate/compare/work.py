@@ -93,7 +93,7 @@ def known(part: Part, task: Task, setup: Setup, out: Path) -> dict[str, Any] | N
     return findings if same and part.path(out).with_suffix(".png").is_file() else None
 
 
-def work(options: CompareOptions, parts: Any, news: Any) -> None:
+def work(options: CompareOptions, parts: Any, messages: Any) -> None:
     """One process: takes parts off a queue until it gets None, and reports how far it is."""
     torch.set_num_threads(1)
     tasks: dict[str, Task] = {}
@@ -106,12 +106,12 @@ def work(options: CompareOptions, parts: Any, news: Any) -> None:
             for done in run(part, task, options.setup(task), options.out):
                 if parent is not None and not parent.is_alive():  # it was killed
                     return
-                news.put((part, done))
+                messages.put((part, done))
         except (OSError, ValueError) as error:  # the user can mend it: a full disk, for instance
-            news.put((part, ValueError(str(error))))
+            messages.put((part, ValueError(str(error))))
             return
         except Exception as error:
-            news.put((part, RuntimeError(f"{type(error).__name__}: {error}")))
+            messages.put((part, RuntimeError(f"{type(error).__name__}: {error}")))
             return
 
 
@@ -126,12 +126,12 @@ def run_all(
     if not parts:
         return
     context = multiprocessing.get_context("spawn")
-    waiting, news = context.Queue(), context.Queue()
+    waiting, messages = context.Queue(), context.Queue()
     workers = min(workers, len(parts))
     for part in (*parts, *[None] * workers):
         waiting.put(part)
     processes = [
-        context.Process(target=work, args=(options, waiting, news), daemon=True)
+        context.Process(target=work, args=(options, waiting, messages), daemon=True)
         for _ in range(workers)
     ]
     for process in processes:
@@ -140,9 +140,9 @@ def run_all(
     try:
         while left:
             try:
-                part, done = news.get(timeout=1)
+                part, done = messages.get(timeout=1)
             except queue.Empty:
-                if not any(process.is_alive() for process in processes) and news.empty():
+                if not any(process.is_alive() for process in processes) and messages.empty():
                     raise RuntimeError(f"the work stopped before {min(left)} was done") from None
                 continue
             if isinstance(done, Exception):
