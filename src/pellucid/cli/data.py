@@ -16,7 +16,7 @@ app.add_typer(data_app, name="data")
 @data_app.command()
 def emoji(
     packages: Annotated[Path, typer.Option(help="The node_modules folder with the icon sets.")],
-    out: Annotated[Path, typer.Option(help="Where the rendered pictures go.")] = Path(
+    out: Annotated[Path, typer.Option(help="The file of the rendered pictures.")] = Path(
         "runs/art64.npz"
     ),
     size: Annotated[int, typer.Option(min=16, max=512, help="Pixels on a side.")] = 64,

@@ -2,7 +2,7 @@
 
 The art comes from the npm packages ``@iconify-json/{fluent-emoji-flat,fluent-emoji,noto,twemoji}``,
 names and keywords from ``emojibase-data``; ``concepts.tsv`` next to this file lists the emoji that
-are learned and what people call them. Three steps:
+are learned, with everyday names. Three steps:
 
 * ``render``: SVG -> one array of RGBA pictures, (concepts, styles, size, size, 4);
 * ``caption``: what a picture shows -> a sentence, in one of many wordings;
@@ -14,6 +14,7 @@ Everything drawn is a function of the random generator that it is given.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import unicodedata
@@ -109,9 +110,7 @@ class EmojiArt:
         """Read what ``save`` wrote. ValueError if the file is missing or of another kind."""
         if not path.is_file():
             raise ValueError(f"{path}: no rendered emoji there; run `pellucid data emoji` first")
-        if zipfile.is_zipfile(
-            path
-        ):  # of anything else numpy would only say that it may be a pickle
+        if zipfile.is_zipfile(path):  # for others numpy would only report a possible pickle
             with np.load(path, allow_pickle=False) as file:
                 if {"concepts", "pixels", "styles"} <= set(file):
                     concepts = [
@@ -211,19 +210,17 @@ def render(packages: Path, size: int) -> EmojiArt:
     Raises:
         ValueError: a package or a picture is missing.
     """
-    import io
-
     import resvg_py
 
     emojibase = packages / "emojibase-data" / "en" / "data.json"
     if not emojibase.is_file():
-        raise ValueError(f"{packages}: emojibase-data is not there; see `make art`")
+        raise ValueError(f"{packages}: emojibase-data is missing; `make art` fetches it")
     concepts = read_concepts(emojibase)
     pixels = np.zeros((len(concepts), len(STYLES), size, size, 4), np.uint8)
     for s, package in enumerate(STYLES.values()):
         path = packages / "@iconify-json" / package / "icons.json"
         if not path.is_file():
-            raise ValueError(f"{path}: the icon set is not there; see `make art`")
+            raise ValueError(f"{path}: the icon set is missing; `make art` fetches it")
         icons = json.loads(path.read_text(encoding="utf-8"))
         for c, concept in enumerate(concepts):
             name = concept.slug
@@ -327,7 +324,7 @@ def ground(size: int, color: str | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mix:
-    """How often `compose` draws what; the rest are plain pictures of one thing."""
+    """How often `compose` draws which kind of picture; the rest are plain pictures of one thing."""
 
     tinted: float = 0.12
     on_color: float = 0.12

@@ -1,6 +1,6 @@
-"""A folder of pictures with captions: what a user has.
+"""A folder of pictures with captions.
 
-The caption of a picture is looked for in this order:
+The caption of a picture is searched in this order:
 
 * ``metadata.jsonl`` or ``metadata.csv`` in the folder, with the fields ``file_name`` and ``text``
   (the convention of Hugging Face's ImageFolder); pictures that it does not name are left out;
@@ -22,7 +22,7 @@ from pellucid.images.load import open_image
 from pellucid.images.pixels import fit
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""What counts as a picture, in lower case."""
+"""Endings of picture files, in lower case."""
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 SIDECARS = (".txt", ".caption")

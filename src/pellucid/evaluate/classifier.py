@@ -28,8 +28,8 @@ from pellucid.train.loop import (
     autocast,
     device_of,
     generator_of,
-    load_state,
     rng_of,
+    trained_state,
 )
 
 MIX = Mix(tinted=0.2, on_color=0.2, pair=0.0)
@@ -129,9 +129,7 @@ def train(options: ClassifierOptions) -> Path:
 
 def trained(path: Path, art: EmojiArt) -> Classifier:
     """The classifier that `train` left at `path`."""
-    state = load_state(path)
-    if state is None:
-        raise ValueError(f"{path}: no trained classifier; run `pellucid train classifier` first")
+    state = trained_state(path, "classifier", "classifier")
     network = Classifier(len(art.concepts), len(art.styles))
     network.load_state_dict(state["ema"])
     return network.eval()

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.data import mnist
-from pellucid.train.loop import Report, generator_of, learning_rate, load_state, rng_of, save_state
+from pellucid.train.loop import (
+    Report,
+    descend,
+    generator_of,
+    learning_rate,
+    load_state,
+    rng_of,
+    save_state,
+    set_rate,
+)
 
 FEATURES = 64
 
@@ -34,7 +43,7 @@ class DigitClassifier(nn.Module):
         self.head = nn.Linear(FEATURES, mnist.DIGITS)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the last layer sees: (B, FEATURES)."""
+        """The input of the last layer: (B, FEATURES)."""
         return self.layers(pixels).mean(dim=(2, 3))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -73,15 +82,12 @@ def train(options: DigitsOptions) -> Path:
     optimizer = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=0.02)
     report = Report("digits", options.steps, every=200)
     for step in range(options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps, options.rate, 50, 0.3)
+        set_rate(optimizer, learning_rate(step, options.steps, options.rate, 50, 0.3))
         rng, generator = rng_of(options.seed, step), generator_of(options.seed, step)
         index = torch.from_numpy(rng.integers(len(learnt), size=options.batch))
         pixels = shifted(learnt.pixels[index][:, None], generator)
         loss = F.cross_entropy(network(pixels), learnt.labels[index], label_smoothing=0.05)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss, max_norm=None)
         report(step, options.batch, loss=loss.detach())
     network.eval()
     with torch.no_grad():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.clip import VisionTower
-from pellucid.train.loop import autocast
+from pellucid.train.loop import autocast, descend
 
 
 class PatchDiscriminator(nn.Module):
@@ -63,9 +63,7 @@ class Critic:
         """One step towards telling real pictures (B, 3, H, W) from decoded ones."""
         with autocast(real.device):
             loss = discriminator_loss(self.network(real), self.network(made.detach()))
-        self.optimizer.zero_grad(set_to_none=True)  # also the gradients of `generator_loss`
-        loss.backward()
-        self.optimizer.step()
+        descend(self.optimizer, loss, max_norm=None)
 
 
 class FeatureExtractor:

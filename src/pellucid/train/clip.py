@@ -21,8 +21,8 @@ from pellucid.train.loop import (
     RunOptions,
     autocast,
     device_of,
-    load_state,
     rng_of,
+    trained_state,
 )
 from pellucid.train.recipe import Recipe
 
@@ -87,9 +87,7 @@ def trained(path: Path, recipe: Recipe) -> tuple[CLIP, Tokenizer]:
 
     A file of Pellucid 0.1 does not contain the shapes of the towers; those of `recipe` are used.
     """
-    state = load_state(path)
-    if state is None:
-        raise ValueError(f"{path}: no trained CLIP there; run `pellucid train clip` first")
+    state = trained_state(path, "CLIP", "clip")
     tokenizer = Tokenizer.from_json(state["tokenizer"])
     clip = CLIP(*configs_of(state, tokenizer, recipe))
     clip.load_state_dict(state["model"])

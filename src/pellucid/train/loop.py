@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -99,9 +99,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay_from: f
 
 
 def device_of(name: str) -> torch.device:
-    """The device that an option names; "auto" is a GPU of NVIDIA's where there is one, else "cpu".
+    """The device of this name; "auto" is an NVIDIA GPU if there is one, else "cpu".
 
-    ValueError for a device that is not there. Training on Apple's was not tried: it must be named.
+    ValueError for a missing device. Training on Apple's was not tried, so it must be named.
     """
     return choose_device(name, best=("cuda",))
 
@@ -173,7 +173,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """The saved state, or None where there is none. Nothing in the file is executed.
+    """The saved state, or None without a file. Nothing in the file is executed.
 
     Tensors come back on the CPU, independent of the device that they were saved from.
     """
@@ -185,21 +185,40 @@ def load_state(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path}: not a saved training state ({error})") from error
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
-    """Mean of the gradients over all processes, in one message."""
-    if world == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
+def trained_state(path: Path, what: str, loop: str) -> dict[str, Any]:
+    """The saved state of a trained part. ValueError without one, with the command that makes it."""
+    state = load_state(path)
+    if state is None:
+        raise ValueError(f"{path}: no trained {what} there; run `pellucid train {loop}` first")
+    return state
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = 1.0, world: int = 1
+) -> None:
+    """One step of the optimizer. The gradients are averaged over `world` processes and clipped."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if world > 1:
+        average_gradients([p.grad for p in parameters if p.grad is not None], world)
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
+def average_gradients(gradients: list[Tensor], world: int) -> None:
+    """Replace gradients by their mean over all processes, in one message."""
     flat = torch.cat([g.flatten() for g in gradients])
     torch.distributed.all_reduce(flat)
-    flat /= world
-    torch._foreach_copy_(
-        gradients,
-        [
-            part.view_as(g)
-            for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)
-        ],
-    )
+    parts = (flat / world).split([g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
 
 
 class Stateful(Protocol):
@@ -277,21 +296,15 @@ class Run:
         total, peak = self.options.steps, self.options.rate
         for step in range(self.first, total):
             self.step = step
-            for group in optimizer.param_groups if optimizer else ():
-                group["lr"] = learning_rate(step, total, peak, warmup, decay_from)
+            if optimizer is not None:
+                set_rate(optimizer, learning_rate(step, total, peak, warmup, decay_from))
             yield step
 
     def update(
         self, optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = 1.0
     ) -> None:
         """One step of the optimizer and of the average; the gradients are clipped to `max_norm`."""
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        average_gradients(parameters, self.world)
-        if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-        optimizer.step()
+        descend(optimizer, loss, max_norm, self.world)
         self.average()
 
     def average(self) -> None:

@@ -68,8 +68,8 @@ class LoraOptions(LossOptions, RunOptions):
 
 
 def new_lora(network: nn.Module, rank: int, convs: bool, seed: int) -> dict[str, Change]:
-    """A change that is zero, for the weights of all transformers, or of all linear layers and
-    convolutions: up begins at zero, down as a layer of its own would (Hu et al. 2021, section 4.1).
+    """A change that is zero, for the weights of all transformers or, with `convs`, of all linear
+    layers and convolutions. up begins at zero, down at random (Hu et al. 2021, section 4.1).
     """
     draw = generator_of(seed, 0)
     changes = {}
@@ -86,7 +86,7 @@ def new_lora(network: nn.Module, rank: int, convs: bool, seed: int) -> dict[str,
 
 
 def factors(changes: dict[str, Change]) -> Iterator[nn.Parameter]:
-    """The numbers that are trained."""
+    """The parameters that are trained."""
     for change in changes.values():
         for tensor in (change.matrices[0].a, change.matrices[0].b):
             assert isinstance(tensor, nn.Parameter)
@@ -97,7 +97,7 @@ def factors(changes: dict[str, Change]) -> Iterator[nn.Parameter]:
 class Pool:
     """Pictures and captions as the network gets them. Row 0 of `text` is the empty caption."""
 
-    latents: Tensor  # (N, C, h, w), or (2 N, C, h, w) with the mirrored ones behind
+    latents: Tensor  # (N, C, h, w), or (2 N, C, h, w) the mirrored ones last
     text: Conditioning  # (N + 1, L, D)
 
     def batch(self, index: Tensor, dropped: Tensor) -> tuple[Tensor, Conditioning]:
@@ -203,12 +203,12 @@ def train(options: LoraOptions) -> Path:
         if run.save_if_due():
             say(f"  validation loss {validation_loss(model, network, pool, held):.4f}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.save_lora(lora, model, options.out, about(options, model, folder))
+    checkpoints.save_lora(lora, model, options.out, metadata(options, model, folder))
     return options.out
 
 
-def about(options: LoraOptions, model: Model, folder: Folder) -> dict[str, str]:
-    """What other programs show of a LoRA; all values are text."""
+def metadata(options: LoraOptions, model: Model, folder: Folder) -> dict[str, str]:
+    """The metadata that other programs show of a LoRA; all values are text."""
     return {
         "format": "pt",
         "ss_output_name": options.out.stem,

@@ -14,7 +14,7 @@ from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.schedule import Schedule
 from pellucid.train import clip as train_clip
 from pellucid.train import vae as train_vae
-from pellucid.train.loop import load_state
+from pellucid.train.loop import trained_state
 from pellucid.train.recipe import Recipe
 
 
@@ -39,9 +39,7 @@ def train(options: PackOptions, recipe: Recipe) -> Path:
     """Write the model with averaged (EMA) weights in half precision; returns its path."""
     vae = train_vae.trained(options.vae, recipe)
     clip, tokenizer = train_clip.trained(options.clip, recipe)
-    state = load_state(options.diffusion)
-    if state is None:
-        raise ValueError(f"{options.diffusion}: no trained network; run `pellucid train diffusion`")
+    state = trained_state(options.diffusion, "network", "diffusion")
     text = clip.text.config
     pooled = text.width if text.projection is None else text.projection
     config = UNetConfig(**state["config"])

@@ -26,10 +26,10 @@ from pellucid.train.loop import (
     autocast,
     device_of,
     generator_of,
-    load_state,
     rng_of,
     save_state,
     say,
+    trained_state,
 )
 from pellucid.train.recipe import Recipe
 from pellucid.vae import VAE, VAEConfig, psnr
@@ -161,9 +161,7 @@ def trained(path: Path, recipe: Recipe) -> VAE:
 
     A file of Pellucid 0.1 does not contain the shape of the network; that of `recipe` is used.
     """
-    state = load_state(path)
-    if state is None:
-        raise ValueError(f"{path}: no trained autoencoder there; run `pellucid train vae` first")
+    state = trained_state(path, "autoencoder", "vae")
     if "config" in state:
         config = VAEConfig(**state["config"])
     else:

@@ -19,7 +19,15 @@ from pellucid.evaluate.compare.task import Setup, Task
 from pellucid.samplers import ddim
 from pellucid.schedule import Schedule
 from pellucid.train.gan import Players, play
-from pellucid.train.loop import Ema, autocast, generator_of, learning_rate, rng_of
+from pellucid.train.loop import (
+    Ema,
+    autocast,
+    descend,
+    generator_of,
+    learning_rate,
+    rng_of,
+    set_rate,
+)
 
 SCHEDULE = Schedule("flow")
 PREDICTION = "flow"
@@ -96,8 +104,7 @@ class Diffusion:
         optimizer = torch.optim.AdamW(network.parameters(), peak, (0.9, 0.99), fused=True)
         warmup = setup.updates // 50 + 1
         for step in range(setup.updates):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, setup.updates, peak, warmup, 0.3)
+            set_rate(optimizer, learning_rate(step, setup.updates, peak, warmup, 0.3))
             x0 = task.draw(setup.batch, rng_of(seed, step))
             generator = generator_of(seed, step)
             t = sample_t(setup.times, len(x0), SCHEDULE.T, generator)
@@ -105,10 +112,7 @@ class Diffusion:
             cond = nothing(len(x0))
             with half_precision(setup):
                 loss = training_loss(network, x0, cond, SCHEDULE, PREDICTION, t, eps).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
+            descend(optimizer, loss)
             ema.update()
             yield {"loss": loss.detach()}
         network.load_state_dict(ema.weights)
