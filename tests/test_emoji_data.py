@@ -194,12 +194,12 @@ def test_save_and_load(art: EmojiArt, tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", pixels=art.pixels)
     for name in ("text.npz", "other.npz"):
-        with pytest.raises(ValueError, match=f"{name} has no emoji in it"):
+        with pytest.raises(ValueError, match=f"{name} is not a file of rendered emoji"):
             EmojiArt.load(tmp_path / name)
 
 
 def test_render_without_the_packages(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="emojibase-data is not there"):
+    with pytest.raises(ValueError, match="emojibase-data is missing"):
         emoji.render(tmp_path, 16)
 
 
