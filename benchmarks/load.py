@@ -34,7 +34,7 @@ def make(path: Path, folder: Path, width: float) -> None:
 
     from pellucid import checkpoints
     from pellucid.backbones.unet import SD15, UNet
-    from pellucid.checkpoints.families import SD1
+    from pellucid.checkpoints.families.sd1 import FAMILY as SD1
     from pellucid.clip import TextTower
     from pellucid.model import Model
     from pellucid.tokenizer import Tokenizer
@@ -43,7 +43,11 @@ def make(path: Path, folder: Path, width: float) -> None:
     torch.set_default_dtype(torch.float16)
     torch.manual_seed(0)
     widths = tuple(int(side * width) // 32 * 32 for side in SD15.block_out_channels)
-    parts = (UNet(replace(SD15, block_out_channels=widths)), VAE(SD1.vae), TextTower(SD1.text))
+    parts = (
+        UNet(replace(SD15, block_out_channels=widths)),
+        VAE(SD1.vae),
+        TextTower(SD1.towers[0].config),
+    )
     torch.set_default_dtype(torch.float32)
     backbone, vae, text = parts
     for part in parts:
@@ -59,7 +63,7 @@ def make(path: Path, folder: Path, width: float) -> None:
         "eps",
         "random",
         text_encoding=SD1.text_encoding,
-        defaults=SD1.defaults("eps"),
+        defaults=SD1.defaults_for("eps"),
     )
     checkpoints.save(model, path, to="ldm")
     checkpoints.save(model, folder, to="diffusers")

@@ -14,12 +14,13 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 
 from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
-from pellucid.checkpoints import families
-from pellucid.checkpoints.families import FAMILIES, REFINER_UNET
+from pellucid.checkpoints import families, tokenizer_files
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
 from pellucid.model import Model
 from pellucid.tokenizer import CLIP_MERGES, Tokenizer
 from pellucid.vae import VAE, VAEConfig
+
+FAMILIES = families.known()
 
 # The families' shapes, thinner; all that differs between them is kept.
 VAE_TINY = {"block_out_channels": (32, 32, 64), "layers_per_block": 1}
@@ -48,7 +49,7 @@ UNETS = {
         pooled_dim=80,
     ),
     "sdxl_refiner": replace(
-        REFINER_UNET,
+        FAMILIES["sdxl_refiner"].backbone,
         block_out_channels=(64, 64, 64, 128),
         layers_per_block=1,
         transformer_layers=(0, 2, 2, 0),
@@ -88,13 +89,13 @@ def model_of(name: str, prediction: str | None = None, vocabulary: int = 520, **
         parts[0],
         parts[1],  # type: ignore[arg-type]
         parts[2],  # type: ignore[arg-type]
-        families.clip_tokenizer(),
+        tokenizer_files.clip_tokenizer(),
         family.schedule,
         prediction,
         "tiny",
         text_2=parts[3] if len(parts) > 3 else None,  # type: ignore[arg-type]
         text_encoding=family.text_encoding,
-        defaults=family.defaults(prediction),
+        defaults=family.defaults_for(prediction),
     )
 
 

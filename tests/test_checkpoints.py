@@ -237,15 +237,18 @@ def test_something_else(tmp_path: Path, content: bytes) -> None:
     ("content", "said"),
     [
         ("", "is empty"),
-        ("<!DOCTYPE html>\n<html><body>Log in" + 999 * " ", "is a web page, as a download"),
-        ("\n  <HTML><title>404</title>", "is a web page, as a download"),
+        ("<!DOCTYPE html>\n<html><body>Log in" + 999 * " ", "is a web page, as a failed download"),
+        ("\n  <HTML><title>404</title>", "is a web page, as a failed download"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:6ce0", "`git lfs pull` fetches"),
-        ('{"error": "not found"}', """which is wanted: '{"error": "not found"}'"""),
+        (
+            '{"error": "not found"}',
+            """not a safetensors file: '{"error": "not found"}'""",
+        ),
         (
             "Invalid username\n or password. " + 99 * "é",
-            "a text and not a safetensors file, which is wanted: 'Invalid username or password.",
+            "a text file and not a safetensors file: 'Invalid username or password.",
         ),
-        ("GGUF\3\0\0\0\0\0\0\0", "is a GGUF file, which is not read"),
+        ("GGUF\3\0\0\0\0\0\0\0", "is a GGUF file, a format that is not supported"),
     ],
 )
 def test_what_is_there_instead(content: str, said: str, tmp_path: Path, refused: Any) -> None:
@@ -370,7 +373,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
         Path(name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pellucid.checkpoints.assembly.save_file", full)
+    monkeypatch.setattr("pellucid.files.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save(tiny(), path)
     assert path.read_bytes() == b"the old one"
@@ -381,7 +384,7 @@ def test_stopping_a_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     def stopped(weights: object, name: str, metadata: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pellucid.checkpoints.assembly.save_file", stopped)
+    monkeypatch.setattr("pellucid.files.save_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         save(tiny(), tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.checkpoints.families import FAMILIES
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
 from pellucid.conditioning import (
     StepConditioning,
@@ -31,7 +30,7 @@ from pellucid.runtime import Runtime
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
-from references import their_tokenizer
+from references import FAMILIES, their_tokenizer
 
 CLIP = Tokenizer.clip()
 L = replace(SD1_TEXT, width=32, heads=2, mlp_width=48)

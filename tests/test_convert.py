@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pellucid import checkpoints
-from pellucid.checkpoints import families, load, save
+from pellucid.checkpoints import load, save, tokenizer_files
 from pellucid.checkpoints.formats import ldm
 from pellucid.cli._model import open_model
 from pellucid.images.latent_file import save_latents
@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
         {"a": 0, "!": 1, "<|startoftext|>": 49406, "<|endoftext|>": 49407}, []
     )
     patch = pytest.MonkeyPatch()
-    patch.setattr(families, "clip_tokenizer", lambda: tokenizer)
+    patch.setattr(tokenizer_files, "clip_tokenizer", lambda: tokenizer)
     for name in NAMES:
         ldm.write(model_of(name, vocabulary=49408), folder / f"{name}.safetensors")
     yield {name: folder / f"{name}.safetensors" for name in NAMES}
@@ -63,11 +63,11 @@ def test_sd2(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     path, folder = tmp_path / "sd2.safetensors", tmp_path / "folder"
     save_file(load_file(files["sd2"]), path)  # without the metadata
     status, out, _ = call("info", path)
-    assert status == 0 and "give --prediction eps or v" in out
+    assert status == 0 and "prediction must be given, eps or v" in out
     assert "defaults:     depend on the prediction\n" in out
     assert "prediction:   v\n" in call("info", path, "--prediction", "v")[1]
     status, _, err = call("convert", path, folder, "--to", "diffusers")
-    assert status == 2 and "--prediction eps" in err
+    assert status == 2 and "prediction must be given, eps" in err
     words = ("convert", path, folder, "--to", "diffusers", "--prediction", "v")
     status, _, err = call(*words)
     assert status == 0 and load(folder).prediction == "v"
@@ -107,10 +107,10 @@ def test_a_prediction_is_asked_for_only_where_it_counts(
         ("explain", "a cat", *small),
     ):
         status, _, err = call(*words, *named)
-        assert status == 2 and "give --prediction eps" in err
+        assert status == 2 and "prediction must be given, eps" in err
         assert call(*words, *named, "--prediction", "v")[::2] == (0, ""), words
     for words, then in ((("noise", "a.png", "--t", "5,4"), "rising"), (("evaluate",), "art64")):
-        assert "give --prediction eps" in call(*words, *named)[2]
+        assert "prediction must be given, eps" in call(*words, *named)[2]
         assert then in call(*words, *named, "--prediction", "v")[2]  # which is asked next
 
 

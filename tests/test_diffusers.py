@@ -19,23 +19,20 @@ from pellucid import conditioning
 from pellucid.backbones.unet import UNet
 from pellucid.checkpoints import (
     CheckpointError,
-    assembly,
     describe,
-    families,
     key_names,
     load,
     save,
+    tokenizer_files,
+    weight_files,
 )
-from pellucid.checkpoints import (
-    variants as variants_module,
-)
-from pellucid.checkpoints.families import FAMILIES
 from pellucid.clip import TextTower
 from pellucid.diffusion import Conditioning
 from pellucid.runtime import Runtime
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from references import (
+    FAMILIES,
     NAMES,
     TEXTS,
     UNETS,
@@ -58,7 +55,7 @@ def small(vocabulary: Path) -> Any:
     """Where a file says nothing of its tokenizer, it is the same one."""
     tokenizer = Tokenizer.from_files(vocabulary / "vocab.json", vocabulary / "merges.txt")
     patch = pytest.MonkeyPatch()
-    patch.setattr(families, "clip_tokenizer", lambda: tokenizer)
+    patch.setattr(tokenizer_files, "clip_tokenizer", lambda: tokenizer)
     yield
     patch.undo()
 
@@ -146,14 +143,14 @@ def test_what_a_folder_says(folders: dict[str, Path], tmp_path: Path) -> None:
         assert model.schedule == Schedule("scaled_linear", 1000, 0.00085, 0.012)
         assert model.prediction == "eps"
         assert model.vae.config.scaling_factor == family.vae.scaling_factor
-        assert model.defaults == family.defaults("eps")
+        assert model.defaults == family.defaults_for("eps")
         expected = (
             replace(family.text_encoding, layer=-1, left_out=1)
             if name == "sd2"
             else family.text_encoding
         )
         assert model.text_encoding == expected
-        assert model.tokenizer.table() == families.clip_tokenizer().table()
+        assert model.tokenizer.table() == tokenizer_files.clip_tokenizer().table()
         told = describe(folder)
         assert (told["format"], told["family"]) == ("diffusers", family.title)
         assert len(told["parameters"]) == 2 + len(TEXTS[name])
@@ -241,7 +238,7 @@ def test_diffusers_reads_what_is_written(
     assert again.unet.config.attention_head_dim == list(UNETS[name].heads)
     assert again.vae.config.scaling_factor == FAMILIES[name].vae.scaling_factor
     assert again.scheduler.config.prediction_type == "epsilon"
-    pixels = FAMILIES[name].defaults("eps").width
+    pixels = FAMILIES[name].defaults_for("eps").width
     assert again.unet.config.sample_size * again.vae_scale_factor == pixels
     if name == "sdxl_refiner":
         assert again.config.requires_aesthetics_score
@@ -298,7 +295,7 @@ def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -
         ({"vae": {"patch_size": 2}}, "no place for patches of 2x2 pixels in its autoencoder"),
         ({"schedule": Schedule("sigmoid")}, "no schedule 'sigmoid'"),
         ({"schedule": Schedule("flow")}, "no schedule 'flow' with the prediction 'eps'"),
-        ({"text_encoding": {"layer": -2, "final_norm": False}}, "reading of the text .*: layer -2"),
+        ({"text_encoding": {"layer": -2, "final_norm": False}}, "text encoding: layer -2"),
         (
             {
                 "backbone": {"pooled_dim": 12, "map_channels": 2, "film": True},
@@ -345,7 +342,7 @@ def test_a_folder_is_written_whole_or_not_at_all(
         save(model, tmp_path / "none" / "model", to="diffusers")
     (path / "letter.txt").rename(path / "model_index.json")  # now it may be replaced
     with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="disk is full"):
-        patch.setattr(assembly, "save_file", full)
+        patch.setattr("pellucid.files.save_file", full)
         save(model, path, to="diffusers")
     assert (path / "model_index.json").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
@@ -491,9 +488,9 @@ def test_which_of_several_files(there: list[str], read: str | None, tmp_path: Pa
         (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
     if read is None:
         with pytest.raises(CheckpointError, match="has no weights"):
-            variants_module.weights_of(tmp_path)
+            weight_files.weights_of(tmp_path)
     else:
-        assert variants_module.weights_of(tmp_path) == tmp_path / read
+        assert weight_files.weights_of(tmp_path) == tmp_path / read
 
 
 @pytest.mark.parametrize(
@@ -516,15 +513,15 @@ def test_what_is_predicted(
     path = copy(folders["sd2"], tmp_path / "said", change)
     model = load(path, prediction=prediction)
     assert model.prediction == expected
-    assert model.defaults == FAMILIES["sd2"].defaults(expected)
+    assert model.defaults == FAMILIES["sd2"].defaults_for(expected)
 
 
 def test_sd2_without_a_scheduler_asks(folders: dict[str, Path], tmp_path: Path) -> None:
     path = copy(folders["sd2"], tmp_path / "silent")
     shutil.rmtree(path / "scheduler")
-    with pytest.raises(CheckpointError, match=r"--prediction eps .* or --prediction v"):
+    with pytest.raises(CheckpointError, match=r"prediction must be given, eps .* or v"):
         load(path)
-    assert "--prediction" in describe(path)["prediction"]
+    assert "prediction must be given" in describe(path)["prediction"]
     assert load(path, prediction="v").prediction == "v"
 
 

@@ -237,7 +237,7 @@ def test_there_and_back(trained: Path, tmp_path: Path) -> None:
 def test_a_gan_is_no_diffusion_model_and_the_reverse(trained: Path, model_file: Path) -> None:
     with pytest.raises(CheckpointError, match="is a GAN, which draws in one step"):
         checkpoints.load(trained)
-    with pytest.raises(CheckpointError, match="is no GAN; a file that `pellucid train gan` made"):
+    with pytest.raises(CheckpointError, match="is not a GAN; expected a file that `pellucid"):
         checkpoints.load_gan(model_file)
     assert checkpoints.holds_gan(trained) and not checkpoints.holds_gan(model_file)
 
@@ -431,4 +431,4 @@ def test_the_prompt_of_an_unconditional_gan_is_not_read(
 
 
 def test_other_commands_want_a_diffusion_model(refused: Any, trained: Path) -> None:
-    assert "a diffusion model is wanted" in refused("evaluate", "--model", trained)
+    assert "expected a diffusion model" in refused("evaluate", "--model", trained)

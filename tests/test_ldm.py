@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
-from pellucid.checkpoints import CheckpointError, families, key_names, load
+from pellucid.checkpoints import CheckpointError, key_names, load, tokenizer_files
+from pellucid.checkpoints import shapes as shape_configs
 from pellucid.checkpoints import weights as weights_module
-from pellucid.checkpoints.families import FAMILIES, REFINER, REFINER_UNET, SD1, SD2, SDXL_BASE
+from pellucid.checkpoints.families import sd2
 from pellucid.checkpoints.formats import ldm
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
 from pellucid.diffusion import Conditioning
@@ -40,6 +41,7 @@ from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE
 from references import (
+    FAMILIES,
     NAMES,
     TEXT_H,
     UNETS,
@@ -53,13 +55,15 @@ from references import (
     their_vae,
 )
 
+REFINER_UNET = FAMILIES["sdxl_refiner"].backbone
+
 
 @pytest.fixture(autouse=True, scope="module")
 def small_vocabulary() -> Any:
     """CLIP's vocabulary is looked at elsewhere."""
     tokenizer = Tokenizer.train(["a red apple"], 270, context_length=77)
     patch = pytest.MonkeyPatch()
-    patch.setattr(families, "clip_tokenizer", lambda: tokenizer)
+    patch.setattr(tokenizer_files, "clip_tokenizer", lambda: tokenizer)
     yield
     patch.undo()
 
@@ -133,7 +137,7 @@ def test_transformers_reads_what_is_written(name: str, files: dict[str, Path]) -
     single = pytest.importorskip("diffusers.loaders.single_file_utils")
     stored, ours = load_file(files[name]), load(files[name], prediction="eps")
     ids = torch.tensor([[7, 320, 125, 99, 99], [7, 5, 99, 0, 0]])
-    starts = ldm.TEXTS[name]
+    starts = [tower.prefix for tower in FAMILIES[name].towers]
     for tower, start in zip(filter(None, (ours.text, ours.text_2)), starts, strict=True):
         open_clip = start.endswith(".model.")
         projected = open_clip and name != "sd2"  # of which diffusers leaves the projection out
@@ -190,10 +194,10 @@ def test_what_a_family_is(files: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("family", "unet", "texts", "start"),
     [
-        (SD1, SD15, (SD1_TEXT,), "sd1"),
-        (SD2, SD21, (SD2_TEXT,), "sd2"),
-        (SDXL_BASE, SDXL, (SD1_TEXT, SDXL_TEXT), "sdxl"),
-        (REFINER, REFINER_UNET, (SDXL_TEXT,), "sdxl_refiner"),
+        (FAMILIES["sd1"], SD15, (SD1_TEXT,), "sd1"),
+        (FAMILIES["sd2"], SD21, (SD2_TEXT,), "sd2"),
+        (FAMILIES["sdxl"], SDXL, (SD1_TEXT, SDXL_TEXT), "sdxl"),
+        (FAMILIES["sdxl_refiner"], REFINER_UNET, (SDXL_TEXT,), "sdxl_refiner"),
     ],
     ids=NAMES,
 )
@@ -207,16 +211,20 @@ def test_published_shapes_give_the_published_configs(
     with torch.device("meta"):
         networks = UNet(unet), VAE(family.vae), [TextTower(text) for text in texts]
     names = networks[0].state_dict()
-    found = families.unet_config(shapes(networks[0], key_names.unet_places(names, unet)), family)
+    found = shape_configs.unet_config(
+        shapes(networks[0], key_names.unet_locations(names, unet)), family.backbone
+    )
     assert found == unet
-    places = key_names.vae_places(networks[1].state_dict(), 4)
-    assert families.vae_config(shapes(networks[1], places), family.vae) == family.vae
-    for tower, prefix in zip(networks[2], ldm.TEXTS[start], strict=True):
+    places = key_names.vae_locations(networks[1].state_dict(), 4)
+    assert shape_configs.vae_config(shapes(networks[1], places), family.vae) == family.vae
+    for tower, prefix in zip(networks[2], (t.prefix for t in FAMILIES[start].towers), strict=True):
         keys = tower.state_dict()
         if prefix.endswith("transformer."):
-            config = families.clip_config(shapes(tower, key_names.clip_places(keys)))
+            config = shape_configs.clip_config(shapes(tower, key_names.clip_locations(keys)))
         else:
-            config = families.open_clip_config(shapes(tower, key_names.open_clip_places(keys)))
+            config = shape_configs.open_clip_config(
+                shapes(tower, key_names.open_clip_locations(keys))
+            )
         assert config == tower.config
 
 
@@ -237,7 +245,7 @@ def test_more_channels(name: str, channels: int, use: str, tmp_path: Path) -> No
     ldm.write(model, path)
     path = rewrite(path, path)  # without the metadata; SD2's inpainting model predicts noise
     assert_same(model, load(path))
-    assert ldm.describe(path)["family"] == f"{FAMILIES[name].title} {use}"
+    assert checkpoints.describe(path)["family"] == f"{FAMILIES[name].title} {use}"
 
 
 def test_channels_of_no_known_use(files: dict[str, Path], tmp_path: Path) -> None:
@@ -275,11 +283,11 @@ def test_types(
 
 def test_mixed_types(models: dict[str, Model], files: dict[str, Path], tmp_path: Path) -> None:
     def halve(weights: dict[str, Tensor]) -> None:
-        for key in [key for key in weights if key.startswith(ldm.UNET)]:
+        for key in [key for key in weights if key.startswith(key_names.UNET_PREFIX)]:
             weights[key] = weights[key].half()
 
     path = rewrite(files["sd1"], tmp_path / "mixed.safetensors", halve)
-    assert ldm.describe(path)["types"].keys() == {"float16", "float32"}
+    assert checkpoints.describe(path)["types"].keys() == {"float16", "float32"}
     again = load(path, dtype=torch.bfloat16)
     parameters = [p for part in parts_of(again).values() for p in part.parameters()]
     assert {p.dtype for p in parameters} == {torch.bfloat16}
@@ -290,17 +298,17 @@ def test_mixed_types(models: dict[str, Model], files: dict[str, Path], tmp_path:
 def test_an_sd2_tower_of_diffusers_has_its_last_layer_left_out(tmp_path: Path) -> None:
     model = model_of("sd2")
     text = replace(TEXT_H, projection=None)
-    reading = replace(SD2.text_encoding, layer=-1, left_out=1)
+    reading = replace(sd2.FAMILY.text_encoding, layer=-1, left_out=1)
     model = replace(model, text=TextTower(text).eval(), text_encoding=reading)
     path = tmp_path / "short.safetensors"
     ldm.write(model, path)
     assert_same(model, load(path, prediction="eps"))
     # Its last layer is the file's last; with the projection it would be the one before.
-    wrong = replace(model, text_encoding=SD2.text_encoding)
-    with pytest.raises(CheckpointError, match="reading of the text encoders: layer -2"):
+    wrong = replace(model, text_encoding=sd2.FAMILY.text_encoding)
+    with pytest.raises(CheckpointError, match="text encoding: layer -2"):
         ldm.write(wrong, path)
-    assert families.sd2_left_out(SD2_TEXT) == 0
-    assert families.sd2_left_out(replace(SD2_TEXT, layers=23)) == 1
+    assert sd2.left_out(SD2_TEXT) == 0
+    assert sd2.left_out(replace(SD2_TEXT, layers=23)) == 1
 
 
 # ---------------------------------------------------------------- what an SD2 file predicts
@@ -308,9 +316,9 @@ def test_an_sd2_tower_of_diffusers_has_its_last_layer_left_out(tmp_path: Path) -
 
 def test_sd2_asks_what_it_predicts(files: dict[str, Path], tmp_path: Path) -> None:
     path = rewrite(files["sd2"], tmp_path / "silent.safetensors")
-    with pytest.raises(CheckpointError, match=r"--prediction eps .* or --prediction v"):
+    with pytest.raises(CheckpointError, match=r"prediction must be given, eps .* or v"):
         load(path)
-    assert "--prediction" in ldm.describe(path)["prediction"]
+    assert "prediction must be given" in checkpoints.describe(path)["prediction"]
     assert load(path, prediction="eps").defaults.width == 512
     assert load(path, prediction="v").prediction == "v"
     assert load(path, prediction="v").defaults.width == 768
@@ -344,8 +352,8 @@ def test_v_is_written_so_that_it_is_read(name: str, tmp_path: Path) -> None:
     # The keys of newer merges say it without any metadata.
     bare = rewrite(path, tmp_path / "bare.safetensors")
     assert_same(model, load(bare))
-    assert ldm.describe(bare)["unused keys"] == []
-    assert ldm.describe(bare)["prediction"] == "v"
+    assert checkpoints.describe(bare)["unused keys"] == []
+    assert checkpoints.describe(bare)["prediction"] == "v"
 
 
 # ---------------------------------------------------------------- how files differ
@@ -416,7 +424,7 @@ def test_files_that_differ(
 ) -> None:
     path = rewrite(files["sd1"], tmp_path / "other.safetensors", change)
     assert_same(models["sd1"], load(path))
-    told = ldm.describe(path)
+    told = checkpoints.describe(path)
     assert len(told["unused keys"]) == unused
     assert told["averaged"] == (change is only_average)
     assert told["format"] == "ldm" and told["parameters"].keys() == {"backbone", "vae", "text"}
@@ -426,7 +434,7 @@ def test_files_that_differ(
 def test_names_without_dots(name: str) -> None:
     with torch.device("meta"):
         names = UNet(UNETS[name]).state_dict()
-    for place in key_names.unet_places(names, UNETS[name]).values():
+    for place in key_names.unet_locations(names, UNETS[name]).values():
         assert key_names.dotted(place.key.replace(".", "")) == place.key
     assert key_names.dotted("decay") is None
 
@@ -435,7 +443,7 @@ def test_names_are_all_different() -> None:
     for name in NAMES:
         with torch.device("meta"):
             names = list(UNet(UNETS[name]).state_dict())
-        places = key_names.unet_places(names, UNETS[name])
+        places = key_names.unet_locations(names, UNETS[name])
         assert list(places) == names and len(set(places.values())) == len(names)
 
 
@@ -467,7 +475,7 @@ def test_pickles(
     assert_same(models["sd1"], load(path))
     half = load(path, dtype=torch.float16)  # in several mappings
     assert torch.equal(half.vae.decoder.conv_in.bias, models["sd1"].vae.decoder.conv_in.bias.half())
-    assert ldm.describe(path)["format"] == "ldm (pickle)"
+    assert checkpoints.describe(path)["format"] == "ldm (pickle)"
 
 
 class Runs:
@@ -485,7 +493,7 @@ def test_nothing_is_run(zipped: bool, tmp_path: Path) -> None:
     path, touched = tmp_path / "model.ckpt", tmp_path / "touched"
     whole = {"state_dict": {"a": torch.zeros(2)}, "more": Runs(touched)}
     torch.save(whole, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="wants to run code"):
+    with pytest.raises(CheckpointError, match="would run code"):
         load(path)
     assert not touched.exists()
     torch.load(path, weights_only=False)
@@ -525,7 +533,10 @@ def test_what_lightning_leaves_is_passed_over(files: dict[str, Path], tmp_path: 
         ({"a": torch.zeros(3).to_sparse()}, "'a' is a Tensor"),
         ({"a": torch.zeros(1).expand(10**9)}, "a is larger than the memory"),
         ({"string_to_param": {"*": torch.zeros(3)}}, "textual-inversion embedding"),
-        ({"a.lora_up.weight": torch.zeros(3)}, "is a LoRA, not a model: --lora takes it"),
+        (
+            {"a.lora_up.weight": torch.zeros(3)},
+            "is a LoRA, not a model; use it .* as lora",
+        ),
         ({"a": torch.zeros(3)}, "is a pickle .* they begin with a"),
     ],
 )
@@ -643,14 +654,14 @@ def thin_out(weights: dict[str, Tensor]) -> None:
         ("sd1", without("model.diffusion_model.output_blocks.11."), "has no output_blocks.11"),
         ("sd1", without("first_stage_model.decoder.conv_in"), "missing: decoder.conv_in.weight"),
         ("sd1", thin_out, "differ in depth"),
-        ("sd1", widen_context, "sees texts of width 77, its text encoders make 64"),
+        ("sd1", widen_context, "takes texts of width 77, its text encoders make 64"),
         ("sd1", change_type, "out.2.bias is int64"),
         ("sd1", add_key, "2 unknown: .*model.diffusion_model.more.weight"),
         ("sd1", reshape_key, r"out.0.bias is \(31,\) and not \(32,\)"),
         (
             "sd1",
             reshape_to("model.diffusion_model.out.2.weight"),
-            r"out.2.weight has the shape \(\), and not 4 sides",
+            r"out.2.weight has the shape \(\); it must have 4 sides",
         ),
         (
             "sd1",
@@ -709,7 +720,7 @@ def test_other_files_are_named(keys: list[str], kind: str, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=f"is {kind}, not a model") as caught:
         load(path)
     beside = ("a LoRA", "a textual-inversion embedding", "a VAE alone", "a tiny autoencoder")
-    assert ("takes it, beside a model" in str(caught.value)) == kind.startswith(beside)
+    assert ("use it together with a model" in str(caught.value)) == kind.startswith(beside)
 
 
 def index_of(folder: Path, places: Any) -> Path:
@@ -722,13 +733,13 @@ def index_of(folder: Path, places: Any) -> Path:
     ("places", "message"),
     [
         ({"a": "none.safetensors"}, "which does not exist"),
-        ({"a": "../one.safetensors"}, "a file in the same folder is wanted"),
-        ({"a": "/etc/passwd"}, "a file in the same folder is wanted"),
-        ({"a": "..\\one.safetensors"}, "a file in the same folder is wanted"),
-        ({"a": ".."}, "a file in the same folder is wanted"),
+        ({"a": "../one.safetensors"}, "it must be in the same folder"),
+        ({"a": "/etc/passwd"}, "it must be in the same folder"),
+        ({"a": "..\\one.safetensors"}, "it must be in the same folder"),
+        ({"a": ".."}, "it must be in the same folder"),
         ({"a": "model.safetensors.index.json"}, "is itself an index"),
-        ({"b": "one.safetensors"}, "does not say that a is in"),
-        ({"a": "one.safetensors", "b": "one.safetensors"}, "says that b is in"),
+        ({"b": "one.safetensors"}, "does not list a, which is in"),
+        ({"a": "one.safetensors", "b": "one.safetensors"}, "lists b in"),
         ({"a": "one.safetensors", "b": "two.safetensors"}, "a is in two.* and in one"),
         ([], "is not an index of weights"),
         ({"a": 3}, "which does not exist"),
@@ -846,8 +857,8 @@ def test_models_that_cannot_be_written(models: dict[str, Model], tmp_path: Path)
         (replace(sd1, prediction="flow"), "the prediction"),
         (replace(sd1, schedule=Schedule("cosine")), "no place for this schedule: name cosine"),
         (
-            replace(sd1, text_encoding=SD2.text_encoding),
-            "no place for this reading of the text encoders",
+            replace(sd1, text_encoding=sd2.FAMILY.text_encoding),
+            "no place for this text encoding",
         ),
         (model_of("sd1", heads=(4,) * 4), "no place for this U-Net: heads"),
         (

@@ -113,7 +113,7 @@ def kohya_name(model: Model, part: str, module: str) -> str:
         return f"lora_{start}_{module.replace('.', '_')}"
     if model.text_2 is not None:
         assert isinstance(model.backbone, UNet)
-        place = key_names.unet_places([f"{module}.weight"], model.backbone.config)
+        place = key_names.unet_locations([f"{module}.weight"], model.backbone.config)
         module = place[f"{module}.weight"].key.removesuffix(".weight")
     return f"lora_unet_{module.replace('.', '_')}"
 
@@ -813,9 +813,9 @@ LAYER = "lora_unet_mid_block_attentions_0_proj_in"
             change_one(f"{LAYER}.lora_up.weight", noise(64, 2)),
             "1 of its changes is of another shape than the model's",
         ),
-        (change_one(f"{LAYER}.lora_up.weight", torch.tensor(1.0)), "numbers are wanted"),
+        (change_one(f"{LAYER}.lora_up.weight", torch.tensor(1.0)), "expected numbers"),
         (change_one(f"{LAYER}.lora_up.weight", torch.ones(64, 3).int()), "int32 of the shape"),
-        (change_one(f"{LAYER}.lora_up.weight", torch.zeros(0, 3)), "numbers are wanted"),
+        (change_one(f"{LAYER}.lora_up.weight", torch.zeros(0, 3)), "expected numbers"),
         (change_one(f"{LAYER}.alpha", torch.tensor([1.0, 2.0])), "is no number"),
         (change_one(f"{LAYER}.alpha", torch.tensor(math.nan)), "is no number"),
         (change_one(f"{LAYER}.dora_scale", torch.ones(7)), "fits no side"),

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image, ImageChops
 
 from pellucid import checkpoints, preview
+from pellucid.checkpoints import families
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
@@ -21,7 +24,12 @@ THIN = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_groups"
 def slow(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
     """The tests' model, as if its decoder were a large one."""
     monkeypatch.setattr(preview, "QUICK_PARAMETERS", 0)
-    return model
+    return replace(model, latents=families.latent_space(model.vae.config))
+
+
+def with_vae(vae: VAE) -> Any:
+    """What `colors_of` needs of a model: its autoencoder, and what is known of that one's latents."""
+    return SimpleNamespace(vae=vae, latents=families.latent_space(vae.config))
 
 
 def same(a: Image.Image, b: Image.Image) -> bool:
@@ -29,7 +37,7 @@ def same(a: Image.Image, b: Image.Image) -> bool:
 
 
 def test_colours_are_a_matrix() -> None:
-    colours = preview.colours_of(VAE(replace(SD_VAE, **THIN)))
+    colours = preview.colors_of(with_vae(VAE(replace(SD_VAE, **THIN))))
     assert colours is not None
     latents = torch.zeros(1, 4, 2, 3)
     latents[0, 2, 1, 0] = 2.0
@@ -50,7 +58,7 @@ def test_colours_are_a_matrix() -> None:
     ids=["sd1", "sdxl", "sd3", "flux"],
 )
 def test_which_colours_are_known(config: VAEConfig, known: bool) -> None:
-    colours = preview.colours_of(VAE(replace(config, **THIN)))
+    colours = preview.colors_of(with_vae(VAE(replace(config, **THIN))))
     assert (colours is not None) is known
     assert colours is None or colours.factors.shape == (config.latent_channels, 3)
 
@@ -66,7 +74,7 @@ def test_a_linear_code_knows_its_own_colours() -> None:
         shortcut=True,
     )
     vae = VAE(config)
-    colours = preview.colours_of(vae)
+    colours = preview.colors_of(with_vae(vae))
     assert colours is not None
     for layer in (vae.decoder.conv_out,):  # the linear code alone
         for parameter in layer.parameters():
@@ -81,7 +89,7 @@ def test_a_linear_code_knows_its_own_colours() -> None:
 def test_the_embedded_models_colours_are_those_of_its_pictures() -> None:
     model = checkpoints.load()
     *_, done = generate(model, Request(prompt="a red apple", seed=1, count=2, steps=6))
-    colours = preview.colours_of(model.vae)
+    colours = preview.colors_of(model)
     assert colours is not None
     means = torch.nn.functional.avg_pool2d(model.vae.to_pixels(done.x), 8)
     assert means.std() > 0.3
@@ -98,9 +106,10 @@ def test_what_auto_means(slow: Model, model: Model, monkeypatch: pytest.MonkeyPa
     assert preview.preview(slow, latents)[0].size == (16, 16)
     tiny = replace(slow, tiny_vae=TinyVAE(replace(TAESD, width=8)).eval())
     assert shows(tiny, "tiny") and not shows(tiny, "linear")
-    unknown = replace(slow, vae=VAE(replace(slow.vae.config, scaling_factor=0.9)))
+    other = replace(slow.vae.config, scaling_factor=0.9)
+    unknown = replace(slow, vae=VAE(other), latents=families.latent_space(other))
     assert shows(unknown, "vae")
-    with pytest.raises(ValueError, match="colours of the latents of tiny are not known"):
+    with pytest.raises(ValueError, match="colors of the latents of tiny are not known"):
         preview.preview(unknown, latents, "linear")
     monkeypatch.undo()
     assert shows(model, "vae") and shows(model, "tiny")  # quick as it is
@@ -112,7 +121,7 @@ def test_what_auto_means(slow: Model, model: Model, monkeypatch: pytest.MonkeyPa
         (lambda m: preview.preview(m, torch.zeros(1, 4, 8, 8), "tiney"), "nearest first: tiny"),
         (lambda m: preview.preview(m, torch.full((1, 4, 8, 8), torch.nan)), "not finite"),
         (lambda m: preview.preview(m, torch.zeros(1, 4, 8, 8), "tiny"), "taesd_decoder"),
-        (lambda m: list(generate(m, Request(decoder="tiny"))), "given with --tiny-vae"),
+        (lambda m: list(generate(m, Request(decoder="tiny"))), "given as tiny_vae"),
     ],
 )
 def test_bad_input(slow: Model, call: Callable[[Model], object], message: str) -> None:

@@ -307,7 +307,7 @@ def test_what_does_not_fit_is_cut_and_told() -> None:
             "sd1",
             "for Stable Diffusion XL, the",
         ),
-        ({"emb_params": TWO}, "sdxl", "the width 64, and Stable Diffusion XL wants 64 and 128"),
+        ({"emb_params": TWO}, "sdxl", "the width 64, and Stable Diffusion XL needs 64 and 128"),
         ({"clip_l": TWO, "clip_g": noise(3, 128)}, "sdxl", "2 and 3 vectors; the same number"),
         ({"emb_params": noise(76, 64)}, "sd1", "76 vectors; .* at most 75"),
         ({"emb_params": torch.full((64,), math.nan)}, "sd1", "are not finite numbers"),
@@ -348,7 +348,7 @@ class Evil:
     ("content", "message"),
     [
         (Evil(), "wants to run code"),
-        ([ONE], "is a pickle of a list; a word and its vectors are wanted"),
+        ([ONE], "is a pickle of a list; expected a word and its vectors"),
         ({"string_to_param": {}}, "does not hold the vectors of a word"),
         ({"string_to_param": 3}, "does not hold the vectors of a word"),
         ({"string_to_param": {"*": "text"}}, "is no textual-inversion embedding"),

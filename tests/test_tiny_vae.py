@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pellucid import checkpoints, preview
 from pellucid.checkpoints import CheckpointError
+from pellucid.checkpoints.tiny_vae_files import expected as expected_file
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
-from pellucid.tiny_vae import TAESD, TAESD3, TinyVAE, TinyVAEConfig, wanted
+from pellucid.tiny_vae import TAESD, TAESD3, TinyVAE, TinyVAEConfig
 from pellucid.vae import SD_VAE
 
 THIN = {config.latent_channels: replace(config, width=8) for config in (TAESD, TAESD3)}
@@ -157,7 +158,7 @@ def test_the_folder_that_is_published(
         ({"act_fn": "gelu"}, "act_fn is 'gelu'"),
         ({"scaling_factor": 0.5}, "scaling_factor is '0.5'"),
         ({"num_decoder_blocks": [2, 2, 2, 1]}, "num_decoder_blocks is"),
-        ({"rope": 3}, "a setting that is not known"),
+        ({"rope": 3}, "not a known setting"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         assert message in refused("info", folder)
@@ -171,12 +172,12 @@ def test_halves_say_what_they_lack(pair, tmp_path: Path) -> None:
     save_file(original(weights(pair), "encoder"), path)
     tiny = checkpoints.load_tiny_vae(path)
     assert checkpoints.describe(path)["halves"] == "encoder"
-    with pytest.raises(ValueError, match="an encoder alone; it makes no pixels"):
+    with pytest.raises(ValueError, match="an encoder alone and cannot decode"):
         tiny.to_pixels(torch.zeros(1, 4, 2, 2))
     with pytest.raises(ValueError, match="12 wide and 8 high; both must be multiples of 8"):
         tiny.to_latents(torch.zeros(1, 3, 8, 12))
     save_file(original(weights(pair), "decoder"), path)
-    with pytest.raises(ValueError, match="a decoder alone; it makes no latents"):
+    with pytest.raises(ValueError, match="a decoder alone and cannot encode"):
         checkpoints.load_tiny_vae(path).to_latents(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="both are off"):
         TinyVAEConfig(encoder=False, decoder=False)
@@ -184,9 +185,9 @@ def test_halves_say_what_they_lack(pair, tmp_path: Path) -> None:
 
 def test_wrong_files_are_named(pair, tmp_path: Path, model_file: Path) -> None:
     path = tmp_path / "taesd_decoder.safetensors"
-    with pytest.raises(CheckpointError, match="does not exist; a tiny autoencoder for its 4"):
+    with pytest.raises(CheckpointError, match="does not exist; expected a tiny autoencoder for 4"):
         checkpoints.load_tiny_vae(path, of=SD_VAE)
-    with pytest.raises(CheckpointError, match="of the known kind: its keys begin with backbone"):
+    with pytest.raises(CheckpointError, match="of a known kind: its keys begin with backbone"):
         checkpoints.load_tiny_vae(model_file)
     stored = original(weights(pair), "decoder")
     other = replace(SD_VAE, latent_channels=5)
@@ -197,14 +198,14 @@ def test_wrong_files_are_named(pair, tmp_path: Path, model_file: Path) -> None:
     with pytest.raises(CheckpointError, match=r"missing: 9\.conv\.0\.weight"):
         checkpoints.load_tiny_vae(path)
     save_file({"3.weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="no tiny autoencoder of the known kind"):
+    with pytest.raises(CheckpointError, match="not a tiny autoencoder of a known kind"):
         checkpoints.load_tiny_vae(path)
     save_file({"1.weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="no tiny autoencoder of the known kind"):
+    with pytest.raises(CheckpointError, match="not a tiny autoencoder of a known kind"):
         checkpoints.load_tiny_vae(path)
     save_file(original(weights(pair), "encoder"), path)
     same = replace(SD_VAE, latent_channels=pair[0].config.latent_channels)
-    with pytest.raises(CheckpointError, match="is the encoder alone; a tiny"):
+    with pytest.raises(CheckpointError, match="is the encoder alone; expected a tiny"):
         checkpoints.load_tiny_vae(path, of=same)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(CheckpointError, match="truncated"):
@@ -253,7 +254,7 @@ def test_one_beside_the_model_is_found(model: Model, tmp_path: Path) -> None:
     assert checkpoints.tiny_vae_of(model, tmp_path / "model.safetensors") is None
     stored = TinyVAE(THIN[4]).state_dict()
     save_file(original(stored, "decoder"), path)
-    assert wanted(model.vae.config).endswith("taesd_decoder.safetensors,")
+    assert expected_file(model.vae.config).endswith("taesd_decoder.safetensors")
     for place in (tmp_path / "model.safetensors", tmp_path):
         found = checkpoints.tiny_vae_of(model, place)
         assert found is not None and found.decoder is not None
@@ -283,7 +284,7 @@ def test_decoder_tiny(
     words += ["--out", shelf / "out", "--decoder", "tiny", "--film"]
     if not beside:
         tiny = tiny.rename(shelf / "another.safetensors")
-        told = "a tiny autoencoder for its 4 latent channels, taesd_decoder.safetensors,"
+        told = "must be next to the model or given as tiny_vae, such as taesd_decoder.safetensors"
         assert told in refused(*words)
         words += ["--tiny-vae", tiny]
     status, out, _ = call(*words)
@@ -298,8 +299,8 @@ def test_decoder_tiny(
 def test_wrong_tiny_vae_is_told(shelf: Path, refused: Any) -> None:
     words = ("generate", "a rabbit", "--model", shelf / "model.safetensors", "--out", shelf / "out")
     for more, message in (
-        (("--tiny-vae", shelf / "none.safetensors"), "does not exist; a tiny autoencoder"),
-        (("--tiny-vae", shelf / "model.safetensors"), "is no tiny autoencoder"),
+        (("--tiny-vae", shelf / "none.safetensors"), "does not exist; expected a tiny autoencoder"),
+        (("--tiny-vae", shelf / "model.safetensors"), "is not a tiny autoencoder"),
         (("--preview", "linaer"), "nearest first: linear"),
         (("--decoder", "small"), "decoder: "),
     ):

@@ -15,10 +15,10 @@ from torch import Tensor
 from pellucid.checkpoints import (
     CheckpointError,
     describe_lora,
-    families,
     load_lora,
     save,
     save_lora,
+    tokenizer_files,
 )
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
@@ -121,7 +121,7 @@ def test_sdxl_learns_too(data: Path, tmp_path: Path) -> None:
     """Two text towers, the size of the picture, and kohya's other names."""
     tokenizer = Tokenizer.train(["a red apple"], 270, context_length=77)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(families, "clip_tokenizer", lambda: tokenizer)
+        patch.setattr(tokenizer_files, "clip_tokenizer", lambda: tokenizer)
         model = model_of("sdxl", vocabulary=49408)  # it pads with the last number
     save(model, tmp_path / "xl.safetensors")
     out = tmp_path / "apple.safetensors"

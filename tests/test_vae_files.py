@@ -15,12 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pellucid import checkpoints
-from pellucid.checkpoints import CheckpointError, families, load, load_vae, save
-from pellucid.checkpoints.families import SDXL_BASE
+from pellucid.checkpoints import CheckpointError, load, load_vae, save, tokenizer_files
 from pellucid.images.latent_file import save_latents
 from pellucid.model import Model
 from pellucid.tokenizer import Tokenizer
 from references import (
+    FAMILIES,
     NAMES,
     VAE_TINY,
     assert_same,
@@ -39,7 +39,7 @@ def small_vocabulary() -> Any:
     pieces = {"a</w>": 0, "!": 1, "<|startoftext|>": 49406, "<|endoftext|>": 49407}
     tokenizer = Tokenizer.from_table(pieces, [])
     patch = pytest.MonkeyPatch()
-    patch.setattr(families, "clip_tokenizer", lambda: tokenizer)
+    patch.setattr(tokenizer_files, "clip_tokenizer", lambda: tokenizer)
     yield
     patch.undo()
 
@@ -75,7 +75,7 @@ def test_vae_alone(
     assert vae.config == models["sd1"].vae.config and not vae.training
     expected = models["sd1"].vae.state_dict()
     assert all(torch.equal(weight, expected[key]) for key, weight in vae.state_dict().items())
-    assert load_vae(path, like=SDXL_BASE.vae).config.scaling_factor == 0.13025
+    assert load_vae(path, like=FAMILIES["sdxl"].vae).config.scaling_factor == 0.13025
     assert next(load_vae(path, dtype=torch.float16).parameters()).dtype == torch.float16
 
 
@@ -104,14 +104,14 @@ def test_vae_out_of_a_model(models: dict[str, Model], files: dict[str, Path]) ->
 
 
 def test_vae_errors(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist; an autoencoder is wanted"):
+    with pytest.raises(CheckpointError, match="does not exist; expected an autoencoder"):
         load_vae(tmp_path / "none.safetensors")
     path = tmp_path / "vae.safetensors"
     save_file({"lora_unet_a.lora_up.weight": torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match="no autoencoder in it: it is a LoRA"):
         load_vae(path)
     save_file({"decoder.up.0.block.0.norm1.weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="is no whole autoencoder"):
+    with pytest.raises(CheckpointError, match="is not a whole autoencoder"):
         load_vae(path)
 
 
@@ -119,13 +119,13 @@ def test_vae_errors(tmp_path: Path) -> None:
 def test_a_folder_of_diffusers(tmp_path: Path, refused: Any) -> None:
     """Its config says the scale, and its network gives the same numbers."""
     config = {**VAE_TINY, "scaling_factor": 0.5, "latent_channels": 16}
-    theirs = shake(their_vae(replace(families.SD1.vae, **config)))
+    theirs = shake(their_vae(replace(FAMILIES["sd1"].vae, **config)))
     theirs.save_pretrained(tmp_path / "alone")
     (tmp_path / "model" / "vae").parent.mkdir()
     shutil.copytree(tmp_path / "alone", tmp_path / "model" / "vae")
     z, pixels = noise(1, 16, 4, 4), noise(1, 3, 16, 16)
     for path in (tmp_path / "alone", tmp_path / "model" / "vae", tmp_path / "model"):
-        vae = load_vae(path, like=SDXL_BASE.vae)
+        vae = load_vae(path, like=FAMILIES["sdxl"].vae)
         assert vae.config.scaling_factor == 0.5 and not vae.training
         close(vae.decode(z), theirs.decode(z).sample)
         close(vae.encode(pixels).mean, theirs.encode(pixels).latent_dist.mean)
@@ -167,9 +167,11 @@ def test_it_is_given_one(
     save(model, whole, to=form)
     path = without_vae(tmp_path / "model", model, form)
     told = checkpoints.describe(path)
-    assert told["latents"] == "4 channels; no autoencoder is in it: give --vae FILE"
+    assert told["latents"] == "4 channels; no autoencoder is in it: vae must be given"
     assert set(told["parameters"]) == set(checkpoints.describe(whole)["parameters"]) - {"vae"}
-    with pytest.raises(CheckpointError, match=r"without its autoencoder .*: give --vae a file or"):
+    with pytest.raises(
+        CheckpointError, match=r"without its autoencoder .*: vae must be given, a file or"
+    ):
         load(path)
     assert_same(load(whole), load(path, vae=files[name]))
     # What it has itself is not read where another is given.
@@ -185,13 +187,13 @@ def test_the_autoencoder_must_fit(
     models: dict[str, Model], files: dict[str, Path], tmp_path: Path
 ) -> None:
     path = without_vae(tmp_path / "model", models["sd1"], "ldm")
-    wide = shake(their_vae(replace(families.SD1.vae, **VAE_TINY, latent_channels=16)))
+    wide = shake(their_vae(replace(FAMILIES["sd1"].vae, **VAE_TINY, latent_channels=16)))
     wide.save_pretrained(tmp_path / "wide")
     with pytest.raises(CheckpointError, match=r"has latents of 16 channels .*; the model needs 4$"):
         load(path, vae=tmp_path / "wide")
     with pytest.raises(CheckpointError, match="needs 4 at 1/4"):
         load(files["sd1"], vae=tmp_path / "wide")
-    with pytest.raises(CheckpointError, match="does not exist; an autoencoder is wanted"):
+    with pytest.raises(CheckpointError, match="does not exist; expected an autoencoder"):
         load(path, vae=tmp_path / "none")
 
 
@@ -214,7 +216,7 @@ def test_every_command_takes_one(
         ("lora", lora),
     ):
         pair = [(*words, "--model", path), (*words, "--model", files["sd1"])]
-        assert "give --vae a file or folder that has one" in refused(*pair[0])
+        assert "vae must be given, a file or folder that has one" in refused(*pair[0])
         status, out, err = call(*pair[0], "--vae", files["sd1"])
         assert status == 0, err
         if words[0] in ("generate", "decode"):
@@ -244,7 +246,9 @@ def test_an_autoencoder_of_another_class_is_none(
     for kind in ("AutoencoderTiny", None):
         entries["vae"] = [None if kind is None else "diffusers", kind]
         index.write_text(json.dumps(entries))
-        with pytest.raises(CheckpointError, match=r"a folder vae of AutoencoderKL\): give --vae"):
+        with pytest.raises(
+            CheckpointError, match=r"a folder vae of AutoencoderKL\): vae must be given"
+        ):
             load(tmp_path / "model")
         assert checkpoints.describe(tmp_path / "model")["unused parts"] == (
             [] if kind is None else ["vae"]

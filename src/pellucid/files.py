@@ -86,7 +86,9 @@ def write_tensors(
     """Write a safetensors file as `new_file` does, and wait until it is on the disk."""
     with new_file(path, error) as temporary:
         try:
+            mode = temporary.stat().st_mode
             save_file(dict(tensors), temporary, dict(metadata))
+            os.chmod(temporary, mode)  # safetensors makes a file of its own, that only we may read
         except SafetensorError as refused:
             raise OSError(str(refused)) from refused
         with open(temporary, "rb+") as file:

@@ -1,4 +1,4 @@
-"""A text-to-image model is a handful of parts; this is the handful, and nothing else."""
+"""A text-to-image model: its parts and its settings, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pellucid.vae import VAE
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is used where a request leaves a field open. width and height are pixels."""
+    """What is used for fields that a request leaves open. width and height are pixels."""
 
     steps: int = 20
     guidance: float = 5.0
@@ -29,22 +29,22 @@ class Defaults:
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """How the text towers are read, which differs from family to family.
+    """How prompts are encoded by the text towers, which differs from family to family.
 
     layer, final_norm: as `TextTower.forward` takes them, the same for every tower.
-    left_out: so many of the last layers that the towers were trained with are not there (1 in
-        diffusers' folders of SD2); clip skip counts them, so that it is the same layer everywhere.
+    left_out: how many of the last layers of the trained towers are missing (1 in diffusers' folders
+        of SD2); clip skip counts them, so that it is the same layer everywhere.
     pads: the padding token of each tower's rows; empty: the tokenizer's own.
-    pooled: the vector for the whole text is the last tower's, or all towers' beside each other; or,
-        as "words", the last tower's beside the sum of the words' own vectors. What CLIP learnt from
-        few pictures tells "a blue rabbit" from all else, but rabbit and blue can't be told apart in
-        it; in the sum they can.
-    zero_empty: an empty negative prompt is all zeros, and is not encoded (SDXL).
-    width: with more than 0 the tokens' vectors are filled up with zeros to this width (SD3).
-    blank: so many zero tokens follow, in the place of a tower that is not there (SD3's T5).
-    emphasis: what becomes of vectors that a prompt gives more or less weight: "original" scales all
-        of them so that their mean stays as it was, "no_norm" does not. Where the mean is near zero,
-        "original" would scale by chance.
+    pooled: the vector for the whole text is the last tower's, or the concatenation of all towers'; or,
+        with "words", the last tower's and the sum of the words' own vectors. A CLIP trained on few
+        pictures separates "a blue rabbit" from all other prompts, but its vector does not show rabbit
+        and blue separately; the sum does.
+    zero_empty: an empty negative prompt becomes zeros and is not encoded (SDXL).
+    width: if above 0, the tokens' vectors are padded with zeros to this width (SD3).
+    blank: how many zero tokens follow, in place of a tower that is not there (SD3's T5).
+    emphasis: what happens to vectors that a prompt gives more or less weight: "original" scales all
+        of them back to their old mean, "no_norm" does not. Where the mean is near zero, "original"
+        would scale arbitrarily.
     """
 
     layer: int = -1
@@ -58,15 +58,29 @@ class TextEncoding:
     emphasis: Emphasis = "no_norm"
 
 
+@dataclass(frozen=True)
+class LatentSpace:
+    """How to show latents without the full autoencoder, as far as it is known for a published one.
+
+    colors: red, green and blue in [-1, 1] of each channel of the scaled latents, fitted to decoded
+    photographs; they are those of InvokeAI (github.com/invoke-ai/InvokeAI,
+    invokeai/app/util/step_callback.py). tiny_vae: the published name of the tiny autoencoder.
+    """
+
+    colors: tuple[tuple[float, float, float], ...] | None = None
+    tiny_vae: str | None = None
+
+
 @dataclass
 class Model:
-    """All that is needed to turn a prompt into a picture.
+    """Everything that turns a prompt into a picture.
 
-    backbone: the network that sees through the noise, called as backbone(x, t, conditioning).
+    backbone: the network that predicts the noise, called as backbone(x, t, conditioning).
     prediction: what it predicts, one of `diffusion.PREDICTIONS`. text_2: the second text tower of
-    SDXL and SD3, whose vectors stand beside the first one's; both share the tokenizer. vision:
-    CLIP's other half, for CLIP guidance and for scores; generating does not need it. tiny_vae: a
-    quicker decoder of the same latents, for previews and where a request asks for it.
+    SDXL and SD3, whose vectors are concatenated with the first one's; both share the tokenizer.
+    vision: CLIP's other half, for CLIP guidance and for scores; generating does not need it.
+    tiny_vae: a faster decoder of the same latents, for previews and where a request asks for it.
+    latents: what is known of the latents of its autoencoder.
     """
 
     backbone: nn.Module
@@ -81,3 +95,4 @@ class Model:
     vision: VisionTower | None = None
     tiny_vae: TinyVAE | None = None
     defaults: Defaults = field(default_factory=Defaults)
+    latents: LatentSpace = field(default_factory=LatentSpace)

@@ -9,21 +9,15 @@ latents, as the diffusion network sees them. The parameters have the names that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from pellucid.vae import VAEConfig
-
 
 @dataclass(frozen=True)
 class TinyVAEConfig:
-    """The shape of a tiny autoencoder, of which one half will do."""
+    """The shape of a tiny autoencoder, which may be one half only."""
 
     latent_channels: int = 4
     width: int = 64
@@ -43,26 +37,9 @@ class TinyVAEConfig:
 TAESD = TinyVAEConfig()
 TAESD3 = TinyVAEConfig(latent_channels=16)
 
-# Which of the published ones imitates which autoencoder: latent channels, scale -> its name.
-PUBLISHED: Mapping[tuple[int, float], str] = MappingProxyType(
-    {(4, 0.18215): "taesd", (4, 0.13025): "taesdxl", (16, 1.5305): "taesd3"}
-)
-
 STAGES = 4  # sizes, from that of the pixels to that of the latents
 BLOCKS = 3  # at every size but the largest, which has one
 MAGNITUDE = 3.0  # latents are squeezed to less than this
-
-
-def published(of: VAEConfig) -> str | None:
-    """The name of the one that imitates this autoencoder; None if none is known."""
-    return PUBLISHED.get((of.latent_channels, of.scaling_factor))
-
-
-def wanted(of: VAEConfig) -> str:
-    """What kind of file would be one for this autoencoder, for a message."""
-    name = published(of)
-    kind = f"a tiny autoencoder for its {of.latent_channels} latent channels"
-    return kind if name is None else f"{kind}, {name}_decoder.safetensors,"
 
 
 def conv(channels_in: int, channels_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -70,7 +47,7 @@ def conv(channels_in: int, channels_out: int, stride: int = 1, bias: bool = True
 
 
 class Block(nn.Module):
-    """Three convolutions beside a shortcut: (B, C, h, w) -> (B, C, h, w)."""
+    """Three convolutions with a shortcut: (B, C, h, w) -> (B, C, h, w)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -116,7 +93,7 @@ class Decoder(nn.Module):
 
 
 class TinyVAE(nn.Module):
-    """The tiny autoencoder whole, or that half of it which the config says."""
+    """The tiny autoencoder, or the half that the config names."""
 
     def __init__(self, config: TinyVAEConfig) -> None:
         super().__init__()
@@ -131,7 +108,7 @@ class TinyVAE(nn.Module):
         """
         f = self.config.downsample
         if self.encoder is None:
-            raise ValueError("this tiny autoencoder is a decoder alone; it makes no latents")
+            raise ValueError("this tiny autoencoder is a decoder alone and cannot encode")
         if pixels.shape[2] % f or pixels.shape[3] % f:
             raise ValueError(
                 f"pixels are {pixels.shape[3]} wide and {pixels.shape[2]} high; "
@@ -142,5 +119,5 @@ class TinyVAE(nn.Module):
     def to_pixels(self, latents: Tensor) -> Tensor:
         """Scaled latents -> pixels, about in [-1, 1]. ValueError if there is no decoder."""
         if self.decoder is None:
-            raise ValueError("this tiny autoencoder is an encoder alone; it makes no pixels")
+            raise ValueError("this tiny autoencoder is an encoder alone and cannot decode")
         return self.decoder(latents)

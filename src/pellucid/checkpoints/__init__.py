@@ -8,7 +8,6 @@ from pellucid.checkpoints.models import (
     describe,
     describe_lora,
     embedded,
-    format_of,
     holds_gan,
     is_tiny_vae,
     load,
@@ -22,6 +21,7 @@ from pellucid.checkpoints.models import (
     save_lora,
     tiny_vae_of,
     type_of,
+    writable_formats,
 )
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "describe",
     "describe_lora",
     "embedded",
-    "format_of",
     "holds_gan",
     "is_tiny_vae",
     "load",
@@ -45,4 +44,5 @@ __all__ = [
     "save_lora",
     "tiny_vae_of",
     "type_of",
+    "writable_formats",
 ]

@@ -1,4 +1,4 @@
-"""Files of textual inversion: a word and its vectors, in all the ways that people store them."""
+"""Files of textual inversion: words and their vectors, in all layouts that are common."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from pellucid.checkpoints.families import SD1, SD2, SDXL_BASE, what_is
-from pellucid.checkpoints.header import CheckpointError
-from pellucid.checkpoints.weights import Parameters, Stored, is_pickle, open_pickle, open_weights
+from pellucid.checkpoints import families
+from pellucid.checkpoints.header import CheckpointError, first_keys
+from pellucid.checkpoints.identify import EMBEDDING, what_is
+from pellucid.checkpoints.pickles import Parameters, is_pickle, open_pickle
+from pellucid.checkpoints.weights import Source, open_weights
 from pellucid.model import Model
 from pellucid.textual_inversion import Embedding
 
-# The keys of one word's vectors for two towers. "text_encoders_0" was diffusers' first name of it.
+# The keys of one word's vectors for two towers. diffusers first wrote "text_encoders_0".
 _TOWERS = {
     "clip_l": "text",
     "clip_g": "text_2",
@@ -22,16 +24,13 @@ _TOWERS = {
     "text_encoders_1": "text_2",
 }
 _ALONE = "emb_params"
-KIND = "a textual-inversion embedding"  # as `what_is` says it
-_MARK = "<embed>"  # what cloneofsimo's metadata say of a key that is a word
-_WIDTHS = {768: SD1.title, 1024: SD2.title}
-FIRST = 3  # how many keys an error names
+_MARK = "<embed>"  # in cloneofsimo's metadata, for a key that is a word
 
 
 def read(path: Path, model: Model) -> tuple[Embedding, ...]:
     """The words in `path`, with vectors for `model`.
 
-    Raises CheckpointError: no embedding, vectors of another width than the model's.
+    Raises CheckpointError: not an embedding, vectors of another width than the model's.
     """
     return tuple(
         Embedding(
@@ -41,28 +40,37 @@ def read(path: Path, model: Model) -> tuple[Embedding, ...]:
     )
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What `pellucid info` says of a file. Raises CheckpointError if it is none."""
-    told = {}
-    for word, vectors in words_in(path):
+def matches(source: Source) -> bool:
+    """Whether it is an embedding: by its keys, or by the widths of all its vectors."""
+    if source.path.is_dir():
+        return False
+    if not source.keys and is_pickle(source.path):  # A1111's, which are not a table of tensors
+        content = open_pickle(source.path)
+        return isinstance(content, dict) and "string_to_param" in content
+    what = what_is(source.keys)
+    if what is not None or not source.keys:
+        return what == EMBEDDING
+    widths = {tower.config.width for f in families.known().values() for tower in f.towers}
+    shapes = source.weights.shapes().values()
+    return all(len(shape) in (1, 2) and shape[-1] in widths for shape in shapes)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """What `pellucid info` reports of a file. Raises CheckpointError if it is not an embedding."""
+    words = {}
+    for word, vectors in words_in(source.path):
         sizes = {part: (1, 1, *tensor.shape)[-2:] for part, tensor in vectors.items()}
         counts = dict.fromkeys(size[0] for size in sizes.values())
         widths = {part: size[1] for part, size in sizes.items()}
-        told[word] = f"{' and '.join(map(str, counts))} of width {_told(widths)}"
-    return {"kind": KIND, "words": told}
-
-
-def seems(weights: Mapping[str, Stored]) -> bool:
-    """Whether these may be the vectors of words, by their widths, whatever their keys are."""
-    shapes = [stored.shape for stored in weights.values()]
-    return all(len(shape) in (1, 2) and shape[-1] in _WIDTHS for shape in shapes)
+        words[word] = f"{' and '.join(map(str, counts))} of width {_joined(widths)}"
+    return {"kind": EMBEDDING, "words": words}
 
 
 def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     """The words in `path`, each with its vectors for the text towers.
 
-    Where a file does not say the word, it is the file's name without its ending.
-    Raises CheckpointError if it is no embedding.
+    If a file does not name the word, it is the file's name without its ending.
+    Raises CheckpointError if it is not an embedding.
     """
     words, marked = (_pickled(path), ()) if is_pickle(path) else _plain(path)
     found: list[tuple[str, dict[str, Tensor]]] = []
@@ -75,21 +83,21 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
         found = [(path.stem, {"text": words[_ALONE]})]
     else:
         what = what_is(words)
-        if what not in (None, KIND) or any(vectors.ndim > 2 for vectors in words.values()):
-            raise _no_embedding(path, words, what)
+        if what not in (None, EMBEDDING) or any(vectors.ndim > 2 for vectors in words.values()):
+            raise _not_an_embedding(path, words, what)
         found = [(word, {"text": vectors}) for word, vectors in words.items()]
     if not found:
-        raise _no_embedding(path, words, None)
+        raise _not_an_embedding(path, words, None)
     return found
 
 
 def _plain(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of a safetensors file, and those keys that its metadata say are words."""
+    """The tensors of a safetensors file, and the keys that its metadata mark as words."""
     weights = open_weights(path)
     small = {key: stored for key, stored in weights.items() if len(stored.shape) <= 2}
     marked = tuple(key for key in small if weights.metadata.get(key) == _MARK)
     if not marked and len(small) < len(weights):
-        raise _no_embedding(path, dict.fromkeys(weights), what_is(weights))
+        raise _not_an_embedding(path, dict.fromkeys(weights), what_is(weights))
     return {key: stored.get(stored.dtype) for key, stored in small.items()}, marked
 
 
@@ -105,25 +113,24 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         content = {_ALONE: next(iter(inside.values()))}  # the word "*" stands for the file's name
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
-            f"{path} is a pickle of a {type(content).__name__}; a word and its vectors are wanted"
+            f"{path} is a pickle of a {type(content).__name__}; expected a word and its vectors"
         )
     for key, value in content.items():
         whole = isinstance(value, Tensor) and not value.is_quantized
         if not isinstance(key, str) or not whole:
-            raise _no_embedding(path, dict.fromkeys(map(str, content)), None)
+            raise _not_an_embedding(path, dict.fromkeys(map(str, content)), None)
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(f"{path}: {key} is larger than the memory that it stands for")
+            raise CheckpointError(f"{path}: {key} is larger than the memory behind it")
     return {key: value.detach() for key, value in content.items()}
 
 
-def _no_embedding(path: Path, keys: Mapping[str, Any], what: str | None) -> CheckpointError:
-    told = "no textual-inversion embedding" if what is None else f"{what}, not an embedding"
-    first = ", ".join(key[:80] for key in list(keys)[:FIRST])
-    return CheckpointError(f"{path} is {told}: its keys begin with {first or 'nothing'}")
+def _not_an_embedding(path: Path, keys: Mapping[str, Any], what: str | None) -> CheckpointError:
+    kind = f"not {EMBEDDING}" if what is None else f"{what}, not an embedding"
+    return CheckpointError(f"{path} is {kind}: its keys begin with {first_keys(keys)}")
 
 
 def _rows(path: Path, word: str, vectors: Tensor) -> Tensor:
-    """(n, width); CheckpointError for what are no finite numbers."""
+    """(n, width). Raises CheckpointError if they are not finite numbers."""
     if not vectors.is_floating_point() or not vectors.float().isfinite().all():
         raise CheckpointError(f"{path}: the vectors of {word!r} are not finite numbers")
     return vectors.reshape(-1, vectors.shape[-1])
@@ -132,34 +139,29 @@ def _rows(path: Path, word: str, vectors: Tensor) -> Tensor:
 def _checked(path: Path, model: Model, vectors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """`vectors`, if they are for the towers that the model has."""
     towers = {"text": model.text} | ({} if model.text_2 is None else {"text_2": model.text_2})
-    wanted = {part: tower.config.width for part, tower in towers.items()}
+    needed = {part: tower.config.width for part, tower in towers.items()}
     shapes = {part: tuple(tensor.shape) for part, tensor in vectors.items()}
     if any(len(shape) not in (1, 2) or 0 in shape for shape in shapes.values()):
         raise CheckpointError(f"{path}: its vectors have the shape {next(iter(shapes.values()))}")
     widths = {part: shape[-1] for part, shape in shapes.items()}
-    if widths != wanted:
-        theirs = _family(widths)
-        ours = _family(wanted)
-        known = ours or model.name
+    if widths != needed:
+        family = families.of_model(model)
+        ours = model.name if family is None else family.title
+        same = [f.title for f in families.known().values() if f.widths == (*widths.values(),)]
+        theirs = f"this embedding is for {' or '.join(same)}, the model is {ours}; " if same else ""
         raise CheckpointError(
-            f"{path}: "
-            + (f"this embedding is for {theirs}, the model is {known}; " if theirs else "")
-            + f"its vectors have the width {_told(widths)}, and {known} wants {_told(wanted)}"
+            f"{path}: {theirs}its vectors have the width {_joined(widths)}, and {ours} needs "
+            f"{_joined(needed)}"
         )
     counts = {1 if len(shape) == 1 else shape[0] for shape in shapes.values()}
     room = model.tokenizer.context_length - 2
     if len(counts) > 1 or max(counts) > room:
         raise CheckpointError(
-            f"{path}: it has {' and '.join(map(str, sorted(counts)))} vectors; the same number for "
-            f"each text encoder is wanted, at most {room}"
+            f"{path}: it has {' and '.join(map(str, sorted(counts)))} vectors; it must have the same "
+            f"number for each text encoder, at most {room}"
         )
     return vectors
 
 
-def _family(widths: Mapping[str, int]) -> str | None:
-    """The family whose text encoders have these widths, by their number where that tells it."""
-    return SDXL_BASE.title if len(widths) > 1 else _WIDTHS.get(widths.get("text", 0))
-
-
-def _told(widths: Mapping[str, int]) -> str:
+def _joined(widths: Mapping[str, int]) -> str:
     return " and ".join(str(widths[part]) for part in sorted(widths))

@@ -1,8 +1,8 @@
-"""The names of parameters in the original files, for the names that they have here.
+"""The names of parameters in the original files, given the names that they have here.
 
-A table is read in both directions: reading a file and writing one both start from the network's own
-parameters and ask where they stand. In a rule "*" is any piece of a name, the same on both sides in
-order; "~" is the number of a level, which the other side counts from the other end.
+A table serves both directions: reading and writing a file both start from the network's own
+parameters and look up where each one is. In a rule "*" is any piece of a name, in the same order on
+both sides; "~" is the number of a level, which the other side counts from the other end.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from pellucid.backbones.unet import UNetConfig
-from pellucid.checkpoints.assembly import Layout, Place
+from pellucid.checkpoints.assembly import Layout, Location
 
-# Ours, the file's, and how it is stored there, if not plainly.
+UNET_PREFIX = "model.diffusion_model."
+EMA_PREFIX = "model_ema.diffusion_model"  # the running average that training keeps
+VAE_PREFIXES = ("first_stage_model.", "vae.")  # the original one, and that of newer merges
+NEST = "state_dict."  # some files have this in front of every key
+
+# Our name, the file's, and how the parameter is stored there, if not plainly.
 Rule = tuple[str, str] | tuple[str, str, Layout] | tuple[str, str, Layout, int]
 
 UNET: tuple[Rule, ...] = (
@@ -26,7 +31,7 @@ UNET: tuple[Rule, ...] = (
     ("conv_norm_out.*", "out.0.*"),
     ("conv_out.*", "out.2.*"),
 )
-# Inside of a residual block; the rest of the blocks has the same names.
+# Inside a residual block; all else inside a block has the same names.
 RESIDUAL: tuple[Rule, ...] = (
     ("norm1.*", "in_layers.0.*"),
     ("conv1.*", "in_layers.2.*"),
@@ -78,8 +83,8 @@ def _pattern(ours: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-def place(name: str, rules: Sequence[Rule], levels: int = 0) -> Place | None:
-    """Where the parameter `name` stands in a file by the first rule that knows it."""
+def locate(name: str, rules: Sequence[Rule], levels: int = 0) -> Location | None:
+    """Where the parameter `name` is in a file, by the first rule that matches."""
     for ours, theirs, *how in rules:
         if found := _pattern(ours).fullmatch(name):
             groups = list(found.groups())
@@ -88,40 +93,44 @@ def place(name: str, rules: Sequence[Rule], levels: int = 0) -> Place | None:
                 groups.remove(found["level"])
             for group in groups:
                 theirs = theirs.replace("*", group, 1)
-            return Place(theirs, *how)
+            return Location(theirs, *how)
     return None
 
 
-def _places(
+def _locations(
     names: Iterable[str], rules: Sequence[Rule], prefix: str, levels: int = 0
-) -> dict[str, Place]:
-    places = {}
+) -> dict[str, Location]:
+    locations = {}
     for name in names:
-        found = place(name, rules, levels)
+        found = locate(name, rules, levels)
         if found is None:
             raise ValueError(f"{name} has no name in the original layout")
-        places[name] = found._replace(key=prefix + found.key)
-    return places
+        locations[name] = found._replace(key=prefix + found.key)
+    return locations
 
 
-def unet_places(names: Iterable[str], config: UNetConfig, prefix: str = "") -> dict[str, Place]:
-    """Where the parameters of a U-Net stand. ValueError for one that the layout does not have."""
+def unet_locations(
+    names: Iterable[str], config: UNetConfig, prefix: str = ""
+) -> dict[str, Location]:
+    """Where the parameters of a U-Net are. ValueError for one that the layout does not have."""
     blocks = unet_blocks(config)
-    places = {}
+    locations = {}
     for name in names:
         pieces = name.split(".")
         length = 5 if "samplers" in name else 4 if name[:3] in ("dow", "up_") else 3
         block, rest = ".".join(pieces[:length]), ".".join(pieces[length:])
         if block in blocks:
-            inner = place(rest, RESIDUAL) if ".resnets." in name else None
-            places[name] = Place(f"{prefix}{blocks[block]}.{rest if inner is None else inner.key}")
+            inner = locate(rest, RESIDUAL) if ".resnets." in name else None
+            locations[name] = Location(
+                f"{prefix}{blocks[block]}.{rest if inner is None else inner.key}"
+            )
         else:
-            places |= _places([name], UNET, prefix)
-    return places
+            locations |= _locations([name], UNET, prefix)
+    return locations
 
 
 def unet_blocks(config: UNetConfig) -> dict[str, str]:
-    """Our name of every block -> its name where all blocks of a U-Net are counted through."""
+    """Our name of every block -> its original name, which numbers all blocks of a U-Net."""
     blocks = {
         "mid_block.resnets.0": "middle_block.0",
         "mid_block.attentions.0": "middle_block.1",
@@ -147,21 +156,28 @@ def unet_blocks(config: UNetConfig) -> dict[str, str]:
     return blocks
 
 
-def vae_places(names: Iterable[str], levels: int, prefix: str = "") -> dict[str, Place]:
-    """Where the parameters of an autoencoder of so many levels stand."""
-    return _places(names, VAE, prefix, levels)
+def vae_locations(names: Iterable[str], levels: int, prefix: str = "") -> dict[str, Location]:
+    """Where the parameters of an autoencoder with this number of levels are."""
+    return _locations(names, VAE, prefix, levels)
 
 
-def open_clip_places(names: Iterable[str], prefix: str = "") -> dict[str, Place]:
-    """Where the parameters of a text tower stand in OpenCLIP's files."""
-    return _places(names, OPEN_CLIP, prefix)
+def vae_location(name: str, levels: int) -> Location | None:
+    """Where one parameter of an autoencoder is; None if the layout does not have it."""
+    return locate(name, VAE, levels)
 
 
-def clip_places(names: Iterable[str], prefix: str = "", level: bool = True) -> dict[str, Place]:
-    """Where the parameters of a text tower stand in Hugging Face's files; the oldest of the original
-    files are without the `level` "text_model."."""
+def open_clip_locations(names: Iterable[str], prefix: str = "") -> dict[str, Location]:
+    """Where the parameters of a text tower are in OpenCLIP's files."""
+    return _locations(names, OPEN_CLIP, prefix)
+
+
+def clip_locations(
+    names: Iterable[str], prefix: str = "", level: bool = True
+) -> dict[str, Location]:
+    """Where the parameters of a text tower are in Hugging Face's files; the oldest of the original
+    files do not have the `level` "text_model."."""
     return {
-        name: Place(prefix + (name if level else name.removeprefix("text_model.")))
+        name: Location(prefix + (name if level else name.removeprefix("text_model.")))
         for name in names
     }
 
@@ -179,8 +195,8 @@ def modern(key: str) -> str:
 
 # ---------------------------------------------------------------- averages of the weights
 
-# The running averages that training keeps beside a U-Net have its names without the dots. In every
-# name the pieces are known words, and the last digit before a letter stands alone.
+# The running averages that training keeps have the U-Net's names without the dots. In every name the
+# pieces are known words, and the last digit before a letter is a piece of its own.
 _PIECES = re.compile(
     r"(?P<block>input_blocks|output_blocks)(?P<number>\d+)(?P<inner>\d)"
     r"|(?P<label>label_emb)(?P<outer>\d)(?P<linear>\d)"
@@ -191,8 +207,8 @@ _PIECES = re.compile(
 
 
 def dotted(name: str) -> str | None:
-    """ "input_blocks10in_layers0weight" -> "input_blocks.1.0.in_layers.0.weight"; None if it is no
-    name of a U-Net's parameter."""
+    """ "input_blocks10in_layers0weight" -> "input_blocks.1.0.in_layers.0.weight"; None if that is
+    not the name of a U-Net's parameter."""
     pieces: list[str] = []
     end = 0
     for found in _PIECES.finditer(name):
@@ -201,3 +217,9 @@ def dotted(name: str) -> str | None:
         pieces += [group for group in found.groups() if group is not None]
         end = found.end()
     return ".".join(pieces) if end == len(name) and pieces else None
+
+
+def prefix_of(keys: Iterable[str], prefixes: Iterable[str] = VAE_PREFIXES) -> str | None:
+    """The first of `prefixes` that a key begins with; None if no key begins with any."""
+    names = list(keys)
+    return next((p for p in prefixes if any(name.startswith(p) for name in names)), None)

@@ -1,15 +1,47 @@
-"""Config dataclasses in the metadata of Pellucid's own files."""
+"""The JSON metadata of Pellucid's own files, and the config dataclasses in it."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.weights import Source
 
 Config = TypeVar("Config")
+
+
+def json_entry(
+    source: Source, entry: str, version: int, required: Collection[str]
+) -> dict[str, Any]:
+    """The JSON object under `entry` in a file's metadata, which has at least the `required` fields.
+
+    Raises CheckpointError: not JSON, fields that are missing, a version above `version`.
+    """
+    path = source.path
+    try:
+        facts = json.loads(source.weights.metadata[entry])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its {entry!r} metadata is not JSON") from error
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path}: its {entry!r} metadata is not a JSON object")
+    found = facts.get("version")
+    if not isinstance(found, int):
+        raise CheckpointError(
+            f"{path}: its {entry!r} metadata has no format version; expected {version}"
+        )
+    if found > version:
+        raise CheckpointError(
+            f"{path} has format version {found}; this Pellucid reads up to {version}, a newer "
+            "Pellucid is needed"
+        )
+    if missing := sorted(set(required) - facts.keys()):
+        raise CheckpointError(f"{path}: its {entry!r} metadata has no {', '.join(missing)}")
+    return facts
 
 
 def dataclass_from(path: Path, what: str, kind: type[Config], values: Any) -> Config:

@@ -1,14 +1,13 @@
 """Tiny autoencoders on disk: the original files with numbered keys, and diffusers'.
 
 Those of diffusers are a folder with a config.json, or the file of weights in it. The original files
-hold one half each, a sequence whose layers are numbered; in the decoder the
-number 0 is a layer without weights, which diffusers does not count.
+hold one half each, a sequence whose layers are numbered; in the decoder number 0 is a layer without
+weights, which diffusers does not count.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from pellucid.checkpoints import configs, description
-from pellucid.checkpoints.assembly import Part, Place, assemble, build, compare
-from pellucid.checkpoints.configs import Settings
-from pellucid.checkpoints.header import CheckpointError
-from pellucid.checkpoints.variants import weights_of
-from pellucid.checkpoints.weights import Weights, open_weights
-from pellucid.tiny_vae import BLOCKS, TinyVAE, TinyVAEConfig, published
+from pellucid.checkpoints import description, families
+from pellucid.checkpoints.assembly import Location, Part, build, compare, fill
+from pellucid.checkpoints.header import CheckpointError, first_keys
+from pellucid.checkpoints.identify import TINY_VAE
+from pellucid.checkpoints.settings import Settings, class_of
+from pellucid.checkpoints.weight_files import weights_of
+from pellucid.checkpoints.weights import Source, Weights, open_weights
+from pellucid.tiny_vae import BLOCKS, TinyVAE, TinyVAEConfig
 from pellucid.vae import VAEConfig
 
-# The prefixes of encoder and decoder, and the number that the decoder's first layer has: diffusers';
-# of both originals in one; of the original files, which only their shapes tell apart.
+# The prefixes of encoder and decoder, and the number of the decoder's first layer: in diffusers' files;
+# in files with both originals; in the original files, which differ only in their shapes.
 LAYOUTS = (
     ("encoder.layers.", "decoder.layers.", 0),
     ("encoder.", "decoder.", 1),
@@ -37,7 +37,6 @@ KEY = re.compile(r"((taesd_)?(en|de)coder\.)?(layers\.)?\d+\.(conv\.\d+\.)?(weig
 UNUSED = ("vae_scale", "vae_shift")  # the latents' scale, in files for another program
 ENDINGS = ("_decoder.safetensors", ".safetensors", "_decoder.pth", ".pth")
 ENCODER_LAST = 14  # the number of its last layer
-MOST_BYTES = 2**26  # the published ones have a sixth of it
 CLASS = "AutoencoderTiny"  # diffusers' name of it
 # What its config.json can vary and the network here cannot; the widths show in the weights.
 FIXED = {
@@ -58,8 +57,8 @@ WIDTHS = ("block_out_channels", "encoder_block_out_channels", "decoder_block_out
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a file holds: the shape, and where its parameters stand."""
+class TinyVAEFile:
+    """What a file holds: the config, and where its parameters are."""
 
     path: Path
     weights: Weights
@@ -68,58 +67,48 @@ class Found:
     first: int
 
     def part(self) -> Part:
-        """The network on the meta device, with the place of each parameter."""
+        """The network on the meta device, with the location of each parameter."""
         network = build(self.path, "tiny autoencoder", TinyVAE, self.config)
-        return Part(network, self.weights, places(network, self.prefixes, self.first))
+        return Part(network, self.weights, locations(network, self.prefixes, self.first))
 
 
-def matches(path: Path) -> bool:
-    """Whether `path` is a file or folder with a tiny autoencoder, or half of one."""
-    if path.is_dir():
-        return configs.class_of(path) == CLASS
-    try:
-        return path.stat().st_size <= MOST_BYTES and is_tiny_vae(open_weights(path))
-    except (OSError, CheckpointError):
-        return False
-
-
-def is_tiny_vae(keys: Iterable[str]) -> bool:
-    """Whether these are the keys of a tiny autoencoder, or of half of one."""
-    names = [key for key in keys if key not in UNUSED]
+def matches(source: Source) -> bool:
+    """Whether it is a file or folder with a tiny autoencoder, or half of one."""
+    if source.path.is_dir():
+        return class_of(source.path) == CLASS
+    names = [key for key in source.keys if key not in UNUSED]
     return bool(names) and all(KEY.match(name) for name in names)
 
 
 def read(path: Path, device: str | torch.device, dtype: torch.dtype) -> TinyVAE:
     """The tiny autoencoder in a file or folder. Raises CheckpointError."""
     part = examine(path).part()
-    assemble(path, {"tiny autoencoder": part}, device, dtype, UNUSED)
+    compare(path, {"tiny autoencoder": part}, UNUSED)
+    fill(part, device, dtype)
     assert isinstance(part.module, TinyVAE)
     return part.module
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What `pellucid info` says of a file or folder, without reading its weights."""
-    found = examine(path)
+def describe(source: Source) -> dict[str, Any]:
+    """What `pellucid info` reports of a file or folder."""
+    path, found = source.path, examine(source.path)
     part = found.part()
     compare(path, {"tiny autoencoder": part}, UNUSED)
     halves = [half for half in ("encoder", "decoder") if getattr(found.config, half)]
     return {
-        "kind": "a tiny autoencoder (TAESD) alone",
+        "kind": TINY_VAE,
         "format": "diffusers" if found.first == 0 else "TAESD",
         "halves": ", ".join(halves),
-        "parameters": {half: _size(getattr(part.module, half)) for half in halves},
-        "latents": f"{found.config.latent_channels} channels, 1/{found.config.downsample} of the "
-        "width and height",
+        "parameters": {
+            half: sum(p.numel() for p in getattr(part.module, half).parameters()) for half in halves
+        },
+        "latents": description.shape_of(found.config),
         "types": description.types(found.weights),
     }
 
 
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def examine(path: Path) -> Found:
-    """What a file or folder holds. Raises CheckpointError if that is no tiny autoencoder."""
+def examine(path: Path) -> TinyVAEFile:
+    """What a file or folder holds. Raises CheckpointError if that is not a tiny autoencoder."""
     if path.is_dir():
         settings = Settings.open(path / "config.json")
         settings.fixed(FIXED)
@@ -135,30 +124,33 @@ def examine(path: Path) -> Found:
         if len(shape) < 2:
             break
         config = TinyVAEConfig(shape[0], shape[1], last in shapes, begin in shapes)
-        return Found(path, weights, config, (encoder, decoder), first)
+        return TinyVAEFile(path, weights, config, (encoder, decoder), first)
     raise CheckpointError(
-        f"{path} is no tiny autoencoder of the known kind: its keys begin with "
-        f"{', '.join(list(weights)[:3])}"
+        f"{path} is not a tiny autoencoder of a known kind: its keys begin with {first_keys(weights)}"
     )
 
 
-def places(network: nn.Module, prefixes: tuple[str, str], first: int) -> dict[str, Place]:
-    """Where the parameters "encoder.layers.N.*" and "decoder.layers.N.*" stand."""
+def locations(network: nn.Module, prefixes: tuple[str, str], first: int) -> dict[str, Location]:
+    """Where the parameters "encoder.layers.N.*" and "decoder.layers.N.*" are."""
     found = {}
     for name in network.state_dict():
         half, _, number, rest = name.split(".", 3)
         encodes = half == "encoder"
         number = number if encodes else str(int(number) + first)
-        found[name] = Place(f"{prefixes[0 if encodes else 1]}{number}.{rest}")
+        found[name] = Location(f"{prefixes[0 if encodes else 1]}{number}.{rest}")
     return found
 
 
-# ---------------------------------------------------------------- which one belongs to a model
+def expected(of: VAEConfig) -> str:
+    """Which tiny autoencoder imitates one with this config, for a message."""
+    name = families.latent_space(of).tiny_vae
+    kind = f"a tiny autoencoder for {of.latent_channels} latent channels"
+    return kind if name is None else f"{kind}, {name}_decoder.safetensors"
 
 
-def beside(path: Path, of: VAEConfig) -> Path | None:
-    """The published file for this autoencoder that lies beside a model, or in its folder."""
-    name = published(of)
+def next_to(path: Path, of: VAEConfig) -> Path | None:
+    """The published file for this autoencoder that is next to a model, or in its folder."""
+    name = families.latent_space(of).tiny_vae
     if name is None:
         return None
     folders = (path, path.parent) if path.is_dir() else (path.parent,)

@@ -7,19 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints.configs import Settings
 from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.settings import Settings
 from pellucid.tokenizer import BOS, EOS, Tokenizer
 
 VOCABULARY_BYTES = 2**24  # CLIP's tokenizer.json has a fifth of it
-MARKS = ("special_tokens_map.json", "tokenizer_config.json")  # either may name the padding
+MARKS = ("special_tokens_map.json", "tokenizer_config.json")  # either may name the padding token
+FILES = ("vocab.json", "merges.txt"), ("tokenizer.json",)  # either is a vocabulary
 
 
-FILES = ("vocab.json", "merges.txt"), ("tokenizer.json",)  # either pair or one is a vocabulary
+def clip_tokenizer() -> Tokenizer:
+    """The tokenizer of all Stable Diffusion models."""
+    return Tokenizer.clip()
 
 
 def content(folder: Path) -> tuple[bytes, ...]:
-    """The bytes of the vocabulary in `folder`, () if none is there. Raises CheckpointError."""
+    """The bytes of the vocabulary in `folder`, () if there is none. Raises CheckpointError."""
     for names in FILES:
         files = [folder / name for name in names]
         if all(file.is_file() for file in files):
@@ -33,7 +36,7 @@ def content(folder: Path) -> tuple[bytes, ...]:
 
 
 def read(folder: Path) -> Tokenizer | None:
-    """The tokenizer in `folder`, None if none is there. Raises CheckpointError if it is damaged."""
+    """The tokenizer in `folder`, None if there is none. Raises CheckpointError if it is damaged."""
     found = content(folder)
     try:
         if len(found) == 2:
@@ -55,7 +58,7 @@ def _pair(pair: Any) -> tuple[str, str]:
 
 
 def padding(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """The number that `folder` says its rows are filled up with; None if it does not say."""
+    """The number that pads rows according to `folder`; None if it does not say."""
     for name in MARKS:
         if not (folder / name).is_file():
             continue
@@ -69,7 +72,7 @@ def padding(folder: Path, tokenizer: Tokenizer) -> int | None:
 
 
 def write(folder: Path, tokenizer: Tokenizer, pad: int) -> None:
-    """Write the folder; `pad` is the number that rows are filled up with.
+    """Write the folder; `pad` is the number that pads rows.
 
     Raises CheckpointError for a tokenizer that is not of CLIP's kind.
     """
@@ -96,5 +99,5 @@ def write(folder: Path, tokenizer: Tokenizer, pad: int) -> None:
     again = read(folder)
     if again is None or again.bpe.to_str() != tokenizer.bpe.to_str():
         raise CheckpointError(
-            f"{folder} was not written: the model's tokenizer cuts texts in another way than CLIP's"
+            f"{folder} was not written: the model's tokenizer splits texts in another way than CLIP's"
         )

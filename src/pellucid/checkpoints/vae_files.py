@@ -1,4 +1,4 @@
-"""Autoencoders on disk: alone, as one file or as a folder of diffusers', or out of a model's.
+"""Autoencoders on disk: alone, as one file or as a folder of diffusers', or in a model's.
 
 A file has the original names or diffusers', and does not say the scale of the latents; the
 config.json in a folder does.
@@ -7,32 +7,40 @@ config.json in a folder does.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pellucid.checkpoints import configs, description, families, key_names
-from pellucid.checkpoints.assembly import Part, Place, build, compare, fill, same_names
-from pellucid.checkpoints.configs import Settings
-from pellucid.checkpoints.families import SD1, SD3, SDXL_BASE
+from pellucid.checkpoints import configs, description, families
+from pellucid.checkpoints.assembly import Location, Part, build, compare, fill, same_names, size
 from pellucid.checkpoints.header import CheckpointError, first_keys
-from pellucid.checkpoints.variants import weights_of
-from pellucid.checkpoints.weights import open_weights
+from pellucid.checkpoints.identify import VAE_ALONE, what_is
+from pellucid.checkpoints.key_names import (
+    NEST,
+    VAE_PREFIXES,
+    modern,
+    prefix_of,
+    vae_location,
+    vae_locations,
+)
+from pellucid.checkpoints.settings import Settings, class_of
+from pellucid.checkpoints.shapes import under, vae_config
+from pellucid.checkpoints.weight_files import weights_of
+from pellucid.checkpoints.weights import Source, open_weights
 from pellucid.vae import VAE, VAEConfig
 
-KIND = "AutoencoderKL"  # diffusers' name of the class
-NEST = "state_dict."
-GIVE = "give --vae a file or folder that has one"
-PREFIXES = ("first_stage_model.", "vae.")
-UNUSED = re.compile(r"(loss|model_ema|discriminator)\.")  # what training leaves beside it
+CLASS = "AutoencoderKL"  # diffusers' name
+UNUSED = re.compile(r"(loss|model_ema|discriminator)\.")  # what training leaves in the file
 
 
-def matches(path: Path) -> bool:
-    """Whether `path` is a folder of diffusers' with an autoencoder alone."""
-    return path.is_dir() and configs.class_of(path) == KIND
+def matches(source: Source) -> bool:
+    """Whether it is a folder of diffusers' with an autoencoder alone, or a file of one."""
+    if source.path.is_dir():
+        return class_of(source.path) == CLASS
+    return what_is(source.keys) == VAE_ALONE
 
 
 def read(
@@ -45,21 +53,17 @@ def read(
     return found.module
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What `pellucid info` says of an autoencoder alone, without reading its weights."""
-    found, unused = part(path)
+def describe(source: Source) -> dict[str, Any]:
+    """What `pellucid info` reports of an autoencoder alone."""
+    found, unused = part(source.path)
     assert isinstance(found.module, VAE)
     config = found.module.config
-    told = (
-        description.latents(config)
-        if path.is_dir()
-        else f"{description.shape_of(config)}; the file does not say their scale"
-    )
+    in_file = f"{description.shape_of(config)}; the file does not say their scale"
     return {
-        "kind": "a VAE alone",
-        "parameters": {"vae": description.size(found)},
+        "kind": VAE_ALONE,
+        "parameters": {"vae": size(found)},
         "unused keys": unused,
-        "latents": told,
+        "latents": description.latents(config) if source.path.is_dir() else in_file,
         "types": description.types(found.weights),
         "keys": len(found.weights),
     }
@@ -68,13 +72,13 @@ def describe(path: Path) -> dict[str, Any]:
 def part(path: Path, like: VAEConfig | None = None) -> tuple[Part, list[str]]:
     """The network and where its weights are, which are not read yet; and the keys not needed.
 
-    like: whose scale and shift of the latents it has where `path` is a file; None is that of the
-    model in the file, else Stable Diffusion 1's, or 3's where there are 16 channels.
+    like: whose scale and shift of the latents it has if `path` is a file; None: those of the
+    family of the model in the file, else of one with as many channels.
     Raises CheckpointError: no autoencoder in it, keys that are missing or of the wrong shape.
     """
     if path.is_dir():
-        inside = path / "vae"  # of a whole model's folder
-        folder = path if matches(path) or not inside.is_dir() else inside
+        inside = path / "vae"  # in a model's folder
+        folder = inside if inside.is_dir() and class_of(path) != CLASS else path
         whole, unused = of_folder(folder, config_of(folder)), list[str]()
     else:
         whole, unused = _of_file(path, like)
@@ -82,15 +86,15 @@ def part(path: Path, like: VAEConfig | None = None) -> tuple[Part, list[str]]:
     return whole, unused
 
 
-def instead(
-    path: Path, channels: int, own: VAEConfig | None, like: VAEConfig
+def replacement(
+    path: Path, channels: int, own: VAEConfig | None, usual: VAEConfig
 ) -> tuple[Part, list[str]]:
-    """`part`, for a model whose network makes so many channels.
+    """`part`, for a model whose network makes this number of channels.
 
-    own: the config of the model's own autoencoder, if it has one. like: as in `part`.
+    own: the config of the model's own autoencoder, if it has one. usual: used as `like` if not.
     Raises CheckpointError for an autoencoder of other latents.
     """
-    found, unused = part(path, like if own is None else own)
+    found, unused = part(path, usual if own is None else own)
     assert isinstance(found.module, VAE)
     has, side = found.module.config, None if own is None else own.downsample
     if has.latent_channels != channels or side not in (None, has.downsample):
@@ -107,18 +111,22 @@ def instead(
 def config_of(folder: Path) -> VAEConfig:
     """What its config.json says. Raises CheckpointError."""
     settings = Settings.open(folder / "config.json")
-    settings.fixed({"_class_name": KIND})
+    settings.fixed({"_class_name": CLASS})
     return configs.read_vae(settings)
 
 
 def of_folder(folder: Path, config: VAEConfig) -> Part:
     """The network and its weights in a folder of diffusers'."""
-    network = build(folder, "VAE", VAE, config)
+    return weights_in_folder(folder, build(folder, "VAE", VAE, config))
+
+
+def weights_in_folder(folder: Path, network: VAE) -> Part:
+    """Where a folder of diffusers' has the weights of an autoencoder."""
     weights = open_weights(weights_of(folder))
-    weights = replace(weights, stored={key_names.modern(k): value for k, value in weights.items()})
-    levels = key_names.vae_places(network.state_dict(), len(config.block_out_channels))
-    places = {name: Place(name, levels[name].layout) for name in same_names(network)}
-    return Part(network, weights, places)
+    weights = replace(weights, stored={modern(key): value for key, value in weights.items()})
+    original = vae_locations(network.state_dict(), len(network.config.block_out_channels))
+    locations = {name: Location(name, original[name].layout) for name in same_names(network)}
+    return Part(network, weights, locations)
 
 
 # ---------------------------------------------------------------- one file
@@ -127,49 +135,43 @@ def of_folder(folder: Path, config: VAEConfig) -> Part:
 def _of_file(path: Path, like: VAEConfig | None) -> tuple[Part, list[str]]:
     weights = open_weights(path)
     stored = {key.removeprefix(NEST): value for key, value in weights.items()}
-    prefix = prefix_of(stored) or ""
-    shapes = under({key: value.shape for key, value in stored.items()}, prefix)
+    prefix = prefix_of(stored, VAE_PREFIXES) or ""
+    inside = {key: value for key, value in stored.items() if key.startswith(prefix)}
+    shapes = under({key: value.shape for key, value in inside.items()}, prefix)
     ours = "encoder.down_blocks.0.resnets.0.norm1.weight" in shapes
     if not ours and "decoder.up.0.block.0.norm1.weight" not in shapes:
-        what = families.what_is(stored)
-        told = f"its keys begin with {first_keys(stored)}" if what is None else f"it is {what}"
-        raise CheckpointError(f"{path} has no autoencoder in it: {told}")
+        what = what_is(stored)
+        known = f"its keys begin with {first_keys(stored)}" if what is None else f"it is {what}"
+        raise CheckpointError(f"{path} has no autoencoder in it: {known}")
     if ours:
-        stored = {key_names.modern(key): value for key, value in stored.items()}
-        shapes = {key_names.modern(key): shape for key, shape in shapes.items()}
+        inside = {modern(key): value for key, value in inside.items()}
+        shapes = {modern(key): shape for key, shape in shapes.items()}
     try:
-        if like is None:
-            wide = shapes["decoder.conv_in.weight"][1] == SD3.vae.latent_channels
-            like = SD3.vae if wide else SD1.vae
-            if any(key.startswith("conditioner.") for key in stored):
-                like = SDXL_BASE.vae
-        config = families.vae_config(_original(shapes) if ours else shapes, like)
+        usual = _usual(stored, shapes["decoder.conv_in.weight"][1]) if like is None else like
+        config = vae_config(_original(shapes) if ours else shapes, usual)
     except (KeyError, ValueError, IndexError, StopIteration) as error:
-        raise CheckpointError(f"{path} is no whole autoencoder: {error}") from error
+        raise CheckpointError(f"{path} is not a whole autoencoder: {error}") from error
     network = build(path, "VAE", VAE, config)
-    places = key_names.vae_places(network.state_dict(), len(config.block_out_channels), prefix)
+    locations = vae_locations(network.state_dict(), len(config.block_out_channels), prefix)
     if ours:
-        places = {name: Place(prefix + name, places[name].layout) for name in places}
-    inside = {key: value for key, value in stored.items() if key.startswith(prefix)}
+        locations = {name: Location(prefix + name, locations[name].layout) for name in locations}
     unused = [key for key in inside if UNUSED.match(key.removeprefix(prefix))]
-    return Part(network, inside, places), unused
+    return Part(network, inside, locations), unused
 
 
-def prefix_of(keys: Collection[str]) -> str | None:
-    """What an autoencoder's keys in a model's file begin with; None if there is none in it."""
-    return next((start for start in PREFIXES if any(key.startswith(start) for key in keys)), None)
-
-
-def under(shapes: families.Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Those whose key begins with `prefix`, without it."""
-    return {k.removeprefix(prefix): shape for k, shape in shapes.items() if k.startswith(prefix)}
+def _usual(keys: Mapping[str, Any], channels: int) -> VAEConfig:
+    """The autoencoder of the family whose text towers are in the file, else of the first family whose
+    latents have this number of channels."""
+    known = families.known().values()
+    prefixes = {tower.prefix for family in known for tower in family.towers if tower.prefix}
+    present = {prefix for prefix in prefixes if any(key.startswith(prefix) for key in keys)}
+    own = [f for f in known if present & {tower.prefix for tower in f.towers}]
+    same = [f for f in known if f.vae.latent_channels == channels]
+    return (*own, *same, *known)[0].vae
 
 
 def _original(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shapes by the original names, from those by ours."""
     levels = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.down_b"))
-    return {
-        place.key: shape
-        for key, shape in shapes.items()
-        if (place := key_names.place(key, key_names.VAE, levels)) is not None
-    }
+    locations = {key: vae_location(key, levels) for key in shapes}
+    return {found.key: shapes[key] for key, found in locations.items() if found is not None}

@@ -16,7 +16,7 @@ from pellucid.explain.operations import count_operations, on_meta
 from pellucid.html.records import Picture, Record
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
-from pellucid.preview import colours_of
+from pellucid.preview import colors_of
 from pellucid.request import unit_of
 from pellucid.runtime import Runtime
 from pellucid.vae import VAE, psnr
@@ -97,7 +97,7 @@ def round_trip(model: Model, image: Image.Image, source: str = "picture") -> Rou
     decoded = to_pil(model.vae.to_pixels(latents, tile_size)[0])
     difference = (to_tensor(decoded) - to_tensor(picture)).abs() * 127.5
     largest = round(float(difference.max()))
-    colours = colours_of(model.vae)
+    colours = colors_of(model)
     return RoundTrip(
         source=source,
         size=image.size,

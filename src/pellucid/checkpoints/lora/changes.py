@@ -10,19 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pellucid.checkpoints.assembly import write_file
-from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.assembly import type_name
+from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.lora.description import family_of, family_of_model
-from pellucid.checkpoints.lora.file import BESIDE, FIRST, KINDS, Found, Target, examine
-from pellucid.checkpoints.lora.names import Names, Place, in_order, kohya_names
+from pellucid.checkpoints.lora.file import KINDS, MODIFIERS, LoraFile, Target, examine
+from pellucid.checkpoints.lora.names import ModulePath, Names, in_order, kohya_names
+from pellucid.files import write_tensors
 from pellucid.lora import Change, Lora, Matrix
 from pellucid.model import Model
+
+FIRST = 3  # how many changes that do not fit an error names
 
 
 def read(path: Path, model: Model) -> Lora:
     """The LoRA in `path` for `model`; its tensors stay in the file until they are used.
 
-    Raises CheckpointError: no LoRA, one that is incomplete, one of another family.
+    Raises CheckpointError: not a LoRA, incomplete, of another family.
     """
     found = examine(path)
     theirs, ours = family_of(found), family_of_model(model)
@@ -31,47 +34,56 @@ def read(path: Path, model: Model) -> Lora:
         raise CheckpointError(f"{path}: {title}")
     find = _numbered(found, model) or Names(model).find
     changes: dict[str, dict[str, Change]] = {}
-    unmatched = list(found.alien)
-    wrong = []
+    unmatched, wrong = list(found.alien), list[str]()
     for target in found.targets:
-        place = find(target.name)
-        if place is None:
+        module = find(target.name)
+        if module is None:
             unmatched += target.keys.values()
             continue
-        module = getattr(model, place.part).get_submodule(place.module)
-        made = _changes(found, target)
-        unused = set(target.keys.values())
-        for leaf, (change, keys) in made.items():
-            parameter = getattr(module, leaf, None)
-            if parameter is None:
-                continue
-            unused -= keys
-            try:
-                change.check(parameter.shape)
-            except ValueError as error:
-                wrong.append(f"{target.name}: {error}")
-            name = f"{place.module}.{leaf}"
-            if name in changes.setdefault(place.part, {}):
+        made, unused = _fitting(found, target, getattr(model, module.part), module.module, wrong)
+        unmatched += unused
+        for name, change in made.items():
+            if name in changes.setdefault(module.part, {}):
                 raise CheckpointError(f"{path} changes {name} twice, the second time {target.name}")
-            changes[place.part][name] = change
-        unmatched += sorted(unused)
+            changes[module.part][name] = change
     if wrong or not changes:
         known = f"{title}; " if theirs is not None and theirs != ours else ""
-        told = (
-            f"{len(wrong)} of its changes {'is' if len(wrong) == 1 else 'are'} of another shape "
-            "than the model's weights: " + "; ".join(wrong[:FIRST])
+        problem = (
+            f"{len(wrong)} of its changes {'has' if len(wrong) == 1 else 'have'} another shape than "
+            "the model's weights: " + "; ".join(wrong[:FIRST])
             if wrong
-            else f"it has nothing that {model.name} has; its keys begin with "
-            + ", ".join(unmatched[:FIRST])
+            else f"none of its keys match {model.name}; they begin with {first_keys(unmatched)}"
         )
-        raise CheckpointError(f"{path}: {known}{told}")
+        raise CheckpointError(f"{path}: {known}{problem}")
     return Lora(path.stem, changes, tuple(unmatched))
+
+
+def _fitting(
+    found: LoraFile, target: Target, network: nn.Module, module: str, wrong: list[str]
+) -> tuple[dict[str, Change], list[str]]:
+    """The changes of a module by the names of its parameters, and the keys that are not used.
+
+    wrong: gets what does not fit.
+    """
+    owner, unused = network.get_submodule(module), set(target.keys.values())
+    fitting = {}
+    for leaf, (change, keys) in _changes(found, target).items():
+        parameter = getattr(owner, leaf, None)
+        if parameter is None:
+            continue
+        unused -= keys
+        try:
+            change.check(parameter.shape)
+        except ValueError as error:
+            wrong.append(f"{target.name}: {error}")
+        fitting[f"{module}.{leaf}"] = change
+    return fitting, sorted(unused)
 
 
 def write(lora: Lora, model: Model, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a LoRA of `model` with the keys of kohya's trainer, whole or not at all.
 
-    Raises CheckpointError for changes of other kinds than LoRA, and if it cannot be written.
+    Raises CheckpointError for changes of other kinds than plain LoRA, and if it cannot be written.
     """
     weights: dict[str, Tensor] = {}
     for part, changes in lora.changes.items():
@@ -80,26 +92,28 @@ def write(lora: Lora, model: Model, path: Path, metadata: Mapping[str, str]) -> 
             matrix = change.matrices[0]
             plain = change.kind == "LoRA" and matrix.core is None and change.magnitude is None
             if not plain or matrix.b is None or not name.endswith(".weight"):
-                raise CheckpointError(f"{path} was not written: {name} is changed by no plain LoRA")
+                raise CheckpointError(
+                    f"{path} was not written: {name} is not changed by a plain LoRA"
+                )
             key = keys[name.removesuffix(".weight")]
             weights[f"{key}.lora_down.weight"] = matrix.b.detach().cpu().contiguous()
             weights[f"{key}.lora_up.weight"] = matrix.a.detach().cpu().contiguous()
             weights[f"{key}.alpha"] = torch.tensor(change.scale * len(matrix.b))
-    write_file(path, weights, metadata)
+    write_tensors(path, weights, metadata, CheckpointError)
 
 
 # ---------------------------------------------------------------- from tensors to changes
 
 
-def _changes(found: Found, target: Target) -> dict[str, tuple[Change, set[str]]]:
+def _changes(found: LoraFile, target: Target) -> dict[str, tuple[Change, set[str]]]:
     """ "weight" and "bias" -> the change, and the keys that it is made of."""
-    names = {what: key for what, key in target.keys.items() if what not in BESIDE}
+    names = {what: key for what, key in target.keys.items() if what not in MODIFIERS}
     made: dict[str, tuple[Change, set[str]]] = {}
     if target.kind is not None:
         needed, allowed = KINDS[target.kind]
         if strange := names.keys() - needed - allowed:
             raise CheckpointError(
-                f"{found.path}: {target.name} has {names[min(strange)]} beside a {target.kind}"
+                f"{found.path}: {target.name} has {names[min(strange)]} next to a {target.kind}"
             )
         if missing := needed - names.keys():
             raise CheckpointError(
@@ -111,7 +125,7 @@ def _changes(found: Found, target: Target) -> dict[str, tuple[Change, set[str]]]
         }
         matrices = _matrices(found.path, target, tensors)
         scale = _scale(found, target, tensors, matrices)
-        lengths = tensors.get("lengths")  # PEFT's, one for each output, whatever their shape is
+        lengths = tensors.get("lengths")  # PEFT's, one for each output, in any shape
         magnitude = tensors.get("magnitude") if lengths is None else lengths.flatten()
         keys = {key for what, key in target.keys.items() if what != "diff_b"}
         made["weight"] = Change(target.kind, matrices, scale, magnitude), keys
@@ -121,13 +135,13 @@ def _changes(found: Found, target: Target) -> dict[str, tuple[Change, set[str]]]
     return made
 
 
-def _tensor(found: Found, key: str, scalar: bool = False) -> Tensor:
+def _tensor(found: LoraFile, key: str, scalar: bool = False) -> Tensor:
     stored = found.weights[key]
     numbers = stored.dtype.is_floating_point or scalar
     if not numbers or 0 in stored.shape or (not stored.shape and not scalar):
-        kind = str(stored.dtype).removeprefix("torch.")
+        kind = type_name(stored.dtype)
         raise CheckpointError(
-            f"{found.path}: {key} is {kind} of the shape {stored.shape}; numbers are wanted"
+            f"{found.path}: {key} is {kind} of the shape {stored.shape}; expected numbers"
         )
     return stored.get(stored.dtype)
 
@@ -154,24 +168,24 @@ def _matrices(path: Path, target: Target, t: Mapping[str, Tensor]) -> tuple[Matr
 
 
 def _tucker(a: Tensor, b: Tensor, core: Tensor | None) -> Matrix:
-    """LyCORIS keeps a as (r, out) where there is a core."""
+    """LyCORIS stores a as (r, out) if there is a core."""
     return Matrix(a, b) if core is None else Matrix(a.reshape(len(a), -1).T, b, core)
 
 
 def _scale(
-    found: Found, target: Target, t: Mapping[str, Tensor], matrices: Sequence[Matrix]
+    found: LoraFile, target: Target, t: Mapping[str, Tensor], matrices: Sequence[Matrix]
 ) -> float:
-    """alpha / rank; 1 where there is no alpha, or no rank."""
+    """alpha / rank; 1 if there is no alpha, or no rank."""
     ranks = [matrix.rank for matrix in matrices if matrix.rank is not None]
     if not ranks:
         return 1.0
     if "alpha" not in t:
-        told = found.scale(target.name, ranks[-1])
-        return 1.0 if told is None else told
+        scale = found.scale(target.name, ranks[-1])
+        return 1.0 if scale is None else scale
     alpha = t["alpha"]
     if alpha.numel() != 1 or not math.isfinite(float(alpha)):
         raise CheckpointError(
-            f"{found.path}: {target.keys['alpha']} is no number, of the shape {tuple(alpha.shape)}"
+            f"{found.path}: {target.keys['alpha']} must be a number, got the shape {tuple(alpha.shape)}"
         )
     return float(alpha) / ranks[-1]
 
@@ -179,9 +193,9 @@ def _scale(
 # ---------------------------------------------------------------- by number
 
 
-def _numbered(found: Found, model: Model) -> Callable[[str], Place | None] | None:
-    """For files that number the modules: "unet:3" -> the module. None for all others."""
-    places: dict[str, Place] = {}
+def _numbered(found: LoraFile, model: Model) -> Callable[[str], ModulePath | None] | None:
+    """For files that number the modules: "unet:3" -> the module. None for all other files."""
+    places: dict[str, ModulePath] = {}
     for name, part in (("unet", "backbone"), ("text_encoder", "text")):
         numbered = {t.name: t for t in found.targets if t.name.startswith(f"{name}:")}
         if not numbered:
@@ -190,7 +204,7 @@ def _numbered(found: Found, model: Model) -> Callable[[str], Place | None] | Non
         try:
             classes = json.loads(found.weights.metadata.get(name, "null"))
             if not isinstance(classes, list):
-                raise ValueError("its metadata does not say the modules of which classes it counts")
+                raise ValueError("its metadata does not name the classes whose modules it numbers")
             orders = in_order(network, [str(kind) for kind in classes])
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{found.path}: {error}") from error
@@ -198,14 +212,14 @@ def _numbered(found: Found, model: Model) -> Callable[[str], Place | None] | Non
         order = next((o for o in orders if [_weight_sides(network, m) for m in o] == shapes), None)
         if order is None:
             raise CheckpointError(
-                f"{found.path}: it counts {len(numbered)} modules of {name}, which are not those of "
+                f"{found.path}: it numbers {len(numbered)} modules of {name}, which are not those of "
                 f"{model.name} ({len(orders[0])} in {', '.join(map(str, classes))})"
             )
-        places |= {f"{name}:{i}": Place(part, module) for i, module in enumerate(order)}
+        places |= {f"{name}:{i}": ModulePath(part, module) for i, module in enumerate(order)}
     return places.get if places else None
 
 
-def _sides(found: Found, target: Target | None) -> tuple[int, int] | None:
+def _sides(found: LoraFile, target: Target | None) -> tuple[int, int] | None:
     """(out, in * kh * kw) of the weight that a target changes."""
     if target is None or not {"up", "down"} <= target.keys.keys():
         return None

@@ -1,63 +1,63 @@
-"""What a LoRA file says of itself: the family that it is for, what it was trained on."""
+"""What a LoRA file shows: the family that it is for, and what it was trained on."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from pellucid.backbones.mmdit import MMDiT
-from pellucid.backbones.unet import UNet
-from pellucid.checkpoints.families import REFINER, SD1, SD2, SD3, SDXL_BASE
-from pellucid.checkpoints.lora.file import Found, Target
+from pellucid.backbones.unet import UNetConfig
+from pellucid.checkpoints import families
+from pellucid.checkpoints.assembly import type_name
+from pellucid.checkpoints.identify import LORA, what_is
+from pellucid.checkpoints.lora.file import LoraFile, Target, examine
+from pellucid.checkpoints.weights import Source
 from pellucid.model import Model
 
-_WIDTHS = {768: SD1.title, 1024: SD2.title, 2048: SDXL_BASE.title, 1280: REFINER.title}
-# What trainers write, in "ss_base_model_version" and "modelspec.architecture".
-_TOLD = (
-    (("sdxl", "stable-diffusion-xl"), SDXL_BASE.title),
-    (("sd_v1", "sd_1", "stable-diffusion-v1"), SD1.title),
-    (("sd_v2", "sd_2", "stable-diffusion-v2"), SD2.title),
-    (("sd3", "stable-diffusion-3"), SD3.title),
-    (("flux",), "Flux"),
-)
-# Pieces of keys that only one family has, and none of those before it.
-_PIECES = (
-    (("double_blocks", "single_transformer_blocks"), "Flux"),
-    (("joint_blocks", "attn.add_q_proj", "attn_add_q_proj"), SD3.title),
-    (("lora_te2_", "text_encoder_2."), SDXL_BASE.title),  # SD3 has a second text encoder too
+# Families whose models are not supported: versions in the metadata, and pieces of keys.
+_FLUX: tuple[str, tuple[str, ...], tuple[str, ...]] = (
+    "Flux",
+    ("flux",),
+    ("double_blocks", "single_transformer_blocks"),
 )
 
 
-def family_of(found: Found) -> str | None:
-    """The title of the family that a LoRA is for; None if it does not show."""
+def family_of(found: LoraFile) -> str | None:
+    """The title of the family that a LoRA is for; None if that does not show."""
     for target in found.targets:
         sees_text = target.name.replace(".", "_").endswith("attn2_to_k")
         if sees_text and "down" in target.keys:
             shape = found.weights[target.keys["down"]].shape
-            if len(shape) > 1 and shape[1] in _WIDTHS:
-                return _WIDTHS[shape[1]]
+            family = families.by_context(UNetConfig, shape[1]) if len(shape) > 1 else None
+            if family is not None:
+                return family.title
+    known = [_FLUX]
+    known += [(f.title, f.lora_versions, f.lora_keys) for f in families.known().values()]
     for field in ("modelspec.architecture", "ss_base_model_version"):
-        told = found.weights.metadata.get(field, "").lower()
-        for starts, title in _TOLD:
-            if told.startswith(starts):
+        version = found.weights.metadata.get(field, "").lower()
+        for title, starts, _ in known:
+            if version.startswith(starts):
                 return title
-    for pieces, title in _PIECES:
+    for title, _, pieces in known:
         if any(piece in target.name for target in found.targets for piece in pieces):
             return title
     return None
 
 
 def family_of_model(model: Model) -> str | None:
-    """The title of the model's family; None for one that is not published, such as a small one."""
-    if isinstance(model.backbone, MMDiT):
-        return SD3.title
-    if isinstance(model.backbone, UNet):
-        return _WIDTHS.get(model.backbone.config.cross_attention_dim)
-    return None
+    """The title of the model's family; None if its size is not the published one."""
+    family = families.of_model(model)
+    if family is None or not isinstance(model.backbone.config, UNetConfig):
+        return None if family is None else family.title
+    published = families.by_context(UNetConfig, model.backbone.config.cross_attention_dim)
+    return family.title if published is not None else None
 
 
-# ---------------------------------------------------------------- for a person
+def matches(source: Source) -> bool:
+    """Whether it is a file with a LoRA's keys."""
+    return what_is(source.keys) == LORA
+
 
 _TRIGGERS = ("modelspec.trigger_phrase", "ss_trigger_words", "activation text")
 _ABOUT = (
@@ -74,18 +74,24 @@ _ABOUT = (
     "modelspec.title",
     "modelspec.architecture",
 )
-TAGS = 12  # how many of the tags of the training pictures are told
+TAGS = 12  # how many tags of the training pictures are reported
 
 
-def describe(found: Found) -> dict[str, Any]:
-    """What `pellucid lora` says of a file."""
+def describe(source: Source) -> dict[str, Any]:
+    """What `pellucid info` reports of a file."""
+    return {"kind": LORA} | facts_of(source.path)
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What `pellucid lora` reports of a file. Raises CheckpointError if it is not a LoRA."""
+    found = examine(path)
     metadata = found.weights.metadata
-    types = {str(stored.dtype).removeprefix("torch.") for stored in found.weights.values()}
+    types = {type_name(stored.dtype) for stored in found.weights.values()}
     facts: dict[str, Any] = {
-        "family": family_of(found) or "not told by the file",
-        "kinds": dict(Counter(map(_kind_told, found.targets))),
+        "family": family_of(found) or "not given by the file",
+        "kinds": dict(Counter(map(_kind_name, found.targets))),
         "ranks": sorted(set(found.ranks.values())),
-        "modules": dict(Counter(_part_told(target.name) for target in found.targets)),
+        "modules": dict(Counter(_part_name(target.name) for target in found.targets)),
         "types": sorted(types),
     }
     if triggers := [metadata[name] for name in _TRIGGERS if metadata.get(name)]:
@@ -98,12 +104,12 @@ def describe(found: Found) -> dict[str, Any]:
     return facts
 
 
-def _kind_told(target: Target) -> str:
+def _kind_name(target: Target) -> str:
     kind = target.kind or "full"
     return f"DoRA of {kind}" if {"magnitude", "lengths"} & target.keys.keys() else kind
 
 
-def _part_told(target: str) -> str:
+def _part_name(target: str) -> str:
     flat = target.replace(".", "_").replace(":", "_")
     if flat.startswith(("lora_te2_", "text_encoder_2_")):
         return "second text encoder"

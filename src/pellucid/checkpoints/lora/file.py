@@ -1,6 +1,6 @@
 """LoRA files: what each of their keys is.
 
-Read are the keys of kohya's trainer and of LyCORIS ("lora_unet_..."), of PEFT and diffusers
+Supported are the keys of kohya's trainer and of LyCORIS ("lora_unet_..."), of PEFT and diffusers
 ("unet. ... .lora_A.weight", and what diffusers wrote before), and of cloneofsimo's first LoRAs, which
 number the modules ("unet:0:up").
 """
@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints.families import what_is
-from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.header import CheckpointError, first_keys
+from pellucid.checkpoints.identify import LORA, what_is
+from pellucid.checkpoints.key_names import UNET_PREFIX, prefix_of
 from pellucid.checkpoints.weights import Weights, open_weights
 from pellucid.lora import Kind
 
-UNET = "model.diffusion_model."  # in the original layout
-FIRST = 3  # how many wrong keys an error names
 CONFIG_BYTES = 2**20
 _CONFIG_PARTS = ("text_encoder_2", "text_encoder", "unet", "transformer")
 
-# How a key ends, and what the tensor is; the longest end that fits counts.
+# How a key ends, and what the tensor is; the longest matching end counts.
 _ENDS: Mapping[str, str] = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
@@ -59,7 +58,7 @@ _ENDS: Mapping[str, str] = {
 }
 _ENDS_BY_LENGTH = sorted(_ENDS, key=len, reverse=True)
 
-# What makes a change: all of the first names, and any of the second.
+# The tensors of a change: all of the first names, and any of the second.
 KINDS: Mapping[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "LoRA": (frozenset({"down", "up"}), frozenset({"core"})),
     "LoHa": (
@@ -69,22 +68,22 @@ KINDS: Mapping[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "LoKr": (frozenset(), frozenset(name for name in _ENDS.values() if name[:4] == "lokr")),
     "full": (frozenset({"diff"}), frozenset()),
 }
-# Of LyCORIS, and not read: how a key ends, and what it is then.
-UNREAD = {".oft_blocks": "OFT", ".a1.weight": "GLoRA", ".on_input": "IA3"}
-BESIDE = frozenset({"alpha", "magnitude", "lengths", "diff_b"})
+# Kinds of LyCORIS that are not supported, by how a key ends.
+UNSUPPORTED = {".oft_blocks": "OFT", ".a1.weight": "GLoRA", ".on_input": "IA3"}
+MODIFIERS = frozenset({"alpha", "magnitude", "lengths", "diff_b"})
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a file has for one module: what the tensors are -> their keys."""
+    """What a file has for one module: names of tensors -> their keys."""
 
     name: str
     keys: Mapping[str, str]
 
     @property
     def kind(self) -> Kind | None:
-        """None: only a bias, or what belongs to no change."""
-        names = set(self.keys) - BESIDE
+        """None: only a bias, or keys that are not part of any change."""
+        names = set(self.keys) - MODIFIERS
         for kind, (needed, allowed) in KINDS.items():
             if names & (needed | allowed):
                 return kind
@@ -92,11 +91,11 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file, taken apart.
+class LoraFile:
+    """What a LoRA file holds.
 
-    alien: keys of no LoRA. scale: (target, rank) -> alpha / rank by PEFT's config; None if that
-    does not say it.
+    alien: keys that are not part of a LoRA. scale: (target, rank) -> alpha / rank by PEFT's config;
+    None if that does not give it.
     """
 
     path: Path
@@ -107,7 +106,7 @@ class Found:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Target -> the rank of its change, where that is one."""
+        """Target -> the rank of its change, if it has one."""
         rank_keys = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
         return {
             target.name: self.weights[key].shape[0]
@@ -117,8 +116,10 @@ class Found:
         }
 
 
-def examine(path: Path) -> Found:
-    """What `path` holds, from its keys. Raises CheckpointError if that is no LoRA."""
+def examine(path: Path) -> LoraFile:
+    """What `path` holds, by its keys. Raises CheckpointError if that is not a LoRA."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; expected a LoRA's weights")
     weights = open_weights(path)
     targets: dict[str, dict[str, str]] = {}
     alien = []
@@ -130,47 +131,55 @@ def examine(path: Path) -> Found:
         name = key.removesuffix(end).replace(".processor.", ".")
         keys = targets.setdefault(name, {})
         if _ENDS[end] in keys:
-            raise CheckpointError(f"{path}: {key} and {keys[_ENDS[end]]} are the same thing")
+            raise CheckpointError(f"{path}: {key} and {keys[_ENDS[end]]} have the same meaning")
         keys[_ENDS[end]] = key
     found = tuple(Target(name, keys) for name, keys in targets.items())
     if all(target.kind is None and "diff_b" not in target.keys for target in found):
-        whole = "pellucid" in weights.metadata or any(key.startswith(UNET) for key in weights)
-        what = "a whole model" if whole else what_is(weights)
-        if other := {name for end, name in UNREAD.items() if any(k.endswith(end) for k in weights)}:
-            raise CheckpointError(
-                f"{path} is an adapter of the kind {min(other)}, which is not read; read are LoRA, "
-                "LoCon, LoHa, LoKr, DoRA and full changes"
-            )
-        told = "no LoRA" if what in (None, "a LoRA") else f"{what}, not a LoRA"
-        first = ", ".join(list(weights)[:FIRST])
-        raise CheckpointError(f"{path} is {told}: its keys begin with {first or 'nothing'}")
-    return Found(path, weights, found, tuple(alien), _scales(path, weights))
+        raise _not_a_lora(path, weights)
+    return LoraFile(path, weights, found, tuple(alien), _scales(path, weights))
 
 
-# ---------------------------------------------------------------- what stands beside the weights
+def _not_a_lora(path: Path, weights: Weights) -> CheckpointError:
+    if other := {
+        kind for end, kind in UNSUPPORTED.items() if any(k.endswith(end) for k in weights)
+    }:
+        return CheckpointError(
+            f"{path} is an adapter of the kind {min(other)}, which is not supported; supported are "
+            "LoRA, LoCon, LoHa, LoKr, DoRA and full changes"
+        )
+    whole = "pellucid" in weights.metadata or prefix_of(weights, (UNET_PREFIX,)) is not None
+    what = "a whole model" if whole else what_is(weights)
+    kind = "not a LoRA" if what in (None, LORA) else f"{what}, not a LoRA"
+    return CheckpointError(f"{path} is {kind}: its keys begin with {first_keys(weights)}")
+
+
+# ---------------------------------------------------------------- the config of PEFT
 
 
 def _scales(path: Path, weights: Weights) -> Callable[[str, int], float | None]:
-    """`Found.scale`; PEFT's config is in the metadata or in a file beside."""
+    """`LoraFile.scale`; PEFT's config is in the metadata or in a file next to the weights."""
     text = weights.metadata.get("lora_adapter_metadata")
     config = path.with_name("adapter_config.json")
     if text is None and path.name.startswith("adapter_model") and config.is_file():
         if config.stat().st_size > CONFIG_BYTES:
-            raise CheckpointError(f"{config} is no config: it has {config.stat().st_size} bytes")
+            raise CheckpointError(
+                f"{config} has {config.stat().st_size} bytes, too many for a config"
+            )
         text = config.read_text("utf-8", "replace")
     if text is None:
         return lambda target, rank: None
     try:
-        told: Any = json.loads(text)
+        settings: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its LoRA config is not JSON") from error
-    if not isinstance(told, dict):
+    if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: its LoRA config is not a JSON object")
 
     def scale(target: str, rank: int) -> float | None:
-        # diffusers puts the configs of all parts into one, with the part in front of every name.
+        # diffusers puts the configs of all parts into one, with the part's name as prefix.
         prefix = next((f"{part}." for part in _CONFIG_PARTS if target.startswith(f"{part}.")), "")
-        own = {k.removeprefix(prefix): v for k, v in told.items() if k.startswith(prefix)} or told
+        own = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
+        own = own or settings
         alpha = own.get("lora_alpha", own.get("alpha"))
         pattern = own.get("alpha_pattern")
         for name, value in (pattern if isinstance(pattern, dict) else {}).items():

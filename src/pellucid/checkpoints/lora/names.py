@@ -1,7 +1,7 @@
 """Which module of a model a LoRA's key means.
 
 The keys of most files have "_" where the modules' names have ".", and names have "_" of their own,
-so a key cannot be taken apart: all names of the model are written as such keys, and looked up.
+so a key cannot be split: every name of the model is written as such a key, and keys are looked up.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from pellucid.backbones.unet import UNet
-from pellucid.checkpoints import key_names
+from pellucid.checkpoints.key_names import unet_locations
 from pellucid.lora import PARTS
 from pellucid.model import Model
 
 
-class Place(NamedTuple):
+class ModulePath(NamedTuple):
+    """A module of a model; part: one of `lora.PARTS`."""
+
     part: str
-    """One of `lora.PARTS`."""
     module: str
 
 
-# What stands in front of a module's name, and the part that it means. Where nothing stands there
-# and in trainers' own wrappers, it is the network.
+# The prefix of a module's name, and the part that it means. Without a prefix, and with those of
+# trainers' own wrappers, it is the network.
 _PREFIXES: tuple[tuple[str, str], ...] = (
     ("lora_te2_", "text_2"),
     ("text_encoder_2_", "text_2"),
@@ -54,7 +55,7 @@ class Names:
             network = getattr(model, part)
             self.known[part] = {} if network is None else _known(network)
 
-    def find(self, target: str) -> Place | None:
+    def find(self, target: str) -> ModulePath | None:
         """The module that `target` means, for instance "lora_te_text_model_encoder_layers_0_mlp_fc1",
         "unet.mid_block.attentions.0.proj_in"."""
         flat = target.replace(".", "_")
@@ -62,12 +63,12 @@ class Names:
             if flat.startswith(prefix):
                 module = self.known[part].get(flat.removeprefix(prefix))
                 if module is not None:
-                    return Place(part, module)
+                    return ModulePath(part, module)
         return None
 
 
 def _known(network: nn.Module) -> dict[str, str]:
-    """Flat name -> name, under all names that there are."""
+    """Flat name -> name, under all names that are in use."""
     modules = [name for name, module in network.named_modules() if _has_weights(module)]
     names = {name: name for name in modules}
     for name in modules:
@@ -89,9 +90,9 @@ def _has_weights(module: nn.Module) -> bool:
 def _original(unet: UNet, modules: list[str]) -> Iterator[tuple[str, str]]:
     """The names of latent diffusion, which the LoRAs of SDXL have."""
     published = [name for name in modules if not name.startswith("map_embedding")]
-    places = key_names.unet_places([f"{name}.weight" for name in published], unet.config)
+    locations = unet_locations([f"{name}.weight" for name in published], unet.config)
     for name in published:
-        yield places[f"{name}.weight"].key.removesuffix(".weight"), name
+        yield locations[f"{name}.weight"].key.removesuffix(".weight"), name
 
 
 def kohya_names(model: Model, part: str) -> dict[str, str]:
@@ -111,8 +112,8 @@ def kohya_names(model: Model, part: str) -> dict[str, str]:
 
 # ---------------------------------------------------------------- by order
 
-# What cloneofsimo's LoRAs call the classes whose linear layers and convolutions they number, and
-# the names of our modules that are inside of one.
+# The classes whose linear layers and convolutions cloneofsimo's LoRAs number, and the names of our
+# modules inside them.
 _CLASSES: Mapping[str, str] = {
     "CrossAttention": r"\.attn[12]\.",
     "Attention": r"\.attn[12]\.",
@@ -122,8 +123,8 @@ _CLASSES: Mapping[str, str] = {
     "CLIPAttention": r"\.self_attn\.",
     "CLIPMLP": r"\.mlp\.",
 }
-# The order of diffusers' and transformers' modules, where it is not ours. The feed-forward stood
-# between the two attentions at first.
+# The order of diffusers' and transformers' modules, where it differs from ours. At first the
+# feed-forward layer was between the two attentions.
 _ORDER = {
     name: place
     for names in (
@@ -142,16 +143,16 @@ _BLOCKS = ({"attn1": 0, "ff": 1, "attn2": 2}, {"attn1": 0, "attn2": 1, "ff": 2})
 
 
 def in_order(network: nn.Module, classes: list[Any]) -> list[list[str]]:
-    """The modules inside of such classes, in each of the orders that they have had.
+    """The modules inside these classes, in each of the orders that diffusers has had.
 
-    Raises ValueError for a class that is not known.
+    Raises ValueError for an unknown class.
     """
     if unknown := [name for name in classes if name not in _CLASSES]:
         raise ValueError(
             f"it counts the modules of {unknown[0]!r}; known are {', '.join(_CLASSES)}"
         )
     inside = re.compile("|".join(_CLASSES[name] for name in classes) or "$.")
-    convolutions = "ResnetBlock2D" in classes  # the extended sort
+    convolutions = "ResnetBlock2D" in classes  # the extended kind
     kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
     found = [
         name

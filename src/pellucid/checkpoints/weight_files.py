@@ -1,4 +1,4 @@
-"""Which file in a part's folder has its weights: the same weights may lie there several times."""
+"""Which file in a part's folder has its weights: the same weights may be there several times."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from pellucid.checkpoints.header import CheckpointError
 
 # Without variant and ending: diffusers', transformers' safetensors, transformers' pickles.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-VARIANTS = ("fp16", "bf16")  # before any other, where there are only variants
+VARIANTS = ("fp16", "bf16")  # preferred to others, if there are only variants
 
 
 def weights_of(folder: Path) -> Path:
     """The file of weights in a part's folder, or the index of several.
 
     safetensors before pickles, the plain name before a variant. Raises CheckpointError if there is
-    none.
+    no such file.
     """
     for ending in ("safetensors", "bin"):
         found = [(_variant(path.name, ending), path) for path in _files(folder)]
         known = [(variant, path) for variant, path in found if variant is not None]
         if known:
-            order = ["", *VARIANTS]
-            return min(
-                known,
-                key=lambda pair: (
-                    order.index(pair[0]) if pair[0] in order else len(order),
-                    pair[1].name,
-                ),
-            )[1]
+            return min(known, key=_rank)[1]
     raise CheckpointError(
-        f"{folder} has no weights; {STEMS[0]}.safetensors or {STEMS[1]}.safetensors is wanted"
+        f"{folder} has no weights; expected {STEMS[0]}.safetensors or {STEMS[1]}.safetensors"
     )
+
+
+def _rank(found: tuple[str, Path]) -> tuple[int, str]:
+    order = ["", *VARIANTS]
+    variant, path = found
+    return (order.index(variant) if variant in order else len(order)), path.name
 
 
 def _files(folder: Path) -> list[Path]:

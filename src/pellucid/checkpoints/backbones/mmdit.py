@@ -1,25 +1,22 @@
-"""The config of diffusers' SD3Transformer2DModel, read and written."""
+"""The MMDiT in diffusers' layout: SD3Transformer2DModel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
-from pellucid.backbones.mmdit import MMDiTConfig
-from pellucid.checkpoints.configs import Settings
-from pellucid.checkpoints.families import SD3, Family
+from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
+from pellucid.checkpoints.backbones import Backbone
 from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.settings import Settings
 from pellucid.clip import TextConfig
 
+CLASS = "SD3Transformer2DModel"
 QK_NORM = {"": False, "rms_norm": True}
 
 
 def read(settings: Settings, texts: Sequence[TextConfig]) -> MMDiTConfig:
-    """config.json of the transformer; `texts` are the towers beside it.
-
-    Raises CheckpointError for what does not fit them.
-    """
+    """config.json of the transformer; `texts` are the text towers of the model, which it must fit."""
     channels = settings.whole("in_channels", 16)
     layers = settings.whole("num_layers", 18)
     try:
@@ -42,18 +39,18 @@ def read(settings: Settings, texts: Sequence[TextConfig]) -> MMDiTConfig:
             raise
         raise CheckpointError(f"{settings.path}: {error}") from error
     if settings.whole("caption_projection_dim", config.width) != config.width:
-        raise settings.refused(
-            "caption_projection_dim", f"{config.width}, the width of the layers,"
-        )
+        raise settings.refused("caption_projection_dim", f"{config.width}, the width of the layers")
     pooled = [text.projection or 0 for text in texts]
     if config.pooled_dim != sum(pooled):
         raise settings.refused(
-            "pooled_projection_dim", f"the sum of the text encoders' {pooled} projections"
+            "pooled_projection_dim",
+            f"{sum(pooled)}, the sum of the text encoders' projections {pooled}",
         )
     widths = [text.width for text in texts]
     if config.cross_attention_dim < sum(widths):
         raise settings.refused(
-            "joint_attention_dim", f"at least the sum of the text encoders' {widths} widths"
+            "joint_attention_dim",
+            f"at least {sum(widths)}, the sum of the text encoders' widths {widths}",
         )
     settings.finish()
     return config
@@ -70,9 +67,9 @@ def _dual(settings: Settings, layers: int) -> tuple[int, ...]:
 
 
 def write(config: MMDiTConfig, latents: int) -> dict[str, Any]:
-    """config.json; a transformer's positions are counted by a size of its own, not by `latents`."""
+    """config.json. `latents` is not used: positions are relative to a size of the transformer's own."""
     return {
-        "_class_name": "SD3Transformer2DModel",
+        "_class_name": CLASS,
         "sample_size": config.sample_size,
         "patch_size": config.patch_size,
         "in_channels": config.in_channels,
@@ -89,6 +86,4 @@ def write(config: MMDiTConfig, latents: int) -> dict[str, Any]:
     }
 
 
-def family(config: MMDiTConfig, texts: Mapping[str, TextConfig]) -> Family:
-    """Stable Diffusion 3, with the texts as wide as this transformer sees them."""
-    return replace(SD3, text_encoding=replace(SD3.text_encoding, width=config.cross_attention_dim))
+BACKBONE = Backbone(CLASS, "transformer", "MMDiT", MMDiT, MMDiTConfig, read, write)

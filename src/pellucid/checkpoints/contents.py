@@ -1,0 +1,207 @@
+"""What a checkpoint holds, as its headers and configs show; no weight is read for it.
+
+Every format describes a checkpoint as `Contents`; loading and describing it start from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from pellucid.backbones.unet import UNetConfig
+from pellucid.checkpoints import backbones, families
+from pellucid.checkpoints.assembly import Part, build, compare, fill
+from pellucid.checkpoints.families import Family
+from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
+from pellucid.checkpoints.vae_files import replacement
+from pellucid.clip import TextConfig, TextTower
+from pellucid.model import Defaults, Model, TextEncoding
+from pellucid.schedule import Schedule
+from pellucid.tokenizer import Tokenizer
+from pellucid.vae import VAE, VAEConfig
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The configs of a published model's parts, before any network is built.
+
+    vae: None if it has none. texts: "text" and "text_2", as in `Model`. prediction: None if it is
+    not known.
+    """
+
+    family: Family
+    backbone: Any
+    vae: VAEConfig | None
+    texts: Mapping[str, TextConfig]
+    text_encoding: TextEncoding
+    schedule: Schedule
+    prediction: str | None
+
+    def check(self, path: Path) -> None:
+        """Check that the parts fit each other. Raises CheckpointError."""
+        config, name = self.backbone, self._backbone().title
+        if self.vae is not None and config.out_channels != self.vae.latent_channels:
+            raise CheckpointError(
+                f"{path}: its {name} makes {config.out_channels} channels, its autoencoder takes "
+                f"{self.vae.latent_channels}"
+            )
+        if not isinstance(config, UNetConfig):
+            return
+        width = sum(text.width for text in self.texts.values())
+        if config.cross_attention_dim != width:
+            raise CheckpointError(
+                f"{path}: its U-Net takes texts of width {config.cross_attention_dim}, its text "
+                f"encoders make {width}; {self.family.title} has "
+                f"{self.family.backbone.cross_attention_dim}"
+            )
+        pooled = [text.projection for text in self.texts.values()][-1]
+        if config.pooled_dim > 0 and config.pooled_dim != pooled:
+            raise CheckpointError(
+                f"{path}: its U-Net takes pooled texts of width {config.pooled_dim}, its text "
+                f"encoder makes {pooled}"
+            )
+
+    def _backbone(self) -> backbones.Backbone:
+        kind = backbones.of_config(self.backbone)
+        assert kind is not None
+        return kind
+
+    def build(self, path: Path) -> dict[str, torch.nn.Module]:
+        """The networks on the meta device, under the names of `Model`'s fields."""
+        kind = self._backbone()
+        networks: dict[str, torch.nn.Module] = {
+            "backbone": build(path, kind.title, kind.network, self.backbone)
+        }
+        if self.vae is not None:
+            networks["vae"] = build(path, "VAE", VAE, self.vae)
+        for name, config in self.texts.items():
+            networks[name] = build(path, "text tower", TextTower, config)
+        return networks
+
+    def compared(
+        self, model: Model, towers: Mapping[str, TextTower], encoding: TextEncoding
+    ) -> Iterator[tuple[str, Any, Any]]:
+        """For `writing.same_when_read`: what a model has, with these towers and this encoding, and
+        what would be read."""
+        yield f"this {self._backbone().title}", model.backbone.config, self.backbone
+        yield "this autoencoder", model.vae.config, self.vae
+        for name, tower in towers.items():
+            yield "this text encoder", tower.config, self.texts.get(name)
+        yield "this text encoding", encoding, self.text_encoding
+        yield "this schedule", model.schedule, self.schedule
+        yield "the prediction", model.prediction, self.prediction
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint that can be loaded, but for its weights.
+
+    title: what it is, in words. parts: name of a field of `Model` -> the network and where its
+    weights are; "vae" may be missing. prediction: None if it is not known. usual_vae: whose scale of
+    the latents a replaced autoencoder has that does not say its own. vae_place: where its autoencoder
+    should be, for messages. vae_prefix: of the autoencoder's keys, if they share a file with others.
+    unused: keys that are not needed. facts: what only this format can say.
+    """
+
+    path: Path
+    form: str
+    name: str
+    title: str
+    parts: Mapping[str, Part]
+    tokenizer: Tokenizer
+    text_encoding: TextEncoding
+    schedule: Schedule
+    prediction: str | None
+    defaults: Defaults
+    usual_vae: VAEConfig
+    vae_place: str = ""
+    vae_prefix: str = ""
+    unused: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, path: Path, configs: Configs, *, parts: Mapping[str, Part], **values: Any
+    ) -> Contents:
+        """Those of a published model; values: the other fields."""
+        prediction, family = configs.prediction, configs.family
+        return cls(
+            path=path,
+            title=family.title_of(configs.backbone),
+            parts=parts,
+            text_encoding=configs.text_encoding,
+            schedule=configs.schedule,
+            prediction=prediction,
+            usual_vae=family.vae,
+            **{"defaults": family.defaults_for(prediction)} | values,
+        )
+
+    @property
+    def latent_channels(self) -> int:
+        """How many channels the backbone makes."""
+        channels: int = cast(Any, self.parts["backbone"].module.config).out_channels
+        return channels
+
+    @property
+    def vae(self) -> VAEConfig | None:
+        """The config of the autoencoder; None if there is none."""
+        return cast(VAE, self.parts["vae"].module).config if "vae" in self.parts else None
+
+    def with_vae(self, path: Path) -> Contents:
+        """With the autoencoder in a file or folder in place of the own one.
+
+        Raises CheckpointError for one with other latents.
+        """
+        part, unused = replacement(path, self.latent_channels, self.vae, self.usual_vae)
+        own = [key for key in self.parts["backbone"].weights if key.startswith(self.vae_prefix)]
+        unused = [*self.unused, *unused, *(own if self.vae_prefix else ())]
+        return replace(self, parts={**self.parts, "vae": part}, unused=tuple(unused))
+
+    def check(self) -> None:
+        """Check that all weights are there and fit. Raises CheckpointError."""
+        compare(self.path, self.parts, self.unused)
+
+    def read(self, device: str | torch.device, dtype: torch.dtype | None) -> Model:
+        """The model, with its weights. Raises CheckpointError, UnknownPrediction."""
+        vae = self.vae
+        if vae is None:
+            raise CheckpointError(
+                f"{self.path} is {self.title} without its autoencoder ({self.vae_place}): vae must "
+                "be given, a file or folder that has one"
+            )
+        self.check()
+        self._check_tokenizer()
+        if self.prediction is None:
+            raise UnknownPrediction(self.path, self.title)
+        for part in self.parts.values():
+            fill(part, device, dtype)
+        modules: dict[str, Any] = {name: part.module for name, part in self.parts.items()}
+        return Model(
+            **modules,
+            tokenizer=self.tokenizer,
+            schedule=self.schedule,
+            prediction=self.prediction,
+            name=self.name,
+            text_encoding=self.text_encoding,
+            defaults=self.defaults,
+            latents=families.latent_space(vae),
+        )
+
+    def _check_tokenizer(self) -> None:
+        """Every tower has a row for every piece, and a position for every token of a row."""
+        tokenizer = self.tokenizer
+        for name in {"text", "text_2"} & self.parts.keys():
+            text = cast(TextTower, self.parts[name].module).config
+            if (
+                tokenizer.vocab_size > text.vocab_size
+                or tokenizer.context_length > text.context_length
+            ):
+                raise CheckpointError(
+                    f"{self.path}: its tokenizer ({tokenizer.vocab_size} pieces, rows of "
+                    f"{tokenizer.context_length}) does not fit its text tower ({text.vocab_size} "
+                    f"pieces, rows of {text.context_length})"
+                )

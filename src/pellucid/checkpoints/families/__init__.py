@@ -1,0 +1,199 @@
+"""The families of published models: what a file of weights does not say about itself. One file each.
+
+Everything that shows in the shapes of the weights (widths, levels, depths, channels) is derived from
+them, so a model of any size loads. All else is in the family's `FAMILY`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from pellucid import plugins
+from pellucid.backbones.unet import UNetConfig
+from pellucid.checkpoints.header import CheckpointError
+from pellucid.clip import TextConfig
+from pellucid.model import Defaults, LatentSpace, Model, TextEncoding
+from pellucid.schedule import Schedule
+from pellucid.vae import VAEConfig
+
+
+class Tower(NamedTuple):
+    """A text tower: its published shape, its prefix in a single file ("": the family is not read from
+    single files), its folder in diffusers' layout."""
+
+    config: TextConfig
+    prefix: str
+    folder: str
+
+
+class Use(NamedTuple):
+    """What a U-Net is for that takes more than the latents; pipeline: as in diffusers' class names."""
+
+    title: str = ""
+    pipeline: str = ""
+
+
+class Traits(NamedTuple):
+    """What distinguishes families with the same kind of backbone, the most important first.
+
+    activations: of the text towers. context: the width of the text's vectors.
+    """
+
+    pooled: bool
+    activations: tuple[str, ...]
+    latent_channels: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """What all models of a family share.
+
+    title: its name, for people.
+    backbone: the published config. Its class and the `Traits` of all parts recognize the family.
+    towers: the text towers, in the order of `Model`'s fields text and text_2.
+    text_encoding: how prompts are encoded. A width > 0 stands for that of the backbone's context.
+    vae: the published autoencoder; its scale and shift hold for files that do not say theirs.
+    defaults: preset name -> settings; the first is the usual one.
+    prediction: what the network predicts; "" if that differs and single files do not say it.
+    schedule: the noise schedule, for files that do not say theirs.
+    defaults_of: prediction -> name in `defaults`, where that is not the usual one.
+    latents: how to show the latents without the full autoencoder.
+    adapt_encoding: (text_encoding, configs of the towers, is it diffusers' layout) -> the encoding of
+        one file, for families whose files differ.
+    pipeline: the beginning of diffusers' pipeline class. use: what it is for, if not text to image.
+    index: further entries of model_index.json.
+    lora_versions: how ss_base_model_version or modelspec.architecture begin in its LoRAs' metadata.
+    lora_keys: pieces of keys that only its LoRAs have.
+    """
+
+    title: str
+    backbone: Any
+    towers: tuple[Tower, ...]
+    text_encoding: TextEncoding
+    vae: VAEConfig
+    defaults: Mapping[str, Defaults]
+    prediction: str = "eps"
+    schedule: Schedule = field(default_factory=Schedule)
+    defaults_of: Mapping[str, str] = field(default_factory=dict)
+    latents: LatentSpace = field(default_factory=LatentSpace)
+    adapt_encoding: Callable[[TextEncoding, Sequence[TextConfig], bool], TextEncoding] | None = None
+    pipeline: str = "StableDiffusion"
+    use: str = ""
+    index: Mapping[str, Any] = field(default_factory=dict)
+    lora_versions: tuple[str, ...] = ()
+    lora_keys: tuple[str, ...] = ()
+
+    @property
+    def traits(self) -> Traits:
+        """Those of the published models."""
+        return traits_of(self.backbone, [tower.config for tower in self.towers])
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the published text towers."""
+        return tuple(tower.config.width for tower in self.towers)
+
+    def defaults_for(self, prediction: str | None) -> Defaults:
+        """The settings that suit a model with this prediction; None: one that is not known."""
+        usual = next(iter(self.defaults))
+        return self.defaults[self.defaults_of.get(prediction or "", usual)]
+
+    def encoding_for(
+        self, backbone: Any, texts: Sequence[TextConfig], diffusers: bool = False
+    ) -> TextEncoding:
+        """How the original code, or diffusers' pipelines, encode prompts with these parts."""
+        encoding = self.text_encoding
+        if self.adapt_encoding is not None:
+            encoding = self.adapt_encoding(encoding, texts, diffusers)
+        return replace(encoding, width=backbone.cross_attention_dim) if encoding.width else encoding
+
+    def use_of(self, backbone: Any) -> Use:
+        """What a backbone with this config is for. Raises CheckpointError if that is not known."""
+        if not isinstance(backbone, UNetConfig):
+            return Use()
+        own = self.vae.latent_channels
+        uses = {
+            own: Use(),
+            2 * own + 1: Use("inpainting", "Inpaint"),  # a mask, and the masked latents
+            2 * own: Use("pix2pix", "InstructPix2Pix"),  # the picture's latents
+        }
+        if backbone.in_channels not in uses:
+            known = ", ".join(f"{channels} {use.title}".strip() for channels, use in uses.items())
+            raise CheckpointError(
+                f"its U-Net takes {backbone.in_channels} channels; known are {known} (depth and "
+                "upscaling models are not supported)"
+            )
+        return uses[backbone.in_channels]
+
+    def title_of(self, backbone: Any) -> str:
+        """The title, and what a backbone with this config is for. Raises CheckpointError."""
+        return f"{self.title} {self.use_of(backbone).title}".strip()
+
+
+def known() -> dict[str, Family]:
+    """Every family: the stem of its file -> its `FAMILY`."""
+    return {name: module.FAMILY for name, module in plugins.discover(__name__).items()}
+
+
+def traits_of(backbone: Any, texts: Iterable[TextConfig]) -> Traits:
+    """The traits of a model with these configs."""
+    return Traits(
+        getattr(backbone, "pooled_dim", 0) > 0,
+        tuple(text.activation for text in texts),
+        backbone.out_channels,
+        backbone.cross_attention_dim,
+    )
+
+
+def closest(kind: type, traits: Traits, among: Collection[Family] | None = None) -> Family | None:
+    """The family, with a backbone of this config class, that has most of these traits.
+
+    None if no family has such a backbone and as many text towers.
+    """
+    candidates = [
+        family
+        for family in (known().values() if among is None else among)
+        if type(family.backbone) is kind and len(family.towers) == len(traits.activations)
+    ]
+
+    def agreement(family: Family) -> list[bool]:
+        return [own == other for own, other in zip(family.traits, traits, strict=True)]
+
+    return max(candidates, key=agreement, default=None)
+
+
+def of_configs(backbone: Any, texts: Iterable[TextConfig]) -> Family | None:
+    """The family that is closest to a model with these configs; None if none has such parts."""
+    kinds = {type(family.backbone) for family in known().values()}
+    if type(backbone) not in kinds:
+        return None
+    return closest(type(backbone), traits_of(backbone, texts))
+
+
+def of_model(model: Model) -> Family | None:
+    """The published family that a model belongs to, perhaps with smaller networks.
+
+    None for any other model: its text encoding leaves the padding to its tokenizer.
+    """
+    if not model.text_encoding.pads:
+        return None
+    towers = [tower for tower in (model.text, model.text_2) if tower is not None]
+    return of_configs(getattr(model.backbone, "config", None), [tower.config for tower in towers])
+
+
+def by_context(kind: type, width: int) -> Family | None:
+    """The family whose published backbone, of this config class, takes texts of this width."""
+    same = [family for family in known().values() if family.traits.context == width]
+    return next((family for family in same if type(family.backbone) is kind), None)
+
+
+def latent_space(vae: VAEConfig) -> LatentSpace:
+    """What is known of the latents of an autoencoder with this config."""
+    space = (vae.latent_channels, vae.scaling_factor)
+    for family in known().values():
+        if (family.vae.latent_channels, family.vae.scaling_factor) == space:
+            return family.latents
+    return LatentSpace()
