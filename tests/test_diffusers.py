@@ -269,7 +269,7 @@ def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -
     model = replace(model, text=TextTower(text).eval())
     path = tmp_path / "short"
     left_out = save(model, path, to="diffusers")
-    assert len(left_out) == 2 and "layer 2 of text_encoder" in left_out[0]
+    assert len(left_out) == 2 and "layer 2 of text encoder 1" in left_out[0]
     again = load(path)
     assert again.text.config == replace(text, layers=2, projection=None)
     assert again.text_encoding == replace(model.text_encoding, layer=-1, left_out=1)
@@ -301,7 +301,7 @@ def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -
                 "backbone": {"pooled_dim": 12, "map_channels": 2, "film": True},
                 "vae": {"shortcut": True},
             },
-            "the map .* from the text; FiLM in its U-Net; the linear code beside its autoencoder$",
+            "the map .* from the text; FiLM in its U-Net; the linear shortcut of its autoencoder$",
         ),
         (
             {"tokenizer": Tokenizer.train(["a"], 270)},
@@ -335,7 +335,7 @@ def test_a_folder_is_written_whole_or_not_at_all(
     path = tmp_path / "model"
     path.mkdir()
     (path / "letter.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is no such folder; it was left alone"):
+    with pytest.raises(CheckpointError, match="is not such a folder; it was left alone"):
         save(model, path, to="diffusers")
     assert [file.name for file in path.iterdir()] == ["letter.txt"]
     with pytest.raises(CheckpointError, match="is not a folder"):
@@ -592,9 +592,9 @@ UNET_JSON, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetenso
         (write("model_index.json", "{"), "model_index.json cannot be read as JSON"),
         (write("model_index.json", '{"a": ' * 10**5), "cannot be read as JSON"),
         (write("model_index.json", " " * 2**21), "has more than 1048576 bytes"),
-        (write("model_index.json", "{}"), "has no backbone that is known .*; it has none"),
+        (write("model_index.json", "{}"), "has no known backbone .*; it has nothing"),
         (edit("model_index.json", unet=["diffusers", "Kandinsky"]), "it has .*unet of Kandinsky"),
-        (edit("model_index.json", unet=["diffusers", ["a"]]), "has no backbone that is known"),
+        (edit("model_index.json", unet=["diffusers", ["a"]]), "has no known backbone"),
         (
             edit("model_index.json", vae=["diffusers", "VQModel"]),
             "without its autoencoder .a folder vae of Auto",
@@ -605,7 +605,10 @@ UNET_JSON, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetenso
         (remove("vae/config.json"), "config.json does not exist"),
         (remove(WEIGHTS), "unet has no weights"),
         (edit(UNET_JSON, _class_name="UNet1D"), "_class_name is 'UNet1D'"),
-        (edit(UNET_JSON, layers_per_block=10**9), "layers_per_block is '1000000000'; a list"),
+        (
+            edit(UNET_JSON, layers_per_block=10**9),
+            "layers_per_block is '1000000000'; it must be a list",
+        ),
         (edit(UNET_JSON, layers_per_block=10**6), "no UNet can be built"),
         (edit(UNET_JSON, transformer_layers_per_block=10**6), "more than 16384 parameters"),
         (edit(UNET_JSON, block_out_channels=[320, "640"]), "whole numbers from 1"),
@@ -613,31 +616,34 @@ UNET_JSON, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetenso
         (edit(UNET_JSON, layers_per_block=[1, 2, 2, 2]), "the same number at every level"),
         (edit(UNET_JSON, transformer_layers_per_block=[[1], 1, 1, 1]), "whole numbers from 1"),
         (edit(UNET_JSON, down_block_types=["AttnDownBlock2D"]), "has 'AttnDownBlock2D'; known are"),
-        (edit(UNET_JSON, up_block_types=["UpBlock2D"]), "down_block_types from its end"),
-        (edit(UNET_JSON, cross_attention_dim=65), "sees texts of width 65"),
-        (edit(UNET_JSON, in_channels=True), "in_channels is 'True'; a whole number"),
+        (edit(UNET_JSON, up_block_types=["UpBlock2D"]), "down_block_types in reverse order"),
+        (edit(UNET_JSON, cross_attention_dim=65), "takes texts of width 65"),
+        (edit(UNET_JSON, in_channels=True), "in_channels is 'True'; it must be a whole number"),
         (edit(UNET_JSON, in_channels=5), "takes 5 channels"),
         (edit(UNET_JSON, out_channels=5), "makes 5 channels, its autoencoder takes 4"),
-        (edit(UNET_JSON, norm_eps="x"), "norm_eps is 'x'; a number"),
-        (edit(UNET_JSON, norm_eps=float("nan")), "norm_eps is 'nan'; a number"),
+        (edit(UNET_JSON, norm_eps="x"), "norm_eps is 'x'; it must be a number"),
+        (edit(UNET_JSON, norm_eps=float("nan")), "norm_eps is 'nan'; it must be a number"),
         (edit(UNET_JSON, norm_num_groups=7), "no UNet can be built"),
-        (edit(UNET_JSON, time_cond_proj_dim=256), "time_cond_proj_dim is '256'; None, as in"),
+        (
+            edit(UNET_JSON, time_cond_proj_dim=256),
+            "time_cond_proj_dim is '256'; it must be None, as in",
+        ),
         (edit(UNET_JSON, mid_block_type=None), "mid_block_type is 'None'"),
         (edit(UNET_JSON, addition_embed_type="text"), "addition_embed_type is 'text'"),
         (
             edit(UNET_JSON, addition_embed_type="text_time"),
-            "addition_time_embed_dim is 'None'; 256",
+            "addition_time_embed_dim is 'None'; it must be 256",
         ),
         (
             edit(UNET_JSON, addition_embed_type="text_time", addition_time_embed_dim=256),
             "times 256 and the 0 of the text",
         ),
-        (edit(UNET_JSON, warp=3), "warp is '3', a setting that is not known"),
+        (edit(UNET_JSON, warp=3), "warp is '3', which is not a known setting"),
         (edit(UNET_JSON, attention_head_dim=[8, 8]), "a list of 4 whole numbers"),
         (edit("vae/config.json", latent_channels=16), "makes 4 channels, its autoencoder takes 16"),
         (edit("vae/config.json", scaling_factor=0), "scaling_factor is '0'"),
         (edit("vae/config.json", latents_mean=[1]), "latents_mean is"),
-        (edit("vae/config.json", block_out_channels=[32] * 9), "one for each of 9 levels"),
+        (edit("vae/config.json", block_out_channels=[32] * 9), "one entry for each of 9 levels"),
         (edit("text_encoder/config.json", hidden_act="relu"), "one of gelu, quick_gelu"),
         (edit("text_encoder/config.json", num_hidden_layers=10**5), "no TextTower can be built"),
         (edit("text_encoder/config.json", vocab_size=9), "does not fit its text tower"),
@@ -647,7 +653,7 @@ UNET_JSON, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetenso
         (edit("scheduler/scheduler_config.json", num_train_timesteps=-1), "from 2 to"),
         (write("tokenizer/tokenizer.json", "{"), "tokenizer is not a tokenizer of CLIP's kind"),
         (write("tokenizer/tokenizer.json", '{"model": {"vocab": {}, "merges": []}}'), "no <|start"),
-        (write(WEIGHTS, "{}"), "is truncated or no safetensors"),
+        (write(WEIGHTS, "{}"), "is truncated or not a safetensors"),
     ],
 )
 def test_folders_that_are_wrong(

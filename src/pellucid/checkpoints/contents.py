@@ -173,8 +173,8 @@ class Contents:
                 f"{self.path} is {self.title} without its autoencoder ({self.vae_place}): vae must "
                 "be given, a file or folder that has one"
             )
-        self.check()
         self._check_tokenizer()
+        self.check()
         if self.prediction is None:
             raise UnknownPrediction(self.path, self.title)
         for part in self.parts.values():

@@ -146,9 +146,10 @@ def _checked(path: Path, model: Model, vectors: Mapping[str, Tensor]) -> Mapping
     widths = {part: shape[-1] for part, shape in shapes.items()}
     if widths != needed:
         family = families.of_model(model)
-        ours = model.name if family is None else family.title
-        same = [f.title for f in families.known().values() if f.widths == (*widths.values(),)]
-        theirs = f"this embedding is for {' or '.join(same)}, the model is {ours}; " if same else ""
+        same = [f for f in families.known().values() if f.widths == (*widths.values(),)]
+        ours = model.name if family is None or family in same else family.title
+        titles = " or ".join(family.title for family in same)
+        theirs = f"this embedding is for {titles}, the model is {ours}; " if same else ""
         raise CheckpointError(
             f"{path}: {theirs}its vectors have the width {_joined(widths)}, and {ours} needs "
             f"{_joined(needed)}"
