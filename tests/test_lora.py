@@ -807,24 +807,24 @@ LAYER = "lora_unet_mid_block_attentions_0_proj_in"
         (change_one(f"{LAYER}.lora_up.weight", None), "is incomplete: .* and no up"),
         (
             change_one(f"{LAYER}.lora_up.weight", noise(63, 3)),
-            "1 of its changes is of another shape than the model's",
+            "1 of its changes has another shape than the model's",
         ),
         (
             change_one(f"{LAYER}.lora_up.weight", noise(64, 2)),
-            "1 of its changes is of another shape than the model's",
+            "1 of its changes has another shape than the model's",
         ),
         (change_one(f"{LAYER}.lora_up.weight", torch.tensor(1.0)), "expected numbers"),
         (change_one(f"{LAYER}.lora_up.weight", torch.ones(64, 3).int()), "int32 of the shape"),
         (change_one(f"{LAYER}.lora_up.weight", torch.zeros(0, 3)), "expected numbers"),
-        (change_one(f"{LAYER}.alpha", torch.tensor([1.0, 2.0])), "is no number"),
-        (change_one(f"{LAYER}.alpha", torch.tensor(math.nan)), "is no number"),
+        (change_one(f"{LAYER}.alpha", torch.tensor([1.0, 2.0])), "must be a number"),
+        (change_one(f"{LAYER}.alpha", torch.tensor(math.nan)), "must be a number"),
         (change_one(f"{LAYER}.dora_scale", torch.ones(7)), "fits no side"),
-        (change_one(f"{LAYER}.hada_w1_a", torch.ones(7, 3)), "beside a LoRA"),
+        (change_one(f"{LAYER}.hada_w1_a", torch.ones(7, 3)), "next to a LoRA"),
         (
             change_one("unet.mid_block.attentions.0.proj_in.lora_A.weight", noise(3, 64)),
             "incomplete",
         ),
-        (change_one(f"{LAYER}.lora_A.weight", noise(3, 64)), "are the same thing"),
+        (change_one(f"{LAYER}.lora_A.weight", noise(3, 64)), "have the same meaning"),
     ],
 )
 def test_damaged_ones(change: Any, message: str, models: dict[str, Model], tmp_path: Path) -> None:
@@ -855,7 +855,7 @@ def test_files_that_are_no_lora(
             load_lora(path, models["sd1"])
     with pytest.raises(CheckpointError, match="is a whole model, not a LoRA: its keys begin with"):
         load_lora(model_file, model)
-    with pytest.raises(CheckpointError, match=r"is no LoRA: its keys begin with a, b$"):
+    with pytest.raises(CheckpointError, match=r"is not a LoRA: its keys begin with a, b$"):
         load_lora(written(tmp_path, {"a": noise(1), "b": noise(1)}), model)
     for end, kind in (("oft_blocks", "OFT"), ("a1.weight", "GLoRA"), ("on_input", "IA3")):
         other = {f"lora_unet_x.{end}": noise(2, 2), "lora_unet_x.alpha": torch.tensor(1.0)}

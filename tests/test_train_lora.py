@@ -181,6 +181,6 @@ def test_other_kinds_are_not_written(model: Model, tmp_path: Path) -> None:
         Change("full", (Matrix(torch.zeros(8, 4, 3, 3)),)),
         Change("LoRA", (Matrix(torch.ones(8, 1), torch.ones(1, 36)),), magnitude=torch.ones(8)),
     ):
-        with pytest.raises(CheckpointError, match=r"conv_in.weight is changed by no plain LoRA"):
+        with pytest.raises(CheckpointError, match=r"conv_in.weight is not changed by a plain LoRA"):
             save_lora(Lora("x", {"backbone": {name: change}}), model, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())

@@ -47,11 +47,13 @@ def family_of(found: LoraFile) -> str | None:
 
 def family_of_model(model: Model) -> str | None:
     """The title of the model's family; None if its size is not the published one."""
-    family = families.of_model(model)
-    if family is None or not isinstance(model.backbone.config, UNetConfig):
-        return None if family is None else family.title
-    published = families.by_context(UNetConfig, model.backbone.config.cross_attention_dim)
-    return family.title if published is not None else None
+    config = getattr(model.backbone, "config", None)
+    if isinstance(config, UNetConfig):
+        family = families.by_context(UNetConfig, config.cross_attention_dim)
+    else:
+        towers = [tower for tower in (model.text, model.text_2) if tower is not None]
+        family = families.of_configs(config, [tower.config for tower in towers])
+    return None if family is None else family.title
 
 
 def matches(source: Source) -> bool:
