@@ -463,7 +463,7 @@ def renamed(weights: Mapping[str, Tensor], form: str, model: Model) -> dict[str,
     ends = {
         "peft": ("lora_A.weight", "lora_B.weight"),
         "lora": ("lora.down.weight", "lora.up.weight"),
-        "processor": ("lora_changes.down.weight", "lora_changes.up.weight"),
+        "processor": ("_lora.down.weight", "_lora.up.weight"),
     }[form]
     out = {}
     for part, modules in targets(model, "attention").items():
