@@ -860,7 +860,7 @@ def test_files_that_are_no_lora(
     for end, kind in (("oft_blocks", "OFT"), ("a1.weight", "GLoRA"), ("on_input", "IA3")):
         other = {f"lora_unet_x.{end}": noise(2, 2), "lora_unet_x.alpha": torch.tensor(1.0)}
         with pytest.raises(
-            CheckpointError, match=f"of the kind {kind}, which is not read; read are"
+            CheckpointError, match=f"of the kind {kind}, which is not supported; supported are"
         ):
             load_lora(written(tmp_path, other), model)
     with pytest.raises(CheckpointError, match="embedding, not a LoRA"):
