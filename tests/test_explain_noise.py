@@ -17,7 +17,15 @@ from PIL import Image
 
 from pellucid.conditioning import encode_captions
 from pellucid.diffusion import PREDICTIONS, small_step
-from pellucid.explain.noise import SIDE, NoiseReport, examine_noise, noise_types, page, schedules
+from pellucid.explain.noise import (
+    SIDE,
+    NoiseReport,
+    NoiseSettings,
+    examine_noise,
+    noise_types,
+    page,
+    schedules,
+)
 from pellucid.explain.noise.spectrum import power_spectrum, radial_average, slope
 from pellucid.explain.noise.trajectory import random_trajectory
 from pellucid.images.pixels import to_tensor
@@ -39,7 +47,9 @@ def photo(width: int = 40, height: int = 30) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def report(model: Model) -> NoiseReport:
-    return examine_noise(model, photo(), "photo.png", TIMES, prompt="a rabbit", seed=3)
+    return examine_noise(
+        model, photo(), "photo.png", NoiseSettings(TIMES, prompt="a rabbit", seed=3)
+    )
 
 
 # ---------------------------------------------------------------- schedules
@@ -70,7 +80,7 @@ def test_what_is_left_is_the_share_of_the_variance() -> None:
 
 
 def test_a_strip_goes_from_the_picture_to_nothing_of_it(report: NoiseReport, model: Model) -> None:
-    other = examine_noise(model, photo().rotate(180), "other.png", TIMES, seed=3)
+    other = examine_noise(model, photo().rotate(180), "other.png", NoiseSettings(TIMES, seed=3))
     for one, two in zip(report.schedules, other.schedules, strict=True):
         first, last = (np.asarray(one.strip[i], float) for i in (0, -1))
         start = np.asarray(report.picture, float)
@@ -232,8 +242,10 @@ def test_the_estimate_is_what_the_network_says(report: NoiseReport, model: Model
 
 
 def test_the_prompt_and_the_guidance_count(report: NoiseReport, model: Model) -> None:
-    empty = examine_noise(model, photo(), "photo.png", TIMES, seed=3)
-    more = examine_noise(model, photo(), "p", TIMES, prompt="a rabbit", guidance=4, seed=3)
+    empty = examine_noise(model, photo(), "photo.png", NoiseSettings(TIMES, seed=3))
+    more = examine_noise(
+        model, photo(), "p", NoiseSettings(TIMES, prompt="a rabbit", guidance=4, seed=3)
+    )
     errors = {one.estimates.by_time[1].error for one in (report, empty, more)}
     assert len(errors) == 3
 
@@ -242,9 +254,9 @@ def test_no_estimate_where_nothing_can_be_said(
     model: Model, well_formed: Callable[[str], None]
 ) -> None:
     blind = replace(model, schedule=Schedule(zero_terminal_snr=True), prediction="eps")
-    seen = examine_noise(blind, photo(), times=TIMES)
+    seen = examine_noise(blind, photo(), settings=NoiseSettings(TIMES))
     assert [look.t for look in seen.estimates.by_time] == [0, 300]
-    for report in (seen, examine_noise(blind, photo(), times=(999,))):
+    for report in (seen, examine_noise(blind, photo(), settings=NoiseSettings((999,)))):
         text = page.html(report)
         well_formed(text)
         assert "such a t is left out" in text
@@ -297,7 +309,7 @@ def test_the_page_has_everything_and_needs_nothing(
 def test_any_size_of_picture(
     image: Image.Image, model: Model, well_formed: Callable[[str], None]
 ) -> None:
-    report = examine_noise(model, image, "odd", (0, 999))
+    report = examine_noise(model, image, "odd", NoiseSettings((0, 999)))
     assert max(report.picture.size) <= SIDE and report.size == image.size
     assert NoiseReport.model_validate_json(report.model_dump_json()) is not None
     well_formed(page.html(report))
@@ -305,14 +317,16 @@ def test_any_size_of_picture(
 
 
 def test_a_guided_guess_is_no_mean(report: NoiseReport, model: Model) -> None:
-    guided = examine_noise(model, photo(), "one", (0,), prompt="a rabbit", guidance=5)
+    guided = examine_noise(
+        model, photo(), "one", NoiseSettings((0,), prompt="a rabbit", guidance=5)
+    )
     assert "Near the end that is the mean" in page.html(report)
     assert "Guidance 5 exaggerates" in page.html(guided)
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
 def test_the_equation_is_that_of_the_model(model: Model, kind: str) -> None:
-    report = examine_noise(replace(model, prediction=kind), photo(), "one", (500,))
+    report = examine_noise(replace(model, prediction=kind), photo(), "one", NoiseSettings((500,)))
     assert page.X0[kind] in page.html(report)
     assert sum(equation in page.html(report) for equation in page.X0.values()) == 1
 
@@ -324,7 +338,7 @@ def test_every_schedule_is_explained(report: NoiseReport) -> None:
 
 
 def test_one_time_alone(model: Model, well_formed: Callable[[str], None]) -> None:
-    well_formed(page.html(examine_noise(model, photo(), "one", (0,))))
+    well_formed(page.html(examine_noise(model, photo(), "one", NoiseSettings((0,)))))
 
 
 @pytest.mark.parametrize(
@@ -340,7 +354,7 @@ def test_one_time_alone(model: Model, well_formed: Callable[[str], None]) -> Non
 )
 def test_wrong_settings_are_named(model: Model, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        examine_noise(model, photo(), **options)
+        examine_noise(model, photo(), settings=NoiseSettings(**options))
 
 
 # ---------------------------------------------------------------- the command

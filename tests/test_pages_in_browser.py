@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pellucid.explain import autoencoder, clip
-from pellucid.explain.noise import examine_noise
+from pellucid.explain.noise import NoiseSettings, examine_noise
 from pellucid.explain.noise import page as noise_page
 from pellucid.explain.parts_page import round_trip_html, similarity_html
 from pellucid.html import pages
@@ -23,7 +23,7 @@ NAMES = ("noise", "autoencoder", "clip")
 def files(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     picture = Image.linear_gradient("L").resize((40, 30)).convert("RGB")
-    report = examine_noise(model, picture, "a.png", (0, 500, 999))
+    report = examine_noise(model, picture, "a.png", NoiseSettings((0, 500, 999)))
     trip = autoencoder.round_trip(model, picture, "a.png")
     near = clip.compare_pictures(
         model, [("a.png", picture)], ["a rabbit", "an apple"], ["red", "rabbit"]

@@ -19,7 +19,7 @@ from pellucid.checkpoints import CheckpointError
 from pellucid.conditioning import encode_captions, encode_prompts
 from pellucid.explain import autoencoder
 from pellucid.explain import clip as explain_clip
-from pellucid.explain.noise import examine_noise
+from pellucid.explain.noise import NoiseSettings, examine_noise
 from pellucid.explain.noise import page as noise_page
 from pellucid.explain.run import Recorder
 from pellucid.explain.run import page as explained
@@ -111,7 +111,8 @@ def test_pages(words: Model, well_formed: Callable[[str], None]) -> None:
     told = recorder.explanation(PROMPTS)
     assert told.near[0] == (PROMPTS[0], pytest.approx(1))  # of CLIP's vector alone
     assert "</html>" in explained.page(words, [told])[0]
-    well_formed(noise_page.html(examine_noise(words, photo, times=(0, 500), prompt=PROMPTS[0])))
+    settings = NoiseSettings((0, 500), prompt=PROMPTS[0])
+    well_formed(noise_page.html(examine_noise(words, photo, settings=settings)))
     assert autoencoder.round_trip(words, photo).cost.latent_operations > 0
     found = explain_clip.compare_pictures(words, [("photo", photo)], PROMPTS)
     assert len(found.cosines) == 3

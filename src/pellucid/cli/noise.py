@@ -43,25 +43,22 @@ def noise(
 ) -> None:
     """Explain noise: schedules, small steps, types of noise, and the model's estimates."""
     from pellucid import checkpoints
-    from pellucid.explain.noise import TIMES, examine_noise, page
+    from pellucid.explain.noise import TIMES, NoiseSettings, examine_noise, page
     from pellucid.explain.noise.schedules import schedule_named
     from pellucid.images.load import open_image
     from pellucid.images.metadata import save_image
 
     path = page_path(out, as_json, picture, "noise")
-    times = TIMES if t is None else _times(t)
-    chosen = None if schedule is None else schedule_named(schedule)
-    image = open_image(picture)
-    report = examine_noise(
-        checkpoints.load(model, prediction=prediction, vae=vae),
-        image,
-        picture.name,
-        times,
+    settings = NoiseSettings(
+        times=TIMES if t is None else _times(t),
         prompt=prompt,
         guidance=guidance,
         seed=seed,
-        schedule=chosen,
+        schedule=None if schedule is None else schedule_named(schedule),
     )
+    image = open_image(picture)
+    loaded = checkpoints.load(model, prediction=prediction, vae=vae)
+    report = examine_noise(loaded, image, picture.name, settings)
     deliver(report, lambda: page.html(report), path, as_json)
     if path is not None:
         overview = path.with_suffix(".png")

@@ -1,6 +1,6 @@
 """Plots of a few curves or points, drawn once as SVG for a page and once as a picture.
 
-A plot is laid out as a list of marks, and each of the two forms only draws marks.
+A plot becomes a list of marks, and both outputs draw these marks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Style = Literal["line", "dashed", "dots"]
 
-# One colour for each series, on white and on black (after Okabe & Ito 2008: told apart by all eyes).
+# One colour for each series, on white and on black (Okabe & Ito 2008: safe for colour blindness).
 LIGHT = ("#0072b2", "#c24e00", "#00805c", "#b8438a", "#8a6d00", "#111111", "#7a3fb0", "#3fa7dd")
 DARK = ("#5ab4f0", "#ff9050", "#35d0a0", "#f09acb", "#e6c84a", "#ffffff", "#c79bff", "#a5dcff")
 INK, FAINT = "#222222", "#c8c8c8"
@@ -48,7 +48,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Axis:
-    """Numbers from `low` to `high` as places from `start` to `end` in pixels."""
+    """Numbers from `low` to `high` as positions from `start` to `end` in pixels."""
 
     low: float
     high: float
@@ -57,7 +57,7 @@ class Axis:
     log: bool
 
     def __call__(self, values: Sequence[float]) -> np.ndarray:
-        """(N,) places; NaN for what is not finite or out of range."""
+        """(N,) positions; NaN for what is not finite or out of range."""
         numbers = np.asarray(values, dtype=float)
         low, high = self.low, self.high
         if self.log:
@@ -68,8 +68,8 @@ class Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """About five round numbers; of a logarithmic axis powers of ten, and 2 and 5 times these
-        where there are few."""
+        """About five round numbers; on a logarithmic axis powers of ten, with 2 and 5 times these
+        if there are few."""
         decades = math.log10(self.high / self.low) if self.log else 0
         if decades >= 1:
             first, last = math.floor(math.log10(self.low)), math.floor(math.log10(self.high))
@@ -88,7 +88,7 @@ class Axis:
 class Plot:
     """Curves over one pair of axes, with a legend where there are several.
 
-    x_range, y_range: None takes in all that is finite; what lies outside is left out.
+    x_range, y_range: None covers all finite values; values outside are left out.
     Raises ValueError: no series, x and y of unequal length, a logarithmic axis that reaches 0.
     """
 
@@ -105,13 +105,13 @@ class Plot:
 
     def __post_init__(self) -> None:
         if not self.series:
-            raise ValueError(f"the plot {self.title!r} has no series; at least one is wanted")
+            raise ValueError(f"the plot {self.title!r} has no series; at least one is needed")
         for one in self.series:
             if len(one.x) != len(one.y):
                 raise ValueError(f"{one.name!r} has {len(one.x)} x and {len(one.y)} y")
 
     def marks(self) -> list[Mark]:
-        """Axes, legend and curves, in the order in which they are drawn."""
+        """Axes, legend and curves, in drawing order."""
         longest = max(len(one.name) for one in self.series)
         legend = SAMPLE + LETTER * longest if len(self.series) > 1 else 0
         left, right = float(LEFT), float(self.width - RIGHT - legend)
@@ -124,12 +124,12 @@ class Plot:
         if self.x_label:
             middle = (left + right) / 2
             marks.append(_text(middle, self.height - 8, self.x_label, "middle", faint=True))
-        for tick, place in zip(x.ticks(), x(x.ticks()), strict=True):
-            marks.append(Mark(np.array([[place, top], [place, bottom]]), faint=True))
-            marks.append(_text(place, bottom + 15, f"{tick:.6g}", "middle", faint=True))
-        for tick, place in zip(y.ticks(), y(y.ticks()), strict=True):
-            marks.append(Mark(np.array([[left, place], [right, place]]), faint=True))
-            marks.append(_text(left - 6, place + 4, f"{tick:.6g}", "end", faint=True))
+        for tick, at in zip(x.ticks(), x(x.ticks()), strict=True):
+            marks.append(Mark(np.array([[at, top], [at, bottom]]), faint=True))
+            marks.append(_text(at, bottom + 15, f"{tick:.6g}", "middle", faint=True))
+        for tick, at in zip(y.ticks(), y(y.ticks()), strict=True):
+            marks.append(Mark(np.array([[left, at], [right, at]]), faint=True))
+            marks.append(_text(left - 6, at + 4, f"{tick:.6g}", "end", faint=True))
         for number, one in enumerate(self.series):
             color = number % len(LIGHT)
             points = np.stack([x(one.x), y(one.y)], axis=1)
@@ -148,22 +148,22 @@ class Plot:
 
     def _axis(self, name: Literal["x", "y"], start: float, end: float) -> Axis:
         log = self.log_x if name == "x" else self.log_y
-        wanted = self.x_range if name == "x" else self.y_range
-        if wanted is None:
+        limits = self.x_range if name == "x" else self.y_range
+        if limits is None:
             values = np.concatenate([np.asarray(getattr(s, name), float) for s in self.series])
             values = values[np.isfinite(values) & ((values > 0) | (not log))]
-            wanted = (float(values.min()), float(values.max())) if len(values) else (0.1, 1.0)
-        low, high = wanted
+            limits = (float(values.min()), float(values.max())) if len(values) else (0.1, 1.0)
+        low, high = limits
         if log and low <= 0:
             raise ValueError(
-                f"the {name} axis of {self.title!r} is logarithmic and begins at {low}"
+                f"the {name} axis of {self.title!r} is logarithmic and cannot begin at {low}"
             )
         if high <= low:  # one value only
             low, high = (low / 2, low * 2) if log else (low - 0.5, low + 0.5)
         return Axis(low, high, start, end, log)
 
     def svg(self) -> str:
-        """An <svg> element; its colours are those of `CSS`, which a page has."""
+        """An <svg> element, coloured by the page's `CSS`."""
         drawn = "".join(_svg(mark) for mark in self.marks())
         return (
             f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
@@ -171,7 +171,7 @@ class Plot:
         )
 
     def image(self, scale: int = 2) -> Image.Image:
-        """The same as a picture on white, each pixel scale x scale."""
+        """The plot as a picture on white, each pixel scale x scale."""
         picture = Image.new("RGB", (self.width * scale, self.height * scale), "white")
         brush, font = ImageDraw.Draw(picture), ImageFont.load_default(11 * scale)
         for mark in self.marks():

@@ -24,7 +24,7 @@ def film_strip(
     """
     frames = _frames(noisy, estimates, labels)
     if columns < 1:
-        raise ValueError(f"columns is {columns}; it must be at least 1")
+        raise ValueError(f"columns must be at least 1, got {columns}")
     if len(frames) > columns:
         last = len(frames) - 1
         chosen = [round(i * last / max(columns - 1, 1)) for i in range(columns)]
@@ -40,18 +40,18 @@ def save_film(
     seconds: float = 4.0,
     scale: int = 2,
 ) -> None:
-    """The same as an animated WebP that lasts `seconds`, then rests on the last step for one more.
+    """The steps as an animated WebP of `seconds`, and one more second on the last step.
 
     scale: each pixel becomes scale x scale. Raises ValueError if `path` does not end in .webp.
     """
     path = Path(path)
     if path.suffix.lower() != ".webp":
-        raise ValueError(f"{path} ends in {path.suffix!r}; a film is a .webp")
+        raise ValueError(f"{path} must end in .webp, got {path.suffix!r}")
     frames = [
         frame.resize((frame.width * scale, frame.height * scale), Image.Resampling.NEAREST)
         for frame in _frames(noisy, estimates, labels)
     ]
-    duration = max(20, round(1000 * seconds / len(frames)))  # ms; browsers slow down what is faster
+    duration = max(20, round(1000 * seconds / len(frames)))  # ms; browsers do not play faster
     durations = [duration] * (len(frames) - 1) + [duration + 1000]
     with new_file(path) as temporary:
         frames[0].save(
@@ -74,8 +74,8 @@ def _frames(
         labels = [str(number) for number in range(1, len(noisy) + 1)]
     if not noisy or not len(noisy) == len(estimates) == len(labels):
         raise ValueError(
-            f"a film needs as many pictures above ({len(noisy)}) as below ({len(estimates)}) and "
-            f"labels ({len(labels)}), at least one of each"
+            f"noisy, estimates and labels must have the same length of at least 1, got {len(noisy)}, "
+            f"{len(estimates)} and {len(labels)}"
         )
     font = ImageFont.load_default()
     frames = []

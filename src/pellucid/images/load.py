@@ -18,17 +18,17 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     """The picture in a file as RGB: upright as its EXIF says, transparency laid on white.
 
     Raises ValueError: no such file, not a picture, truncated, more than MAX_SIDE pixels wide or
-    high or MAX_PIXELS in all (judged by its header, before anything is unpacked).
+    high or MAX_PIXELS in all (checked in the header, before anything is decoded).
     """
     return _flatten(_upright(source))
 
 
 def open_mask(source: str | Path | BinaryIO) -> Image.Image:
-    """The mask in a file, mode "L": 255 is to be drawn anew, 0 is to be kept.
+    """The mask in a file, mode "L": 255 is redrawn, 0 is kept, values between are mixed.
 
-    A picture that is transparent somewhere is drawn anew where it is transparent, and its colours
-    do not count (OpenAI's masks). Any other is drawn anew where it is white (A1111's masks). What
-    lies between is between. Raises ValueError as `open_image` does.
+    A picture with transparency is redrawn where it is transparent, and its colours do not count
+    (OpenAI's masks). Any other is redrawn where it is white (A1111's masks). Raises ValueError as
+    `open_image` does.
     """
     image = _upright(source)
     if _has_alpha(image):
@@ -39,11 +39,11 @@ def open_mask(source: str | Path | BinaryIO) -> Image.Image:
 
 
 def picture_size(source: str | Path) -> tuple[int, int]:
-    """Width and height that `open_image` will give, from the header; ValueError as there."""
+    """Width and height as `open_image` returns them, from the header; ValueError as there."""
     with _header(source) as image:
         width, height = image.size
         try:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5  # 5 to 8 are the sideways ones
+            turned = image.getexif().get(ORIENTATION, 1) >= 5  # 5 to 8 are rotated by 90 degrees
         except Exception as error:  # decoders meet hostile bytes with every kind of exception
             raise ValueError(f"{source} is truncated or damaged: {error}") from error
     return (height, width) if turned else (width, height)
@@ -52,18 +52,16 @@ def picture_size(source: str | Path) -> tuple[int, int]:
 def _header(source: str | Path | BinaryIO) -> Image.Image:
     name = source if isinstance(source, str | Path) else "the picture"
     if isinstance(source, str | Path) and not Path(source).is_file():
-        raise ValueError(f"{name} is not a file; a picture (PNG, JPEG, WebP, ...) is wanted")
+        raise ValueError(f"{name} is not a file; it must be a picture (PNG, JPEG, WebP, ...)")
     with warnings.catch_warnings():
-        # Pillow warns of large pictures in its own words; the check below says it in ours.
+        # The check below replaces Pillow's own warning about large pictures.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             image = Image.open(source)
         except Image.DecompressionBombError:
             raise ValueError(too_large(name, "more than 178 million pixels")) from None
         except Exception as error:  # decoders meet hostile bytes with every kind of exception
-            raise ValueError(
-                f"{name} is not a picture; PNG, JPEG, WebP and the like are wanted"
-            ) from error
+            raise ValueError(f"{name} is not a picture (PNG, JPEG, WebP, ...)") from error
     width, height = image.size
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         image.close()
@@ -82,6 +80,7 @@ def _upright(source: str | Path | BinaryIO) -> Image.Image:
 
 
 def too_large(name: str | Path, size: str) -> str:
+    """The message for a picture of `size` that exceeds the limits."""
     return (
         f"{name} is too large: {size}; at most {MAX_SIDE} on a side and "
         f"{MAX_PIXELS // 1_000_000} million in all are allowed"

@@ -21,7 +21,7 @@ EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
 
 
 class Metadata(NamedTuple):
-    """What a picture says about itself; None where it says nothing."""
+    """The metadata in a picture; None where there is none."""
 
     request: dict[str, Any] | None  # Pellucid's own JSON
     parameters: str | None  # the A1111 text
@@ -30,7 +30,7 @@ class Metadata(NamedTuple):
 def save_image(
     image: Image.Image, path: str | Path, request: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a picture as its name says (.png, .jpg, .webp) with the request that made it inside.
+    """Write a picture in the format of its suffix (.png, .jpg, .webp), with the request inside.
 
     request: plain JSON values under Pellucid's names. The file appears whole or not at all. Raises
     ValueError: another suffix, no such folder, a full disk, a request too long for JPEG (64 kB).
@@ -38,7 +38,7 @@ def save_image(
     path = Path(path)
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"{path} ends in {path.suffix!r}; allowed are {', '.join(FORMATS)}")
+        raise ValueError(f"{path} must end in {', '.join(FORMATS)}, got {path.suffix!r}")
     options: dict[str, Any] = {"quality": 95} if kind == "JPEG" else {}
     if kind == "WEBP":
         options = {"lossless": True}
@@ -60,11 +60,13 @@ def save_image(
 
 
 def read_metadata(path: str | Path) -> Metadata:
-    """What `save`, or A1111, wrote into a picture. Raises ValueError if it is not a picture."""
+    """The metadata that `save_image` or A1111 wrote. ValueError if the file is not a picture."""
     if not Path(path).is_file():
-        raise ValueError(f"{path} is not a file; a picture is wanted")
+        raise ValueError(f"{path} is not a file; it must be a picture")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # only the header is read: large or odd is no matter here
+        warnings.simplefilter(
+            "ignore"
+        )  # only the header is read: large or damaged pictures are fine
         try:
             with Image.open(path) as image:
                 if isinstance(image, PngImagePlugin.PngImageFile):
@@ -80,7 +82,7 @@ def read_metadata(path: str | Path) -> Metadata:
     try:
         request = json.loads(text) if text else None
     except (ValueError, TypeError):
-        request = None  # a picture may be described in another way than by us
+        request = None  # another program may have written a description
     return Metadata(
         request if isinstance(request, dict) else None,
         None if parameters is None else str(parameters),
@@ -88,7 +90,7 @@ def read_metadata(path: str | Path) -> Metadata:
 
 
 def _encodable(text: str) -> str:
-    # A command line that is not valid UTF-8 reaches Python as lone surrogates.
+    # Python represents invalid UTF-8 on the command line as lone surrogates.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The text in which A1111 and most other programs write down what made a picture."""
+"""The text in which A1111 and most other programs store the settings of a picture."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ PARAMETERS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
 
 
 def write_parameters(request: Mapping[str, Any]) -> str:
-    """A request in the words that other programs read (A1111's `parameters`).
+    """A request as the text that other programs read (A1111's `parameters`).
 
     Known fields take A1111's names and order; other plain values follow under their own names;
     None, lists and objects are left out (the JSON has them). "Denoising strength" is that of the
-    second pass where there is no picture to start from, as in A1111.
+    second pass if there is no starting picture, as in A1111.
     """
     known = {ours for _, ours, _ in PARAMETERS}
     fields = {name: value for name, value in request.items() if value is not None}
@@ -66,7 +66,7 @@ def write_parameters(request: Mapping[str, Any]) -> str:
         fields["size"] = f"{fields['width']}x{fields['height']}"
     if "hires" in fields and "strength" not in fields and "hires_strength" in fields:
         fields["strength"] = fields.pop("hires_strength")
-    for name in ("vae", "refiner"):  # files, which A1111 names without their folder
+    for name in ("vae", "refiner"):  # files, whose folder A1111 omits
         if name in fields:
             fields[name] = Path(str(fields[name])).name
     fields |= {
@@ -89,8 +89,7 @@ def write_parameters(request: Mapping[str, Any]) -> str:
 def read_parameters(text: str) -> dict[str, Any]:
     """The fields of an A1111 text under Pellucid's names, with width and height as numbers.
 
-    A field that Pellucid has no name for keeps its own name and stays a string. Text without such
-    fields is a prompt.
+    An unknown field keeps its own name and stays a string. Text without any fields is a prompt.
     """
     lines = text.strip("\n").split("\n")
     found = re.findall(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)', lines[-1])

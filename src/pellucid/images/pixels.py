@@ -20,10 +20,10 @@ def to_tensor(image: Image.Image) -> Tensor:
 def to_pil(pixels: Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1] as a picture; values outside are clamped.
 
-    Raises ValueError if a value is not finite: that would be a black picture.
+    Raises ValueError if a value is not finite, which would become a black picture.
     """
     if pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise ValueError(f"pixels are {tuple(pixels.shape)}; (3, height, width) is wanted")
+        raise ValueError(f"pixels must be (3, height, width), got {tuple(pixels.shape)}")
     pixels = pixels.detach().float().cpu()
     if not pixels.isfinite().all():
         raise ValueError("pixels has values that are not finite; the network overflowed")
@@ -44,11 +44,11 @@ def grid(
 ) -> Image.Image:
     """Pictures in rows from left to right; None makes it about square."""
     if not images:
-        raise ValueError("images is empty; at least one picture is wanted")
+        raise ValueError("images is empty; at least one picture is needed")
     if columns is None:
         columns = math.ceil(math.sqrt(len(images)))
     if columns < 1:
-        raise ValueError(f"columns is {columns}; it must be at least 1")
+        raise ValueError(f"columns must be at least 1, got {columns}")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     width = max(image.width for image in images)

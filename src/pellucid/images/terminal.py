@@ -9,10 +9,10 @@ from PIL import Image
 def draw_in_terminal(image: Image.Image, width: int = 64) -> str:
     """A picture as text, `width` characters wide, for a terminal with 24-bit colour.
 
-    Each character is the upper half block: its ink is one pixel, its paper the pixel below.
+    Each character is an upper half block: its foreground is one pixel, its background the one below.
     """
     if width < 1:
-        raise ValueError(f"width is {width}; it must be at least 1")
+        raise ValueError(f"width must be at least 1, got {width}")
     height = max(2, 2 * round(image.height * width / image.width / 2))
     pixels = np.array(image.convert("RGB").resize((width, height), Image.Resampling.BOX))
     lines = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from PIL import Image
@@ -27,6 +28,7 @@ __all__ = [
     "Estimates",
     "Moments",
     "NoiseReport",
+    "NoiseSettings",
     "NoiseType",
     "ScheduleCurves",
     "Spectrum",
@@ -61,32 +63,44 @@ class NoiseReport(Record):
     estimates: Estimates
 
 
+@dataclass(frozen=True)
+class NoiseSettings:
+    """What the experiments vary. Raises ValueError for what is out of range.
+
+    times: of 1000, 1 to 20 rising whole numbers from 0 to 999. prompt, guidance: for the model's
+    estimates; guidance 1 means no exaggeration. seed: of the noise. schedule: of the small steps;
+    None is the model's own.
+    """
+
+    times: Sequence[int] = TIMES
+    prompt: str = ""
+    guidance: float = 1.0
+    seed: int = 0
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        times = list(self.times)
+        wrong = not 1 <= len(times) <= MOST_TIMES or not all(0 <= t <= LAST for t in times)
+        if wrong or times != sorted(set(times)):
+            given = ", ".join(map(str, times)) or "none"
+            raise ValueError(
+                f"times must be 1 to {MOST_TIMES} rising whole numbers from 0 to {LAST}, got {given}"
+            )
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be a finite number, got {self.guidance}")
+
+
 def examine_noise(
     model: Model,
     image: Image.Image,
     source: str = "picture",
-    times: Sequence[int] = TIMES,
-    *,
-    prompt: str = "",
-    guidance: float = 1.0,
-    seed: int = 0,
-    schedule: Schedule | None = None,
+    settings: NoiseSettings = NoiseSettings(),
 ) -> NoiseReport:
     """Run every experiment. The same arguments give the same report.
 
-    source: the name of the picture. prompt, guidance: for the model's estimates; guidance 1 means
-    no exaggeration. schedule: that of the small steps; None is the model's own. Raises ValueError:
-    times that are not 1 to 20 rising numbers from 0 to 999, a seed out of range.
+    source: the name of the picture. Raises ValueError for a seed out of range.
     """
-    times = tuple(times)
-    wrong = not 1 <= len(times) <= MOST_TIMES or not all(0 <= t <= LAST for t in times)
-    if wrong or list(times) != sorted(set(times)):
-        given = ", ".join(map(str, times)) or "none"
-        raise ValueError(
-            f"times must be 1 to {MOST_TIMES} rising whole numbers from 0 to {LAST}, got {given}"
-        )
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance must be a finite number, got {guidance}")
+    times, seed = tuple(settings.times), settings.seed
     small = image.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     x0 = to_tensor(small)
@@ -100,8 +114,8 @@ def examine_noise(
         seed=seed,
         times=times,
         schedules=compare_schedules(x0, eps, times, with_models_own(model.schedule)),
-        trajectory=random_trajectory(x0, times, schedule or model.schedule, generator),
+        trajectory=random_trajectory(x0, times, settings.schedule or model.schedule, generator),
         noise_types=measure_noise_types(seed),
         spectrum=spectrum(x0),
-        estimates=estimate_from_each(model, image, times, prompt, guidance, seed),
+        estimates=estimate_from_each(model, image, times, settings.prompt, settings.guidance, seed),
     )
