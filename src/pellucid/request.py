@@ -14,14 +14,7 @@ import secrets
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
 
 from PIL import Image
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pellucid.plugins import choose
 from pellucid.prompt import Emphasis, LoraTag, take_loras
@@ -37,6 +30,8 @@ STRENGTH, MASK_STRENGTH, EXTEND_STRENGTH = 0.6, 0.75, 1.0
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
 
 # Groups of fields: a panel of --help each. Fields without a group come first.
 MODEL, START, MASK = "On the model", "Picture to start from", "Mask"
@@ -85,10 +80,7 @@ class Request(BaseModel):
     """In the grammar of `prompt`."""
     negative_prompt: str = option("What to avoid.", "", flag="--negative")
     clip_skip: int | None = option(
-        "Layer of the text encoder to use: 1 is the last, 2 the one before.",
-        group=STEER,
-        ge=1,
-        le=100,
+        "Layer of the text encoder: 1 is the last, 2 the one before.", group=STEER, ge=1, le=100
     )
     """1 is the last layer that the text encoder was trained with, also where a file lacks it.
     None: the one that the model was trained with."""
@@ -108,104 +100,71 @@ class Request(BaseModel):
     )
     """Image i has the seed `seed + i`. None or -1: chosen at random, and recorded."""
     count: int = option("Number of pictures; their seeds count up.", 1, ge=1, le=1000)
-    steps: int | None = option("Sampling steps, 1 to 1000.", ge=1, le=1000)
+    steps: Steps | None = option("Sampling steps, 1 to 1000.")
     guidance: Finite | None = option("Scale of classifier-free guidance; 1 turns it off.")
     sampler: str | None = option("ddim, euler, dpmpp_2m, ...")
     spacing: str | None = option(
         "How the steps are spaced: karras, uniform, ...", flag="--spacing --schedule"
     )
-    width: int | None = option(
-        "Size of the picture in pixels.", flag="--size", form="WIDTHxHEIGHT", ge=1, le=MAX_SIDE
-    )
+    width: Side | None = option("Size in pixels.", flag="--size", form="WIDTHxHEIGHT")
     """None, with a picture to start from: its own width; the model's if that is small."""
-    height: int | None = option(
-        "Size of the picture in pixels.", flag="--size", form="WIDTHxHEIGHT", ge=1, le=MAX_SIDE
-    )
+    height: Side | None = option("Size in pixels.", flag="--size", form="WIDTHxHEIGHT")
 
     image: str | None = option("The picture to start from.", group=START, form="FILE")
-    strength: Share | None = option(
-        "How much of it is redrawn, 0 to 1.", group=START, needs="image"
-    )
+    strength: Share | None = option("How much is redrawn, 0 to 1.", group=START, needs="image")
     """0 leaves `image` as it is, 1 keeps nothing of it. None: 0.6, or with a mask 0.75, or where
     the picture is extended 1."""
 
     mask: str | None = option(
-        "A picture of the same size: redraw where it is white or transparent.",
-        group=MASK,
-        form="FILE",
+        "A picture of the same size: white or transparent is redrawn.", group=MASK, form="FILE"
     )
     """As `images.open_mask` reads it: where it is white, or, if it is transparent anywhere, where
     it is transparent."""
     mask_invert: bool = option(
-        "Redraw what the mask keeps, and keep the rest.",
-        False,
-        MASK,
-        flag="--invert-mask/--no-invert-mask",
-        needs="mask",
+        "Redraw the rest instead.", False, MASK, flag="--invert-mask/--no-invert-mask", needs="mask"
     )
-    mask_grow: int = option(
-        "Pixels added to the mask on every side.", 0, MASK, needs="mask", ge=0, le=512
-    )
+    mask_grow: int = option("Pixels added around it.", 0, MASK, needs="mask", ge=0, le=512)
     """Before it is blurred."""
-    mask_blur: int = option(
-        "Pixels over which its edge is blended.", 4, MASK, needs="mask", ge=0, le=256
-    )
+    mask_blur: int = option("Pixels of blur at its edge.", 4, MASK, needs="mask", ge=0, le=256)
     """Standard deviation of a Gaussian blur."""
     inpaint_fill: Literal["original", "fill", "noise", "blank"] = option(
         "What the masked part starts from.", "original", MASK, flag="--fill", needs="mask"
     )
     """What is there, the blurred surroundings, noise, zeros."""
     only_masked: bool = option(
-        "Draw only the masked part, at full size, and paste it back.",
-        False,
-        MASK,
+        "Draw that part alone, at full size.",
+        default=False,
+        group=MASK,
         flag="--only-masked/--whole-picture",
         needs="mask",
     )
     """The part around the mask is enlarged to width x height."""
-    padding: Pixels = option(
-        "Pixels around the masked part that are drawn with it.", 32, MASK, needs="only_masked"
-    )
+    padding: Pixels = option("Pixels around that part.", 32, MASK, needs="only_masked")
+    """The network gets them too."""
     extend: tuple[Pixels, Pixels, Pixels, Pixels] = option(
-        "Pixels to add on each side and to draw there (outpainting).",
-        (0, 0, 0, 0),
-        START,
-        form="LEFT,TOP,RIGHT,BOTTOM",
+        "Pixels to add and draw there.", (0, 0, 0, 0), START, form="LEFT,TOP,RIGHT,BOTTOM"
     )
+    """Outpainting."""
 
     hires: Annotated[float, Field(gt=1, le=8, allow_inf_nan=False)] | None = option(
         "Enlarge the picture by this factor and redraw it.", group=SECOND
     )
-    hires_steps: int | None = option(
-        "Steps of the second pass.", group=SECOND, needs="hires", ge=1, le=1000
-    )
+    hires_steps: Steps | None = option("Steps of the second pass.", group=SECOND, needs="hires")
     """None: as many as in the first pass."""
-    hires_strength: float = option(
-        "How much the second pass redraws, 0 to 1.",
-        0.7,
-        SECOND,
-        needs="hires",
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
+    hires_strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = option(
+        "How much the second pass redraws, 0 to 1.", 0.7, SECOND, needs="hires"
     )
     hires_upscaler: str = option(
-        "How it is enlarged: latent, latent_bicubic, lanczos, nearest, ...",
-        "latent",
-        SECOND,
-        needs="hires",
+        "latent, latent_bicubic, lanczos, nearest, ...", "latent", SECOND, needs="hires"
     )
-    """One of `hires.UPSCALERS`."""
+    """How the picture is enlarged, one of `hires.UPSCALERS`."""
 
     refiner: str | None = option(
         "A model that does the last steps, such as SDXL's refiner.", group=SECOND, form="FILE"
     )
     """It reads the prompt with its own text encoders; it gets no LoRAs and no embeddings."""
     refiner_at: Share = option(
-        "Where the refiner takes over: 0 noise, 1 picture, default 0.8.",
-        0.8,
-        SECOND,
-        needs="refiner",
+        "From which part of the run on, 0 to 1, default 0.8.", 0.8, SECOND, needs="refiner"
     )
 
     mix: tuple[tuple[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = option(
@@ -220,12 +179,8 @@ class Request(BaseModel):
         "The part of the walk that is drawn.", (0.0, 1.0), STEER, flag=None, needs="walk"
     )
     """A single picture is drawn at the middle of it."""
-    variation_seed: int | None = option(
-        "Seed of the noise that the first noise is turned towards.",
-        group=STEER,
-        needs="variation_strength",
-        ge=0,
-        le=MAX_SEED,
+    variation_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = option(
+        "Seed of another noise to turn towards.", group=STEER, needs="variation_strength"
     )
     """Of image i it is `variation_seed + i`. None: the seed after the image's own."""
     variation_strength: Share = option("How far it is turned, 0 to 1.", 0.0, STEER)
@@ -240,9 +195,7 @@ class Request(BaseModel):
     """For samplers that have it."""
     clip_guidance: Finite = option("Scale of CLIP guidance; 0 turns it off.", 0.0, STEER)
     """Of the gradient of CLIP's similarity between the picture and the prompt."""
-    decoder: Literal["vae", "tiny"] = option(
-        "What turns latents into pixels; tiny is faster.", "vae", OUTPUT
-    )
+    decoder: Literal["vae", "tiny"] = option("Decoder of latents; tiny is fast.", "vae", OUTPUT)
     """The autoencoder, or a tiny one that imitates it."""
 
     @field_validator("sampler", "spacing", "noise", "hires_upscaler")
