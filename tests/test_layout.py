@@ -17,7 +17,8 @@ from pellucid.cli import app
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "src").rglob("*.py"))
-PROSE = [ROOT / "README.md", ROOT / "LICENSES.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "LICENSES.md"]
+PROSE += sorted((ROOT / "docs").glob("*.md"))
 
 
 def links(text: str) -> list[str]:
