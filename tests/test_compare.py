@@ -235,7 +235,7 @@ def test_collapse_is_said_when_it_happens_and_only_then() -> None:
         "GAN: no mode collapse; 24.5 of"
     )
     assert sentence(coverage(25, 0.9), coverage(4, 0.9)).startswith("GAN: mode collapse; 14.5 of")
-    assert "not learnt well enough" in sentence(coverage(5, 0.1))
+    assert "not learned well enough" in sentence(coverage(5, 0.1))
     same = sentence(coverage(1, 0.1, apart=0.2))
     assert same.startswith("GAN: mode collapse;") and "20% as far from each other" in same
     assert sentence(coverage(25, 0.9, apart=0.4)).startswith("GAN: no mode collapse")

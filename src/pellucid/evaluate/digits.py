@@ -76,7 +76,7 @@ def shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def train(options: DigitsOptions) -> Path:
     """Run the loop; returns the path of the trained weights, with the accuracy on unseen digits."""
     digits = mnist.load(options.digits)
-    learnt, held = digits.split(False), digits.split(True)
+    learned, held = digits.split(False), digits.split(True)
     torch.manual_seed(options.seed)
     network = DigitClassifier()
     optimizer = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=0.02)
@@ -84,9 +84,9 @@ def train(options: DigitsOptions) -> Path:
     for step in range(options.steps):
         set_rate(optimizer, learning_rate(step, options.steps, options.rate, 50, 0.3))
         rng, generator = rng_of(options.seed, step), generator_of(options.seed, step)
-        index = torch.from_numpy(rng.integers(len(learnt), size=options.batch))
-        pixels = shifted(learnt.pixels[index][:, None], generator)
-        loss = F.cross_entropy(network(pixels), learnt.labels[index], label_smoothing=0.05)
+        index = torch.from_numpy(rng.integers(len(learned), size=options.batch))
+        pixels = shifted(learned.pixels[index][:, None], generator)
+        loss = F.cross_entropy(network(pixels), learned.labels[index], label_smoothing=0.05)
         descend(optimizer, loss, max_norm=None)
         report(step, options.batch, loss=loss.detach())
     network.eval()

@@ -176,7 +176,7 @@ def train(options: LoraOptions) -> Path:
         model.schedule, model.prediction, options.weighting, options.noise, options.times
     )
     pool = make_pool(model, folder, options.mirror)
-    learnt, held = folder.split(False), folder.split(True)
+    learned, held = folder.split(False), folder.split(True)
     free = {"steps": 0, "save_every": 0, "resume": False}  # may change when a run is resumed
     run = Run(
         "lora",
@@ -191,7 +191,7 @@ def train(options: LoraOptions) -> Path:
     average: Tensor | None = None
     for step in run.steps(optimizer, warmup=20, decay_from=0.7):
         rng, generator = rng_of(options.seed, step), generator_of(options.seed, step, 1)
-        index = torch.from_numpy(rng.choice(learnt, options.batch))
+        index = torch.from_numpy(rng.choice(learned, options.batch))
         if options.mirror:
             index += len(folder.captions) * torch.from_numpy(rng.integers(2, size=options.batch))
         dropped = torch.from_numpy(rng.random(options.batch) < options.drop)

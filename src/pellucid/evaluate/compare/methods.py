@@ -6,10 +6,10 @@ function of the seed and the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,17 @@ PREDICTION = "flow"
 BATCH = 256  # of samples that are drawn at once
 
 
+Networks = tuple[nn.Module, ...]
+
+
+class Trial(NamedTuple):
+    """One run of a method."""
+
+    task: Task
+    setup: Setup
+    seed: int
+
+
 class Method(Protocol):
     """A way to learn the pictures of a task and to draw new ones."""
 
@@ -41,18 +52,14 @@ class Method(Protocol):
     def title(self) -> str:
         """Its name in tables and sentences."""
 
-    def networks(self, task: Task) -> tuple[nn.Module, ...]:
+    def networks(self, task: Task) -> Networks:
         """Untrained networks."""
 
-    def train(
-        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
-    ) -> Iterator[dict[str, Tensor]]:
+    def train(self, networks: Networks, trial: Trial) -> Iterator[dict[str, Tensor]]:
         """Train in place; yields the figures of each update."""
 
-    def draw(
-        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
-    ) -> Iterator[Tensor]:
-        """Batches of `setup.samples` new pictures in all, (B, *task.shape)."""
+    def draw(self, networks: Networks, trial: Trial) -> Iterator[Tensor]:
+        """Batches of new pictures, (B, *task.shape), `setup.samples` in all."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +69,20 @@ class Gan:
     title: str
     pack: int
 
-    def networks(self, task: Task) -> tuple[nn.Module, ...]:
+    def networks(self, task: Task) -> Networks:
         return task.gan(self.pack)
 
-    def train(
-        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
-    ) -> Iterator[dict[str, Tensor]]:
+    def train(self, networks: Networks, trial: Trial) -> Iterator[dict[str, Tensor]]:
         """The figures: both losses, both accuracies."""
-        generator, discriminator = networks
+        (generator, discriminator), (task, setup, seed) = networks, trial
         players = Players(generator, discriminator, task.latent, setup.gan_rate)
         for step in range(setup.updates):
             real = task.draw(setup.batch, rng_of(seed, step))
             yield play(players, real, None, generator_of(seed, step), half=setup.half)
 
     @torch.no_grad()
-    def draw(
-        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
-    ) -> Iterator[Tensor]:
-        generator = networks[0].eval()
+    def draw(self, networks: Networks, trial: Trial) -> Iterator[Tensor]:
+        generator, (task, setup, seed) = networks[0].eval(), trial
         for start, count in batches_of(setup.samples):
             z = torch.randn(count, task.latent, generator=generator_of(seed, start, 1))
             with half_precision(setup):
@@ -92,15 +95,13 @@ class Diffusion:
 
     title: str
 
-    def networks(self, task: Task) -> tuple[nn.Module, ...]:
+    def networks(self, task: Task) -> Networks:
         return (task.denoiser(),)
 
-    def train(
-        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
-    ) -> Iterator[dict[str, Tensor]]:
+    def train(self, networks: Networks, trial: Trial) -> Iterator[dict[str, Tensor]]:
         """The figure: the loss. At the end the network has its averaged weights."""
-        (network,), peak = networks, setup.diffusion_rate
-        ema = Ema(network, setup.ema)
+        (network,), (task, setup, seed) = networks, trial
+        peak, ema = setup.diffusion_rate, Ema(network, setup.ema)
         optimizer = torch.optim.AdamW(network.parameters(), peak, (0.9, 0.99), fused=True)
         warmup = setup.updates // 50 + 1
         for step in range(setup.updates):
@@ -118,9 +119,8 @@ class Diffusion:
         network.load_state_dict(ema.weights)
 
     @torch.no_grad()
-    def draw(
-        self, networks: Sequence[nn.Module], task: Task, setup: Setup, seed: int
-    ) -> Iterator[Tensor]:
+    def draw(self, networks: Networks, trial: Trial) -> Iterator[Tensor]:
+        task, setup, seed = trial
         levels = SCHEDULE.levels(setup.steps, "uniform")
         predict = predictor(networks[0].eval(), PREDICTION)
         for start, count in batches_of(setup.samples):

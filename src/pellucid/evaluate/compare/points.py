@@ -74,7 +74,7 @@ class Points:
             steps=50,
             samples=2500,
             seeds=5,
-            times="uniform",  # sharp borders are learnt where there is little noise
+            times="uniform",  # sharp borders are learned where there is little noise
             half=False,  # bf16 has three digits, and the spread is in the second
         )
         self.full = replace(self.quick, seen=5_000_000)

@@ -52,7 +52,7 @@ class StackedMnist(Pictures):
         self.digits, self.held = digits.split(False), digits.split(True)
         self.classifier = classifier
         _, sure, features = self.classify(self.held.pixels[:, None])
-        self.learnt = self.classify(self.digits.pixels[:, None])[2]
+        self.learned = self.classify(self.digits.pixels[:, None])[2]
         self.least = float(sure.quantile(UNSURE))
         self.most = float(self.distance(features).quantile(1 - FAR))
 
@@ -65,7 +65,7 @@ class StackedMnist(Pictures):
 
     def distance(self, features: Tensor) -> Tensor:
         """To the nearest of the digits to learn from: (N, D) -> (N,)."""
-        return torch.cdist(features, self.learnt).amin(dim=1)
+        return torch.cdist(features, self.learned).amin(dim=1)
 
     def draw(self, count: int, rng: np.random.Generator) -> Tensor:
         return mnist.stacked(self.digits, count, rng)

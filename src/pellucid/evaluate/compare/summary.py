@@ -20,7 +20,7 @@ CROWDED = 0.5
 """Samples nearer to each other than this fraction of the distance of real ones are the same few."""
 GOOD_ENOUGH = 0.5
 """If fewer samples are good than this fraction of the real ones', modes are missed for another
-reason: the pictures are not learnt yet."""
+reason: the pictures are not learned yet."""
 
 Findings = Mapping[Part, Mapping[str, Any]]
 
@@ -95,5 +95,5 @@ def verdict(title: str, found: Mapping[str, Any], real: Mapping[str, Any]) -> st
         near = f"the samples lie {means['apart']:.0%} as far from each other as real ones"
         return f"{title}: mode collapse; {summary}, and {near}."
     if means["good"] < GOOD_ENOUGH * real["good"]:
-        return f"{title}: not learnt well enough to tell lost modes from bad samples; {summary}."
+        return f"{title}: not learned well enough to tell lost modes from bad samples; {summary}."
     return f"{title}: mode collapse; {summary}."

@@ -23,7 +23,7 @@ from pellucid.evaluate.compare.benchmark import (
     parameters_of,
     task_of,
 )
-from pellucid.evaluate.compare.methods import METHODS
+from pellucid.evaluate.compare.methods import METHODS, Trial
 from pellucid.evaluate.compare.task import Setup, Task
 from pellucid.files import write_text
 from pellucid.images.metadata import save_image
@@ -44,10 +44,10 @@ def run(part: Part, task: Task, setup: Setup, out: Path) -> Iterator[float]:
         batches = (task.draw(CHUNK, rng) for _ in range(setup.samples // CHUNK + 1))
     else:
         method = METHODS[part.method]
-        networks = method.networks(task)
-        figures = method.train(networks, task, setup, part.seed)
+        networks, trial = method.networks(task), Trial(task, setup, part.seed)
+        figures = method.train(networks, trial)
         yield from followed(figures, setup.updates, curves)
-        batches = method.draw(networks, task, setup, part.seed)
+        batches = method.draw(networks, trial)
     trained = time.process_time()
     samples = torch.cat(list(batches))[: setup.samples]
     drawn = time.process_time()
