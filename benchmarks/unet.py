@@ -26,12 +26,20 @@ from torch import Tensor, nn
 
 from pellucid.backbones.unet import SD15, UNet, UNetConfig
 from pellucid.diffusion import Conditioning
-from pellucid.train.diffusion import emoji_unet
+from pellucid.recipes import emoji
 
 STEPS, SCALE = 20, 7.5
 SHAPES = {  # config, latents on a side, batch of the training step, tokens
     "emoji": (
-        replace(emoji_unet(32, 192, 192), pooled_dim=0, map_channels=0, film=False),
+        replace(
+            emoji.unet((96, 192)),
+            in_channels=32,
+            out_channels=32,
+            cross_attention_dim=192,
+            pooled_dim=0,
+            map_channels=0,
+            film=False,
+        ),
         8,
         32,
         24,
