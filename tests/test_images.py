@@ -318,7 +318,7 @@ def test_other_modes(tmp_path: Path, mode: str) -> None:
 def test_white_is_drawn_anew_or_what_is_transparent(tmp_path: Path) -> None:
     def read(image: Image.Image) -> list[int]:
         image.save(tmp_path / "mask.png")
-        mask = open_mask(tmp_path / "mask.png")
+        mask = open_mask(tmp_path / "mask.png").image
         assert mask.mode == "L"
         return np.asarray(mask).flatten().tolist()
 

@@ -89,7 +89,7 @@ def mask(tmp_path: Path) -> str:
 def test_mask_is_inverted_grown_and_blurred(picture: str, mask: str) -> None:
     def made(**fields: Any) -> np.ndarray:
         request = Request(image=picture, mask=mask, **{"mask_blur": 0} | fields)
-        return array(inpaint.mask_of(request, (37, 29)))
+        return array(inpaint.mask_of(request, (37, 29)).image)
 
     plain = np.zeros((29, 37))
     plain[10:18, 12:20] = 255
@@ -106,7 +106,7 @@ def test_mask_is_inverted_grown_and_blurred(picture: str, mask: str) -> None:
 
 def test_beyond_the_picture_everything_is_drawn(picture: str) -> None:
     request = Request(image=picture, extend=(5, 0, 0, 3), mask_blur=2)
-    made = array(inpaint.mask_of(request, (37, 29)))
+    made = array(inpaint.mask_of(request, (37, 29)).image)
     assert made.shape == (32, 42)
     assert made[:, :5].min() == 255 and made[29:].min() == 255
     row = made[5, 5:]  # from the left edge of the picture on
@@ -218,7 +218,7 @@ def test_outside_of_the_mask_the_picture_stays(
     last = run(model, image=picture, mask=mask, **fields)
     assert last.images is not None and len(last.images) == fields.get("count", 1)
     request = Request(image=picture, mask=mask, **fields)
-    weights = array(inpaint.mask_of(request, (37, 29)))
+    weights = array(inpaint.mask_of(request, (37, 29)).image)
     left, top, right, bottom = request.extend
     edges = ((top, bottom), (left, right), (0, 0))
     original = np.pad(array(Image.open(picture)), edges, mode="edge")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pellucid.diffusion import Conditioning, Network
 from pellucid.guidance import GuidedDenoiser
-from pellucid.images.load import MAX_PIXELS, open_mask
+from pellucid.images.load import MAX_PIXELS, Mask, open_mask
 from pellucid.images.pixels import fit, to_tensor
 from pellucid.model import Model
 from pellucid.request import Request, ResolvedRequest
@@ -39,6 +39,8 @@ class Canvas:
     mask: Image.Image | None
     box: Box
     size: tuple[int, int]
+    warnings: tuple[str, ...] = ()
+    """How a mask was read that can be read in two ways."""
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -87,7 +89,8 @@ def prepare(request: ResolvedRequest, unit: int) -> Canvas:
     left, top, right, bottom = request.extend
     small, box = picture.size, (-left, -top, picture.width + right, picture.height + bottom)
     picture = crop(picture, box)
-    mask = mask_of(request, small)
+    mask, reading = mask_of(request, small)
+    warnings = () if reading is None else (reading,)
     if not request.only_masked and picture.size != full:
         picture = fit(picture, *full)
         mask = ImageOps.fit(mask, full, Image.Resampling.BILINEAR)
@@ -97,25 +100,30 @@ def prepare(request: ResolvedRequest, unit: int) -> Canvas:
             f"{request.mask} marks nothing to draw anew; it must be white or transparent there"
         )
     if request.only_masked:
-        return Canvas(picture, mask, around(marked, request.padding, full, picture.size), full)
+        return Canvas(
+            picture, mask, around(marked, request.padding, full, picture.size), full, warnings
+        )
     size = (-(-full[0] // unit) * unit, -(-full[1] // unit) * unit)
-    return Canvas(picture, mask, (0, 0, *size), size)
+    return Canvas(picture, mask, (0, 0, *size), size, warnings)
 
 
-def mask_of(request: Request, size: tuple[int, int]) -> Image.Image:
-    """The mask ("L") of a picture of this size after it is extended: inverted, grown, blurred.
+def mask_of(request: Request, size: tuple[int, int]) -> Mask:
+    """The mask of a picture of this size after it is extended: inverted, grown, blurred.
 
     Raises ValueError if the mask has another size.
     """
     width, height = size
-    mask = Image.new("L", size)
+    mask, reading = Image.new("L", size), None
     if request.mask is not None:
-        mask = open_mask(request.mask)
+        mask, reading = open_mask(request.mask)
         if mask.size != size:
             raise ValueError(
                 f"the mask {request.mask} is {mask.width}x{mask.height} and the picture "
                 f"{request.image} is {width}x{height}; they must have the same size"
             )
+    if reading is not None:
+        inverted = ", inverted" if request.mask_invert else "; mask_invert inverts that"
+        reading = f"the mask {request.mask} is read by its transparency: {reading}{inverted}"
     if request.mask_invert:
         mask = ImageChops.invert(mask)
     left, top, right, bottom = request.extend
@@ -125,7 +133,7 @@ def mask_of(request: Request, size: tuple[int, int]) -> Image.Image:
     blurred = grown.filter(ImageFilter.GaussianBlur(request.mask_blur))
     # Half of a blur lies within the edge. Doubled, it begins at the edge, as in A1111, and all of
     # the marked part is drawn.
-    return ImageChops.lighter(grown, ImageChops.add(blurred, blurred))
+    return Mask(ImageChops.lighter(grown, ImageChops.add(blurred, blurred)), reading)
 
 
 def grow(mask: Image.Image, pixels: int) -> Image.Image:

@@ -95,7 +95,9 @@ def generate(
     decoder_of(model, request.decoder)  # an error comes now, not after the work is done
     canvas = None if request.start is None else inpaint.prepare(request, unit_of(model))
     passes = levels_of(model, request)
-    runtime = Runtime(model, [*unmatched, *warnings_of(model, asked, request, refiner, passes)])
+    warnings = [*unmatched, *warnings_of(model, asked, request, refiner, passes)]
+    warnings += () if canvas is None else canvas.warnings
+    runtime = Runtime(model, warnings)
     total = sum(len(levels) - 1 for levels in passes)
     for number, (step, parts) in enumerate(steps_of(runtime, refiner, request, canvas, passes)):
         if not torch.isfinite(step.x).all():

@@ -237,7 +237,7 @@ def render(packages: Path, size: int) -> EmojiArt:
             )
             # Drawn at twice the size and halved: thin strokes keep their weight.
             png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size)
-            picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+            picture = Image.open(io.BytesIO(bytes(png)), formats=("PNG",)).convert("RGBA")
             pixels[c, s] = np.asarray(picture.resize((size, size), Image.Resampling.BOX))
     return EmojiArt(concepts, pixels)
 

@@ -5,13 +5,19 @@ The caption of a picture is searched in this order:
 * ``metadata.jsonl`` or ``metadata.csv`` in the folder, with the fields ``file_name`` and ``text``
   (the convention of Hugging Face's ImageFolder); pictures that it does not name are left out;
 * a text file next to the picture, ``rabbit.txt`` or ``rabbit.caption`` for ``rabbit.png``;
-* the name of the folder inside the folder, ``rabbits/17.png`` (one label for each class).
+* the name of the folder inside the folder, ``rabbits/17.png`` (one label for each class), without
+  the number in front of ``10_rabbits`` (kohya's repeats, which are not applied).
+
+What systems leave in folders (``._17.png``, ``__MACOSX``, ``.ipynb_checkpoints``, ``@eaDir``) is
+neither a picture nor a caption.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,11 +27,13 @@ from pellucid.data import Pictures, SourceOptions
 from pellucid.images.load import open_image
 from pellucid.images.pixels import fit
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of picture files, in lower case."""
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 SIDECARS = (".txt", ".caption")
+LITTER = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
+"""Folders of systems; hidden files and folders, whose names begin with a dot, are litter too."""
 
 
 def pictures(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -39,7 +47,8 @@ def pictures(folder: Path) -> Iterator[tuple[Path, str]]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")
-    found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    files = _files(folder)
+    found = [path for path in files if path.suffix.lower() in SUFFIXES]
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(metadata) > 1:
         raise ValueError(f"{folder}: has both {' and '.join(METADATA)}; keep one")
@@ -48,11 +57,12 @@ def pictures(folder: Path) -> Iterator[tuple[Path, str]]:
     if metadata:
         yield from _listed(metadata[0])
         return
+    named = {(path.parent, path.stem) for path in found}
     orphans = [
-        p
+        path
         for suffix in SIDECARS
-        for p in sorted(folder.rglob(f"*{suffix}"))
-        if not any(q.parent == p.parent and q.stem == p.stem for q in found)
+        for path in files
+        if path.suffix == suffix and (path.parent, path.stem) not in named
     ]
     # A lone README.txt is no caption, but captions whose picture is missing are a mistake.
     orphans = [p for p in orphans if p.stem.lower() not in ("readme", "license", "licence")]
@@ -84,17 +94,38 @@ def source(options: SourceOptions, mix: Mapping[str, float]) -> Folder:
     return Folder.load(Path(options.data), options.size)
 
 
+def _files(folder: Path) -> list[Path]:
+    """All files of a folder and of the folders in it, without what systems leave there."""
+
+    def is_litter(path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        return any(part.startswith(".") or part in LITTER for part in parts)
+
+    return [path for path in sorted(folder.rglob("*")) if not is_litter(path) and path.is_file()]
+
+
 def _caption_of(path: Path, folder: Path) -> str | None:
     for suffix in SIDECARS:
         sidecar = path.with_suffix(suffix)
         if sidecar.is_file():
-            try:
-                return " ".join(sidecar.read_text(encoding="utf-8").split())
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{sidecar}: not UTF-8 text") from error
+            return " ".join(_read(sidecar).split())
     if path.parent == folder:
         return None
-    return path.parent.name.replace("_", " ").replace("-", " ").strip()
+    label = re.sub(r"^\d+_(?=.)", "", path.parent.name)
+    return label.replace("_", " ").replace("-", " ").strip()
+
+
+def _read(path: Path) -> str:
+    """A text without the mark of its encoding: UTF-8, or UTF-16 with its mark."""
+    data = path.read_bytes()
+    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf_16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text") from error
+    if "\0" in text:
+        raise ValueError(f"{path}: not UTF-8 text; it has zeros, as UTF-16 without a mark has")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _listed(metadata: Path) -> list[tuple[Path, str]]:
@@ -109,7 +140,7 @@ def _listed(metadata: Path) -> list[tuple[Path, str]]:
             raise ValueError(f"{metadata}, line {number}: {name} lies outside the folder")
         if not path.is_file():
             raise ValueError(f"{metadata}, line {number}: {name} is not in the folder")
-        pairs.append((metadata.parent / name, text))
+        pairs.append((metadata.parent / name, text.removeprefix("\ufeff")))
     if not pairs:
         raise ValueError(f"{metadata}: names no pictures")
     return sorted(pairs)
@@ -117,11 +148,7 @@ def _listed(metadata: Path) -> list[tuple[Path, str]]:
 
 def _rows(metadata: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Line number and fields of each entry."""
-    try:
-        # utf-8-sig: spreadsheets begin a CSV file with a byte order mark.
-        text = metadata.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{metadata}: not UTF-8 text") from error
+    text = _read(metadata)
     # Only a newline ends a line: JSON strings may hold other separators that splitlines() knows.
     lines = text.split("\n")
     if metadata.suffix == ".csv":

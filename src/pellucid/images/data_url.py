@@ -26,7 +26,9 @@ def from_data_url(url: str) -> Image.Image:
     if not url.startswith(PNG_URL):
         raise ValueError(f"a picture must be a URL that begins with {PNG_URL}")
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(url.removeprefix(PNG_URL))))
+        image = Image.open(
+            io.BytesIO(base64.b64decode(url.removeprefix(PNG_URL))), formats=("PNG",)
+        )
         image.load()
     except Exception as error:  # decoders meet hostile bytes with every kind of exception
         raise ValueError(f"the picture cannot be read: {error}") from error

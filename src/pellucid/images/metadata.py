@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image, PngImagePlugin
 
 from pellucid.files import new_file
-from pellucid.images.load import too_large
+from pellucid.images.load import open_header
 from pellucid.images.parameters import write_parameters
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -61,27 +60,18 @@ def save_image(
 
 def read_metadata(path: str | Path) -> Metadata:
     """The metadata that `save_image` or A1111 wrote. ValueError if the file is not a picture."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is not a file; it must be a picture")
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # only the header is read: large or damaged pictures are fine
+    image, texts = open_header(path, any_size=True)
+    with image:
         try:
-            with Image.open(path) as image:
-                if isinstance(image, PngImagePlugin.PngImageFile):
-                    parameters, text = image.text.get("parameters"), image.text.get("pellucid")
-                else:
-                    exif = image.getexif()
-                    parameters = _user_comment(exif.get_ifd(EXIF_IFD).get(USER_COMMENT))
-                    text = exif.get(IMAGE_DESCRIPTION)
-        except Image.DecompressionBombError:
-            raise ValueError(too_large(path, "more than 178 million pixels")) from None
-        except Exception as error:  # decoders meet hostile bytes with every kind of exception
-            raise ValueError(f"{path} is not a picture that can be read: {error}") from error
+            exif = image.getexif()
+            comment, about = exif.get_ifd(EXIF_IFD).get(USER_COMMENT), exif.get(IMAGE_DESCRIPTION)
+        except Exception:  # decoders meet hostile bytes with every kind of exception
+            comment, about = None, None
+        parameters = texts.get("parameters", _user_comment(comment))
+        text = texts.get("pellucid", about)
     try:
         request = json.loads(text) if text else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         request = None  # another program may have written a description
     return Metadata(
         request if isinstance(request, dict) else None,

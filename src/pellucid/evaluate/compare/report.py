@@ -83,7 +83,7 @@ def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list
 
 def picture_of(options: CompareOptions, part: Part) -> Image.Image:
     """Its samples."""
-    with Image.open(part.path(options.out).with_suffix(".png")) as kept:
+    with Image.open(part.path(options.out).with_suffix(".png"), formats=("PNG",)) as kept:
         return kept.convert("RGB")
 
 
