@@ -71,8 +71,8 @@ def test_sd2(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     words = ("convert", path, folder, "--to", "diffusers", "--prediction", "v")
     status, _, err = call(*words)
     assert status == 0 and load(folder).prediction == "v"
-    assert "the layers after layer 2 of text encoder 1" in err.splitlines()[0]
-    assert "the projection of text encoder 1" in err.splitlines()[1]
+    assert "the layers after layer 2 of text_encoder" in err.splitlines()[0]
+    assert "the projection of text_encoder" in err.splitlines()[1]
 
 
 @pytest.mark.parametrize("to", ["ldm", "diffusers"])

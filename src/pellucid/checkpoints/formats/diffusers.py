@@ -211,19 +211,19 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
             f"{type(model.backbone).__name__}"
         )
     check_has_place(path, "diffusers' layout", model, tokenizer=True)
-    towers, left_out = _towers(model)
-    family = families.of_configs(model.backbone.config, [t.config for t in towers])
+    towers = [tower for tower in (model.text, model.text_2) if tower is not None]
+    family = families.of_configs(model.backbone.config, [tower.config for tower in towers])
     if family is None:
         raise CheckpointError(
             f"{path} was not written: no known family has a {kind.title} and {len(towers)} text "
             "encoders"
         )
-    texts = {place.folder: tower for place, tower in zip(family.towers, towers, strict=True)}
+    texts, left_out = _texts(model, family, towers)
     parts: dict[str, nn.Module] = {kind.folder: model.backbone, "vae": model.vae, **texts}
     with new_folder(path, CheckpointError) as folder:
         try:
             _write_configs(folder, model, kind, family, texts)
-            _check_is_read(path, _read_configs(folder).configs, model, towers)
+            _check_is_read(path, _read_configs(folder).configs, model, texts.values())
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(str(folder), str(path))) from error
         for part, network in parts.items():
@@ -234,28 +234,30 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
     return (*left_out, *extras_of(model))
 
 
-def _towers(model: Model) -> tuple[list[TextTower], list[str]]:
-    """The text towers as diffusers' pipelines use them, and what that leaves out, in words.
+def _texts(
+    model: Model, family: Family, towers: Sequence[TextTower]
+) -> tuple[dict[str, TextTower], list[str]]:
+    """The text towers by folder, as diffusers' pipelines use them, and what that leaves out, in words.
 
-    They read a tower's last layer, so that of SD2 is stored without the one that it does not use.
+    Where they read a tower's last layer, it is stored without the layers that are not used (SD2).
     """
-    towers = [tower for tower in (model.text, model.text_2) if tower is not None]
-    pooled = getattr(model.backbone.config, "pooled_dim", 0) > 0
-    encoding, left_out = model.text_encoding, []
-    result = []
-    for number, tower in enumerate(towers, start=1):
-        projected = pooled and (number == len(towers) or encoding.pooled == "all")
+    config, encoding = model.backbone.config, model.text_encoding
+    pooled = getattr(config, "pooled_dim", 0) > 0
+    read = family.encoding_for(config, [tower.config for tower in towers], diffusers=True)
+    texts, left_out = {}, []
+    for place, tower in zip(family.towers, towers, strict=True):
+        projected = pooled and (tower is towers[-1] or encoding.pooled == "all")
         layers = tower.config.layers
-        if not projected and encoding.final_norm:
+        if not projected and encoding.final_norm and read.layer == -1:
             layers += encoding.layer + 1
-        short = _shortened(tower, layers, projected)
-        name = f"text encoder {number}"
+        short = texts[place.folder] = _shortened(tower, layers, projected)
         if layers != tower.config.layers:
-            left_out.append(f"the layers after layer {layers} of {name}, which are not used")
+            left_out.append(
+                f"the layers after layer {layers} of {place.folder}, which are not used"
+            )
         if short.config.projection != tower.config.projection:
-            left_out.append(f"the projection of {name}, which is not used")
-        result.append(short)
-    return result, left_out
+            left_out.append(f"the projection of {place.folder}, which is not used")
+    return texts, left_out
 
 
 def _shortened(tower: TextTower, layers: int, projected: bool) -> TextTower:
