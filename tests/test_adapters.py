@@ -61,7 +61,7 @@ def test_an_embedding_that_no_prompt_names_is_told(model: Model, tmp_path: Path)
     for path in paths:
         save_file({"emb_params": torch.randn(2, model.text.config.width)}, path)
     request = Request(prompt="a my-frog", embeddings=tuple(map(str, paths)))
-    assert adapt(model, request)[1] == (f"{paths[1]} does nothing: no prompt has its word, 'bad'",)
+    assert adapt(model, request)[1] == (f"{paths[1]} has no effect: no prompt has its word, 'bad'",)
     for change in ({"negative_prompt": "bad, x"}, {"mix": (("a bad one", 1.0),)}):
         assert adapt(model, request.model_copy(update=change))[1] == ()
 
@@ -85,8 +85,8 @@ def test_what_did_not_match_is_told(model: Model, tmp_path: Path) -> None:
     )
     _, warnings = drawn(model, request, folder=tmp_path)
     assert warnings == (
-        "the LoRA 'odd' stands in the negative prompt, where it does nothing",
-        f"{path}: 2 keys are nothing of this model's and were left out: "
+        "the LoRA 'odd' is in the negative prompt, where it has no effect",
+        f"{path}: 2 keys do not match anything in this model: "
         "lora_unet_x.lora_down.weight, lora_unet_x.lora_up.weight",
     )
 
@@ -132,7 +132,7 @@ def test_nothing_is_left_out_in_silence(model: Model) -> None:
 
 def test_where_names_are_looked_up(folder: Path, tmp_path: Path) -> None:
     assert find("two", folder) == folder / "more" / "two.safetensors"
-    with pytest.raises(ValueError, match=r"no folder of LoRAs is given \(--lora-folder\)"):
+    with pytest.raises(ValueError, match=r"no folder of LoRAs is given \(lora_folder\)"):
         find("one", None)
     with pytest.raises(ValueError, match="is not a folder"):
         find("one", folder / "one.safetensors")

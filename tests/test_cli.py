@@ -270,7 +270,7 @@ def test_a_folder_of_loras_that_is_missing(refused: Any, model_file: Path, tmp_p
 def test_info_of_a_picture_that_says_nothing(call: Any, tmp_path: Path) -> None:
     path = tmp_path / "plain.png"
     Image.new("RGB", (8, 8)).save(path)
-    assert call("info", path) == (0, f"{path} does not say what made it\n", "")
+    assert call("info", path) == (0, f"{path} has no record of how it was made\n", "")
     status, out, _ = call("info", path, "--json")
     assert status == 0 and json.loads(out) == {"request": None, "parameters": None}
 

@@ -119,9 +119,12 @@ def test_a_prediction_is_asked_for_only_where_it_counts(
     [
         (("none", "x", "--to", "ldm"), "none does not exist"),
         (("sd1", "x", "--to", "ldmm"), "no format 'ldmm'; the choices are, nearest first: ldm"),
-        (("sd1", "x", "--to", "ldm", "--dtype", "int8"), "--dtype is 'int8'; choose one of fp32"),
+        (
+            ("sd1", "x", "--to", "ldm", "--dtype", "int8"),
+            "--dtype must be one of fp32, fp16, bf16",
+        ),
         (("sd1", "x", "--to", "ldm", "--prediction", "w"), "no prediction 'w'"),
-        (("sd1", ".", "--to", "ldm", "--overwrite"), "is a folder; a file is wanted"),
+        (("sd1", ".", "--to", "ldm", "--overwrite"), "is a folder; --to ldm writes a file"),
         (("sd1", ".", "--to", "diffusers", "--overwrite"), "it was left alone"),
         (("sd1", "none/x", "--to", "diffusers"), "none is not a folder"),
         (("sd1", "x"), "--to"),

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pellucid import checkpoints, gan
 from pellucid.checkpoints import CheckpointError
+from pellucid.checkpoints.header import read_header
 from pellucid.checkpoints.weights import open_weights
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.gan import GAN, Discriminator, GANConfig, Generator
@@ -244,7 +245,7 @@ def test_a_gan_is_no_diffusion_model_and_the_reverse(trained: Path, model_file: 
 
 def rewritten(path: Path, target: Path, drop: str = "", **facts: Any) -> Path:
     """The same file without a key, or with other metadata."""
-    told = checkpoints.read_header(path)["__metadata__"]["pellucid_gan"]
+    told = read_header(path)["__metadata__"]["pellucid_gan"]
     kept = {key: value for key, value in load_file(path).items() if key != drop}
     save_file(kept, target, {"pellucid_gan": json.dumps(json.loads(told) | facts)})
     return target

@@ -1,4 +1,4 @@
-"""What a request puts on a model, LoRAs and new words, found by file or by name."""
+"""The LoRAs and embeddings of a request, found by file or by name and applied to a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pellucid.request import Request
 from pellucid.textual_inversion import Embedding, with_words
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
-SHOWN = 3  # how many keys or words a warning names
+SHOWN = 3  # keys or words that a warning names
 
 
 def adapt(
@@ -21,9 +21,9 @@ def adapt(
 ) -> tuple[Model, tuple[str, ...]]:
     """The model with the LoRAs and embeddings of a request, and warnings of what did not match.
 
-    folder: where the LoRAs lie that <lora:name:weight> in a prompt names. live: as in
-    `lora.attach`. `model` stays as it is, so there is nothing to take off again.
-    Raises ValueError: a file or a name that is not there, one of another family, a damaged one.
+    folder: where the LoRAs are that <lora:name:weight> in a prompt names. live: as in
+    `lora.attach`. `model` is not changed, so nothing has to be removed afterwards.
+    Raises ValueError: a file or a name that does not exist, one of another family, a damaged one.
     """
     warnings = []
     words: list[Embedding] = []
@@ -33,12 +33,12 @@ def adapt(
         words += new
         if not any(embedding.word.lower() in prompts for embedding in new):
             said = ", ".join(repr(embedding.word) for embedding in new[:SHOWN])
-            warnings.append(f"{file} does nothing: no prompt has its word, {said}")
+            warnings.append(f"{file} has no effect: no prompt has its word, {said}")
     uses = [(Path(name), weight, text) for name, weight, text in request.loras]
     uses += [(find(tag.name, folder), tag.weight, tag.text_weight) for tag in request.lora_tags]
     if against := take_loras(request.negative_prompt)[1]:
         warnings.append(
-            f"the LoRA {against[0].name!r} stands in the negative prompt, where it does nothing"
+            f"the LoRA {against[0].name!r} is in the negative prompt, where it has no effect"
         )
     loras: list[Weighted] = []
     for path, weight, text_weight in uses:
@@ -48,10 +48,8 @@ def adapt(
             first = ", ".join(lora.unmatched[:SHOWN])
             more = "" if len(lora.unmatched) <= SHOWN else ", ..."
             count = len(lora.unmatched)
-            keys, were = ("1 key is", "was") if count == 1 else (f"{count} keys are", "were")
-            warnings.append(
-                f"{path}: {keys} nothing of this model's and {were} left out: {first}{more}"
-            )
+            keys = "1 key does" if count == 1 else f"{count} keys do"
+            warnings.append(f"{path}: {keys} not match anything in this model: {first}{more}")
     return with_words(attach(model, loras, live), words), tuple(dict.fromkeys(warnings))
 
 
@@ -62,16 +60,16 @@ def find(name: str, folder: Path | None) -> Path:
     """
     if folder is None:
         raise ValueError(
-            f"the prompt asks for the LoRA {name!r}, and no folder of LoRAs is given (--lora-folder)"
+            f"the prompt names the LoRA {name!r}, and no folder of LoRAs is given (lora_folder)"
         )
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; one with LoRAs is wanted")
+        raise ValueError(f"{folder} is not a folder; expected one with LoRAs")
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix in SUFFIXES and path.is_file():
             files.setdefault(path.stem, []).append(path)
     if not files:
-        raise ValueError(f"{folder} has no LoRA in it; {name!r} is wanted")
+        raise ValueError(f"{folder} has no LoRA in it; the prompt names {name!r}")
     found = files[choose(name, files, f"LoRA in {folder} named")]
     if len(found) > 1:
         raise ValueError(f"there are two LoRAs named {name!r}: {found[0]} and {found[1]}")

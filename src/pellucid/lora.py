@@ -1,8 +1,8 @@
-"""LoRA: a change of a model's weights that is written with few numbers.
+"""LoRA: a change of a model's weights that is stored with few numbers.
 
-Hu et al. 2021 (arXiv:2106.09685): where a weight W has millions of numbers, what a further training
-changes in it has a low rank, and so dW = B A, with a thin B and a flat A, is a small file. Others
-write dW differently, but all of them are W' = W + weight * dW, and that is what this module does.
+Hu et al. 2021 (arXiv:2106.09685): a weight W has millions of numbers, but what fine-tuning changes in
+it has a low rank, so dW = B A, with a thin B and a flat A, is a small file. Other methods store dW
+differently, but all of them are W' = W + weight * dW, which this module computes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Change:
     dW = scale * M1 * M2, number by number. LoKr (Edalati et al. 2022, arXiv:2212.10650):
     dW = scale * kron(M1, M2).
     magnitude: of DoRA (Liu et al. 2024, arXiv:2402.09353), the length that every column or every row
-    of W + dW is given: (out,), (out, 1, ...) or (1, in, ...).
+    of W + dW is scaled to: (out,), (out, 1, ...) or (1, in, ...).
     """
 
     kind: Kind
@@ -88,7 +88,7 @@ class Change:
     magnitude: Tensor | None = None
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises ValueError if this is no change of a parameter of this shape."""
+        """Raises ValueError if this does not fit a parameter of this shape."""
         sides = [matrix.sides for matrix in self.matrices]
         if self.kind == "LoKr":
             out, across = (math.prod(pair) for pair in zip(*sides, strict=True))
@@ -103,8 +103,8 @@ class Change:
     def of(self, weight: Tensor) -> Tensor:
         """dW of `weight`, in its shape, float32.
 
-        With a magnitude m it is m (W + dW) / ||W + dW|| - W (DoRA, equation 5), so that a LoRA that
-        counts half goes half of the way from W to what was trained.
+        With a magnitude m it is m (W + dW) / ||W + dW|| - W (DoRA, equation 5), so that a LoRA with
+        weight 0.5 goes half of the way from W to the trained weight.
         """
         parts = [matrix.whole(weight.device) for matrix in self.matrices]
         if self.kind == "LoHa":
@@ -120,11 +120,11 @@ class Change:
         axis = self._axis(weight.shape)
         others = [side for side in range(weight.ndim) if side != axis]
         length = torch.linalg.vector_norm(moved, dim=others, keepdim=True)
-        wanted = self.magnitude.to(weight.device, torch.float32).reshape(length.shape)
-        return wanted / length.clamp_min(torch.finfo(torch.float32).tiny) * moved - weight.float()
+        lengths = self.magnitude.to(weight.device, torch.float32).reshape(length.shape)
+        return lengths / length.clamp_min(torch.finfo(torch.float32).tiny) * moved - weight.float()
 
     def _axis(self, shape: Sequence[int]) -> int:
-        """The side of a weight of this shape along which the magnitude stands."""
+        """The side of a weight of this shape along which the magnitude runs."""
         if self.magnitude is None:
             return 0
         own, count = self.magnitude.shape, self.magnitude.numel()
@@ -142,10 +142,10 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """What a file changes in the model that it was read for.
+    """What a LoRA file changes in the model that it was read for.
 
     changes: part, one of `PARTS` -> name of a parameter of that part -> its change. unmatched: the
-    keys of the file that are nothing of the model's.
+    keys of the file that match nothing in the model.
     """
 
     name: str
@@ -154,15 +154,15 @@ class Lora:
 
 
 Weighted = tuple[Lora, float, float]
-"""A LoRA, how much it counts in the network, and how much in the text towers."""
+"""A LoRA, its weight in the network, and its weight in the text towers."""
 
 
 def attach(model: Model, loras: Sequence[Weighted], live: bool = False) -> Model:
-    """The model with LoRAs on it. `model` stays as it is, and what is not changed is shared.
+    """The model with LoRAs applied. `model` is not changed, and unchanged parts are shared.
 
-    The order of `loras` does not matter but for rounding. live: the changed weights are not kept
+    The order of `loras` matters only for rounding. live: the changed weights are not kept
     but computed in every forward pass, which takes longer and needs no memory for them; the results
-    are equal to the bit. Weights are summed in float32, whatever their own type is.
+    are identical. Weights are summed in float32, in any type.
     Raises ValueError if a weight is not finite with its changes.
     """
     changed: dict[str, Any] = {}
@@ -193,7 +193,7 @@ def _changed(
             kind = str(moved.dtype).removeprefix("torch.")
             raise ValueError(
                 f"with the LoRA {name} has values that are not finite in {kind}: its file is "
-                "damaged, or it counts too much"
+                "damaged, or its weight is too high"
             )
         if live:
             register_parametrization(owner, leaf, summed, unsafe=True)  # it has just been tried
@@ -203,7 +203,7 @@ def _changed(
 
 
 class Sum(nn.Module):
-    """A parameter with its changes, each with what it counts: W + sum of counts * dW."""
+    """A parameter with its changes, each with its weight: W + sum of weight * dW."""
 
     def __init__(self, changes: Sequence[tuple[Change, float]]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Textual inversion: a new word, whose vectors were trained while the model stayed as it was.
+"""Textual inversion: a new word, whose vectors were trained while the model was frozen.
 
-Gal et al. 2022 (arXiv:2208.01618): what no word says, a vector in the place of a word can say.
+Gal et al. 2022 (arXiv:2208.01618): a vector in place of a word can describe what no word does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Embedding:
     """A word as it is written in a prompt, and its vectors in each tower.
 
     vectors: "text" and, where there is a second tower, "text_2", the fields of `Model` -> (n, width
-    of the tower), the same n: the word takes n places in a row of tokens.
+    of the tower), with the same n: the word takes n tokens.
     """
 
     word: str
@@ -30,8 +30,8 @@ class Embedding:
 
 
 def with_words(model: Model, embeddings: Sequence[Embedding]) -> Model:
-    """The model that knows these words too. `model` stays as it is; weights are shared with it but
-    for the towers' tables of tokens.
+    """The model that also knows these words. `model` is not changed; all weights are shared with it,
+    except the towers' token embeddings.
 
     Raises ValueError for two of the same word, and for vectors that do not fit the model.
     """

@@ -3,13 +3,12 @@
 This is the facade, for the rest of the program; nothing inside of the package imports it.
 """
 
-from pellucid.checkpoints.header import CheckpointError, UnknownPrediction, read_header
+from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
 from pellucid.checkpoints.models import (
     describe,
     describe_lora,
     embedded,
     holds_gan,
-    is_tiny_vae,
     load,
     load_embedding,
     load_gan,
@@ -31,14 +30,12 @@ __all__ = [
     "describe_lora",
     "embedded",
     "holds_gan",
-    "is_tiny_vae",
     "load",
     "load_embedding",
     "load_gan",
     "load_lora",
     "load_tiny_vae",
     "load_vae",
-    "read_header",
     "save",
     "save_gan",
     "save_lora",

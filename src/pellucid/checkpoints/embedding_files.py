@@ -110,7 +110,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: its string_to_param does not hold the vectors of a word"
             )
-        content = {_ALONE: next(iter(inside.values()))}  # the word "*" stands for the file's name
+        content = {_ALONE: next(iter(inside.values()))}  # the word "*" means the file's name
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
             f"{path} is a pickle of a {type(content).__name__}; expected a word and its vectors"

@@ -232,11 +232,6 @@ def load_vae(
     return vae_files.read(_source(path, "an autoencoder").path, device, dtype, like)
 
 
-def is_tiny_vae(path: str | Path) -> bool:
-    """Whether `path` is a file or folder with a tiny autoencoder, or half of one."""
-    return tiny_vae_files.matches(Source(Path(path)))
-
-
 def load_tiny_vae(
     path: str | Path,
     device: str | torch.device = "cpu",

@@ -79,7 +79,8 @@ def part(path: Path, like: VAEConfig | None = None) -> tuple[Part, list[str]]:
     if path.is_dir():
         inside = path / "vae"  # in a model's folder
         folder = inside if inside.is_dir() and class_of(path) != CLASS else path
-        whole, unused = of_folder(folder, config_of(folder)), list[str]()
+        network = build(folder, "VAE", VAE, config_of(folder))
+        whole, unused = weights_in_folder(folder, network), list[str]()
     else:
         whole, unused = _of_file(path, like)
     compare(path, {"vae": whole}, unused)
@@ -113,11 +114,6 @@ def config_of(folder: Path) -> VAEConfig:
     settings = Settings.open(folder / "config.json")
     settings.fixed({"_class_name": CLASS})
     return configs.read_vae(settings)
-
-
-def of_folder(folder: Path, config: VAEConfig) -> Part:
-    """The network and its weights in a folder of diffusers'."""
-    return weights_in_folder(folder, build(folder, "VAE", VAE, config))
 
 
 def weights_in_folder(folder: Path, network: VAE) -> Part:

@@ -20,21 +20,23 @@ ModelFile = Annotated[
 ]
 Prediction = Annotated[
     str | None,
-    _in_box("What the network predicts, eps or v, where the file does not say it (SD2)."),
+    _in_box("What the network predicts, eps or v, if the file does not say it (SD2)."),
 ]
 Vae = Annotated[
     Path | None, _in_box("A file or folder whose autoencoder is used instead of the model's.")
 ]
 TinyVae = Annotated[
     Path | None,
-    _in_box("The tiny autoencoder, a file or folder, if it does not lie beside the model."),
+    _in_box("The tiny autoencoder, a file or folder, if it is not next to the model."),
 ]
 Device = Annotated[str, _in_box("cpu, cuda, cuda:1, mps; auto is a GPU if there is one.")]
-Dtype = Annotated[str, _in_box("float32, float16 or bfloat16; auto is told by `pellucid info`.")]
+Dtype = Annotated[
+    str, _in_box("float32, float16 or bfloat16; `pellucid info` shows what auto chooses.")
+]
 LoraFolder = Annotated[
     Path | None,
     typer.Option(
-        help="Where the LoRAs of <lora:name:weight> in a prompt lie.",
+        help="The folder of the LoRAs that <lora:name:weight> in a prompt names.",
         rich_help_panel="On the model",
         exists=True,
         file_okay=False,
@@ -56,7 +58,7 @@ def open_model(
 ) -> Model:
     """The model in `path`, None: the one that ships.
 
-    vae: where the autoencoder that it gets is. tiny_vae: a tiny autoencoder; None: what lies beside.
+    vae: the autoencoder that it gets. tiny_vae: a tiny autoencoder; None: one next to the model.
     """
     import torch
 
@@ -80,9 +82,10 @@ def open_model(
 
 
 def open_parts(path: Path | None, vae: Path | None = None) -> Model:
-    """The model in `path`, on the CPU, for a command that never asks its network.
+    """The model in `path`, on the CPU, for a command that never runs its network.
 
-    So it does not matter what that predicts, and no file has to say it. vae: as in `open_model`.
+    What the network predicts does not matter then, and the file need not say it. vae: as in
+    `open_model`.
     """
     from pellucid import checkpoints
 

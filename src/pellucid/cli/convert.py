@@ -20,12 +20,12 @@ def convert(
         typer.Option(help="diffusers: a folder; ldm: the original single file; native: our own."),
     ],
     dtype: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or bf16; without it every weight keeps its own.")
+        str | None, typer.Option(help="fp32, fp16 or bf16; by default each weight keeps its own.")
     ] = None,
     prediction: Prediction = None,
     vae: Vae = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="OUT may be there already, and is replaced.")
+        bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
     ] = False,
 ) -> None:
     """Write a model in another layout: diffusers' folder, the original file, or Pellucid's own."""
@@ -34,12 +34,12 @@ def convert(
 
     known = SHORT | {name: name for name in DTYPES}
     if dtype is not None and dtype not in known:
-        raise ValueError(f"--dtype is {dtype!r}; choose one of {', '.join(SHORT)}")
+        raise ValueError(f"--dtype must be one of {', '.join(SHORT)}, got {dtype!r}")
     kind = None if dtype is None else DTYPES[known[dtype]]
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} is there already; --overwrite replaces it")
+        raise ValueError(f"{target} exists; --overwrite replaces it")
     if to != "diffusers" and target.is_dir():
-        raise ValueError(f"{target} is a folder; a file is wanted for --to {to}")
+        raise ValueError(f"{target} is a folder; --to {to} writes a file")
     model = checkpoints.load(source, dtype=None, prediction=prediction, vae=vae)
     for thing in checkpoints.save(model, target, kind, to):
         report(f"left out, because {to} has no place for it: {thing}")

@@ -25,7 +25,7 @@ def info(
     prediction: Prediction = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What a model or another file of weights is, or what made a picture."""
+    """Show what a model or another file of weights is, or how a picture was made."""
     from pellucid import checkpoints
     from pellucid.images.metadata import FORMATS, read_metadata
 
@@ -37,7 +37,7 @@ def info(
         if not as_json:
             facts = _said(found)
         if not facts:
-            typer.echo(f"{path} does not say what made it")
+            typer.echo(f"{path} has no record of how it was made")
             return
     else:
         facts = {"file": str(path)} | checkpoints.describe(path, prediction)
@@ -48,18 +48,18 @@ def info(
         return
     width = max(map(len, facts)) + 1
     for name, value in facts.items():
-        typer.echo(f"{name + ':':<{width}} {_told(value)}")
+        typer.echo(f"{name + ':':<{width}} {_text(value)}")
 
 
 def _said(found: Metadata) -> dict[str, Any]:
-    """What a picture says, less what is empty: its request, or what another program wrote."""
+    """A picture's record without empty fields: its request, or what another program wrote."""
     if found.request is not None:
         return {k: v for k, v in found.request.items() if v not in (None, "", [])}
     return {} if found.parameters is None else {"parameters": found.parameters}
 
 
 def _choice(types: dict[str, int]) -> str:
-    """Device and number type that --device auto and --dtype auto choose, and by which rule."""
+    """The device and number type that `auto` chooses, and why."""
     import torch
 
     from pellucid.runtime.devices import choose_device
@@ -69,7 +69,7 @@ def _choice(types: dict[str, int]) -> str:
     return str(choose_dtype(choose_device("auto"), "auto", stored))
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {v:,}" if type(v) is int else f"{k} {v}" for k, v in value.items())
     if isinstance(value, list):

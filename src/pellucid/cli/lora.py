@@ -16,12 +16,12 @@ from pellucid.cli._model import Vae, open_parts
 def lora(
     file: Annotated[Path, typer.Argument(help="A LoRA.")],
     model: Annotated[
-        Path | None, typer.Option(help="A model file; also says what of the LoRA fits it.")
+        Path | None, typer.Option(help="A model file; also shows which keys of the LoRA match it.")
     ] = None,
     vae: Vae = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What a LoRA is for, and with --model which of its keys are the model's."""
+    """Show what a LoRA is for, and with --model which of its keys match the model."""
     from pellucid import checkpoints
 
     facts: dict[str, Any] = {"file": str(file)} | checkpoints.describe_lora(file)

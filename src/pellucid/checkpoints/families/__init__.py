@@ -54,7 +54,7 @@ class Family:
     title: its name, for people.
     backbone: the published config. Its class and the `Traits` of all parts recognize the family.
     towers: the text towers, in the order of `Model`'s fields text and text_2.
-    text_encoding: how prompts are encoded. A width > 0 stands for that of the backbone's context.
+    text_encoding: how prompts are encoded. A width > 0 becomes that of the backbone's context.
     vae: the published autoencoder; its scale and shift hold for files that do not say theirs.
     defaults: preset name -> settings; the first is the usual one.
     prediction: what the network predicts; "" if that differs and single files do not say it.
