@@ -42,7 +42,7 @@ def read(path: Path, model: Model) -> tuple[Embedding, ...]:
 
 def matches(source: Source) -> bool:
     """Whether it is an embedding: by its keys, or by the widths of all its vectors."""
-    if source.path.is_dir():
+    if not source.path.is_file():  # opening a pipe would block
         return False
     if not source.keys and is_pickle(source.path):  # A1111's, which are not a table of tensors
         content = open_pickle(source.path)

@@ -54,7 +54,6 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path} is truncated: its header has {length} bytes, the file {size} bytes"
         )
     header, end = _parse(path, text)
-    end += 8 + length
     if end > size:
         raise CheckpointError(
             f"{path} is truncated: its header announces {end} bytes, the file has {size}; "
@@ -68,14 +67,15 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path, text: bytes) -> tuple[dict[str, Any], int]:
-    """The header, and where the last tensor ends, counted from the end of the header."""
+    """The header, and where the last tensor ends in the file."""
     try:
         header = dict(json.loads(text))
         dict(header.get("__metadata__") or {})
         entries = [value for key, value in header.items() if key != "__metadata__"]
         if not all(isinstance(side, int) for entry in entries for side in entry["shape"]):
             raise ValueError("a shape is not made of integers")
-        return header, max((entry["data_offsets"][1] for entry in entries), default=0)
+        last = max((entry["data_offsets"][1] for entry in entries), default=0)
+        return header, 8 + len(text) + last
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors file: its header cannot be read"
