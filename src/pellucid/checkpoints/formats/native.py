@@ -35,6 +35,7 @@ from pellucid.vae import VAE
 
 ENTRY = "pellucid"
 VERSION = 1
+LONGEST = 200  # letters of another library's message, which may quote the file
 FIELDS = ("name", "prediction", "parts", "schedule", "defaults", "tokenizer")
 REQUIRED = ("backbone", "vae", "text")
 OPTIONAL = ("text_2", "vision", "tiny_vae")
@@ -57,7 +58,8 @@ def examine(source: Source, prediction: str | None = None) -> Contents:
     try:
         tokenizer = Tokenizer.from_json(json.dumps(facts["tokenizer"]))
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        reason = str(error).split("\n")[0][:LONGEST]
+        raise CheckpointError(f"{path}: {reason}") from error
     return Contents(
         path=path,
         form="native",
