@@ -424,15 +424,15 @@ def test_tokens_of_odd_prompts(call: Any, model_file: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("tokens", "a (cat:inf)"), "the weight of 'cat' is inf"),
-        (("tokens", "cat:1000 AND dog"), "the weight of 'cat' is 1000"),
+        (("tokens", "a (cat:inf)"), "the weight of 'cat' must be from -100 to 100, got inf"),
+        (("tokens", "cat:1000 AND dog"), "the weight of 'cat' must be from -100 to 100, got 1000"),
         (("tokens", "<lora:paint:much>"), "<lora:paint:much>: 'much' is not understood"),
         (("tokens", "cat", "--steps", 0), "steps"),
-        (("generate", "a (cat:nan)"), "the weight of 'cat' is nan"),
+        (("generate", "a (cat:nan)"), "the weight of 'cat' must be from -100 to 100, got nan"),
         (("generate", "cat", "--clip-skip", 5), "clip_skip is 5; the text tower of tiny has 1"),
         (("generate", "cat", "--clip-skip", 0), "clip_skip"),
         (("generate", "cat", "--emphasis", "loud"), "emphasis"),
-        (("generate", "a AND b", "--mix-by", "embedding"), "AND does not go with"),
+        (("generate", "a AND b", "--mix-by", "embedding"), "AND cannot be combined with"),
     ],
 )
 def test_bad_prompts_are_one_sentence(

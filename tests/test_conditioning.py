@@ -25,7 +25,7 @@ from pellucid.conditioning import (
     encode_prompts,
 )
 from pellucid.model import Model, TextEncoding
-from pellucid.request import Request
+from pellucid.request import Request, resolve
 from pellucid.runtime import Runtime
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -122,7 +122,7 @@ def tokenizers() -> list[Any]:
 def only(model: Model, **fields: Any) -> StepConditioning:
     """What a run of one step is told."""
     (step,) = conditioning_schedule(
-        Runtime(model), Request.model_validate({"guidance": 7.0} | fields), 1
+        Runtime(model), resolve(model, Request.model_validate({"guidance": 7.0} | fields)), 1
     )
     return step
 
@@ -470,7 +470,8 @@ def test_a_mean_of_zero_stays() -> None:
 
 def test_what_each_step_is_told(models: Any) -> None:
     model, _ = models["sd1"]
-    request = Request(prompt="[cat:dog:1] AND red:-0.5", negative_prompt="[blue::2]", guidance=5)
+    fields = {"prompt": "[cat:dog:1] AND red:-0.5", "negative_prompt": "[blue::2]", "guidance": 5}
+    request = resolve(model, Request.model_validate(fields))
     steps = conditioning_schedule(Runtime(model), request, 3)
     for step, own, against in zip(steps, ("cat", "dog", "dog"), ("blue", "blue", ""), strict=True):
         (one, w1), (two, w2) = step.conds
@@ -501,13 +502,13 @@ def test_loras_are_no_text(models: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prompt": "a (cat:inf)"}, "the weight of 'cat' is inf; a number from -100 to 100"),
-        ({"negative_prompt": "(cat:nan)"}, "the weight of 'cat' is nan"),
-        ({"prompt": "(" * 60 + "cat"}, "the weight of 'cat' is 304"),
-        ({"prompt": "cat:1000 AND dog"}, "the weight of 'cat' is 1000"),
+        ({"prompt": "a (cat:inf)"}, "the weight of 'cat' must be from -100 to 100, got inf"),
+        ({"negative_prompt": "(cat:nan)"}, "the weight of 'cat' must be from -100 to 100, got nan"),
+        ({"prompt": "(" * 60 + "cat"}, "the weight of 'cat' must be from -100 to 100, got 304"),
+        ({"prompt": "cat:1000 AND dog"}, "the weight of 'cat' must be from -100 to 100, got 1000"),
         (
             {"prompt": "cat", "clip_skip": 13},
-            "clip_skip is 13; .* sd1 has 12 layers, so .* 1 to 12",
+            "clip_skip must be from 1 to 12, got 13: .* sd1 has 12 layers",
         ),
         ({"prompt": "<lora:>"}, "names no LoRA"),
     ],

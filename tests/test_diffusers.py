@@ -285,7 +285,7 @@ def test_sd2_is_written_without_the_layer_that_it_does_not_use(tmp_path: Path) -
             for m in (model, again)
         )
         assert torch.equal(one, other)
-    with pytest.raises(ValueError, match=r"the last 1 is left out\), so .* from 2 to 3"):
+    with pytest.raises(ValueError, match=r"from 2 to 3, got 1: .* \(the last 1 is left out\)"):
         conditioning.encode_prompts(Runtime(again), ["a red apple"], 1)
 
 

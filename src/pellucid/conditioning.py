@@ -1,8 +1,8 @@
-"""From prompts to what the network is told: chunks, weights, towers, and what changes on the way.
+"""From prompts to the network's conditioning: chunks, weights, text towers, changes from step to step.
 
-The network gets the vector of every token, for cross-attention, and one vector for the whole, which
-joins the time embedding. A tower reads a row of tokens at a time; a longer prompt is cut into
-chunks, which are read one by one and then stand behind each other.
+The network gets the vector of every token, for cross-attention, and one vector for the whole text,
+which is added to the time embedding. A text tower encodes a row of tokens; a longer prompt is cut
+into chunks, which are encoded one by one and then concatenated.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pellucid.diffusion import Conditioning, normalized
 from pellucid.guidance import interpolate
 from pellucid.model import Emphasis, Model
 from pellucid.prompt import each_step, parse, split_and, take_loras
-from pellucid.request import Request
+from pellucid.request import Request, ResolvedRequest
 from pellucid.runtime import Runtime
 from pellucid.tokenizer import Tokenizer
 
 MAX_WEIGHT = 100.0
 # A chunk of 75 tokens ends at a comma if one is among its last 20; a smaller one likewise.
 COMMA_REACH = 20 / 75
-# What SDXL's refiner is told of the beauty of the picture, and of what it is to keep away from.
-SCORE, NEGATIVE_SCORE = 6.0, 2.5
+# The aesthetic score that SDXL's refiner gets for the prompt and for the negative prompt.
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 
 
 # ---------------------------------------------------------------- tokens and chunks
@@ -63,7 +63,7 @@ def chunked(tokenizer: Tokenizer, prompt: str) -> list[list[Token]]:
 def long_prompt_warning(
     tokenizer: Tokenizer, prompt: str, steps: int, second: int = 0
 ) -> str | None:
-    """How a prompt is read that is too long for one row of a tower; None of one that is not."""
+    """Says that a prompt is too long for one row of a text tower; None for one that is not."""
     texts = {
         text
         for part, _ in split_and(take_loras(prompt)[0])
@@ -84,14 +84,14 @@ def check_weight(text: str, weight: float) -> None:
     """ValueError for a weight that is not finite, or beyond `MAX_WEIGHT`."""
     if not abs(weight) <= MAX_WEIGHT:
         raise ValueError(
-            f"the weight of {text.strip()[:80]!r} is {weight:g}; a number from {-MAX_WEIGHT:g} to "
-            f"{MAX_WEIGHT:g} is wanted"
+            f"the weight of {text.strip()[:80]!r} must be from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}, got "
+            f"{weight:g}"
         )
 
 
 def _cut(tokens: Sequence[Token], room: int, later: Set[int]) -> Iterator[list[Token]]:
-    """later: the numbers that stand for the second and further vectors of a word, which is not cut
-    unless it is longer than a chunk."""
+    """later: the ids of the second and further vectors of an embedding, which is not cut unless it is
+    longer than a chunk."""
     start = 0
     while len(tokens) - start > room:
         end = start + room
@@ -106,7 +106,7 @@ def _cut(tokens: Sequence[Token], room: int, later: Set[int]) -> Iterator[list[T
     yield list(tokens[start:])
 
 
-def rows(tokenizer: Tokenizer, chunks: Sequence[Sequence[Token]], pad: int) -> Tensor:
+def token_rows(tokenizer: Tokenizer, chunks: Sequence[Sequence[Token]], pad: int) -> Tensor:
     """Chunks as rows of a tower: bos, the tokens, eos, `pad` ...; (N, context_length) int64."""
     ids = torch.full((len(chunks), tokenizer.context_length), pad, dtype=torch.int64)
     for row, chunk in zip(ids, chunks, strict=True):
@@ -122,10 +122,10 @@ def rows(tokenizer: Tokenizer, chunks: Sequence[Sequence[Token]], pad: int) -> T
 def encode_captions(
     text: TextTower, tokenizer: Tokenizer, captions: Sequence[str], words: bool = False
 ) -> Conditioning:
-    """Captions as they stand, one row each: tokens (B, context_length, width), pooled (B, P).
+    """Captions as plain text, one row each: tokens (B, context_length, width), pooled (B, P).
 
-    This is what a model is trained with. words: pooled is that of `model.TextEncoding`'s "words". What
-    does not fit in the row is left out.
+    A model is trained with this. words: pooled as in `model.TextEncoding`'s "words". Tokens that do
+    not fit in the row are left out.
     """
     ids = tokenizer(captions).to(next(text.parameters()).device)
     out = text(ids)
@@ -137,13 +137,13 @@ def encode_captions(
 
 
 def sum_of_words(tower: TextTower, ids: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of the vectors of what stands between bos and eos, (N, width).
+    """The weighted sum of the embeddings of the tokens between bos and eos, (N, width).
 
     ids, weights: (N, L).
     """
     ends = (ids == tower.config.eos).int().argmax(dim=1, keepdim=True)
-    places = torch.arange(ids.shape[1], device=ids.device)
-    counts = weights.to(ids.device) * ((places > 0) & (places < ends))
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    counts = weights.to(ids.device) * ((positions > 0) & (positions < ends))
     vectors = tower.text_model.embeddings.token_embedding(ids)  # (N, L, width)
     return (vectors * counts.to(vectors).unsqueeze(-1)).sum(dim=1)
 
@@ -160,45 +160,52 @@ def encode_prompts(
     Every prompt gets as many chunks as the longest has; the pooled text is that of the first one.
     clip_skip: the last layer that the tower was trained with (1), the one before (2), ...;
     emphasis: as in `model.TextEncoding`. None: as the model was trained.
-    Raises ValueError for a layer that is not there, and for weights that `chunked` refuses.
+    Raises ValueError for a layer that does not exist, and for weights that `chunked` refuses.
     """
-    model = runtime.model
+    model, settings = runtime.model, runtime.model.text_encoding
     towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
-    reading = model.text_encoding
-    layer = reading.layer if clip_skip is None else reading.left_out - clip_skip
-    how = reading.emphasis if emphasis is None else emphasis
-    layers = min(tower.config.layers for tower in towers)
-    lowest, highest = 1 + reading.left_out, layers + reading.left_out
-    if clip_skip is not None and not lowest <= clip_skip <= highest:
-        without = f" (the last {reading.left_out} is left out)" if reading.left_out else ""
-        raise ValueError(
-            f"clip_skip is {clip_skip}; the text tower of {model.name} has {layers} layers"
-            f"{without}, so a number from {lowest} to {highest} is wanted"
-        )
+    layer = layer_of(model, towers, clip_skip)
+    how = settings.emphasis if emphasis is None else emphasis
     each = [chunked(model.tokenizer, prompt) for prompt in prompts]
     most = max(map(len, each))
     chunks = [chunk for own in each for chunk in [*own, *[[]] * (most - len(own))]]
-    weights = weights_of(chunks, model.tokenizer.context_length)
-    pads = reading.pads if reading.pads else (model.tokenizer.pad,) * len(towers)
+    weights = token_weights(chunks, model.tokenizer.context_length)
+    pads = settings.pads if settings.pads else (model.tokenizer.pad,) * len(towers)
     hidden, pooled = [], []
     for tower, pad in zip(towers, pads, strict=True):
-        ids = rows(model.tokenizer, chunks, pad)
-        out = runtime.encode_text(tower, ids, layer, reading.final_norm)
+        ids = token_rows(model.tokenizer, chunks, pad)
+        out = runtime.encode_text(tower, ids, layer, settings.final_norm)
         hidden.append(emphasized(out.hidden, weights, how))
         whole = out.pooled if out.projected is None else out.projected
         pooled.append(whole[::most])  # of the first chunk
-        if reading.pooled == "words":
+        if settings.pooled == "words":
             here = ids.to(out.pooled.device)
             summed = sum_of_words(tower, here, weights).unflatten(0, (-1, most)).sum(dim=1)
             pooled.append(F.layer_norm(summed, summed.shape[-1:]))
     tokens = torch.cat(hidden, dim=-1)  # (B * most, context_length, width)
     tokens = tokens.unflatten(0, (-1, most)).flatten(1, 2)  # (B, most * context_length, width)
-    filled = max(reading.width - tokens.shape[-1], 0)
-    tokens = F.pad(tokens, (0, filled, 0, reading.blank))
-    return Conditioning(tokens, pooled[-1] if reading.pooled == "last" else torch.cat(pooled, -1))
+    missing = max(settings.width - tokens.shape[-1], 0)
+    tokens = F.pad(tokens, (0, missing, 0, settings.blank))
+    return Conditioning(tokens, pooled[-1] if settings.pooled == "last" else torch.cat(pooled, -1))
 
 
-def weights_of(chunks: Sequence[Sequence[Token]], length: int) -> Tensor:
+def layer_of(model: Model, towers: Sequence[TextTower], clip_skip: int | None) -> int:
+    """The layer of the towers that is used, as `TextTower.forward` takes it. See `encode_prompts`."""
+    settings = model.text_encoding
+    if clip_skip is None:
+        return settings.layer
+    layers = min(tower.config.layers for tower in towers)
+    lowest, highest = 1 + settings.left_out, layers + settings.left_out
+    if not lowest <= clip_skip <= highest:
+        without = f" (the last {settings.left_out} is left out)" if settings.left_out else ""
+        raise ValueError(
+            f"clip_skip must be from {lowest} to {highest}, got {clip_skip}: the text tower of "
+            f"{model.name} has {layers} layers{without}"
+        )
+    return settings.left_out - clip_skip
+
+
+def token_weights(chunks: Sequence[Sequence[Token]], length: int) -> Tensor:
     """The weight of every token, (N, length); 1 for bos, eos and padding."""
     weights = torch.ones(len(chunks), length)
     for row, chunk in zip(weights, chunks, strict=True):
@@ -218,17 +225,19 @@ def emphasized(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:
     return weighted * torch.where(after == 0, 1.0, before / after).to(hidden)
 
 
-# ---------------------------------------------------------------- on the way
+# ---------------------------------------------------------------- from step to step
 
 
 class StepConditioning(NamedTuple):
-    """What guidance is told at one step, each of a batch of 1; `uncond` is None if it needs none."""
+    """The conditioning of one step, each of a batch of 1; `uncond` is None where it is not needed."""
 
     conds: list[tuple[Conditioning, float]]
+    """Of the prompts, with their weights."""
     uncond: Conditioning | None
+    """Of the negative prompt."""
 
     def at_size(self, model: Model, width: int, height: int) -> StepConditioning:
-        """The same with the size of the picture in pixels, where the backbone asks for that."""
+        """The same with the size of the picture in pixels, if the backbone takes it."""
         uncond = None if self.uncond is None else _sized(model, self.uncond, width, height, True)
         conds = [(_sized(model, cond, width, height, False), w) for cond, w in self.conds]
         return StepConditioning(conds, uncond)
@@ -238,11 +247,11 @@ def _sized(
     model: Model, cond: Conditioning, width: int, height: int, negative: bool
 ) -> Conditioning:
     """SDXL's size conditions: original size, top and left of the crop, target size; the refiner's
-    fifth and last is a score of beauty (Podell et al. 2023, section 2.2)."""
+    fifth and last is an aesthetic score (Podell et al. 2023, section 2.2)."""
     config: Any = getattr(model.backbone, "config", None)
     if not getattr(config, "size_conditions", False):
         return cond
-    score = NEGATIVE_SCORE if negative else SCORE
+    score = NEGATIVE_AESTHETIC_SCORE if negative else AESTHETIC_SCORE
     last = (score,) if config.size_count == 5 else (height, width)
     numbers = [height, width, 0, 0, *last]
     sizes = torch.tensor([numbers] * len(cond), dtype=torch.float32, device=cond.tokens.device)
@@ -250,41 +259,27 @@ def _sized(
 
 
 def conditioning_schedule(
-    runtime: Runtime, request: Request, steps: int, second: int = 0
+    runtime: Runtime, request: ResolvedRequest, steps: int, second: int = 0
 ) -> list[StepConditioning]:
-    """What is wanted and what is not at each of `steps`, and then of `second` steps.
+    """The conditioning of each of `steps`, and then of `second` steps of a second pass.
 
-    Mixed prompts are shares of 1; what AND joins is added up with its weights, and need not be 1.
-    On a walk each is of a batch of `request.count`, image by image.
+    Prompts that are mixed have weights that add up to 1; prompts that AND joins keep theirs. On a
+    walk, each conditioning is a batch of `request.count`, image by image.
     Raises ValueError for weights that make no sense, and for AND with a mix of embeddings or a walk.
     """
     if steps + second == 0:
         return []
-    prompts = [(request.prompt, 1.0), *request.mix]
-    if request.walk is not None:
-        prompts.append((request.walk, 1.0))
-    shares = normalized([weight for _, weight in prompts])
-    wanted: list[tuple[list[str], float]] = []
-    for (prompt, _), share in zip(prompts, shares, strict=True):
-        for text, weight in split_and(take_loras(prompt)[0]):
-            check_weight(text, weight)
-            wanted.append((each_step(text, steps, second), share * weight))
-    weights = [weight for _, weight in wanted]
-    if request.mix_by == "embedding" and len(wanted) > len(prompts):
-        raise ValueError("AND does not go with mix_by 'embedding'; 'noise' does")
-    if request.walk is not None and len(wanted) > len(prompts):
-        raise ValueError("AND does not go with walk")
-    unwanted = each_step(request.negative_prompt, steps, second)
-    guided = request.guidance != 1 or not math.isclose(sum(weights), 1)
-
-    texts = [text for each, _ in wanted for text in each]
-    texts = list(dict.fromkeys([*texts, *unwanted] if guided else texts))
+    prompts = weighted_prompts(request, steps, second)
+    negative = each_step(request.negative_prompt, steps, second)
+    guided = request.guidance != 1 or not math.isclose(sum(weight for _, weight in prompts), 1)
+    texts = [text for each, _ in prompts for text in each]
+    texts = list(dict.fromkeys([*texts, *negative] if guided else texts))
     together = encode_prompts(runtime, texts, request.clip_skip, request.emphasis)
     together = together.to(runtime.device, runtime.dtype)
-    vectors = {text: together[i : i + 1] for i, text in enumerate(texts)}
+    encoded = {text: together[i : i + 1] for i, text in enumerate(texts)}
 
     def at(step: int) -> StepConditioning:
-        conds = [(vectors[each[step]], weight) for each, weight in wanted]
+        conds = [(encoded[each[step]], weight) for each, weight in prompts]
         if request.walk is not None:
             (here, _), (there, _) = conds
             stops = [interpolate(here, there, share) for share in request.walk_positions]
@@ -293,9 +288,28 @@ def conditioning_schedule(
             conds = [(Conditioning.mix(conds), 1.0)]
         if not guided:
             return StepConditioning(conds, None)
-        against = vectors[unwanted[step]]
-        if runtime.model.text_encoding.zero_empty and not unwanted[step]:
-            against = against.map(torch.zeros_like)
-        return StepConditioning(conds, against)
+        uncond = encoded[negative[step]]
+        if runtime.model.text_encoding.zero_empty and not negative[step]:
+            uncond = uncond.map(torch.zeros_like)
+        return StepConditioning(conds, uncond)
 
     return [at(step) for step in range(steps + second)]
+
+
+def weighted_prompts(request: Request, steps: int, second: int) -> list[tuple[list[str], float]]:
+    """The texts of each prompt, step by step, and its weight. See `conditioning_schedule`."""
+    prompts = [(request.prompt, 1.0), *request.mix]
+    if request.walk is not None:
+        prompts.append((request.walk, 1.0))
+    shares = normalized([weight for _, weight in prompts])
+    weighted = []
+    for (prompt, _), share in zip(prompts, shares, strict=True):
+        for text, weight in split_and(take_loras(prompt)[0]):
+            check_weight(text, weight)
+            weighted.append((each_step(text, steps, second), share * weight))
+    if len(weighted) > len(prompts):
+        if request.mix_by == "embedding":
+            raise ValueError("AND cannot be combined with mix_by 'embedding', only with 'noise'")
+        if request.walk is not None:
+            raise ValueError("AND cannot be combined with walk")
+    return weighted

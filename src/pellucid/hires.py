@@ -1,7 +1,7 @@
-"""Enlarging a picture before a second pass draws it over.
+"""Enlarging a picture before a second pass adds detail to it.
 
-A network that was trained on small pictures repeats itself in large ones. So the first pass finds
-what goes where at the trained size, and a second one, from less than full noise, adds what is fine.
+A network that was trained on small pictures repeats itself in large ones. So the first pass makes
+the composition at the trained size, and a second one, from less than full noise, adds fine detail.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pellucid.plugins import choose
 
-# Latents are enlarged as they are (A1111's "Latent ..."): (interpolation, antialias).
+# Latents are enlarged directly (A1111's "Latent ..."): (interpolation, antialias).
 LATENT = {
     "latent": ("bilinear", False),
     "latent_antialiased": ("bilinear", True),
@@ -43,5 +43,5 @@ def enlarge_latents(latents: Tensor, width: int, height: int, name: str) -> Tens
 
 
 def levels_for(steps: int, strength: float) -> int:
-    """Of how many steps a whole run has to be so that its last `steps` are `strength` of it."""
+    """How many steps a whole run has of which the last `steps` are the fraction `strength`."""
     return int(steps / strength + 1e-6)

@@ -8,32 +8,33 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-HOME = torch.device("cpu")  # where parts go that are in the way
+HOME = torch.device("cpu")  # where parts go to make room for others
 
 
 def choose_device(name: str, best: Sequence[str] = ("cuda", "mps")) -> torch.device:
-    """The device that is named: "cpu", "cuda", "cuda:1", "mps", or "auto".
+    """The device by its name: "cpu", "cuda", "cuda:1", "mps", or "auto".
 
-    "auto" is the first of `best` that is there, else "cpu". ValueError for one that is not there.
+    "auto" is the first of `best` that this machine has, else "cpu". ValueError for one that it does
+    not have.
     """
-    there = ["cpu"]
+    here = ["cpu"]
     if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        here += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
-        there.append("mps")
+        here.append("mps")
     if name == "auto":
-        return torch.device(next((kind for kind in best if kind in there), "cpu"))
-    if name not in there:
+        return torch.device(next((kind for kind in best if kind in here), "cpu"))
+    if name not in here:
         raise ValueError(
-            f"device is {name!r}; auto or one that is here is wanted: {', '.join(there)}"
+            f"there is no device {name!r} here; the choices are: auto, {', '.join(here)}"
         )
     return torch.device(name)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had there; None where that cannot be known."""
+    """Bytes of free memory; None where that is not known."""
     if device.type == "cuda":
-        # What the allocator holds without using it is free too.
+        # Memory that the allocator holds but does not use is free too.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "mps":
@@ -61,14 +62,14 @@ def weight_bytes(part: nn.Module) -> int:
 def bring(
     part: nn.Module, others: Sequence[nn.Module], device: torch.device, work: int = 0
 ) -> list[nn.Module]:
-    """Bring a part to the device where it is to work; the others make room, if it is short.
+    """Bring a part to the device where it works; the others make room if memory is short.
 
-    Call it before each stage of a run: the text towers, the network, the decoder. others: the
-    model's other parts. work: bytes that the stage needs beside the weights. A part that is in the
-    way goes to the CPU and stays there until it is brought itself, so that no part moves twice
-    within a stage. Returns those that went. Nothing moves where the device is the CPU, nor for
-    room where the free memory is not known; with too little room even so, what comes will fail or
-    take the way that needs less.
+    Call it before each part's turn in a run: the text towers, the network, the decoder. others: the
+    model's other parts. work: bytes that the part needs in addition to its weights. A part that has
+    to make room goes to the CPU and stays there until it is brought itself, so that no part moves
+    twice in a turn. Returns those that went. Nothing moves if the device is the CPU, or if the free
+    memory is not known. If there is still too little memory, the part that follows fails, or works
+    in tiles.
     """
     if device.type == "cpu":
         return []
@@ -88,13 +89,13 @@ def bring(
 
 
 def in_the_way(parts: Sequence[nn.Module], missing: int) -> nn.Module:
-    """Which part goes first: the smallest that is enough by itself, else the largest."""
+    """Which part goes first: the smallest one that is large enough, else the largest."""
     enough = [part for part in parts if weight_bytes(part) >= missing]
     return min(enough, key=weight_bytes) if enough else max(parts, key=weight_bytes)
 
 
 def device_of(part: nn.Module) -> torch.device:
-    """The device that a part is on; that of a GPU has a number."""
+    """The device that a part is on; a GPU's has a number."""
     return next(part.parameters()).device
 
 
@@ -105,7 +106,7 @@ def is_on(part: nn.Module, device: torch.device) -> bool:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give back what the allocator holds without using it."""
+    """Release memory that the allocator holds but does not use."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.empty_cache()

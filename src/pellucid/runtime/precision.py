@@ -1,8 +1,8 @@
-"""Which number type to compute in, and what to do where half precision is not enough.
+"""Which number type to compute in, and the fallback to float32 where half precision is not enough.
 
-float16 ends at 65504. Some published networks go beyond it (the autoencoder of SDXL is known for
-it), and the picture is then black. So results are looked at, and a part that fails is run again,
-that part alone, in float32.
+float16 ends at 65504. Some published networks exceed it (the autoencoder of SDXL is known for it),
+and the picture is then black. So results are checked, and a part whose results are not finite runs
+again, that part alone, in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Result = TypeVar("Result", bound=Tensor | tuple[Tensor | None, ...])
 
 @dataclass(frozen=True)
 class Choice:
-    """A number type for a device, and why, in words for a person."""
+    """A number type for a device, and the reason for it, as text for the user."""
 
     device: torch.device
     dtype: torch.dtype
@@ -38,15 +38,15 @@ def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> Ch
     """The number type to compute in.
 
     name: "auto" or one of `DTYPES`. file_dtype: that of most of the file's weights. The rule of
-    "auto": float32 on a CPU; on CUDA the file's own type if it is a half one that the card is
-    made for, else bfloat16, else float16; on Apple's float16. ValueError for an unknown name.
+    "auto": float32 on a CPU; on CUDA the file's own type if it is a half one that the GPU supports,
+    else bfloat16, else float16; on Apple's GPUs float16. ValueError for an unknown name.
     """
     if name != "auto":
         if name not in DTYPES:
-            raise ValueError(f"dtype is {name!r}; choose one of auto, {', '.join(DTYPES)}")
-        return Choice(device, DTYPES[name], "as asked")
+            raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {name!r}")
+        return Choice(device, DTYPES[name], "as requested")
     if device.type == "cpu":
-        return Choice(device, torch.float32, "what a CPU computes fast and exactly")
+        return Choice(device, torch.float32, "fast and exact on a CPU")
     if device.type == "cuda":
         if file_dtype == torch.float16:
             return Choice(device, torch.float16, "the file's own type")
@@ -54,15 +54,15 @@ def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> Ch
             own = file_dtype == torch.bfloat16
             why = "the file's own type" if own else "half the memory with the range of float32"
             return Choice(device, torch.bfloat16, why)
-        return Choice(device, torch.float16, "half the memory; this card has no bfloat16")
+        return Choice(device, torch.float16, "half the memory; this GPU has no bfloat16")
     if device.type == "mps":
-        return Choice(device, torch.float16, "half the memory, and fast on Apple's devices")
-    return Choice(device, torch.float32, "nothing is known of this device")
+        return Choice(device, torch.float16, "half the memory, and fast on Apple's GPUs")
+    return Choice(device, torch.float32, "this device is not known")
 
 
 class NotFinite(ValueError):
-    """A part gave infinity or NaN in float32 too. `latents` are what was to be decoded, if that
-    was it: they can be saved, and decoded again otherwise."""
+    """A part gave infinity or NaN in float32 too. If it was a decoder, `latents` is its input, which
+    can be saved and decoded again."""
 
     def __init__(self, message: str, latents: Tensor | None = None) -> None:
         super().__init__(message)
@@ -76,12 +76,12 @@ def dtype_of(part: nn.Module) -> torch.dtype:
 def finite(
     name: str, part: nn.Module, run: Callable[[], Result], latents: Tensor | None = None
 ) -> tuple[Result, str | None]:
-    """What `run` gives, a tensor or several, and a warning if that took float32.
+    """The result of `run`, a tensor or several, and a warning if it needed float32.
 
-    run: calls `part`, with inputs cast to the type that `part` then has (`dtype_of`): where the
+    run: calls `part`, with inputs cast to the type that `part` has at that time (`dtype_of`): if the
     result is not finite and `part` is in half precision, `part` is changed to float32, in place and
-    for good, and `run` is called once more. NotFinite, naming `name` and holding `latents`, if
-    there still are numbers that are not.
+    for good, and `run` is called once more. Raises NotFinite, with `name` and `latents`, if the
+    result is still not finite.
     """
     result = run()
     if _is_finite(result):
@@ -94,8 +94,8 @@ def finite(
             short = str(before).removeprefix("torch.")
             return result, f"{name} gave numbers that are not finite in {short}; it runs in float32"
     raise NotFinite(
-        f"{name} gave numbers that are not finite, in float32 too: its weights are damaged or what "
-        "went in is out of all bounds",
+        f"{name} gave numbers that are not finite, in float32 too: its weights are damaged or its "
+        "input is out of range",
         latents,
     )
 
@@ -107,9 +107,9 @@ def _is_finite(result: Tensor | tuple[Tensor | None, ...]) -> bool:
 
 @dataclass
 class Float32Fallback:
-    """A network, called as (x, t, cond), that goes over to float32 when it has to.
+    """A network, called as (x, t, cond), that changes to float32 when half precision is not enough.
 
-    `warnings` says so. x and cond may be of any type; the answer is of the network's.
+    It then adds to `warnings`. x and cond may be of any type; the output is of the network's.
     """
 
     network: nn.Module
@@ -120,11 +120,11 @@ class Float32Fallback:
         def run() -> Tensor:
             dtype = dtype_of(self.network)
             pooled = None if cond.pooled is None else cond.pooled.to(dtype)
-            # Not the sizes: 1080 is no number of bfloat16.
-            told = replace(cond, tokens=cond.tokens.to(dtype), pooled=pooled)
-            return self.network(x.to(dtype), t, told)
+            # Not the sizes: bfloat16 cannot hold 1080.
+            cast = replace(cond, tokens=cond.tokens.to(dtype), pooled=pooled)
+            return self.network(x.to(dtype), t, cast)
 
-        answer, warning = finite(self.name, self.network, run)
+        output, warning = finite(self.name, self.network, run)
         if warning is not None:
             self.warnings.append(warning)
-        return answer
+        return output
