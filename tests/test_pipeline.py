@@ -217,7 +217,7 @@ def test_clip_skip(model: Model) -> None:
     assert differ(run(model), run(model, clip_skip=1)) == 0
     with pytest.raises(
         ValueError,
-        match="clip_skip must be from 1 to 1, got 2: .* tiny has 1 layers",
+        match=r"clip_skip must be from 1 to 1, got 2: .* tiny has 1 layers",
     ):
         run(model, clip_skip=2)
 
