@@ -165,7 +165,7 @@ def test_maps_are_the_networks(model: Model, told: Explanation) -> None:
 
 
 def test_large_maps_keep_their_mean_and_shape() -> None:
-    maps = recorder.AttentionRecorder([1, 2], average=True)
+    maps = recorder.WordAttention([1, 2], average=True)
     weights = torch.rand(2, 3, 64, 32, 5).softmax(-1)
     maps.append(weights)
     (kept,) = maps.kept

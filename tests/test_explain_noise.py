@@ -349,7 +349,7 @@ def test_one_time_alone(model: Model, well_formed: Callable[[str], None]) -> Non
         ({"times": (5, 5)}, "rising"),
         ({"times": range(21)}, "1 to 20"),
         ({"guidance": math.nan}, "finite"),
-        ({"seed": -1}, "seed is -1"),
+        ({"seed": -1}, "seed must be from 0 to .*, got -1"),
     ],
 )
 def test_wrong_settings_are_named(model: Model, options: dict[str, Any], sentence: str) -> None:

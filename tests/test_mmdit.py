@@ -159,7 +159,7 @@ def test_every_sampler_drives_it(transformer: Model, sampler: str) -> None:
 
 def test_sizes_are_multiples_of_its_patches(transformer: Model) -> None:
     assert last(transformer, Request(seed=1, width=24, height=12)).images[0].size == (24, 12)
-    with pytest.raises(ValueError, match="width is 18; a multiple of 4 is wanted"):
+    with pytest.raises(ValueError, match="width must be a multiple of 4, such as 16, got 18"):
         last(transformer, Request(seed=1, width=18))
 
 

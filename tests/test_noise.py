@@ -91,7 +91,7 @@ def test_slerp_weight_out_of_range(weight):
 
 @pytest.mark.parametrize(("seed", "count"), [(-1, 1), (2**70, 1), (2**63 - 1, 2), (0, 0)])
 def test_seed_out_of_range(seed, count):
-    with pytest.raises(ValueError, match="is wanted"):
+    with pytest.raises(ValueError, match="must be"):
         noise.generators(seed, count)
 
 

@@ -209,7 +209,7 @@ def test_the_original_layout_has_no_place_for_it(ours: Model, tmp_path: Path) ->
         ("transformer", {"num_layers": 4}, "missing: transformer_blocks.2.*"),
         ("transformer", {"rope": True}, "rope is 'True', which is not a known setting"),
         ("scheduler", {"use_dynamic_shifting": True}, "use_dynamic_shifting"),
-        ("scheduler", {"shift": 0.0}, "shift is 0"),
+        ("scheduler", {"shift": 0.0}, "shift must be a positive number, got 0"),
         ("vae", {"latent_channels": 4}, "MMDiT makes 16 channels, its autoencoder takes 4"),
     ],
 )

@@ -1,7 +1,7 @@
-"""The forward process: noise is added in one jump, and a network learns to see through it.
+"""The forward process: noise is added in one jump, and a network learns to remove it.
 
-Four things that a network may predict are in use. Each is turned into an estimate of x0 here,
-once, so that samplers and guidance never ask.
+Networks predict one of four quantities. Each is converted to an estimate of x0 here, once, so that
+samplers and guidance need not know which.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TIMES = ("uniform", "logit_normal")
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What the network is told beside x and t.
+    """What the network gets in addition to x and t.
 
     tokens: (B, L, D), one vector per token. pooled: (B, P), one for the whole text, or None.
     sizes: (B, 6), SDXL's original height and width, crop top and left, target height and width.
@@ -80,7 +80,7 @@ class Conditioning:
 
 def _same_kind(parts: Sequence[Conditioning]) -> None:
     if not parts:
-        raise ValueError("no conditioning was given; at least one is wanted")
+        raise ValueError("there must be at least one conditioning, got none")
     kinds = {
         (p.tokens.shape[1:], p.pooled is None, p.sizes is None)  # a batch may differ, the rest not
         for p in parts
@@ -88,8 +88,8 @@ def _same_kind(parts: Sequence[Conditioning]) -> None:
     if len(kinds) > 1:
         shapes = ", ".join(str(tuple(p.tokens.shape)) for p in parts)
         raise ValueError(
-            f"conditionings of different kinds cannot be joined: tokens are {shapes}; the same "
-            "token count and width, and the same extra parts, are wanted"
+            f"conditionings of different kinds cannot be joined: tokens are {shapes}; token count and "
+            "width, and the extra parts, must be the same"
         )
 
 
@@ -107,7 +107,7 @@ def normalized(weights: Sequence[float]) -> list[float]:
     """The weights divided by their sum. ValueError if that is not a positive number."""
     total = sum(weights)
     if not 0 < total < float("inf"):
-        raise ValueError(f"the weights {list(weights)} add up to {total}; a positive sum is wanted")
+        raise ValueError(f"the sum of the weights {list(weights)} must be positive, got {total}")
     return [weight / total for weight in weights]
 
 
@@ -144,7 +144,7 @@ def small_step(x: Tensor, eps: Tensor, now: Level, after: Level) -> Tensor:
 def target(
     kind: str, x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | float
 ) -> Tensor:
-    """What a network of this kind of prediction should say.
+    """The ideal output of a network with this kind of prediction.
 
     eps: the noise (Ho et al. 2020). x0: the picture. v = alpha * eps - sigma * x0 (Salimans & Ho
     2022). flow = eps - x0, the velocity dx/du of rectified flow (Liu et al. 2022).
@@ -162,7 +162,7 @@ def to_x0(
 ) -> Tensor:
     """The estimate of x0 that a network's output means; the inverse of `target` given x.
 
-    ValueError for "eps" where alpha is 0: there x is the noise, and knowing it says nothing of x0.
+    ValueError for "eps" where alpha is 0: there x is the noise, which contains nothing of x0.
     """
     choose(kind, PREDICTIONS, "prediction")
     if kind == "x0":
@@ -170,7 +170,7 @@ def to_x0(
     if kind == "eps":
         if bool((alpha == 0).any()) if isinstance(alpha, Tensor) else alpha == 0:
             raise ValueError(
-                "a network that predicts eps cannot start at alpha = 0; choose a schedule without "
+                "a network that predicts eps cannot start at alpha = 0; use a schedule without "
                 "zero terminal SNR, or a network that predicts v, x0 or flow"
             )
         return (x - sigma * output) / alpha
@@ -251,10 +251,10 @@ def training_loss(
     eps: Tensor,
     weighting: str = "uniform",
 ) -> Tensor:
-    """The weighted squared error of each sample, (B,): add noise, let the network look, compare.
+    """The weighted squared error of each sample, (B,): add noise, let the network predict, compare.
 
-    x0, eps: (B, ...). t: (B,), between 0 and schedule.T; what is past the schedule's last t is
-    taken for that, and the network is told so.
+    x0, eps: (B, ...). t: (B,), between 0 and schedule.T; values beyond the schedule's last t become
+    that, for the network too.
     """
     t = t.clamp(max=schedule.last_t)
     alpha, sigma = schedule.alpha_sigma(t)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Recorder(Protocol):
-    """Whatever takes attention maps when asked to; a ``list`` will do."""
+class AttentionRecorder(Protocol):
+    """Takes attention maps, such as a ``list``."""
 
     def append(self, weights: Tensor, /) -> None:
         """Take one layer's map."""
@@ -49,7 +49,7 @@ class Embedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a shortcut: (B, C_in, h, w) -> (B, C_out, h, w).
+    """Norm, SiLU, convolution, twice, plus a shortcut: (B, C_in, h, w) -> (B, C_out, h, w).
 
     `time_width` is the width of the vector that is added between the convolutions; 0 for none. With
     `film` it also scales each channel there (FiLM, Perez et al. 2017, arXiv:1709.07871, eq. 2).
@@ -119,7 +119,7 @@ MAP_BYTES = 2**28
 """A map of attention that is larger than this is not formed whole where that can be avoided."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, record: Recorder | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, record: AttentionRecorder | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v ("Attention is all you need", equation 1).
 
     q (B, heads, N, d); k, v (B, heads, L, d) -> (B, heads, N, d). The fused kernel never forms
@@ -177,7 +177,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, record: Recorder | None = None
+        self, x: Tensor, context: Tensor | None = None, record: AttentionRecorder | None = None
     ) -> Tensor:
         context = x if context is None else context
         q, k, v = (
@@ -225,7 +225,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor, record: Recorder | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor, record: AttentionRecorder | None = None
+    ) -> Tensor:
         """`record` takes the map of the attention to the text, (B, heads, N, L)."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context, record)
@@ -257,7 +259,9 @@ class SpatialTransformer(nn.Module):
         )
         self.linear = linear
 
-    def forward(self, x: Tensor, context: Tensor, record: Recorder | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor, record: AttentionRecorder | None = None
+    ) -> Tensor:
         """`record` takes each block's attention to the text as (B, heads, h, w, L)."""
         size = x.shape[2:]
         h = self.norm(x)

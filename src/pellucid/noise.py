@@ -1,7 +1,7 @@
 """Types of noise, and one seed for each image.
 
-Noise is drawn on the CPU, image i from a generator of its own with the seed + i. So the same seed
-is the same picture on every device, and any one image of a batch can be made again alone.
+Noise is drawn on the CPU, image i from its own generator with the seed + i. So the same seed gives
+the same picture on every device, and any one image of a batch can be made again alone.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def generators(seed: int, count: int) -> list[Generator]:
     ValueError: a seed that is negative or, with the count, above 2^63 - 1; a count below 1.
     """
     if count < 1:
-        raise ValueError(f"count is {count}; at least 1 image is wanted")
+        raise ValueError(f"count must be at least 1, got {count}")
     if not 0 <= seed <= MAX_SEED - (count - 1):
-        raise ValueError(f"seed is {seed}; a whole number from 0 to 2^63 - {count} is wanted")
+        raise ValueError(f"seed must be from 0 to 2^63 - {count}, got {seed}")
     return [Generator().manual_seed(seed + i) for i in range(count)]
 
 
 def gaussian(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Independent N(0, 1). For (4, 64, 64) the very numbers that a seed means elsewhere."""
+    """Independent N(0, 1). For (4, 64, 64) the same numbers as other programs draw from a seed."""
     return torch.randn((1, *shape), generator=generator)
 
 
@@ -76,7 +76,7 @@ def _colored(shape: tuple[int, ...], generator: Generator, exponent: float) -> T
 
 
 def _unit(noise: Tensor) -> Tensor:
-    """Scaled to a mean square of 1, which schedules count on."""
+    """Scaled to a mean square of 1, which schedules assume."""
     return noise / noise.square().mean().sqrt()
 
 
@@ -96,7 +96,7 @@ def draw(kind: str, shape: tuple[int, ...], generators: Sequence[Generator]) -> 
 
 
 def source(generators: Sequence[Generator], kind: str = "gaussian") -> Callable[[Tensor], Tensor]:
-    """A function that gives fresh noise of x's shape, dtype and device, for stochastic samplers."""
+    """A function that draws fresh noise of x's shape, dtype and device, for stochastic samplers."""
 
     def fresh(x: Tensor) -> Tensor:
         return draw(kind, tuple(x.shape[1:]), generators).to(x)
@@ -111,7 +111,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     1985).
     """
     if not 0 <= weight <= 1:
-        raise ValueError(f"the weight is {weight}; a number from 0 to 1 is wanted")
+        raise ValueError(f"weight must be from 0 to 1, got {weight}")
     wide = (-1, *[1] * (a.ndim - 1))
     cosine = F.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
     angle = cosine.acos().view(wide)

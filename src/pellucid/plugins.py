@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 class Plugins(Mapping[str, ModuleType]):
-    """The modules of a package by file stem. A module is imported when it is asked for."""
+    """The modules of a package by file stem. A module is imported when it is first used."""
 
     def __init__(self, package: str) -> None:
         self.package = package
@@ -36,7 +36,7 @@ def discover(package: str) -> Plugins:
 
 
 def nearest(name: str, choices: Iterable[str]) -> list[str]:
-    """`choices`, those that look most like `name` first."""
+    """`choices`, those most similar to `name` first."""
 
     def likeness(choice: str) -> float:
         return difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio()
@@ -45,7 +45,7 @@ def nearest(name: str, choices: Iterable[str]) -> list[str]:
 
 
 def choose(name: str, choices: Iterable[str], what: str) -> str:
-    """`name`, if it is one of `choices`. Else ValueError that lists them, the nearest first."""
+    """`name`, if it is one of `choices`; else ValueError, which lists them, the nearest first."""
     choices = list(choices)
     if name in choices:
         return name

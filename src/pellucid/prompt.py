@@ -1,4 +1,4 @@
-r"""The grammar of prompts, as the A1111 web UI has made it known.
+r"""The grammar of prompts, as in the A1111 web UI.
 
     (x)  (x:1.3)  [x]            x counts 1.1 times, 1.3 times, 1 / 1.1 times; nested, they multiply
     \(  \)  \[  \]  \\  \:  \|   the character itself
@@ -8,8 +8,8 @@ r"""The grammar of prompts, as the A1111 web UI has made it known.
     [a|b]                        a and b in turns, from step to step
     <lora:name:0.8>              a LoRA
 
-Every text is a prompt: a bracket that is never closed counts to the end, one that was never opened
-stands for itself. What is done at which time: `take_loras`, `split_and`, `each_step`, `parse`.
+Every text is a valid prompt: a bracket that is never closed counts to the end, one that was never
+opened stands for itself. The order of parsing: `take_loras`, `split_and`, `each_step`, `parse`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
 
 class LoraTag(NamedTuple):
-    """A LoRA that a prompt asks for: how much it counts in the network, and in the text towers."""
+    """A LoRA that a prompt names, with its weights in the network and in the text towers."""
 
     name: str
     weight: float
@@ -40,11 +40,11 @@ _LORA = re.compile(r"<(?:lora|lyco):([^<>]*)>")
 
 
 def take_loras(text: str) -> tuple[str, list[LoraTag]]:
-    """`text` without its LoRAs, and these, in their order.
+    """`text` without its LoRA tags, and the tags in their order.
 
     <lora:name> counts 1, <lora:name:0.8> counts 0.8. <lora:name:0.5:0.8> is 0.5 in the text towers
     and 0.8 in the network, which can be written <lora:name:te=0.5:unet=0.8> too.
-    Raises ValueError for a LoRA without a name, and for a weight that is no finite number.
+    Raises ValueError for a tag without a name, and for a weight that is not a finite number.
     """
     loras = [_lora(match[0], match[1].split(":")) for match in _LORA.finditer(text)]
     return _LORA.sub("", text), loras
@@ -53,7 +53,7 @@ def take_loras(text: str) -> tuple[str, list[LoraTag]]:
 def _lora(tag: str, fields: list[str]) -> LoraTag:
     name, *values = (field.strip() for field in fields)
     if not name:
-        raise ValueError(f"{tag} names no LoRA; <lora:name:weight> is wanted")
+        raise ValueError(f"{tag} names no LoRA; it must be <lora:name:weight>")
     places = ["te", "unet"]
     found: dict[str, float] = {}
     for value in values:
@@ -64,7 +64,7 @@ def _lora(tag: str, fields: list[str]) -> LoraTag:
         weight = float(number) if re.fullmatch(NUMBER, number.strip(), re.I) else math.nan
         if not known or not math.isfinite(weight):
             raise ValueError(
-                f"{tag}: {value!r} is not understood; <lora:name:weight> is wanted, or "
+                f"{tag}: {value!r} is not understood; it must be <lora:name:weight> or "
                 "<lora:name:text weight:network weight>, with finite numbers"
             )
         found[place] = weight
@@ -78,9 +78,9 @@ _WEIGHTED = re.compile(rf"(.*?):\s*({NUMBER})\s*", re.S | re.I)
 
 
 def split_and(text: str) -> list[tuple[str, float]]:
-    """The prompts that AND joins, and their weights: 1, or the number behind their last colon.
+    """The prompts that AND joins, and their weights: 1, or the number after their last colon.
 
-    A prompt without AND has no weight, so that "a clock that says 10:30" is what it says.
+    A prompt without AND has no weight, so that "a clock that shows 10:30" stays as it is.
     """
     parts = re.split(r"\bAND\b", text)
     if len(parts) == 1:
@@ -96,14 +96,14 @@ def split_and(text: str) -> list[tuple[str, float]]:
 
 _BRACKETS = re.compile(rf"{_LORA.pattern}|\\.|[()\[\]]|\bAND\b", re.S)
 _OPENERS = {")": "(", "]": "["}
-EXCERPT = 24  # letters of a prompt that a message shows
+EXCERPT = 24  # characters of a prompt in a message
 
 
 def unbalanced(prompt: str) -> str | None:
-    """The first bracket of a prompt without a partner, in words; None if each has one.
+    """A message about the first bracket of a prompt without a partner; None if each has one.
 
-    Such a prompt is understood, but seldom as it was meant. Round and square brackets may overlap,
-    as in `parse`; none reaches beyond an AND.
+    Such a prompt is valid, but seldom means what its author intended. Round and square brackets may
+    overlap, as in `parse`; no bracket extends beyond an AND.
     """
     alone: list[re.Match[str]] = []
     opened: dict[str, list[re.Match[str]]] = {"(": [], "[": []}
@@ -141,7 +141,7 @@ _SYMBOL = re.compile(r"\\.|[()\[\]:|\\]|[^()\[\]:|\\]+", re.S)
 
 @dataclass
 class _Bracket:
-    """One that is open: what stands in it so far, and which of that are ":" and "|" of its own."""
+    """An open bracket: its content so far, and the indices of its own ":" and "|" in it."""
 
     opener: str
     items: list[str] = field(default_factory=list)
@@ -151,17 +151,17 @@ class _Bracket:
         return self.opener + "".join(self.items)
 
     def split(self, mark: str) -> list[str]:
-        """What stands in it, cut at its own marks of this kind."""
+        """Its content, split at its own marks of this kind."""
         at = [i for i in self.marks if self.items[i] == mark]
         edges = zip([-1, *at], [*at, len(self.items)], strict=True)
         return ["".join(self.items[start + 1 : end]) for start, end in edges]
 
 
 def each_step(prompt: str, steps: int, second: int = 0) -> list[str]:
-    """What the prompt is at each of `steps` and then at each of `second` steps of a second pass.
+    """The prompt at each of `steps` and then at each of `second` steps of a second pass.
 
-    "when" counts the steps of both; with a dot in it, it is a share of the first pass up to 1 and of
-    the second from 1 to 2.
+    "when" counts the steps of both; with a decimal point, it is a fraction of the first pass from 0
+    to 1 and of the second from 1 to 2.
     """
     if "[" not in prompt or not (":" in prompt or "|" in prompt):
         return [prompt] * (steps + second)
@@ -170,7 +170,7 @@ def each_step(prompt: str, steps: int, second: int = 0) -> list[str]:
 
 
 def unread(prompt: str, steps: int, second: int = 0) -> list[str]:
-    """The texts of a prompt that are in it at no step, such as b of [a:b:1.3]."""
+    """The texts of a prompt that no step uses, such as b of [a:b:1.3]."""
     each = set(each_step(prompt, steps, second))
     texts = [symbol.strip(" ()[]:|\\") for symbol in _SYMBOL.findall(prompt)]
     numbers = re.compile(NUMBER, re.I)
@@ -198,7 +198,7 @@ def _at_step(symbols: list[str], step: int, steps: int, second: int) -> str:
 
 
 def _chosen(bracket: _Bracket, step: int, steps: int, second: int) -> str:
-    """What a bracket is at a step: one of its texts; or itself, if it means less weight."""
+    """The text of a bracket at a step; or the bracket itself, if it means less weight."""
     *texts, when = bracket.split(":")
     if len(texts) in (1, 2) and re.fullmatch(rf"\s*{NUMBER}\s*", when, re.I):
         before = "" if len(texts) == 1 else texts[0]
@@ -208,7 +208,7 @@ def _chosen(bracket: _Bracket, step: int, steps: int, second: int) -> str:
 
 
 def _last_step(when: str, steps: int, second: int) -> float:
-    """The last step of what stands first; a share is rounded down to whole steps."""
+    """The last step of the first text; a fraction is rounded down to whole steps."""
     value = float(when)
     if "." not in when and value >= 1:
         return value
@@ -221,7 +221,7 @@ def _last_step(when: str, steps: int, second: int) -> float:
 
 
 class Run(NamedTuple):
-    """A stretch of text that counts alike."""
+    """A piece of text with one weight."""
 
     text: str
     weight: float
@@ -233,12 +233,12 @@ _ATTENTION = re.compile(rf"\\[()\[\]:|\\]|[()\[\]\\]|{_WEIGHT}|:|[^()\[\]:\\]+",
 
 
 def parse(prompt: str) -> list[list[Run]]:
-    """The runs of a prompt of one step, a list for each part that BREAK divides it in; at least one.
+    """The runs of a prompt of one step, a list for each part between BREAKs; at least one.
 
-    Weights may be anything that can be written, infinite too.
+    Weights may be any number, infinite too.
     """
-    # Each bracket has a factor and one that it stands in, of its own kind: round and square ones
-    # may overlap. Number 0 is the prompt itself.
+    # Each bracket has a factor and an enclosing bracket of its own kind: round and square ones may
+    # overlap. Number 0 is the prompt itself.
     factors, outer = [1.0], [0]
     open_round, open_square = [0], [0]  # innermost last
     pieces: list[tuple[str, int, int]] = []

@@ -1,6 +1,6 @@
 """Noise schedules: how much picture and how much noise there is at every time.
 
-A noisy picture is ``x = alpha * x0 + sigma * eps``. A `Schedule` tells alpha and sigma for every t;
+A noisy picture is ``x = alpha * x0 + sigma * eps``. A `Schedule` gives alpha and sigma for every t;
 `Schedule.levels` picks the few t that a sampler visits.
 """
 
@@ -65,7 +65,7 @@ ALIGN_YOUR_STEPS = {
 
 @dataclass(frozen=True)
 class Level:
-    """A point on a schedule: x = alpha * x0 + sigma * eps, and the network is told t."""
+    """A point on a schedule: x = alpha * x0 + sigma * eps, and t for the network."""
 
     alpha: float
     sigma: float
@@ -73,7 +73,7 @@ class Level:
     schedule: Schedule | None = field(default=None, repr=False, compare=False)
 
     def at(self, s: float) -> Level:
-        """The level of the same schedule with sigma / alpha = s, for samplers that look between."""
+        """The level of the same schedule with sigma / alpha = s, for samplers that go in between."""
         if self.schedule is None:
             raise ValueError(f"{self} belongs to no schedule; make it with Schedule.level")
         return self.schedule.level_at_sigma(s)
@@ -122,11 +122,11 @@ class Schedule:
             raise ValueError(f"T is {self.T}; a schedule needs at least 2 times")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
-                f"beta_start {self.beta_start} and beta_end {self.beta_end} are wrong; "
-                "0 < beta_start <= beta_end < 1 is wanted"
+                "the betas must be 0 < beta_start <= beta_end < 1, got beta_start "
+                f"{self.beta_start} and beta_end {self.beta_end}"
             )
         if not 0 < self.shift < math.inf:
-            raise ValueError(f"shift is {self.shift}; a positive number is wanted")
+            raise ValueError(f"shift must be a positive number, got {self.shift}")
         if self.shift != 1 and self.name != "flow":
             raise ValueError(f"shift is for the schedule 'flow' and not for {self.name!r}")
 
@@ -175,10 +175,10 @@ class Schedule:
     def level_at_sigma(self, s: float) -> Level:
         """The level with sigma / alpha = s >= 0; t is fractional, and log s is linear in it.
 
-        Outside of the schedule's own range the nearest t is told to the network, but s is kept.
+        Outside of the schedule's own range the network gets the nearest t, but s is kept.
         """
         if not s >= 0:
-            raise ValueError(f"sigma is {s}; a number that is not negative is wanted")
+            raise ValueError(f"sigma must not be negative, got {s}")
         if self.name == "flow":
             u = s / (1 + s) if s < math.inf else 1.0
             return Level(1 - u, u, self.T * u, self)
@@ -209,8 +209,8 @@ class Schedule:
 
         Spacings, of which leading, ddim, trailing, linspace, simple and lcm have whole t:
             leading     t = 1, 1 + T//steps, ... (DDIM and Stable Diffusion); not for flow
-            ddim        the same; where "leading" is what diffusers makes of it in each sampler, this
-                        is what A1111 and ComfyUI do; not for flow
+            ddim        the same, as in A1111 and ComfyUI; "leading" is as diffusers does it in each
+                        sampler; not for flow
             trailing    t = T-1, T-1 - T/steps, ... (Lin et al. 2023), rounded
             simple      the same, rounded upwards (ComfyUI, A1111)
             linspace    T-1 .. 0 evenly, rounded (Nichol & Dhariwal 2021); flow: SD3's own, T to the
@@ -224,7 +224,7 @@ class Schedule:
             beta_time   t at these quantiles (Lee et al. 2024; ComfyUI)
             align_your_steps, align_your_steps_xl   the tables for SD1.5 and SDXL (Sabour et al.
                         2024), log s interpolated if steps is not 10; not for flow
-            lcm         of the 50 times that the teacher of a latent consistency model was asked at,
+            lcm         of the 50 times at which the teacher of a latent consistency model was evaluated,
                         T-1, T-1 - T/50, ... (Luo et al. 2023)
         The names in SPACING_ALIASES mean one of these.
 
@@ -232,7 +232,7 @@ class Schedule:
         (the original Stable Diffusion code; diffusers' set_alpha_to_one=False).
         skip_penultimate: the levels of a run of one step more, but its last but one is left out.
         Raises ValueError: unknown name, steps not in 1 .. 1000 (or T, where t is whole, or 50), a
-        spacing that says nothing about this schedule.
+        spacing that this schedule does not have.
         """
         spacing = spacing_named(spacing)
         choose(final, ("clean", "first"), "final level")
@@ -244,7 +244,7 @@ class Schedule:
         elif spacing in _WHOLE and self.name != "flow":
             most = min(self.T, MAX_STEPS) - more
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
-            raise ValueError(f"steps is {steps}; a whole number from 1 to {most} is wanted")
+            raise ValueError(f"steps must be a whole number from 1 to {most}, got {steps}")
         make = self._flow_levels if self.name == "flow" else self._vp_levels
         end = CLEAN if final == "clean" else self.level(0)
         levels = make(steps + more, spacing)[:steps]

@@ -73,7 +73,7 @@ class Tokenizer:
         return max(self.bpe.get_vocab_size() - 1, self.bos, self.eos, self.pad, *own) + 1
 
     def with_words(self, words: Mapping[str, Sequence[int]]) -> Tokenizer:
-        """This tokenizer, and beside its own words these. It stays as it is itself."""
+        """A tokenizer with these words in addition to its own; this one does not change."""
         return Tokenizer(
             self.bpe,
             context_length=self.context_length,
@@ -112,7 +112,7 @@ class Tokenizer:
         causal tower is the same, and training is much faster.
         """
         if isinstance(texts, str):
-            raise ValueError("texts is a single string; a list of strings is wanted")
+            raise ValueError("texts must be a list of strings, got a single string")
         room = self.context_length - 2
         rows = [[self.bos, *self.encode(text)[:room], self.eos] for text in texts]
         length = self.context_length if padded else max(map(len, rows), default=0)
@@ -168,7 +168,7 @@ class Tokenizer:
         for path in (vocab, merges):
             if not Path(path).is_file():
                 raise ValueError(
-                    f"{path} is not a file; CLIP's vocab.json and merges.txt are wanted"
+                    f"{path} is not a file; CLIP's vocab.json and merges.txt are needed"
                 )
         try:
             numbers, pairs = models.BPE.read_file(str(vocab), str(merges))
@@ -267,7 +267,7 @@ class Tokenizer:
         return pieces + self._cut(clean[end:], end)
 
     def _cut(self, text: str, before: int) -> list[Piece]:
-        """The pieces of `text`, in front of which stand so many letters."""
+        """The pieces of `text`, which begins after this many letters."""
         found = self.bpe.encode(text, add_special_tokens=False)
         return [
             Piece(number, before + start, before + end)
@@ -276,7 +276,7 @@ class Tokenizer:
 
 
 def _any_of(words: Iterable[str]) -> re.Pattern[str] | None:
-    """Finds each word where it stands alone, and says which by the group; None for no words."""
+    """Finds each word where it stands alone; the group is its number. None for no words."""
     alone = []
     for word in words:
         before = r"(?<!\w)" if re.match(r"\w", word) else ""

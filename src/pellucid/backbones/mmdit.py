@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.nn import Embedding, Recorder, attend, sinusoid
+from pellucid.nn import AttentionRecorder, Embedding, attend, sinusoid
 
 if TYPE_CHECKING:
     from pellucid.diffusion import Conditioning
@@ -110,11 +110,11 @@ class Patches(nn.Module):
             )
         top, left = (self.side - height) // 2, (self.side - width) // 2
         table = self.pos_embed.unflatten(1, (self.side, self.side))
-        places = table[:, top : top + height, left : left + width].flatten(1, 2)
-        return self.proj(x).flatten(2).transpose(1, 2) + places
+        positions = table[:, top : top + height, left : left + width].flatten(1, 2)
+        return self.proj(x).flatten(2).transpose(1, 2) + positions
 
 
-class Told(nn.Module):
+class TimeTextEmbedding(nn.Module):
     """The time and the pooled text as one vector, (B, width)."""
 
     def __init__(self, config: MMDiTConfig) -> None:
@@ -128,16 +128,16 @@ class Told(nn.Module):
 
 
 class Modulation(nn.Module):
-    """What a layer is told: `parts` vectors, each (B, 1, width)."""
+    """The modulation of a layer: `parts` vectors, each (B, 1, width)."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
         self.parts = parts
         self.linear = nn.Linear(width, parts * width)
 
-    def forward(self, told: Tensor) -> tuple[Tensor, ...]:
-        """`told` (B, width) has been through SiLU already: all layers share that."""
-        return self.linear(told)[:, None].chunk(self.parts, dim=-1)
+    def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """embedding: (B, width), after SiLU, which all layers share."""
+        return self.linear(embedding)[:, None].chunk(self.parts, dim=-1)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class JointAttention(Attention):
         self.norm_added_q, self.norm_added_k = unit_size(config), unit_size(config)
 
     def forward(
-        self, x: Tensor, text: Tensor, record: Recorder | None = None
+        self, x: Tensor, text: Tensor, record: AttentionRecorder | None = None
     ) -> tuple[Tensor, Tensor]:
         """x (B, N, width) and text (B, L, width) -> what each takes in, of the same shapes.
 
@@ -258,13 +258,13 @@ class Layer(nn.Module):
             self.ff_context = FeedForward(width)
 
     def forward(
-        self, x: Tensor, text: Tensor, told: Tensor, record: Recorder | None
+        self, x: Tensor, text: Tensor, embedding: Tensor, record: AttentionRecorder | None
     ) -> tuple[Tensor, Tensor]:
-        """x (B, N, width), text (B, L, width), told (B, width) -> x and text after this layer."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *second = self.norm1(told)
-        text_told = self.norm1_context(told)
+        """x (B, N, width), text (B, L, width), embedding (B, width) -> x and text after this layer."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *second = self.norm1(embedding)
+        text_modulation = self.norm1_context(embedding)
         # With two parts only, as in norm_out, the scale comes first.
-        text_shift, text_scale = text_told[::-1] if self.last else text_told[:2]
+        text_shift, text_scale = text_modulation[::-1] if self.last else text_modulation[:2]
         normed = norm(x)
         seen, read = self.attn(
             modulated(normed, shift, scale), modulated(norm(text), text_shift, text_scale), record
@@ -275,7 +275,7 @@ class Layer(nn.Module):
             x = x + gate * self.attn2(modulated(normed, shift, scale))
         x = x + mlp_gate * self.ff(modulated(norm(x), mlp_shift, mlp_scale))
         if not self.last:
-            text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = text_told[2:]
+            text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = text_modulation[2:]
             text = text + text_gate * read
             normed = modulated(norm(text), text_mlp_shift, text_mlp_scale)
             text = text + text_mlp_gate * self.ff_context(normed)
@@ -289,14 +289,14 @@ class MMDiT(nn.Module):
         super().__init__()
         self.config = config
         self.pos_embed = Patches(config)
-        self.time_text_embed = Told(config)
+        self.time_text_embed = TimeTextEmbedding(config)
         self.context_embedder = nn.Linear(config.cross_attention_dim, config.width)
         self.transformer_blocks = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm_out = Modulation(config.width, 2)
         self.proj_out = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
 
     def forward(
-        self, x: Tensor, t: Tensor, cond: Conditioning, record: Recorder | None = None
+        self, x: Tensor, t: Tensor, cond: Conditioning, record: AttentionRecorder | None = None
     ) -> Tensor:
         """What the network predicts (the velocity of the flow), (B, out_channels, h, w).
 
@@ -310,16 +310,16 @@ class MMDiT(nn.Module):
             raise ValueError("the conditioning has no pooled text; an MMDiT needs (B, pooled_dim)")
         patch = self.config.patch_size
         size = (x.shape[2] // patch, x.shape[3] // patch)
-        told = F.silu(self.time_text_embed(t, cond.pooled.to(x.dtype)))
+        embedding = F.silu(self.time_text_embed(t, cond.pooled.to(x.dtype)))
         text = self.context_embedder(cond.tokens)
         x = self.pos_embed(x)
         maps: list[Tensor] | None = None if record is None else []
         for layer in self.transformer_blocks:
-            x, text = layer(x, text, told, maps)
+            x, text = layer(x, text, embedding, maps)
         if record is not None and maps is not None:
             for weights in maps:
                 record.append(weights.unflatten(2, size))
-        scale, shift = self.norm_out(told)
+        scale, shift = self.norm_out(embedding)
         x = self.proj_out(modulated(norm(x), shift, scale))
         x = x.unflatten(1, size).unflatten(-1, (patch, patch, -1))  # (B, h/p, w/p, p, p, C)
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

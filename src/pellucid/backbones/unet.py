@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.nn import (
+    AttentionRecorder,
     Downsample,
     Embedding,
-    Recorder,
     ResidualBlock,
     SpatialTransformer,
     Upsample,
@@ -45,9 +45,9 @@ class UNetConfig:
     norm_groups: int = 32
     norm_eps: float = 1e-5
     pooled_dim: int = 0  # width of the pooled text that is added to the time; 0: none
-    size_conditions: bool = False  # SDXL's size_count numbers go beside the pooled text
+    size_conditions: bool = False  # SDXL's size_count numbers, appended to the pooled text
     size_count: int = 6  # the refiner has 5: its last, a score of beauty, is in the target's place
-    map_channels: int = 0  # channels that an MLP draws from the pooled text, beside the input
+    map_channels: int = 0  # channels that an MLP makes from the pooled text, appended to the input
     map_size: int = 8
     film: bool = False  # time and pooled text also scale the channels of every residual block
 
@@ -128,7 +128,7 @@ class DownLevel(Level):
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width)])
 
     def forward(
-        self, x: Tensor, time: Tensor, tokens: Tensor, record: Recorder | None
+        self, x: Tensor, time: Tensor, tokens: Tensor, record: AttentionRecorder | None
     ) -> list[Tensor]:
         outputs = []
         for i, resnet in enumerate(self.resnets):
@@ -148,7 +148,9 @@ class MidLevel(Level):
         width = config.block_out_channels[-1]
         super().__init__(config, -1, [width, width], config.mid_transformer_layers, 1)
 
-    def forward(self, x: Tensor, time: Tensor, tokens: Tensor, record: Recorder | None) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, tokens: Tensor, record: AttentionRecorder | None
+    ) -> Tensor:
         x = self.resnets[0](x, time)
         for transformer in self.attentions:
             x = transformer(x, tokens, record)
@@ -168,7 +170,12 @@ class UpLevel(Level):
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(width)])
 
     def forward(
-        self, x: Tensor, kept: list[Tensor], time: Tensor, tokens: Tensor, record: Recorder | None
+        self,
+        x: Tensor,
+        kept: list[Tensor],
+        time: Tensor,
+        tokens: Tensor,
+        record: AttentionRecorder | None,
     ) -> Tensor:
         """Takes what it needs off the end of `kept`."""
         for i, resnet in enumerate(self.resnets):
@@ -207,7 +214,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
-        self, x: Tensor, t: Tensor, cond: Conditioning, record: Recorder | None = None
+        self, x: Tensor, t: Tensor, cond: Conditioning, record: AttentionRecorder | None = None
     ) -> Tensor:
         """What the network predicts (noise, or as it was trained), (B, out_channels, h, w).
 
@@ -249,7 +256,7 @@ class UNet(nn.Module):
         return time
 
     def draw_map(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The text as a map that goes beside x: (B, map_channels, h, w)."""
+        """The text as a map that is appended to x: (B, map_channels, h, w)."""
         drawn = self.map_embedding(pooled_of(cond).to(x.dtype))
         drawn = drawn.unflatten(1, (self.config.map_channels, self.config.map_size, -1))
         if drawn.shape[2:] != x.shape[2:]:

@@ -40,7 +40,7 @@ def sample(
     without guidance.
     """
     if not 1 <= order <= 4:
-        raise ValueError(f"order is {order}; a whole number from 1 to 4 is wanted")
+        raise ValueError(f"order must be from 1 to 4, got {order}")
     slopes: list[tuple[float, Tensor]] = []  # (s, eps), the newest first
     steps = len(levels) - 1
     for left, (now, after) in zip(range(steps, 0, -1), pairwise(levels), strict=True):

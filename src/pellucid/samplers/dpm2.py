@@ -1,12 +1,12 @@
 """DPM2 of k-diffusion: the midpoint method on the probability-flow ODE.
 
 DPM-Solver-2 (Lu et al. 2022, algorithm 1) with the midpoint in log sigma, in the coordinates of
-Karras et al. 2022. In s = sigma / alpha and y = x / alpha, dy/ds = eps; look again half way, and
-step with the slope that is found there:
+Karras et al. 2022. In s = sigma / alpha and y = x / alpha, dy/ds = eps; evaluate again half way,
+and step with the slope that is found there:
 
     s_m = sqrt(s s')     y_m = y + (s_m - s) eps     y' = y + (s' - s) eps_m
 
-Two looks for each step but those from pure noise and to the clean picture, which are Euler's.
+Two evaluations for each step except from pure noise and to the clean picture, which are Euler's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """DPM-Solver-12/23, Lu et al. 2022, algorithm 3 and appendix C, as in k-diffusion ("DPM adaptive").
 
-A step of third order (see dpm_fast) has one of second order in it, at no extra look:
+A step of third order (see dpm_fast) has one of second order in it, at no extra evaluation:
 
     y_low = y - s' (e^h - 1) (eps + 3/2 (eps1 - eps))
 
@@ -36,11 +36,11 @@ def sample(
     rtol: float = 0.05,
     atol: float = 0.0078,
 ) -> Iterator[Step]:
-    """As many looks as it takes. It yields once for each of `levels` that it has passed.
+    """As many evaluations as it takes. It yields once for each of `levels` that it has passed.
 
-    All of a batch goes in the same steps. eta: how much of the noise is fresh (A1111: 1); 0 is
+    The whole batch takes the same steps. eta: how much of the noise is fresh (A1111: 1); 0 is
     deterministic. rtol, atol: a step may be off by the greater of atol and rtol |x|. The steps from
-    pure noise and to the clean picture are Euler's; A1111 stops in front of the latter.
+    pure noise and to the clean picture are Euler's; A1111 stops before the latter.
     """
     ends = list(levels)
     if ends[0].alpha == 0 or len(ends) == 2:

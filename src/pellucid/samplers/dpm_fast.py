@@ -1,8 +1,8 @@
 """DPM-Solver-fast, Lu et al. 2022, section 3.4, as in k-diffusion ("DPM fast").
 
-The way is cut into equal steps in log sigma, of third order with three looks each, but the last,
-which use what is left of the looks. With s = sigma / alpha, y = x / alpha, h = log(s / s'), and
-s1, s2 at a third and two thirds of h (a step of second order has s1 half way, and no s2),
+The way is cut into equal steps in log sigma, of third order with three evaluations each, except the
+last, which use the evaluations that remain. With s = sigma / alpha, y = x / alpha, h = log(s / s'),
+and s1, s2 at a third and two thirds of h (a step of second order has s1 half way, and no s2),
 
     y1 = y - s1 (e^(h/3) - 1) eps
     y2 = y - s2 (e^(2h/3) - 1) eps - 2 s2 ((e^(2h/3) - 1) / (2h/3) - 1) (eps1 - eps)
@@ -26,10 +26,10 @@ SPEC = SamplerSpec(order=None, aliases=("DPM fast", "k_dpm_fast"))
 def sample(
     denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, *, eta: float = 1.0
 ) -> Iterator[Step]:
-    """As many looks as `levels` has steps, at levels of its own between the first and the last.
+    """As many evaluations as `levels` has steps, at levels of its own between the first and the last.
 
     eta: how much of the noise is fresh (A1111: 1); 0 is deterministic. The steps from pure noise
-    and to the clean picture are Euler's; A1111 stops in front of the latter.
+    and to the clean picture are Euler's; A1111 stops before the latter.
     """
     ends = list(levels)
     if ends[0].alpha == 0 or len(ends) == 2:
@@ -38,11 +38,11 @@ def sample(
             yield step
         ends = ends[1:]
     clean = ends.pop() if len(ends) > 1 and ends[-1].sigma == 0 else None
-    looks, end = len(ends) - 1, ends[-1]
-    count = looks // 3 + 1
-    orders = [3] * (count - 2) + [2, 1] if looks % 3 == 0 else [3] * (count - 1) + [looks % 3]
+    budget, end = len(ends) - 1, ends[-1]
+    count = budget // 3 + 1
+    orders = [3] * (count - 2) + [2, 1] if budget % 3 == 0 else [3] * (count - 1) + [budget % 3]
     now = ends[0]
-    for i, order in enumerate(orders if looks else []):
+    for i, order in enumerate(orders if budget else []):
         part = (i + 1) / count
         after = end if part == 1 else end.at(ends[0].s ** (1 - part) * end.s**part)
         down = max(ancestral(now.s, after.s, eta)[0], end.s)

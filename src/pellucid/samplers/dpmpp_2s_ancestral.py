@@ -1,6 +1,6 @@
 """DPM-Solver++(2S), Lu et al. 2022b, algorithm 1, ancestral as in k-diffusion ("DPM++ 2S a").
 
-A single-step solver: it looks half way (in log sigma), takes that estimate of x0 for the whole
+A single-step solver: it evaluates half way (in log sigma), takes that estimate of x0 for the whole
 step to below the next level, and adds noise up to it. With s = sigma / alpha, y = x / alpha, and
 (down, up) as in euler_ancestral,
 

@@ -39,7 +39,7 @@ def sample(
     denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, *, eta: float = 1.0
 ) -> Iterator[Step]:
     """eta: 0 is deterministic, 1 the reverse SDE of the forward process."""
-    looks: list[tuple[float, Tensor]] = []  # (the h that followed, x0), the newest first
+    history: list[tuple[float, Tensor]] = []  # (the h that followed, x0), the newest first
     for now, after in pairwise(levels):
         x0 = denoise(x, now)
         h = after.log_snr_half - now.log_snr_half
@@ -50,10 +50,10 @@ def sample(
             whole = -math.expm1(-h - spent)
             p2 = 1 - whole / (h + spent)
             carried = whole * x0
-            if looks:
-                slope = h / looks[0][0] * (x0 - looks[0][1])
-                if len(looks) == 2:
-                    (h0, near), (h1, far) = looks
+            if history:
+                slope = h / history[0][0] * (x0 - history[0][1])
+                if len(history) == 2:
+                    (h0, near), (h1, far) = history
                     bend = slope - h / h1 * (near - far)
                     carried = carried - (p2 / (h + spent) - 0.5) / ((h0 + h1) / h) * bend
                     slope = slope + (h0 / (h0 + h1) if h1 < math.inf else 0.0) * bend
@@ -61,5 +61,5 @@ def sample(
             x = after.sigma / now.sigma * math.exp(-spent) * x + after.alpha * carried
             if eta > 0:
                 x = x + after.sigma * math.sqrt(-math.expm1(-2 * spent)) * noise(x)
-        looks = [(h, x0), *looks][:2]
+        history = [(h, x0), *history][:2]
         yield Step(x, x0, after)

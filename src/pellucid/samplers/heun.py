@@ -1,12 +1,12 @@
 """Heun's second-order method on the probability-flow ODE, Karras et al. 2022, algorithm 1.
 
-In s = sigma / alpha and y = x / alpha, dy/ds = eps. Take an Euler step, look again from there, and
+In s = sigma / alpha and y = x / alpha, dy/ds = eps. Take an Euler step, evaluate again there, and
 step with the mean of the two slopes:
 
     y' = y + (s' - s) (eps + eps') / 2
 
-Two looks for each step but those from pure noise (s is infinite) and to the clean picture (eps' is
-not known), which are Euler's.
+Two evaluations for each step except from pure noise (s is infinite) and to the clean picture (eps'
+is not known), which are Euler's.
 """
 
 from __future__ import annotations

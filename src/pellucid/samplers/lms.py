@@ -26,7 +26,7 @@ def sample(
 ) -> Iterator[Step]:
     """Deterministic; `noise` is not used. order: 1 (Euler) to 4, how many slopes are remembered."""
     if not 1 <= order <= 4:
-        raise ValueError(f"order is {order}; a whole number from 1 to 4 is wanted")
+        raise ValueError(f"order must be from 1 to 4, got {order}")
     slopes: list[tuple[float, Tensor]] = []  # (s, eps), the newest first
     for now, after in pairwise(levels):
         x0 = denoise(x, now)

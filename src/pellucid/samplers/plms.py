@@ -1,12 +1,12 @@
 """PLMS, Liu et al. 2022, "Pseudo Numerical Methods", eq. 11 and 12; Stable Diffusion's first sampler.
 
-DDIM's step, with a mean of the last estimates of the noise in the place of the last one:
+DDIM's step, with a mean of the last estimates of the noise instead of the last one:
 
     e = (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
     x' = alpha' (x - sigma e) / alpha + sigma' e
 
-The first step looks at its end too and takes the mean of both; the next two use what there is. The
-weights are those of equal steps in t, whichever the spacing.
+The first step also evaluates at its end and takes the mean of both; the next two use the estimates so
+far. The weights are those of equal steps in t, for any spacing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """UniPC of order 2 with B(h) = e^h - 1, Zhao et al. 2023, in its form that predicts x0.
 
-The predictor is that of dpmpp_2m. When the network has looked from the new place, the estimate of
-x0 that it gives there also corrects the step that led there, at no extra look. With lambda =
+The predictor is that of dpmpp_2m. The estimate of x0 at the new place also corrects the step
+that led there, at no extra evaluation. With lambda =
 log(alpha / sigma), h = lambda' - lambda and r = (the lambda before - lambda) / h, the corrected
 step from x is
 
@@ -29,8 +29,8 @@ SPEC = SamplerSpec(
 )
 
 
-class _Look(NamedTuple):
-    """Where the network looked from, and what it saw."""
+class _Estimate(NamedTuple):
+    """Where the network was evaluated, and its estimate."""
 
     x: Tensor
     x0: Tensor
@@ -39,43 +39,43 @@ class _Look(NamedTuple):
 
 def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
     """Deterministic; `noise` is not used."""
-    looks: list[_Look] = []  # the newest first, at most two
+    history: list[_Estimate] = []  # the newest first, at most two
     for now, after in pairwise(levels):
         x0 = denoise(x, now)
-        if looks:
-            x = _correct(looks, x0, now)
-        looks = [_Look(x, x0, now), *looks][:2]
-        x = _predict(looks, after)
+        if history:
+            x = _correct(history, x0, now)
+        history = [_Estimate(x, x0, now), *history][:2]
+        x = _predict(history, after)
         yield Step(x, x0, after)
 
 
-def _step(look: _Look, after: Level, estimate: Tensor) -> Tensor:
-    ratio = after.sigma / look.level.sigma
-    return ratio * look.x + (after.alpha - look.level.alpha * ratio) * estimate
+def _step(last: _Estimate, after: Level, estimate: Tensor) -> Tensor:
+    ratio = after.sigma / last.level.sigma
+    return ratio * last.x + (after.alpha - last.level.alpha * ratio) * estimate
 
 
 def _h(level: Level, after: Level) -> float:
     return after.log_snr_half - level.log_snr_half
 
 
-def _predict(looks: list[_Look], after: Level) -> Tensor:
-    estimate = looks[0].x0
-    if len(looks) == 2 and after.sigma > 0:  # the last step is of first order
-        share = _h(looks[0].level, after) / (2 * _h(looks[1].level, looks[0].level))
-        estimate = estimate + share * (estimate - looks[1].x0)
-    return _step(looks[0], after, estimate)
+def _predict(history: list[_Estimate], after: Level) -> Tensor:
+    estimate = history[0].x0
+    if len(history) == 2 and after.sigma > 0:  # the last step is of first order
+        share = _h(history[0].level, after) / (2 * _h(history[1].level, history[0].level))
+        estimate = estimate + share * (estimate - history[1].x0)
+    return _step(history[0], after, estimate)
 
 
-def _correct(looks: list[_Look], x0_there: Tensor, there: Level) -> Tensor:
-    x0 = looks[0].x0
-    if len(looks) == 1:
-        return _step(looks[0], there, x0 + 0.5 * (x0_there - x0))
-    h = _h(looks[0].level, there)
+def _correct(history: list[_Estimate], x0_there: Tensor, there: Level) -> Tensor:
+    x0 = history[0].x0
+    if len(history) == 1:
+        return _step(history[0], there, x0 + 0.5 * (x0_there - x0))
+    h = _h(history[0].level, there)
     whole = math.expm1(-h)
     phi2 = whole / -h - 1
     phi3 = phi2 / -h - 0.5
     b1, b2 = phi2 / whole, 2 * phi3 / whole
-    r = -_h(looks[1].level, looks[0].level) / h  # -inf after pure noise, and then a = 0
+    r = -_h(history[1].level, history[0].level) / h  # -inf after pure noise, and then a = 0
     a = (b1 - b2) / (1 - r)
-    estimate = x0 + a / r * (looks[1].x0 - x0) + (b1 - a) * (x0_there - x0)
-    return _step(looks[0], there, estimate)
+    estimate = x0 + a / r * (history[1].x0 - x0) + (b1 - a) * (x0_there - x0)
+    return _step(history[0], there, estimate)

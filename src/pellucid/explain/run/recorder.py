@@ -35,7 +35,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class AttentionRecorder:
+class WordAttention:
     """Keeps a part of the attention maps of one call of the network.
 
     That is the first row of the batch, which is the prompt's; the columns of its words and the sum
@@ -131,7 +131,7 @@ class Recorder:
         """Call the network and record it. An inpainting network's x has more channels than the
         latents, which come first."""
         words = self.plan.words(len(self.steps), float(t[0]))
-        maps = AttentionRecorder([word.place for word in words], self.average)
+        maps = WordAttention([word.place for word in words], self.average)
         start = self.now()
         network = self.original.backbone.forward
         output = network(x, t, cond, maps) if self.has_attention else network(x, t, cond)
