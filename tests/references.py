@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
 from pellucid.checkpoints import families, tokenizer_files
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
+from pellucid.diffusion import Denoiser
+from pellucid.guidance import GuidedDenoiser, Parts
 from pellucid.model import Model
 from pellucid.tokenizer import CLIP_MERGES, Tokenizer
 from pellucid.vae import VAE, VAEConfig
@@ -284,3 +286,8 @@ def their_pipeline(name: str, vocabulary: Path, prediction: str = "epsilon", **u
         parts |= {"text_encoder_2": towers[0], "tokenizer_2": padded, "add_watermarker": False}
         parts |= {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
     return getattr(diffusers, PIPELINES[name])(**parts)
+
+
+def unguided(denoise: Denoiser) -> GuidedDenoiser:
+    """A denoiser that nothing guides, for what takes one that is guided."""
+    return lambda x, level: Parts(*[denoise(x, level)] * 3)

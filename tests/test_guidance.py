@@ -14,9 +14,9 @@ from pellucid.guidance import (
     interpolate,
     progress,
     step_at,
-    unguided,
 )
 from pellucid.schedule import CLEAN, Level, Schedule
+from references import unguided
 
 LEVEL = Schedule().level(500)
 

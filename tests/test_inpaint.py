@@ -19,7 +19,7 @@ from pellucid import inpaint
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.conditioning import encode_captions
 from pellucid.diffusion import Conditioning
-from pellucid.guidance import Parts, unguided
+from pellucid.guidance import Parts
 from pellucid.images.load import open_image
 from pellucid.images.metadata import read_metadata
 from pellucid.images.parameters import read_parameters
@@ -31,6 +31,7 @@ from pellucid.pipeline import Progress, Request, generate, resolve
 from pellucid.runtime import Runtime
 from pellucid.schedule import Level, Schedule
 from pellucid.vae import VAE, VAEConfig
+from references import unguided
 
 LEVEL = Level(0.8, 0.6, 100.0)
 

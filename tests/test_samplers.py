@@ -11,8 +11,9 @@ from torch import nn
 
 from pellucid import samplers
 from pellucid.diffusion import Conditioning, predictor
-from pellucid.guidance import ClassifierFree, unguided
+from pellucid.guidance import ClassifierFree
 from pellucid.schedule import CLEAN, Level, Schedule
+from references import unguided
 
 # diffusers and not Pellucid: numpy reads a tensor; lms integrates its polynomials with scipy's quad.
 pytestmark = [

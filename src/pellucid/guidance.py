@@ -48,11 +48,6 @@ def as_denoiser(guided: GuidedDenoiser) -> Denoiser:
     return lambda x, level: guided(x, level).guided
 
 
-def unguided(denoise: Denoiser) -> GuidedDenoiser:
-    """A denoiser that nothing guides."""
-    return lambda x, level: Parts(*[denoise(x, level)] * 3)
-
-
 def progress(level: Level) -> float:
     """How far from noise to picture a level is: 0 is pure noise, 1 is clean."""
     return level.alpha / (level.alpha + level.sigma)
