@@ -1,8 +1,8 @@
 """Steering: how a prompt guides the estimates of x0.
 
-Everything that guides is a `GuidedDenoiser`, ``(x, level) -> Parts``: classifier-free guidance makes
-one of the network, and the rest wraps one and is one again (other prompts at other steps, CLIP
-guidance, masks, a record). `as_denoiser` makes of it what a sampler takes.
+Everything that guides is a `GuidedDenoiser`, ``(x, level) -> Parts``. Classifier-free guidance makes
+one from the network; the others wrap one and are one themselves: prompts that change from step to
+step, CLIP guidance, masks (`inpaint.Keep`), a record. A sampler takes `as_denoiser` of it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Begin(NamedTuple):
     size: tuple[int, int]
     """Width and height in pixels."""
     streams: list[Generator]
-    """The randomness of each image: what x has not used of it is left for the sampler."""
+    """The random generator of each image; the sampler continues with it."""
     canvas: Canvas | None = None
 
 

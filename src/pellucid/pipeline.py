@@ -74,7 +74,7 @@ class Progress:
 
 
 Adapt = Callable[[Model, Request], tuple[Model, tuple[str, ...]]]
-"""Puts on a model what a request names, and says what of it did not match: `adapters.adapt`."""
+"""Applies to a model what a request names, and reports what did not match: `adapters.adapt`."""
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def generate(
 
 
 def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
-    """The model as it is, for a request that puts nothing on it; ValueError for others."""
+    """The model as it is, for a request without LoRAs and embeddings; ValueError for others."""
     named = [path for path, *_ in request.loras] + list(request.embeddings)
     named += [tag.name for tag in request.lora_tags]
     if named:
@@ -144,7 +144,7 @@ def steps_of(
     canvas: Canvas | None,
     passes: Sequence[Sequence[Level]],
 ) -> Iterator[tuple[Step, Parts | None]]:
-    """The start, then every step of every pass, and the parts of its last estimate."""
+    """The start, then every step of every pass, each with the parts of its last estimate."""
     counts = [len(levels) - 1 for levels in passes]
     runtimes = [runtime] if refiner is None else [runtime, Runtime(refiner, runtime.warnings)]
     prompts = [conditioning_schedule(each, request, *counts) for each in runtimes]
@@ -166,7 +166,7 @@ def steps_of_pass(
     levels: Sequence[Level],
     prompts: Sequence[Sequence[StepConditioning]],
 ) -> Iterator[tuple[Step, Parts | None]]:
-    """The model's steps of a pass, then the refiner's. prompts: those of each."""
+    """The model's steps of a pass, then the refiner's. prompts: the conditioning of each, by step."""
     sampler, options = samplers.get(request.sampler), sampler_options(request)
     noise = source(begin.streams, request.noise)
     refiner = runtimes[1].model if len(runtimes) > 1 else None

@@ -35,7 +35,7 @@ class Tiled:
     tile_size: int = TILE_SIZE
 
     def __iter__(self) -> Iterator[Tensor]:
-        """All of it, tile by tile."""
+        """All rows, tile by tile."""
         step = max(1, self.tile_size // self.width)
         for start in range(0, self.height, step):
             yield self.rows(start, min(start + step, self.height))

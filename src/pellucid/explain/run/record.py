@@ -143,7 +143,7 @@ class Explanation:
         )
 
     def record(self) -> dict[str, Any]:
-        """All of it as plain JSON values.
+        """The whole record as plain JSON values.
 
         A tensor is {"shape", "dtype", "data"}: `data` is base64 of its numbers, little-endian, the
         last index running fastest. The picture is a data: URL of a PNG. "texts" are the words of
