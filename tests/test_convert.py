@@ -109,9 +109,10 @@ def test_a_prediction_is_asked_for_only_where_it_counts(
         status, _, err = call(*words, *named)
         assert status == 2 and "prediction must be given, eps" in err
         assert call(*words, *named, "--prediction", "v")[::2] == (0, ""), words
-    for words, then in ((("noise", "a.png", "--t", "5,4"), "rising"), (("evaluate",), "art64")):
-        assert "prediction must be given, eps" in call(*words, *named)[2]
-        assert then in call(*words, *named, "--prediction", "v")[2]  # which is asked next
+    assert "rising" in call("noise", "a.png", "--t", "5,4", *named, "--prediction", "v")[2]
+    assert "prediction must be given, eps" in call("noise", "a.png", "--t", "4,5", *named)[2]
+    assert "prediction must be given, eps" in call("evaluate", *named)[2]
+    assert "art64" in call("evaluate", *named, "--prediction", "v")[2]  # which is checked next
 
 
 @pytest.mark.parametrize(
