@@ -514,10 +514,11 @@ def test_a_rounded_size_is_said(model: Model, tmp_path: Path) -> None:
     stable = latent_diffusion(model)
     last = run(stable, image=path, strength=0)
     assert last.images is not None and last.images[0].size == (72, 40)
-    (warning,) = last.warnings
+    nothing, warning = last.warnings
     assert "77x40" in warning and "72x40" in warning
-    assert run(stable, image=path, strength=0, width=72, height=40).warnings == ()
-    assert run(model, image=path, strength=0).warnings == ()
+    assert nothing == "strength 0 draws nothing anew"
+    assert run(stable, image=path, strength=0, width=72, height=40).warnings == (nothing,)
+    assert run(model, image=path, strength=0).warnings == (nothing,)
 
 
 def test_what_does_nothing_is_told(model: Model) -> None:

@@ -32,6 +32,7 @@ from pellucid.prompt import (
         ("<lora:a:unet=0.8>", "", [LoraTag("a", weight=0.8, text_weight=1.0)]),
         ("<lora:a:te=0:unet=0.8>", "", [LoraTag("a", weight=0.8, text_weight=0.0)]),
         ("<lyco:a:2>", "", [LoraTag("a", 2.0, 2.0)]),
+        ("<hypernet:anime:0.5>a<hypernet:x>", "a", []),
         ("a < b > c <hat:3> <lora:", "a < b > c <hat:3> <lora:", []),
     ],
 )
@@ -104,8 +105,8 @@ def test_the_worked_example() -> None:
         # escapes
         (r"\(a\) \[b\] \\ \: \|", [(r"(a) [b] \ : |", 1.0)]),
         (r"(a\):2)", [("a)", 2.0)]),
-        (r"a\b \\(c)", [("a\\b \\", 1.0), ("c", 1.1)]),
-        ("a\\", [("a\\", 1.0)]),
+        (r"a\b \\(c)", [("ab \\", 1.0), ("c", 1.1)]),
+        ("a\\", [("a", 1.0)]),
     ],
 )
 def test_weights(prompt: str, runs: list[tuple[str, float]]) -> None:
@@ -183,6 +184,7 @@ def test_scheduled(prompt: str, expected: list[tuple[int, str]]) -> None:
 def test_turns() -> None:
     assert each_step("[a|(b:1.1)|]", 7) == ["a", "(b:1.1)", "", "a", "(b:1.1)", "", "a"]
     assert each_step("[[a:b:2]|c]", 4) == ["a", "c", "b", "c"]
+    assert each_step("[a|b]", 3, 2) == ["a", "b", "a", "a", "b"]
 
 
 def test_two_passes() -> None:
@@ -202,6 +204,9 @@ def test_what_no_step_reads() -> None:
     assert unread("[one:two:1.5]", 10) == ["two"]
     assert unread("[one:two:1.5]", 10, 2) == []
     assert unread("[one:two:1.5]", 0) == []
+    assert unread("[one|two|three]", 2, 3) == []
+    assert unread("[one|two|three]", 2, 2) == ["three"]
+    assert unread("one [one:two:0] [two:1.3] [two::0]", 3) == []
 
 
 # ---------------------------------------------------------------- brackets without a partner
@@ -269,5 +274,8 @@ def test_long_inputs_take_no_longer_than_their_length_asks() -> None:
         split_and(text + "AND" + text)
         take_loras(text)
         unbalanced(text + "AND" + text)
-    assert len(each_step("[a:" * 3000 + "3]" * 3000, 3)) == 3
+    for text in ("[a:" * size + "3]" * size, "[a:b:3]" * size, "[" * size + "|" + "]" * size):
+        assert len(each_step(text, 3)) == 3
+        unread(text, 3)
+    parse("\\" * size + "(a:1.1)b" * size)
     assert parse("(" * 8000 + "a")[0][0].weight == math.inf

@@ -52,8 +52,8 @@ def chunked(tokenizer: Tokenizer, prompt: str) -> list[list[Token]]:
         tokens: list[Token] = []
         for text, weight in runs:
             check_weight(text, weight)
-            pieces = zip(tokenizer.encode(text), tokenizer.tokens(text), strict=True)
-            tokens += [Token(number, piece, weight) for number, piece in pieces]
+            pieces = tokenizer.pieces(text)
+            tokens += [Token(piece.number, piece.text, weight) for piece in pieces]
         chunks += _cut(tokens, tokenizer.context_length - 2, later)
     while len(chunks) > 1 and not chunks[-1]:  # BREAK at the end
         chunks.pop()
@@ -269,9 +269,9 @@ def conditioning_schedule(
     """
     if steps + second == 0:
         return []
-    prompts = weighted_prompts(request, steps, second)
-    negative = each_step(request.negative_prompt, steps, second)
-    guided = request.guidance != 1 or not math.isclose(sum(weight for _, weight in prompts), 1)
+    prompts = [(each_step(text, steps, second), w) for text, w in weighted_prompts(request)]
+    negative = each_step(take_loras(request.negative_prompt)[0], steps, second)
+    guided = request.guidance != 1 or not add_up(prompts)
     texts = [text for each, _ in prompts for text in each]
     texts = list(dict.fromkeys([*texts, *negative] if guided else texts))
     together = encode_prompts(runtime, texts, request.clip_skip, request.emphasis)
@@ -296,20 +296,23 @@ def conditioning_schedule(
     return [at(step) for step in range(steps + second)]
 
 
-def weighted_prompts(request: Request, steps: int, second: int) -> list[tuple[list[str], float]]:
-    """The texts of each prompt, step by step, and its weight. See `conditioning_schedule`."""
-    prompts = [(request.prompt, 1.0), *request.mix]
-    if request.walk is not None:
-        prompts.append((request.walk, 1.0))
-    shares = normalized([weight for _, weight in prompts])
+def weighted_prompts(request: Request) -> list[tuple[str, float]]:
+    """The prompts that are added up, and their weights. See `conditioning_schedule`."""
+    weights = [1.0, *(weight for _, weight in request.mix)]
+    weights += [1.0] * (len(request.prompts) - len(weights))  # of a walk
     weighted = []
-    for (prompt, _), share in zip(prompts, shares, strict=True):
+    for prompt, share in zip(request.prompts, normalized(weights), strict=True):
         for text, weight in split_and(take_loras(prompt)[0]):
             check_weight(text, weight)
-            weighted.append((each_step(text, steps, second), share * weight))
-    if len(weighted) > len(prompts):
+            weighted.append((text, share * weight))
+    if len(weighted) > len(request.prompts):
         if request.mix_by == "embedding":
             raise ValueError("AND cannot be combined with mix_by 'embedding', only with 'noise'")
         if request.walk is not None:
             raise ValueError("AND cannot be combined with walk")
     return weighted
+
+
+def add_up(prompts: Sequence[tuple[Any, float]]) -> bool:
+    """Whether the weights add up to 1, so that the negative prompt counts in guidance alone."""
+    return math.isclose(sum(weight for _, weight in prompts), 1)

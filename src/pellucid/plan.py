@@ -10,11 +10,15 @@ import inspect
 from collections.abc import Sequence
 
 from pellucid import hires, inpaint, samplers
-from pellucid.conditioning import long_prompt_warning
+from pellucid.conditioning import add_up, long_prompt_warning, weighted_prompts
+from pellucid.guidance import progress
 from pellucid.model import Model
-from pellucid.prompt import unbalanced, unread
+from pellucid.preview import decoder_of
+from pellucid.prompt import EXCERPT, left_out, split_and, take_loras, unbalanced, unread
 from pellucid.request import Request, ResolvedRequest, draws_any_size, unit_of
 from pellucid.schedule import MAX_STEPS, Level
+
+SHOWN = 3  # texts of a prompt that the warnings name
 
 
 def levels_of(model: Model, request: ResolvedRequest) -> list[list[Level]]:
@@ -139,6 +143,7 @@ def warnings_of(
                 "a smaller number"
             )
     warnings += picture_warnings(model, asked, request)
+    warnings += guidance_warnings(asked, request, passes)
     if inpaint.sees_masks(model) and not request.masked:
         warnings.append(
             f"{model.name} is for inpainting; without a mask it draws the whole picture"
@@ -149,25 +154,56 @@ def warnings_of(
 def prompt_warnings(model: Model, request: Request, counts: Sequence[int]) -> list[str]:
     """Brackets without a partner, texts that no step uses, and long prompts. counts: the steps of
     each pass."""
-    prompts = (*request.prompts, request.negative_prompt)
-    warnings = [unbalanced(prompt) for prompt in dict.fromkeys(prompts)]
+    prompts = list(dict.fromkeys((*request.prompts, request.negative_prompt)))
+    warnings = [check(prompt) for prompt in prompts for check in (unbalanced, left_out)]
     warnings += [
-        f"no step of {sum(counts)} reads {text!r} of the prompt; see pellucid tokens"
+        f"no step of {sum(counts)} reads {text[:EXCERPT]!r} of the prompt; see pellucid tokens"
         for prompt in prompts
-        for text in unread(prompt, *counts)
+        for part, _ in split_and(take_loras(prompt)[0])
+        for text in unread(part, *counts)[:SHOWN]
     ]
-    warnings += [
-        long_prompt_warning(model.tokenizer, prompt, *counts) for prompt in dict.fromkeys(prompts)
-    ]
+    warnings += [long_prompt_warning(model.tokenizer, prompt, *counts) for prompt in prompts]
+    if request.emphasis is not None and not any(set("([") & set(prompt) for prompt in prompts):
+        warnings.append("emphasis does nothing: no prompt has a weight")
+    if request.walk is not None and request.count == 1 and len(set(request.walk_span)) > 1:
+        warnings.append("walk draws only the middle of the way with a count of 1; use more")
     return [warning for warning in warnings if warning is not None]
 
 
-def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> list[str]:
-    """Too little strength for a step, and a size that had to change."""
-    if request.start is None:
+def guidance_warnings(
+    asked: Request, request: ResolvedRequest, passes: Sequence[Sequence[Level]]
+) -> list[str]:
+    """Prompts and settings that have no effect with this guidance."""
+    prompts, scale = weighted_prompts(request), request.guidance
+    start, end = request.interval
+    inside = [start <= progress(level) <= end for levels in passes for level in levels[:-1]]
+    if not inside:  # no step is drawn
         return []
+    if scale == 0 and all(inside) and not request.clip_guidance:
+        text = any(text.strip() for text, _ in prompts)
+        return ["with guidance 0 the prompt does nothing; 1 follows it alone"] if text else []
+    if scale != 1 and any(inside):
+        return []
+    why = "with guidance 1" if scale == 1 else f"no step begins in the interval {start:g},{end:g}"
+    idle = {
+        "guidance": scale != 1 and asked.guidance is not None,
+        "negative_prompt": bool(request.negative_prompt.strip()) and add_up(prompts),
+        "rescale": request.rescale > 0,
+        "interval": scale == 1 and any(inside) and (start, end) != (0, 1),
+    }
+    return [f"{field} does nothing: {why}" for field, there in idle.items() if there]
+
+
+def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> list[str]:
+    """A decoder that is not used, too little strength for a step, a size that had to change."""
     warnings = []
+    if request.decoder == "tiny" and decoder_of(model, "tiny") is model.vae:
+        warnings.append(f"decoder tiny does nothing: the autoencoder of {model.name} is as fast")
+    if request.start is None:
+        return warnings
     (picture, strength), size = request.start, (request.width, request.height)
+    if strength == 0 and request.second_pass is None:
+        warnings.append("strength 0 draws nothing anew")
     if img2img_steps(request) == 0 < strength:
         warnings.append(
             f"strength {strength:g} of {request.steps} steps is less than one step: nothing is drawn "

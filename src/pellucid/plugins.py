@@ -49,5 +49,10 @@ def choose(name: str, choices: Iterable[str], what: str) -> str:
     choices = list(choices)
     if name in choices:
         return name
-    known = ", ".join(nearest(str(name), choices))
-    raise ValueError(f"there is no {what} {name!r}; the choices are, nearest first: {known}")
+    raise unknown(name, nearest(str(name), choices), what)
+
+
+def unknown(name: str, near: Iterable[str], what: str) -> ValueError:
+    """The error for a name that is none of the choices, which are given nearest first."""
+    known = ", ".join(near)
+    return ValueError(f"there is no {what} {name!r}; the choices are, nearest first: {known}")

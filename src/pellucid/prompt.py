@@ -1,12 +1,13 @@
 r"""The grammar of prompts, as in the A1111 web UI.
 
     (x)  (x:1.3)  [x]            x counts 1.1 times, 1.3 times, 1 / 1.1 times; nested, they multiply
-    \(  \)  \[  \]  \\  \:  \|   the character itself
+    \(  \)  \[  \]  \\  \:  \|   the character itself; before any other character a \ is dropped
     BREAK                        a new chunk of tokens begins
     a AND b :0.5                 two prompts at once, of which b counts half
     [a:b:0.4]  [a::7]  [:b:7]    first a, then b: after 0.4 of the steps, after step 7
     [a|b]                        a and b in turns, from step to step
     <lora:name:0.8>              a LoRA
+    <hypernet:name:0.8>          a hypernetwork, which is left out
 
 Every text is a valid prompt: a bracket that is never closed counts to the end, one that was never
 opened stands for itself. The order of parsing: `take_loras`, `split_and`, `each_step`, `parse`.
@@ -16,12 +17,17 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 MORE, LESS = 1.1, 1 / 1.1
 Emphasis = Literal["original", "no_norm"]
 """What weights do to the text encoder's vectors, see `model`."""
+LONGEST_SHOWN = 80  # characters of a part of a prompt in a message
+# A terminal's escape sequence is text, which the tokenizer cleans away; its bracket is none.
+ESCAPE = r"\x1b\[[\d;]*[a-zA-Z]"
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
 
@@ -36,22 +42,31 @@ class LoraTag(NamedTuple):
     text_weight: float
 
 
-_LORA = re.compile(r"<(?:lora|lyco):([^<>]*)>")
+_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")
 
 
 def take_loras(text: str) -> tuple[str, list[LoraTag]]:
-    """`text` without its LoRA tags, and the tags in their order.
+    """`text` without its tags of LoRAs and hypernetworks, and those of LoRAs in their order.
 
     <lora:name> counts 1, <lora:name:0.8> counts 0.8. <lora:name:0.5:0.8> is 0.5 in the text towers
     and 0.8 in the network, which can be written <lora:name:te=0.5:unet=0.8> too.
     Raises ValueError for a tag without a name, and for a weight that is not a finite number.
     """
-    loras = [_lora(match[0], match[1].split(":")) for match in _LORA.finditer(text)]
-    return _LORA.sub("", text), loras
+    tags = [match for match in _NETWORK.finditer(text) if match[1] != "hypernet"]
+    return _NETWORK.sub("", text), [_lora(_shortened(match[0]), match[2]) for match in tags]
 
 
-def _lora(tag: str, fields: list[str]) -> LoraTag:
-    name, *values = (field.strip() for field in fields)
+def left_out(text: str) -> str | None:
+    """The first hypernetwork that a prompt asks for, in words; None if there is none."""
+    for match in _NETWORK.finditer(text):
+        if match[1] == "hypernet":
+            return f"{_shortened(match[0])} is left out: hypernetworks are not supported"
+    return None
+
+
+def _lora(tag: str, fields: str) -> LoraTag:
+    """tag: how messages show it."""
+    name, *values = (field.strip() for field in fields.split(":"))
     if not name:
         raise ValueError(f"{tag} names no LoRA; it must be <lora:name:weight>")
     places = ["te", "unet"]
@@ -64,12 +79,17 @@ def _lora(tag: str, fields: list[str]) -> LoraTag:
         weight = float(number) if re.fullmatch(NUMBER, number.strip(), re.I) else math.nan
         if not known or not math.isfinite(weight):
             raise ValueError(
-                f"{tag}: {value!r} is not understood; it must be <lora:name:weight> or "
+                f"{tag}: {_shortened(value)!r} is not understood; it must be <lora:name:weight> or "
                 "<lora:name:text weight:network weight>, with finite numbers"
             )
         found[place] = weight
     text_weight = found.get("te", 1.0)
     return LoraTag(name, found.get("unet", text_weight), text_weight)
+
+
+def _shortened(text: str) -> str:
+    """A part of a prompt for a message: not all of it, which may be long."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 # ---------------------------------------------------------------- AND
@@ -94,7 +114,7 @@ def split_and(text: str) -> list[tuple[str, float]]:
 
 # ---------------------------------------------------------------- brackets without a partner
 
-_BRACKETS = re.compile(rf"{_LORA.pattern}|\\.|[()\[\]]|\bAND\b", re.S)
+_BRACKETS = re.compile(rf"{_NETWORK.pattern}|{ESCAPE}|\\.|[()\[\]]|\bAND\b", re.S)
 _OPENERS = {")": "(", "]": "["}
 EXCERPT = 24  # characters of a prompt in a message
 
@@ -136,75 +156,121 @@ def unbalanced(prompt: str) -> str | None:
 
 # ---------------------------------------------------------------- [a:b:when] and [a|b]
 
-_SYMBOL = re.compile(r"\\.|[()\[\]:|\\]|[^()\[\]:|\\]+", re.S)
+_SYMBOL = re.compile(rf"{ESCAPE}|\\.|[()\[\]:|\\\x1b]|[^()\[\]:|\\\x1b]+", re.S)
+_WHEN = re.compile(rf"\s*{NUMBER}\s*", re.I)
 
 
-@dataclass
-class _Bracket:
-    """An open bracket: its content so far, and the indices of its own ":" and "|" in it."""
+class _Choice(NamedTuple):
+    """A bracket that is something else from step to step."""
 
+    end: int
+    """The number of the symbol behind it."""
+    texts: list[range]
+    """What it can be: the numbers of symbols."""
+    when: str
+    """When the second text follows the first; "": the texts take turns."""
+
+    def at(self, step: int, steps: int, second: int) -> range:
+        """The text at a step, which is counted from 1 through both passes."""
+        if self.when:
+            return self.texts[0 if step <= _last_step(self.when, steps, second) else 1]
+        in_pass = step if step <= steps else step - steps
+        return self.texts[(in_pass - 1) % len(self.texts)]
+
+
+class _Bracket(NamedTuple):
+    """A bracket that is open: the number of its symbol, and those of its own ":" and "|"."""
+
+    start: int
     opener: str
-    items: list[str] = field(default_factory=list)
-    marks: list[int] = field(default_factory=list)
+    colons: list[int]
+    bars: list[int]
 
-    def text(self) -> str:
-        return self.opener + "".join(self.items)
+    def choice(self, symbols: list[str], end: int) -> _Choice | None:
+        """What it means when it is closed by symbol `end`; None: less weight."""
+        if len(self.colons) in (1, 2) and end - self.colons[-1] == 2:
+            when = symbols[end - 1]
+            if _WHEN.fullmatch(when):
+                *first, second = _between(self.start, self.colons)
+                return _Choice(end + 1, [first[0] if first else range(0), second], when)
+        if self.bars:
+            return _Choice(end + 1, _between(self.start, [*self.bars, end]), "")
+        return None
 
-    def split(self, mark: str) -> list[str]:
-        """Its content, split at its own marks of this kind."""
-        at = [i for i in self.marks if self.items[i] == mark]
-        edges = zip([-1, *at], [*at, len(self.items)], strict=True)
-        return ["".join(self.items[start + 1 : end]) for start, end in edges]
+
+def _between(start: int, marks: list[int]) -> list[range]:
+    return [range(a + 1, b) for a, b in pairwise([start, *marks])]
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """A prompt that may change: its symbols, and the brackets among them that change, by number."""
+
+    symbols: list[str]
+    choices: dict[int, _Choice]
+
+    @classmethod
+    def of(cls, prompt: str) -> _Schedule:
+        symbols = _SYMBOL.findall(prompt)
+        choices: dict[int, _Choice] = {}
+        opened = [_Bracket(-1, "", [], [])]  # the outermost is the prompt itself
+        for number, symbol in enumerate(symbols):
+            inner = opened[-1]
+            if symbol in ("(", "["):
+                opened.append(_Bracket(number, symbol, [], []))
+            elif symbol == ":":
+                inner.colons.append(number)
+            elif symbol == "|":
+                inner.bars.append(number)
+            elif symbol in _OPENERS and inner.opener == _OPENERS[symbol]:
+                opened.pop()
+                choice = inner.choice(symbols, number) if symbol == "]" else None
+                if choice is not None:
+                    choices[inner.start] = choice
+        return cls(symbols, choices)
+
+    def at(self, step: int, steps: int, second: int) -> list[int]:
+        """The numbers of the symbols that are there at a step."""
+        found: list[int] = []
+        rest = [range(len(self.symbols))]
+        while rest:
+            here = rest.pop()
+            for number in here:
+                choice = self.choices.get(number)
+                if choice is not None:
+                    rest.append(range(choice.end, here.stop))
+                    rest.append(choice.at(step, steps, second))
+                    break
+                found.append(number)
+        return found
 
 
 def each_step(prompt: str, steps: int, second: int = 0) -> list[str]:
     """The prompt at each of `steps` and then at each of `second` steps of a second pass.
 
     "when" counts the steps of both; with a decimal point, it is a fraction of the first pass from 0
-    to 1 and of the second from 1 to 2.
+    to 1 and of the second from 1 to 2. Turns begin anew with the second pass.
     """
-    if "[" not in prompt or not (":" in prompt or "|" in prompt):
+    schedule = _Schedule.of(prompt)
+    if not schedule.choices:
         return [prompt] * (steps + second)
-    symbols = _SYMBOL.findall(prompt)
-    return [_at_step(symbols, step, steps, second) for step in range(1, steps + second + 1)]
+    each = (schedule.at(step, steps, second) for step in range(1, steps + second + 1))
+    return ["".join(schedule.symbols[number] for number in there) for there in each]
 
 
 def unread(prompt: str, steps: int, second: int = 0) -> list[str]:
-    """The texts of a prompt that no step uses, such as b of [a:b:1.3]."""
-    each = set(each_step(prompt, steps, second))
-    texts = [symbol.strip(" ()[]:|\\") for symbol in _SYMBOL.findall(prompt)]
-    numbers = re.compile(NUMBER, re.I)
-    missing = [text for text in texts if not any(text in now for now in each)]
-    return [text for text in missing if not numbers.fullmatch(text)] if each else []
-
-
-def _at_step(symbols: list[str], step: int, steps: int, second: int) -> str:
-    stack = [_Bracket("")]  # the outermost is the prompt itself
-    for symbol in symbols:
-        inner = stack[-1]
-        if symbol in ("(", "["):
-            stack.append(_Bracket(symbol))
-        elif (inner.opener, symbol) == ("(", ")"):
-            stack.pop()
-            stack[-1].items.append(inner.text() + ")")
-        elif (inner.opener, symbol) == ("[", "]"):
-            stack.pop()
-            stack[-1].items.append(_chosen(inner, step, steps, second))
-        else:
-            if symbol in (":", "|"):
-                inner.marks.append(len(inner.items))
-            inner.items.append(symbol)
-    return "".join(bracket.text() for bracket in stack)  # some may not have been closed
-
-
-def _chosen(bracket: _Bracket, step: int, steps: int, second: int) -> str:
-    """The text of a bracket at a step; or the bracket itself, if it means less weight."""
-    *texts, when = bracket.split(":")
-    if len(texts) in (1, 2) and re.fullmatch(rf"\s*{NUMBER}\s*", when, re.I):
-        before = "" if len(texts) == 1 else texts[0]
-        return before if step <= _last_step(when, steps, second) else texts[-1]
-    turns = bracket.split("|")
-    return turns[(step - 1) % len(turns)] if len(turns) > 1 else bracket.text() + "]"
+    """The texts of a prompt that are in it at no step, such as b of [a:b:1.3], each once."""
+    schedule = _Schedule.of(prompt)
+    if not schedule.choices or steps + second == 0:
+        return []
+    read = bytearray(len(schedule.symbols))
+    for step in range(1, steps + second + 1):
+        for number in schedule.at(step, steps, second):
+            read[number] = True
+    texts = [symbol.strip(" ()[]:|\\") for symbol in schedule.symbols]
+    known = {text for text, there in zip(texts, read, strict=True) if there}
+    missing = dict.fromkeys(text for text in texts if text and text not in known)
+    return [text for text in missing if not _WHEN.fullmatch(text)]
 
 
 def _last_step(when: str, steps: int, second: int) -> float:
@@ -229,7 +295,9 @@ class Run(NamedTuple):
 
 _BREAK = re.compile(r"\bBREAK\b")
 _WEIGHT = rf":\s*({NUMBER}|[+-]?(?:inf|nan))\s*\)"
-_ATTENTION = re.compile(rf"\\[()\[\]:|\\]|[()\[\]\\]|{_WEIGHT}|:|[^()\[\]:\\]+", re.I)
+_ATTENTION = re.compile(
+    rf"{ESCAPE}|\\[()\[\]:|\\]|[()\[\]\\\x1b]|{_WEIGHT}|:|[^()\[\]:\\\x1b]+", re.I
+)
 
 
 def parse(prompt: str) -> list[list[Run]]:
@@ -255,20 +323,26 @@ def parse(prompt: str) -> list[list[Run]]:
         elif symbol == "]" and len(open_square) > 1:
             open_square.pop()
         else:
-            text = symbol[1:] if len(symbol) > 1 and symbol[0] == "\\" else symbol
-            pieces.append((text, open_round[-1], open_square[-1]))
+            pieces.append((symbol.removeprefix("\\"), open_round[-1], open_square[-1]))
     totals = [1.0]
     for factor, around in zip(factors[1:], outer[1:], strict=True):
         totals.append(factor * totals[around])
-    parts: list[list[Run]] = [[]]
-    for text, inner_round, inner_square in pieces:
-        here = totals[inner_round] * totals[inner_square]
-        for number, stretch in enumerate(_BREAK.split(text)):
-            if number > 0:
-                parts.append([])
-            runs = parts[-1]
-            if runs and runs[-1].weight == here:
-                runs[-1] = Run(runs[-1].text + stretch, here)
-            elif stretch:
-                runs.append(Run(stretch, here))
+    weighted = [(text, totals[inner] * totals[square]) for text, inner, square in pieces]
+    return [_merged(part) for part in _divided(weighted)]
+
+
+def _divided(pieces: list[tuple[str, float]]) -> list[list[tuple[str, float]]]:
+    """The pieces of each part; BREAK divides them."""
+    parts: list[list[tuple[str, float]]] = [[]]
+    for text, weight in pieces:
+        first, *others = _BREAK.split(text)
+        parts[-1].append((first, weight))
+        parts += [[(other, weight)] for other in others]
     return parts
+
+
+def _merged(pieces: list[tuple[str, float]]) -> list[Run]:
+    """Neighbours of the same weight as one run, without empty ones."""
+    written = [piece for piece in pieces if piece[0]]
+    groups = groupby(written, key=itemgetter(1))
+    return [Run("".join(text for text, _ in group), weight) for weight, group in groups]

@@ -14,21 +14,46 @@ import secrets
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pellucid.plugins import choose
-from pellucid.prompt import Emphasis, LoraTag, take_loras
+from pellucid.prompt import Emphasis, LoraTag, split_and, take_loras
 
 if TYPE_CHECKING:
     from pellucid.model import Model
 
 MAX_SEED = 2**63 - 1  # as noise.MAX_SEED
 MAX_SIDE = 4096
+MAX_PROMPT = 100_000  # characters; OpenAI allows 32,000
+MAX_AND = 100  # prompts at once, each an evaluation of the network at every step
 # Models of at least this width draw any size; a smaller one draws what it was trained on.
 ANY_SIZE = 256
 STRENGTH, MASK_STRENGTH, EXTEND_STRENGTH = 0.6, 0.75, 1.0
+
+
+def _short_enough(prompt: str) -> str:
+    """A prompt in the limits, which are checked before any work. ValueError for others."""
+    if len(prompt) > MAX_PROMPT:
+        raise ValueError(
+            f"a prompt must have at most {MAX_PROMPT:,} characters, got {len(prompt):,}"
+        )
+    together = len(split_and(prompt))
+    if together > MAX_AND:
+        raise ValueError(f"AND must join at most {MAX_AND} prompts, got {together:,}")
+    return prompt
+
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Prompt = Annotated[str, AfterValidator(_short_enough)]
 Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
@@ -76,9 +101,9 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: str = option('What to draw; "" is anything.', "", flag="prompt")
+    prompt: Prompt = option('What to draw; "" is anything.', "", flag="prompt")
     """In the grammar of `prompt`."""
-    negative_prompt: str = option("What to avoid.", "", flag="--negative")
+    negative_prompt: Prompt = option("What to avoid.", "", flag="--negative")
     clip_skip: int | None = option(
         "Layer of the text encoder: 1 is the last, 2 the one before.", group=STEER, ge=1, le=100
     )
@@ -167,12 +192,14 @@ class Request(BaseModel):
         "From which part of the run on, 0 to 1, default 0.8.", 0.8, SECOND, needs="refiner"
     )
 
-    mix: tuple[tuple[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = option(
+    mix: tuple[tuple[Prompt, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = option(
         "A further prompt and its weight.", (), STEER, form="TEXT or TEXT:WEIGHT"
     )
     """The prompt itself has the weight 1."""
-    mix_by: Literal["embedding", "noise"] = option("What is mixed of the prompts.", "noise", STEER)
-    walk: str | None = option(
+    mix_by: Literal["embedding", "noise"] = option(
+        "What is mixed of the prompts.", "noise", STEER, needs="mix"
+    )
+    walk: Prompt | None = option(
         "A prompt to interpolate to: --count pictures on the way, all of one seed.", group=STEER
     )
     walk_span: tuple[Share, Share] = option(
@@ -274,7 +301,7 @@ class Request(BaseModel):
         return idle
 
     def _is_set(self, name: str) -> bool:
-        return self.masked if name == "mask" else getattr(self, name) not in (None, False, 0)
+        return self.masked if name == "mask" else getattr(self, name) not in (None, False, 0, ())
 
     def record(self) -> dict[str, Any]:
         """Plain JSON values, less the fields that do nothing in this request."""

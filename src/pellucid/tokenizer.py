@@ -8,12 +8,14 @@ spelt out.
 from __future__ import annotations
 
 import functools
+import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ftfy
 import tokenizers
 import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
@@ -31,11 +33,21 @@ PLURAL = r"(?<=[a-z]{2}[a-rt-z])s$"
 
 
 class Piece(NamedTuple):
-    """A number, and where in the text what it stands for begins and ends."""
+    """A number, what it stands for in the cleaned text, and where that begins."""
 
     number: int
+    text: str
     start: int
-    end: int
+
+
+def clean(text: str) -> str:
+    """A text as CLIP reads it: wrong encodings and HTML's entities undone, control characters gone.
+
+    As `basic_clean` of CLIP's own tokenizer: typographic quotes become plain ones, ligatures and
+    full-width letters become usual letters. Lone surrogates, which nothing can encode, become "?".
+    """
+    fixed = ftfy.fix_text(text.encode("utf-8", "replace").decode("utf-8"))
+    return html.unescape(html.unescape(fixed))
 
 
 class Tokenizer:
@@ -43,8 +55,8 @@ class Tokenizer:
 
     A row is `bos`, the pieces of the prompt, `eos`, then `pad` up to `context_length`. The special
     numbers cannot be written in a prompt: "<|endoftext|>" typed by a person is ordinary text.
-    words: what is not cut into pieces but has numbers of its own, as many as it takes places in a
-    row (textual inversion); capitals do not matter.
+    Every text is cleaned first (`clean`). words: what is not cut into pieces but has numbers of its
+    own, as many as it takes places in a row (textual inversion); capitals do not matter.
     """
 
     def __init__(
@@ -61,7 +73,7 @@ class Tokenizer:
             raise ValueError(f"context_length is {context_length}; it must be at least 3")
         longest = sorted(words or (), key=len, reverse=True)  # "bad-hands-5" before "bad-hands"
         self.words = {word: tuple((words or {})[word]) for word in longest}
-        self._word = _any_of(self.words)
+        self._word = _any_of(clean(word) or word for word in self.words)
         self.bpe = bpe
         self.context_length = context_length
         self.bos, self.eos, self.pad = bos, eos, pad
@@ -83,14 +95,28 @@ class Tokenizer:
             words={**self.words, **words},
         )
 
+    def pieces(self, text: str) -> list[Piece]:
+        """The pieces of `text`, without bos, eos or padding, however many there are."""
+        cleaned = clean(text)
+        if self._word is None:
+            return self._cut(cleaned, 0)
+        numbers = list(self.words.values())
+        pieces, end = list[Piece](), 0
+        for found in self._word.finditer(cleaned):
+            assert found.lastindex is not None
+            pieces += self._cut(cleaned[end : found.start()], end)
+            own = numbers[found.lastindex - 1]
+            pieces += [Piece(number, found[0], found.start()) for number in own]
+            end = found.end()
+        return pieces + self._cut(cleaned[end:], end)
+
     def encode(self, text: str) -> list[int]:
-        """The numbers of all pieces of `text`, without bos, eos or padding, however many there
-        are."""
-        return [piece.number for piece in self._pieces(text)]
+        """The numbers of the pieces of `text`."""
+        return [piece.number for piece in self.pieces(text)]
 
     def tokens(self, text: str) -> list[str]:
         """The pieces of `text` as they stand in it, one for each number of `encode(text)`."""
-        return [text[piece.start : piece.end] for piece in self._pieces(text)]
+        return [piece.text for piece in self.pieces(text)]
 
     def whole_words(self) -> list[str]:
         """What can be written with one piece of at least three letters, sorted: the words of the
@@ -100,10 +126,9 @@ class Tokenizer:
         return [word for word in long if len(self.encode(word)) == 1]
 
     def cut(self, text: str) -> str | None:
-        """The end of `text` that does not fit into one row, or None if all of it does."""
-        pieces = self._pieces(text)
-        room = self.context_length - 2
-        return None if len(pieces) <= room else text[pieces[room].start :]
+        """The end of the cleaned text that does not fit into one row, or None if all of it does."""
+        pieces, room = self.pieces(text), self.context_length - 2
+        return None if len(pieces) <= room else clean(text)[pieces[room].start :]
 
     def __call__(self, texts: Sequence[str], *, padded: bool = True) -> Tensor:
         """Rows of numbers, (B, context_length) int64; what does not fit is left out (see `cut`).
@@ -247,30 +272,15 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        bpe.train_from_iterator(corpus, trainer)
+        bpe.train_from_iterator(map(clean, corpus), trainer)
         bos = bpe.get_vocab_size()
         return cls(bpe, context_length=context_length, bos=bos, eos=bos + 1, pad=bos + 1)
 
-    def _pieces(self, text: str) -> list[Piece]:
-        # A command line that is not valid UTF-8 reaches Python as lone surrogates, which nothing
-        # can encode.
-        clean = text.encode("utf-8", "replace").decode("utf-8")
-        if self._word is None:
-            return self._cut(clean, 0)
-        numbers = list(self.words.values())
-        pieces, end = [], 0
-        for found in self._word.finditer(clean):
-            assert found.lastindex is not None
-            pieces += self._cut(clean[end : found.start()], end)
-            pieces += [Piece(number, *found.span()) for number in numbers[found.lastindex - 1]]
-            end = found.end()
-        return pieces + self._cut(clean[end:], end)
-
     def _cut(self, text: str, before: int) -> list[Piece]:
-        """The pieces of `text`, which begins after this many letters."""
+        """The pieces of a cleaned text, which begins after this many letters."""
         found = self.bpe.encode(text, add_special_tokens=False)
         return [
-            Piece(number, before + start, before + end)
+            Piece(number, text[start:end], before + start)
             for number, (start, end) in zip(found.ids, found.offsets, strict=True)
         ]
 

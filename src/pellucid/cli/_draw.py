@@ -133,6 +133,7 @@ def _without_effect(files: ModelFiles, request: Request, settings: Settings) -> 
     loras = request.loras or request.lora_tags
     options = (
         ("--preview", "--film", settings.preview != "auto" and not film),
+        ("--lora-folder", "<lora:...> in a prompt", files.lora_folder and not request.lora_tags),
         ("--live-lora", "a LoRA", settings.live_lora and not loras),
         ("--tiny-vae", "--decoder tiny or --film", files.tiny_vae and not (film or tiny)),
     )

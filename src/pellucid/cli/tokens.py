@@ -27,17 +27,18 @@ def tokens(
 ) -> None:
     """Every token of a prompt, its number and weight, its chunk, and the steps that use it."""
     from pellucid import checkpoints
-    from pellucid.prompt import unbalanced
+    from pellucid.prompt import left_out, unbalanced
     from pellucid.request import Request, resolve
     from pellucid.textual_inversion import with_words
 
-    loaded = open_parts(model, vae)
     request = Request(prompt=prompt, **asked)
+    loaded = open_parts(model, vae)
     words = [w for file in request.embeddings for w in checkpoints.load_embedding(file, loaded)]
     loaded = with_words(loaded, words)
     resolved = resolve(loaded, request)
-    if warning := unbalanced(prompt):
-        report(warning)
+    for warning in (unbalanced(prompt), left_out(prompt)):
+        if warning is not None:
+            report(warning)
     facts = {"model": loaded.name} | _report(loaded.tokenizer, prompt, resolved.steps)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))

@@ -8,6 +8,7 @@ cancelling are the caller's ``for`` loop. Next to it, a file declares its `Sampl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -84,7 +85,7 @@ class Sampler(NamedTuple):
         return self.sample(denoise, x, levels, noise, **options)
 
 
-# What A1111 appends to a sampler's name, and the spacing that it means here.
+# What A1111, NovelAI and InvokeAI append to a sampler's name, and the spacing that it means here.
 SUFFIXES = {
     "automatic": "automatic",
     "uniform": "uniform",
@@ -99,7 +100,9 @@ SUFFIXES = {
     "ddim": "ddim",
     "beta": "beta",
     "ka": "karras",  # k_dpmpp_2m_ka
+    "k": "karras",  # dpmpp_2m_k
 }
+_WHERE = re.compile(r"[ _]gpu(?![a-z0-9])")  # where ComfyUI draws the noise, not another sampler
 
 
 def ancestral(s: float, s_after: float, eta: float) -> tuple[float, float]:
@@ -136,13 +139,13 @@ def resolve(name: str) -> tuple[str, str | None]:
     """(sampler, spacing or None) for a public name or one of another program.
 
     "dpmpp_2m" -> ("dpmpp_2m", None); "DPM++ 2M Karras" -> ("dpmpp_2m", "karras"). The spacing may
-    be "automatic". ValueError lists the choices, nearest first.
+    be "automatic". ValueError lists the choices; those that are nearest under any name come first.
     """
     found = plugins.discover(__name__)
     known = {stem: stem for stem in found}
     for stem, module in found.items():
         known |= {alias.lower(): stem for alias in _checked(stem, module).spec.aliases}
-    plain = name.strip().lower()
+    plain = _WHERE.sub("", name.strip().lower())
     if plain in known:
         return known[plain], None
     spaced = plain.replace("_", " ")
@@ -150,8 +153,8 @@ def resolve(name: str) -> tuple[str, str | None]:
         start = plain[: -len(suffix) - 1]
         if spaced.endswith(" " + suffix) and start in known:
             return known[start], SUFFIXES[suffix]
-    plugins.choose(name, found, "sampler")
-    raise AssertionError("a known name was not resolved")
+    near = dict.fromkeys(known[each] for each in plugins.nearest(name, known))
+    raise plugins.unknown(name, near, "sampler")
 
 
 def spacing_named(name: str) -> str:

@@ -22,7 +22,7 @@ from pellucid.schedule import Level
 
 SPEC = SamplerSpec(
     order=1,
-    aliases=("DDIM CFG++", "ddim_cfg++"),
+    aliases=("DDIM CFG++", "ddim_cfg++", "euler_cfg_pp"),
     spacing="leading",
     ends_first=("leading",),
     guidance=0.6,  # a model's own default is of the other kind

@@ -23,7 +23,7 @@ from pellucid.schedule import SPACINGS, Level
 
 SPEC = SamplerSpec(
     order=2,
-    aliases=("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler"),
+    aliases=("DPM2", "dpm_2", "kdpm_2", "k_dpm_2", "KDPM2DiscreteScheduler"),
     spacing="karras",
     skip_penultimate=SPACINGS,
 )

@@ -19,7 +19,17 @@ from pellucid.schedule import SPACINGS, Level
 
 SPEC = SamplerSpec(
     order=None,
-    aliases=("DPM2 a", "DPM2 ancestral", "k_dpm_2_a", "KDPM2AncestralDiscreteScheduler"),
+    aliases=(
+        "DPM2 a",
+        "DPM2 ancestral",
+        "dpm2_a",
+        "dpm_2_a",
+        "dpm_2_ancestral",
+        "kdpm_2_a",
+        "k_dpm_2_a",
+        "k_dpm_2_ancestral",
+        "KDPM2AncestralDiscreteScheduler",
+    ),
     spacing="karras",
     skip_penultimate=SPACINGS,
 )

@@ -20,7 +20,15 @@ from pellucid.samplers import Noise, SamplerSpec, Step, ancestral
 from pellucid.schedule import Level
 
 SPEC = SamplerSpec(
-    order=None, aliases=("DPM++ 2S a", "DPM++ 2S ancestral", "k_dpmpp_2s_a"), spacing="karras"
+    order=None,
+    aliases=(
+        "DPM++ 2S a",
+        "DPM++ 2S ancestral",
+        "dpmpp_2s_a",
+        "k_dpmpp_2s_a",
+        "k_dpmpp_2s_ancestral",
+    ),
+    spacing="karras",
 )
 
 

@@ -24,6 +24,7 @@ SPEC = SamplerSpec(
     aliases=(
         "Euler a",
         "Euler ancestral",
+        "euler_a",
         "k_euler_a",
         "k_euler_ancestral",
         "EulerAncestralDiscreteScheduler",

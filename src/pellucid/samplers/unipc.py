@@ -25,7 +25,9 @@ from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
 
 SPEC = SamplerSpec(
-    order=3, aliases=("UniPC", "UniPCMultistepScheduler"), skip_penultimate=("linspace", "leading")
+    order=3,
+    aliases=("UniPC", "uni_pc", "uni_pc_bh2", "UniPCMultistepScheduler"),
+    skip_penultimate=("linspace", "leading"),
 )
 
 

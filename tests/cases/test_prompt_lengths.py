@@ -1,0 +1,116 @@
+"""Harm 3: a prompt is limited before the work, and its cost grows no faster than its length."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inputs import a1111_picture, exif, noisy, png_text
+
+SHAPES = {
+    "words": "red cat, ",
+    "opened": "(",
+    "nested": "[a:",
+    "turns": "[a|b]",
+    "ands": "a AND ",
+    "loras": "<lora:",
+    "backslashes": "\\",
+    "weights": "(a:1.1)",
+    "digits": "(a:1" + "1" * 50,
+    "colons": "[:",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_cost_of_a_prompt_grows_as_its_length(
+    shape: str, call: Any, model_file: Path, within: Any
+) -> None:
+    """Harm 3: four times the prompt takes about four times as long, whatever it is made of."""
+
+    def seconds(length: int) -> float:
+        prompt = (SHAPES[shape] * (length // len(SHAPES[shape]) + 1))[:length]
+        begin = time.process_time()
+        call("tokens", prompt, "--model", model_file, "--steps", 20)
+        return time.process_time() - begin
+
+    usual = seconds(100)
+    with within(10):
+        short = max(seconds(2_000) - usual, 0.02)
+        assert seconds(8_000) - usual < 8 * short + 0.3
+
+
+@pytest.mark.parametrize("shape", ["words", "nested", "turns", "mixed", "opened"])
+def test_the_cost_of_drawing_grows_as_the_prompt(
+    shape: str, call: Any, model_file: Path, tmp_path: Path, within: Any
+) -> None:
+    """Harm 3: the same for all that `generate` does with a prompt in front of the first step."""
+    many = SHAPES | {"mixed": "[red:blue:3], ", "words": "red cat{}, "}
+
+    def seconds(length: int) -> float:
+        piece = many[shape]
+        prompt = "".join(piece.replace("{}", str(i)) for i in range(length // len(piece)))
+        begin = time.process_time()
+        words = ("--model", model_file, "--steps", 10, "--guidance", 1, "--seed", 1)
+        status, _, err = call("generate", prompt, *words, "--out", tmp_path / "a.png")
+        assert status == 0 or "long" in err, err
+        return time.process_time() - begin
+
+    usual = seconds(100)
+    with within(10):
+        short = max(seconds(1_000) - usual, 0.03)
+        assert seconds(4_000) - usual < 8 * short + 0.3
+
+
+@pytest.mark.parametrize("shape", ["words", "opened", "turns", "backslashes"])
+def test_a_prompt_of_32000_letters_is_read(
+    shape: str, call: Any, model_file: Path, within: Any
+) -> None:
+    """Harm 3: what OpenAI's API allows is not too long, and is read in a few seconds."""
+    prompt = (SHAPES[shape] * 32_000)[:32_000]
+    with within(10):
+        words = ("tokens", prompt, "--model", model_file, "--steps", 4, "--json")
+        status, _, err = call(*words)
+    assert status == 0, err[:200]
+
+
+FIELDS = ("prompt", "--negative", "--mix", "--walk", "tokens", "explain")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_prompt_that_is_too_long(
+    field: str, refused: Any, tmp_path: Path, within: Any, no_drawing: None
+) -> None:
+    """Harm 3: 120 kB are refused before a model is loaded, with the length that is allowed."""
+    long, out = "a red cat, " * 11_000, ("--out", tmp_path)
+    words: tuple[object, ...] = ("generate", "a", field, long, *out)
+    if field == "prompt":
+        words = ("generate", long, *out)
+    elif field in ("tokens", "explain"):
+        words = (field, long)
+    with within(3):
+        said = refused(*words)
+    assert "121000" in said.replace(",", "").replace(" ", "") or "long" in said
+
+
+@pytest.mark.parametrize("way", ["A1111", "own", "EXIF"])
+def test_a_prompt_of_a_megabyte_in_a_picture(
+    way: str, refused: Any, tmp_path: Path, within: Any, no_drawing: None
+) -> None:
+    """Harm 3: `--like` and `info` of a picture from anywhere end at once."""
+    long = "a red cat, " * 90_000
+    settings = "Steps: 2, Seed: 1, Size: 64x64"
+    path = tmp_path / "a.png"
+    if way == "A1111":
+        a1111_picture(path, f"{long}\n{settings}")
+    elif way == "own":
+        png_text(path, pellucid=json.dumps({"prompt": long, "seed": 1}))
+    else:
+        path = tmp_path / "a.webp"
+        comment = b"UNICODE\0" + f"{long}\n{settings}".encode("utf-16-be")
+        noisy().save(path, exif=exif(comment))
+    with within(3):
+        said = refused("generate", "--like", path, "--out", tmp_path)
+    assert len(said) < 1_000
