@@ -164,7 +164,7 @@ def test_pictures_and_models_that_are_broken(
     torch.save({"a": torch.zeros(3)}, pickle)
     save_file({"a": torch.zeros(3)}, foreign)
     for option, path, sentence in (
-        ("--like", plain, "does not record how it was made"),
+        ("--like", plain, "does not say how it was made"),
         ("--image", cut, "truncated"),
         ("--image", wide, "too large"),
         ("--image", tmp_path, "not a file"),

@@ -463,7 +463,7 @@ def test_command_like_a_picture(
         (("",), "has no tokens"),
         (("a rabbit", "--versus", " "), "has no tokens"),
         (("a rabbit", "--out", "x.pdf"), "ends in .html"),
-        (("--like", "plain.png"), "does not record how it was made"),
+        (("--like", "plain.png"), "does not say how it was made"),
         (("--like", "missing.png"), "missing.png is not a file"),
         (("a rabbit", "--versus-guidance", "nan"), "guidance"),
     ],

@@ -1,14 +1,15 @@
-"""Pictures of people who mean harm: formats that are not meant to be opened."""
+"""Pictures of people who mean harm: other formats, deep and long texts, fields of wrong types."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from inputs import EPS, captions, noisy
+from inputs import EPS, a1111_picture, captions, exif, noisy, png_text
 from PIL import EpsImagePlugin, Image
 
 # ---------------------------------------------------------------- 1: formats that are opened
@@ -99,3 +100,125 @@ def test_formats_that_are_meant(kind: str, call: Any, tmp_path: Path, model_file
     words = ("generate", "a", "--image", path, "--model", model_file, "--out", tmp_path / "a.png")
     status, _, err = call(*words)
     assert status == 0, err
+
+
+# ---------------------------------------------------------------- 3: bounds of time and memory
+
+
+@pytest.mark.parametrize("way", ["A1111", "own", "EXIF"])
+def test_a_prompt_of_a_megabyte_in_a_picture(
+    way: str, refused: Any, tmp_path: Path, within: Any, no_drawing: None
+) -> None:
+    """Harm 3: `--like` and `info` of a picture from anywhere end at once."""
+    long = "a red cat, " * 90_000
+    settings = "Steps: 2, Seed: 1, Size: 64x64"
+    path = tmp_path / "a.png"
+    if way == "A1111":
+        a1111_picture(path, f"{long}\n{settings}")
+    elif way == "own":
+        png_text(path, pellucid=json.dumps({"prompt": long, "seed": 1}))
+    else:
+        path = tmp_path / "a.webp"
+        comment = b"UNICODE\0" + f"{long}\n{settings}".encode("utf-16-be")
+        noisy().save(path, exif=exif(comment))
+    with within(3):
+        said = refused("generate", "--like", path, "--out", tmp_path)
+    assert len(said) < 1_000
+
+
+@pytest.mark.parametrize(
+    "text", ["Steps: 1, " * 30_000, 'a: "' * 50_000, "a" * 200_000, "Steps:" * 50_000]
+)
+def test_the_text_of_a_picture_is_read_in_time(
+    text: str, call: Any, tmp_path: Path, within: Any
+) -> None:
+    """Harm 3: the settings of A1111 are taken apart without going over them again and again."""
+    path = a1111_picture(tmp_path / "a.png", f"a cat\n{text}")
+    with within(3):
+        assert call("info", path)[0] == 0
+        assert call("generate", "--like", path, "--steps", 0)[0] == 2
+
+
+# ---------------------------------------------------------------- 4: tracebacks
+
+DEEP = "[" * 200_000
+NESTED = {
+    "own": {"pellucid": DEEP},
+    "objects": {"pellucid": '{"a":' * 100_000},
+    "whole": {"pellucid": "[" * 100_000 + "]" * 100_000},
+    "A1111": {"parameters": f"a cat\nSteps: 2, Seed: 1, Size: 16x16, Model: {DEEP}"},
+    "Fooocus": {"parameters": '{"prompt": ' + DEEP, "fooocus_scheme": "fooocus"},
+    "ComfyUI": {"prompt": DEEP, "workflow": DEEP},
+    "InvokeAI": {"invokeai_metadata": DEEP},
+    "number": {"pellucid": '{"seed": ' + "1" * 100_000 + "}"},
+    "NovelAI": {"Software": "NovelAI", "Comment": DEEP},
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_deeply_nested_json_in_a_picture(
+    kind: str, call: Any, tmp_path: Path, within: Any, model_file: Path
+) -> None:
+    """Harm 4: `info` and `--like` say something, or nothing, and never a traceback."""
+    path = png_text(tmp_path / "a.png", **NESTED[kind])
+    with within(5):
+        for words in (
+            ("info", path),
+            ("info", path, "--json"),
+            ("generate", "--like", path, "--model", model_file, "--out", tmp_path / "out"),
+        ):
+            status, _, err = call(*words)
+            assert status in (0, 2) and err.count("\n") <= 4, err
+
+
+def test_deeply_nested_json_in_a_jpeg(call: Any, tmp_path: Path) -> None:
+    """Harm 4: the same in the description of a JPEG."""
+    noisy().save(tmp_path / "a.jpg", exif=exif(bytes(8), x010E="[" * 30_000))
+    assert call("info", tmp_path / "a.jpg")[0] == 0
+    assert call("generate", "--like", tmp_path / "a.jpg")[0] == 2
+
+
+# ---------------------------------------------------------------- 5: wrong input in silence
+
+
+def test_lone_surrogates_in_a_picture(call: Any, model_file: Path, tmp_path: Path) -> None:
+    """Harm 5: JSON can hold them too."""
+    path = png_text(tmp_path / "a.png", pellucid='{"prompt": "a \\ud83d cat", "seed": 1}')
+    common = ("--model", model_file, "--json", "--out", tmp_path / "out")
+    status, out, _ = call("generate", "--like", path, *common)
+    assert status == 2 or "\ud83d" not in json.loads(out)["images"][0]["request"]["prompt"]
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "prompt": {"prompt": 5},
+    "negative_prompt": {"negative_prompt": ["red"]},
+    "steps": {"steps": "many"},
+    "seed": {"seed": 1.5},
+    "guidance": {"guidance": {"a": 1}},
+    "model_file": {"model_file": 7},
+    "lora_folder": {"lora_folder": ["loras"]},
+    "loras": {"loras": "a.safetensors"},
+    "warp": {"warp": 9},
+    "Prompt": {"Prompt": "a dog"},
+    "prompt_strength": {"prompt_strength": 0.5},
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_like_takes_no_wrong_field_in_silence(
+    field: str, call: Any, model_file: Path, tmp_path: Path
+) -> None:
+    """Harm 5: a field of the wrong type is refused or named, and an unknown one is named."""
+    fields = {"prompt": "a cat", "seed": 1} | WRONG[field]
+    path = png_text(tmp_path / "a.png", pellucid=json.dumps(fields))
+    common = ("--model", model_file, "--out", tmp_path / "out")
+    status, _, err = call("generate", "--like", path, *common)
+    assert status in (0, 2) and field in err.replace("-", "_")
+
+
+def test_a_request_that_is_no_object(call: Any, model_file: Path, tmp_path: Path) -> None:
+    """Harm 5: a list, a number, a text in place of the request."""
+    for text in ("[1, 2]", "3", '"a cat"', "null"):
+        path = png_text(tmp_path / "a.png", pellucid=text)
+        words = ("generate", "--like", path, "--model", model_file, "--out", tmp_path / "out")
+        assert call(*words)[0] == 2

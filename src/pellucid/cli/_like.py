@@ -1,8 +1,9 @@
 """``--like PICTURE``: repeat what a picture records, except for the options that are given.
 
 A picture made here records its request and the files that were opened for it (`ModelFiles`). The
-files are looked up under the paths that were given then. A picture made by A1111 records only the
-names of its model, VAE and refiner, from which no file can be found: a warning names them.
+files are looked up under the paths that were given then. A picture made by another program records
+only the names of its model, VAE and refiner, from which no file can be found: a warning names them,
+and settings that do not exist here.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ Like = Annotated[
 ]
 OF_MODEL = ("prediction", "vae", "tiny_vae")
 """What is opened for one model and is of no use to another."""
+MOST, SHOWN = 20, 80  # names that a warning shows, and letters of each
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Recorded:
     model: str | None = None
     vae: str | None = None
     refiner: str | None = None
+    unused: tuple[str, ...] = ()
+    """Settings that do not exist here."""
 
     def over(self, given: ModelFiles) -> tuple[ModelFiles, list[str]]:
         """`given`, completed by what the picture records; and warnings.
@@ -83,6 +87,13 @@ class Recorded:
         """
         files = {n: v for n, v in self.files.items() if getattr(given, n) is None}
         warnings = []
+        if self.unused:
+            first = ", ".join(name[:SHOWN] for name in self.unused[:MOST])
+            more = ", ..." if len(self.unused) > MOST else ""
+            warnings.append(
+                f"{self.picture} was made with settings that do not exist here and are ignored: "
+                f"{first}{more}"
+            )
         recorded = Path(self.files.get("model", "")).name
         other = given.model is not None and given.model.name != recorded
         if unused := [name for name in OF_MODEL if other and files.pop(name, None) is not None]:
@@ -112,6 +123,7 @@ class Recorded:
         return warnings
 
     def _name_only(self, what: str, name: str) -> str:
+        name = name[:SHOWN]
         option = f"--{what.lower()} FILE"
         return f"{self.picture} was made with the {what} {name}; choose it with {option}"
 
@@ -125,34 +137,41 @@ def read_like(picture: Path | None) -> Recorded:
     if picture is None:
         return Recorded()
     from pellucid.images.metadata import read_metadata
-    from pellucid.images.parameters import read_parameters
-    from pellucid.samplers import SUFFIXES
-    from pellucid.schedule import SPACINGS
 
     found = read_metadata(picture)
     if found.request is not None:
         return of_record(picture, found.request)
-    if not found.parameters:
-        raise ValueError(f"{picture} does not record how it was made")
-    values = read_parameters(found.parameters)
-    if "spacing" in values:  # labels such as "SGM Uniform"
-        spacing = str(values["spacing"]).lower()
-        values["spacing"] = spacing if spacing in SPACINGS else SUFFIXES.get(spacing)
-    refiner = values.pop("refiner", None)  # a name; the request's is a file
-    model, vae = values.get("model"), values.get("vae")
-    return Recorded(picture, _fields(values), model=model, vae=vae, refiner=refiner)
+    settings = found.settings
+    if settings is None:
+        raise ValueError(f"{picture} does not say how it was made")
+    if settings.problem is not None:
+        raise ValueError(
+            f"{picture} was made by {settings.program}, and its settings cannot be read: "
+            f"{settings.problem}"
+        )
+    values = dict(settings.fields)
+    names = {name: values.pop(name, None) for name in ("model", "vae", "refiner")}
+    names = {name: value for name, value in names.items() if isinstance(value, str)}
+    fields, unknown = _fields(values)
+    return Recorded(picture, fields, unused=(*settings.unused, *unknown), **names)
 
 
 def of_record(picture: Path, record: Mapping[str, Any]) -> Recorded:
-    """What `ModelFiles.record` stored in `picture`."""
-    keys = recorded_as().items()
-    files = {name: record[key] for name, key in keys if isinstance(record.get(key), str)}
-    return Recorded(
-        picture, _fields(record), files, None if "model" in files else record.get("model")
-    )
+    """What `ModelFiles.record` stored in `picture`. ValueError: a file's name that is no text."""
+    names = recorded_as()
+    for key in (*names.values(), "model"):
+        if not isinstance(record.get(key, ""), str):
+            raise ValueError(f"{picture} records {key} {record[key]!r}, which must be a text")
+    files = {name: record[key] for name, key in names.items() if key in record}
+    others = {*names.values(), "model"}
+    fields, unknown = _fields({name: v for name, v in record.items() if name not in others})
+    model = None if "model" in files else record.get("model")
+    return Recorded(picture, fields, files, model, unused=tuple(unknown))
 
 
-def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Those that a request has, and the names of the others."""
     from pellucid.request import Request
 
-    return {name: value for name, value in values.items() if name in Request.model_fields}
+    known = {name: value for name, value in values.items() if name in Request.model_fields}
+    return known, [name for name in values if name not in known]

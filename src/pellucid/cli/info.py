@@ -27,13 +27,16 @@ def info(
 ) -> None:
     """Show what a model or another file of weights is, or how a picture was made."""
     from pellucid import checkpoints
-    from pellucid.images.metadata import FORMATS, read_metadata
+    from pellucid.images.load import is_picture
+    from pellucid.images.metadata import read_metadata
 
     path = checkpoints.embedded() if file is None else file
     facts: dict[str, Any]
-    if path.suffix.lower() in FORMATS:
+    if is_picture(path):
         found = read_metadata(path)
         facts = {"request": found.request, "parameters": found.parameters}
+        if found.request is None and found.settings is not None:
+            facts |= found.settings._asdict()
         if not as_json:
             facts = _said(found)
         if not facts:
@@ -55,7 +58,15 @@ def _said(found: Metadata) -> dict[str, Any]:
     """A picture's record without empty fields: its request, or what another program wrote."""
     if found.request is not None:
         return {k: v for k, v in found.request.items() if v not in (None, "", [])}
-    return {} if found.parameters is None else {"parameters": found.parameters}
+    settings = found.settings
+    if settings is None:
+        return {}
+    if settings.problem is not None:
+        return {"program": settings.program, "not readable": settings.problem}
+    if found.parameters is not None:
+        return {"program": settings.program, "parameters": found.parameters}
+    others = {"does not exist here": list(settings.unused)} if settings.unused else {}
+    return {"program": settings.program} | settings.fields | others
 
 
 def _choice(types: dict[str, int]) -> str:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pellucid import samplers
+
 # What A1111 writes for the values of some fields.
 WORDS: dict[str, dict[Any, str]] = {
     "decoder": {"vae": "Full", "tiny": "TAESD"},
     "mask_invert": {False: "Inpaint masked", True: "Inpaint not masked"},
     "only_masked": {False: "Whole picture", True: "Only masked"},
+    "emphasis": {"original": "Original", "no_norm": "No norm"},
+    "spacing": {
+        "automatic": "Automatic",
+        "uniform": "Uniform",
+        "karras": "Karras",
+        "exponential": "Exponential",
+        "sgm_uniform": "SGM Uniform",
+        "kl_optimal": "KL Optimal",
+        "align_your_steps": "Align Your Steps",
+        "simple": "Simple",
+        "ddim": "DDIM",
+        "beta": "Beta",
+    },
     "inpaint_fill": {
         "fill": "fill",
         "original": "original",
@@ -50,7 +67,18 @@ PARAMETERS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("Hires upscaler", "hires_upscaler", str),
     ("Refiner", "refiner", str),
     ("Refiner switch at", "refiner_at", float),
+    ("Variation seed", "variation_seed", int),
+    ("Variation seed strength", "variation_strength", float),
+    ("Eta", "eta", float),
+    ("Emphasis", "emphasis", _from_words("emphasis")),
+    ("Skip Early CFG", "interval", lambda start: (float(start), 1.0)),
 )
+OURS = {theirs: (ours, kind) for theirs, ours, kind in PARAMETERS}
+KNOWN = frozenset(OURS) | {"Version", "VAE hash", "Lora hashes", "TI hashes", "Hashes"}
+NEGATIVE = "Negative prompt:"
+ENOUGH = 3  # known names make a line one of settings
+# The length of a name is limited, so that the time that a line takes grows as its length.
+PAIR = re.compile(r'(\w[\w \-/]{0,63}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
 def write_parameters(request: Mapping[str, Any]) -> str:
@@ -66,9 +94,17 @@ def write_parameters(request: Mapping[str, Any]) -> str:
         fields["size"] = f"{fields['width']}x{fields['height']}"
     if "hires" in fields and "strength" not in fields and "hires_strength" in fields:
         fields["strength"] = fields.pop("hires_strength")
+    if not fields.get("variation_strength"):
+        fields.pop("variation_strength", None)
+        fields.pop("variation_seed", None)
+    start, end = fields.pop("interval", (0, 1))
+    if start > 0 and end == 1:
+        fields["interval"] = start
     for name in ("vae", "refiner"):  # files, whose folder A1111 omits
         if name in fields:
             fields[name] = Path(str(fields[name])).name
+    if "sampler" in fields:
+        fields["sampler"] = _sampler_label(str(fields["sampler"]))
     fields |= {
         name: WORDS[name].get(fields[name], fields[name]) for name in WORDS if name in fields
     }
@@ -79,35 +115,77 @@ def write_parameters(request: Mapping[str, Any]) -> str:
         for name, value in fields.items()
         if name not in known | special and isinstance(value, str | int | float)
     ]
-    lines = [str(fields.get("prompt", ""))]
+    loras = fields.get("loras", ())
+    hashes = {Path(file).stem: _lora_hash(Path(file)) for file, *_ in loras}
+    if named := ", ".join(f"{name}: {digits}" for name, digits in hashes.items() if digits):
+        pairs.append(("Lora hashes", named))
+    lines = [" ".join([str(fields.get("prompt", "")), *(_lora_tag(*lora) for lora in loras)])]
     if fields.get("negative_prompt"):
         lines.append(f"Negative prompt: {fields['negative_prompt']}")
     lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in pairs))
     return "\n".join(lines)
 
 
+def _sampler_label(name: str) -> str:
+    """A sampler's name in A1111."""
+    try:
+        return samplers.get(samplers.resolve(name)[0]).spec.aliases[0]
+    except ValueError:
+        return name
+
+
+def _lora_tag(file: str, weight: float, text_weight: float) -> str:
+    """How a prompt puts a LoRA on."""
+    if weight == text_weight:
+        return f"<lora:{Path(file).stem}:{weight:g}>"
+    return f"<lora:{Path(file).stem}:{text_weight:g}:{weight:g}>"
+
+
+@functools.cache
+def _lora_hash(path: Path) -> str | None:
+    """A1111's hash of a LoRA, of what follows the header; None if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".safetensors":
+                file.seek(8 + int.from_bytes(file.read(8), "little"))
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    except OSError:
+        return None
+
+
+def find_settings(text: str) -> tuple[int, list[tuple[str, str]]] | None:
+    """The number of the line that has the settings, and these, quoted as they are; None: no line has.
+
+    It is the last one with ENOUGH known names. What extensions write below it is no prompt.
+    """
+    lines = text.split("\n")
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index].startswith(NEGATIVE):
+            break
+        found = PAIR.findall(lines[index])
+        if len(KNOWN & {name for name, _ in found}) >= ENOUGH:
+            return index, found
+    return None
+
+
 def read_parameters(text: str) -> dict[str, Any]:
     """The fields of an A1111 text under Pellucid's names, with width and height as numbers.
 
-    An unknown field keeps its own name and stays a string. Text without any fields is a prompt.
+    An unknown field keeps its own name and stays a string. Text without settings is a prompt.
     """
-    lines = text.strip("\n").split("\n")
-    found = re.findall(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)', lines[-1])
-    names = {theirs for theirs, _, _ in PARAMETERS}
-    if any(name in names for name, _ in found) and not lines[-1].startswith("Negative prompt:"):
-        lines.pop()
-    else:
-        found = []
+    text = text.strip("\n")
+    lines, found = text.split("\n"), list[tuple[str, str]]()
+    if (settings := find_settings(text)) is not None:
+        lines, found = lines[: settings[0]], settings[1]
     prompt, negative = lines, list[str]()
     for index, line in enumerate(lines):
-        if line.startswith("Negative prompt:"):
+        if line.startswith(NEGATIVE):
             prompt, negative = lines[:index], lines[index:]
-            negative[0] = negative[0].removeprefix("Negative prompt:").removeprefix(" ")
+            negative[0] = negative[0].removeprefix(NEGATIVE).removeprefix(" ")
             break
     fields: dict[str, Any] = {"prompt": "\n".join(prompt), "negative_prompt": "\n".join(negative)}
-    ours = {theirs: (name, kind) for theirs, name, kind in PARAMETERS}
     for theirs, quoted in found:
-        name, kind = ours.get(theirs, (theirs, str))
+        name, kind = OURS.get(theirs, (theirs, str))
         value = _unquote(quoted.strip())
         try:
             fields[name] = kind(value)

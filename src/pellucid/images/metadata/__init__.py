@@ -1,0 +1,111 @@
+"""Picture files that say how they were made.
+
+Written are Pellucid's JSON and the text of A1111; read is what many programs write (`programs`).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, PngImagePlugin
+
+from pellucid.files import new_file
+from pellucid.images.metadata import programs
+from pellucid.images.metadata.programs import a1111
+from pellucid.images.metadata.settings import Settings, parse_json
+from pellucid.images.metadata.texts import EXIF_IFD, USER_COMMENT, read_texts
+from pellucid.images.parameters import write_parameters
+from pellucid.plugins import discover
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+# EXIF tags: A1111's text is where other programs expect it, the JSON next to it.
+IMAGE_DESCRIPTION = 0x010E
+BYTE, UNDEFINED = 1, 7  # types of EXIF
+
+
+class Metadata(NamedTuple):
+    """The metadata in a picture; None where there is none."""
+
+    request: dict[str, Any] | None  # Pellucid's own JSON
+    parameters: str | None  # the A1111 text
+    settings: Settings | None = None  # what another program recorded
+
+
+def save_image(
+    image: Image.Image, path: str | Path, request: Mapping[str, Any] | None = None
+) -> None:
+    """Write a picture in the format of its suffix (.png, .jpg, .webp), with the request inside.
+
+    request: plain JSON values under Pellucid's names. The file appears whole or not at all. Raises
+    ValueError: another suffix, no such folder, a full disk, a request too long for JPEG (64 kB).
+    """
+    path = Path(path)
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path} must end in {', '.join(FORMATS)}, got {path.suffix!r}")
+    options: dict[str, Any] = {"quality": 95} if kind == "JPEG" else {}
+    if kind == "WEBP":
+        options = {"lossless": True}
+    if request is not None and kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("parameters", _encodable(write_parameters(request)))
+        info.add_text("pellucid", json.dumps(request))
+        options["pnginfo"] = info
+    elif request is not None:
+        options["exif"] = _exif(request)
+        if kind == "JPEG" and len(options["exif"]) > 65_533:
+            raise ValueError(f"{path}: the request is too long for a JPEG (64 kB); use .png")
+    with new_file(path) as temporary:
+        image.save(temporary, kind, **options)
+
+
+def read_metadata(path: str | Path) -> Metadata:
+    """What made a picture, as `save_image` or another program recorded it.
+
+    ValueError if the file is not a picture.
+    """
+    texts = read_texts(path)
+    text = texts.get("pellucid", texts.get("ImageDescription", ""))
+    try:
+        request = parse_json(text)
+    except ValueError:
+        request = None  # another program may have written a description
+    if not isinstance(request, dict) or ("pellucid" not in texts and "prompt" not in request):
+        request = None
+    return Metadata(request, a1111.text_of(texts), _settings(texts))
+
+
+def _settings(texts: Mapping[str, str]) -> Settings | None:
+    """What the first program recorded whose texts these are; None if it is no known one."""
+    for module in discover(programs.__name__).values():
+        if module.matches(texts):
+            try:
+                return module.read(texts)._replace(program=module.PROGRAM)
+            except ValueError as error:
+                return Settings({}, program=module.PROGRAM, problem=str(error))
+            except (KeyError, TypeError, AttributeError) as error:
+                problem = f"its form is not known ({type(error).__name__}: {str(error)[:80]})"
+                return Settings({}, program=module.PROGRAM, problem=problem)
+    return None
+
+
+def _exif(request: Mapping[str, Any]) -> bytes:
+    """A1111's text as the comment, and Pellucid's JSON as the description."""
+    exif = Image.Exif()  # big-endian
+    text = _encodable(write_parameters(request))
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    exif[IMAGE_DESCRIPTION] = json.dumps(request)
+    # Pillow gives the comment the type BYTE, and other readers insist on the standard's UNDEFINED.
+    # The letters before it, JSON in ASCII, cannot look like its tag.
+    before, after = (struct.pack(">HH", USER_COMMENT, kind) for kind in (BYTE, UNDEFINED))
+    return exif.tobytes().replace(before, after, 1)
+
+
+def _encodable(text: str) -> str:
+    # Python represents invalid UTF-8 on the command line as lone surrogates.
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,51 @@
+"""A1111's web UI, and the many programs that write the same text (Forge, SD.Next, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pellucid.images.metadata.settings import Settings, begins_as_json
+from pellucid.images.parameters import find_settings, read_parameters
+
+PROGRAM = "A1111"
+
+# Settings that change no picture, or repeat another one.
+IDLE = frozenset(
+    {
+        *("Version", "App", "Backend", "Operations", "Pipeline", "Parser", "User", "Time"),
+        *("Model hash", "VAE hash", "Lora hashes", "Hashes", "Init image hash", "Mask hash"),
+        *("Pad conds", "Batch size", "Batch pos", "Created Date", "Original Size"),
+    }
+)
+NEUTRAL = {"RNG": "CPU", "Noise multiplier": "1"}
+"""Values that are as everything is drawn here."""
+
+
+def text_of(texts: Mapping[str, str]) -> str | None:
+    """Its text in a picture; a comment counts only if it has settings, for cameras write some too."""
+    text = texts.get("parameters")
+    if text is not None and not begins_as_json(text):
+        other = "prompt" in texts or "workflow" in texts
+        if not other or find_settings(text) is not None:
+            return text
+    for key in ("UserComment", "comment"):
+        text = texts.get(key)
+        if text is not None and find_settings(text) is not None and not begins_as_json(text):
+            return text
+    return None
+
+
+def matches(texts: Mapping[str, str]) -> bool:
+    return text_of(texts) is not None
+
+
+def read(texts: Mapping[str, str]) -> Settings:
+    text = text_of(texts)
+    assert text is not None
+    fields = read_parameters(text)
+    for name in ("size", "model_hash"):
+        fields.pop(name, None)
+    theirs = [name for name in fields if not (name.isidentifier() and name.islower())]
+    others = {name: fields.pop(name) for name in theirs}
+    unused = (n for n, value in others.items() if n not in IDLE and NEUTRAL.get(n) != value)
+    return Settings(fields, tuple(unused))

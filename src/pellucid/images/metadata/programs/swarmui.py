@@ -1,0 +1,39 @@
+"""SwarmUI: a JSON object under "parameters", with its settings in "sui_image_params"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pellucid.images.metadata.settings import Settings, json_object, renamed
+
+PROGRAM = "SwarmUI"
+KEY = "sui_image_params"
+NAMES = {
+    "negativeprompt": "negative_prompt",
+    "cfgscale": "guidance",
+    "scheduler": "spacing",
+    "variationseed": "variation_seed",
+    "variationseedstrength": "variation_strength",
+    "initimagecreativity": "strength",
+    "refinermodel": "refiner",
+}
+IDLE: dict[str, Any] = dict.fromkeys(
+    ("swarm_version", "aspectratio", "images", "date", "generation_time", "automaticvae")
+)
+
+
+def _text(texts: Mapping[str, str]) -> str:
+    named = (texts.get(key, "") for key in ("parameters", "UserComment", "comment"))
+    return next((text for text in named if KEY in text and text.lstrip().startswith("{")), "")
+
+
+def matches(texts: Mapping[str, str]) -> bool:
+    return bool(_text(texts))
+
+
+def read(texts: Mapping[str, str]) -> Settings:
+    values = json_object(_text(texts)).get(KEY)
+    if not isinstance(values, dict):
+        raise ValueError(f"{KEY} is not an object")
+    return renamed(values, NAMES, IDLE)

@@ -1,0 +1,87 @@
+"""The texts in a picture file, by their keys, in whatever way its format holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pellucid.images.load import open_header
+from pellucid.images.png import decoded
+
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF tags
+TAGS = {0x010E: "ImageDescription", 0x010F: "Make", 0x0110: "Model", 0x0131: "Software"}
+ENDIAN = {"<": "utf-16-le", ">": "utf-16-be"}
+
+
+def read_texts(path: str | Path) -> dict[str, str]:
+    """Of a PNG its text chunks, of all formats the texts of the EXIF, and the comment of a GIF.
+
+    What is damaged is left out. Raises ValueError if the file is not a picture.
+    """
+    image, texts = open_header(path, any_size=True)
+    with image:
+        found = exif_texts(image)
+        comment = image.info.get("comment")
+        if isinstance(comment, bytes | str):
+            found["comment"] = _plain(comment)
+    return {key: text for key, text in {**found, **texts}.items() if text.strip()}
+
+
+def exif_texts(image: Image.Image) -> dict[str, str]:
+    """The texts of the EXIF; of a damaged one none."""
+    try:
+        exif = image.getexif()
+        tags = dict(exif)
+        # Some programs put the comment into the first directory.
+        comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT, tags.get(USER_COMMENT))
+        order = exif.endian or "<"
+    except Exception:  # decoders meet hostile bytes with every kind of exception
+        return {}
+    texts = {name: _plain(tags[tag]) for tag, name in TAGS.items() if _is_text(tags.get(tag))}
+    if isinstance(comment, bytes):
+        texts["UserComment"] = decode_comment(comment, order)
+    elif isinstance(comment, str):
+        texts["UserComment"] = _plain(comment)
+    return texts
+
+
+def decode_comment(comment: bytes, order: str) -> str:
+    """The text of an EXIF UserComment. order: "<" or ">", that of the EXIF.
+
+    Eight letters name the code. "UNICODE" is UTF-16 in the order of the EXIF, by the standard, but
+    programs write both orders, and UTF-8.
+    """
+    code, body = comment[:8], comment[8:]
+    if code == b"UNICODE\0":
+        return _unicode(body, order)
+    if code in (b"ASCII\0\0\0", bytes(8)):
+        return _plain(body)
+    return _plain(comment)
+
+
+def _unicode(body: bytes, order: str) -> str:
+    if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = body.decode("utf-16", "replace")
+    elif b"\0" not in body.rstrip(b"\0"):  # UTF-16 has zeros in every text with a digit or space
+        text = decoded(body)
+    else:
+        other = ">" if order == "<" else "<"
+        both = [body.decode(ENDIAN[each], "replace") for each in (order, other)]
+        text = max(both, key=lambda text: sum(" " <= letter <= "~" for letter in text))
+    return text.strip("\0").removeprefix("\ufeff")
+
+
+def _plain(value: Any) -> str:
+    """UTF-8, which Pillow has perhaps read as Latin-1."""
+    if isinstance(value, str):
+        try:
+            value = value.encode("latin-1")
+        except UnicodeEncodeError:
+            return str(value)
+    return decoded(value).strip("\0").removeprefix("\ufeff")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | bytes)

@@ -1,0 +1,571 @@
+"""What pictures say of how they were made: by other programs, in every encoding, damaged or not."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inputs import (
+    FORMATS,
+    USER_COMMENT,
+    a1111_picture,
+    exif,
+    exif_type,
+    noisy,
+    png_chunks,
+    png_text,
+)
+from PIL import Image
+
+Info = Callable[..., Any]
+
+
+@pytest.fixture
+def info(call: Any) -> Info:
+    """What `pellucid info PICTURE` says: as text, or with `--json` the whole of it."""
+
+    def say(path: Path, *options: str) -> str:
+        status, out, err = call("info", path, *options)
+        assert status == 0, err
+        if "--json" in options:
+            return json.dumps(json.loads(out), ensure_ascii=False)
+        return str(out)
+
+    return say
+
+
+SETTINGS = "Steps: 4, Sampler: Euler a, CFG scale: 2.5, Seed: 77, Size: 16x16"
+INFOTEXT = f"a snowy cabin, dusk\nNegative prompt: blurry\n{SETTINGS}"
+READ = {
+    "prompt": "a snowy cabin, dusk",
+    "negative_prompt": "blurry",
+    "steps": 4,
+    "guidance": 2.5,
+    "seed": 77,
+    "sampler": "euler_ancestral",
+    "width": 16,
+    "height": 16,
+}
+
+
+def has(request: dict[str, Any], **fields: Any) -> None:
+    assert {name: request[name] for name in fields} == fields
+
+
+# ---------------------------------------------------------------- 5: pictures of other programs
+
+FOOOCUS = {
+    "adm_guidance": "(1.5, 0.8, 0.3)",
+    "base_model": "juggernautXL_v8Rundiffusion",
+    "base_model_hash": "aeb7e9e689",
+    "guidance_scale": 2.5,
+    "loras": [["offset", 0.1, "4852686128"]],
+    "metadata_scheme": "fooocus",
+    "negative_prompt": "blurry",
+    "performance": "Speed",
+    "prompt": "a snowy cabin, dusk",
+    "resolution": "(16, 16)",
+    "sampler": "euler_ancestral",
+    "scheduler": "karras",
+    "seed": "77",
+    "sharpness": 2.0,
+    "steps": 4,
+    "styles": "['Fooocus V2']",
+    "version": "Fooocus v2.5.0",
+}
+INVOKE = {
+    "generation_mode": "txt2img",
+    "positive_prompt": "a snowy cabin, dusk",
+    "negative_prompt": "blurry",
+    "width": 16,
+    "height": 16,
+    "seed": 77,
+    "cfg_scale": 2.5,
+    "steps": 4,
+    "scheduler": "euler_a",
+    "model": {"key": "1", "hash": "blake3:0", "name": "dreamshaper-8", "base": "sd-1"},
+    "app_version": "4.2.7",
+}
+INVOKE_2 = {
+    "model": "stable diffusion",
+    "model_weights": "stable-diffusion-1.5",
+    "app_id": "invoke-ai/InvokeAI",
+    "app_version": "2.3.0",
+    "image": {
+        "prompt": [{"prompt": "a snowy cabin, dusk [blurry]", "weight": 1}],
+        "steps": 4,
+        "cfg_scale": 2.5,
+        "width": 16,
+        "height": 16,
+        "seed": 77,
+        "sampler": "k_euler_a",
+        "type": "txt2img",
+    },
+}
+NOVELAI = {
+    "prompt": "a snowy cabin, dusk",
+    "steps": 4,
+    "height": 16,
+    "width": 16,
+    "scale": 2.5,
+    "uncond_scale": 1.0,
+    "cfg_rescale": 0.0,
+    "seed": 77,
+    "n_samples": 1,
+    "sampler": "k_euler_ancestral",
+    "uc": "blurry",
+}
+
+
+def comfy(**extra: Any) -> dict[str, Any]:
+    """ComfyUI's graph of its first example, as the nodes refer to each other."""
+    return {
+        "3": {
+            "class_type": "KSampler",
+            "inputs": {
+                "seed": 77,
+                "steps": 4,
+                "cfg": 2.5,
+                "sampler_name": "euler_ancestral",
+                "scheduler": "karras",
+                "denoise": 1.0,
+                "model": ["4", 0],
+                "positive": ["7", 0],
+                "negative": ["6", 0],
+                "latent_image": ["5", 0],
+            },
+        },
+        "4": {
+            "class_type": "CheckpointLoaderSimple",
+            "inputs": {"ckpt_name": "dreamshaper_8.safetensors"},
+        },
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 16, "height": 16}},
+        # The numbers do not say which is which: only the sampler's inputs do.
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["4", 1]}},
+        "7": {
+            "class_type": "CLIPTextEncode",
+            "inputs": {"text": "a snowy cabin, dusk", "clip": ["4", 1]},
+        },
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
+    } | extra
+
+
+def with_exif(path: Path, comment: bytes = b"", **tags: str) -> Path:
+    kind = {"jpg": "JPEG"}.get(path.suffix[1:], path.suffix[1:].upper())
+    noisy().save(path, kind, exif=exif(comment or b"ASCII\0\0\0", **tags))
+    return path
+
+
+def made_by(name: str, folder: Path) -> Path:
+    """A picture as this program writes it."""
+    fooocus, graph = json.dumps(FOOOCUS), json.dumps(comfy())
+    if name == "Fooocus":
+        return png_text(folder / "a.png", parameters=fooocus, fooocus_scheme="fooocus")
+    if name == "Fooocus JPEG":
+        tags = {"x0131": "Fooocus v2.5.0"}
+        return with_exif(folder / "a.jpg", b"UNICODE\0" + fooocus.encode("utf-16-be"), **tags)
+    if name == "Fooocus WebP":
+        comment = b"UNICODE\0" + fooocus.encode("utf-16-be")
+        return with_exif(folder / "a.webp", comment, x0131="Fooocus v2.5.0")
+    if name == "ComfyUI":
+        return png_text(folder / "a.png", prompt=graph, workflow=json.dumps({"nodes": []}))
+    if name == "ComfyUI WebP":  # SaveAnimatedWEBP
+        tags = {"x0110": f"prompt:{graph}", "x010F": 'workflow:{"nodes": []}'}
+        return with_exif(folder / "a.webp", **tags)
+    if name == "InvokeAI":
+        return png_text(folder / "a.png", invokeai_metadata=json.dumps(INVOKE))
+    if name == "InvokeAI 2":
+        return png_text(folder / "a.png", sd_metadata=json.dumps(INVOKE_2), Dream="a")
+    assert name == "NovelAI"
+    texts = {"Title": "NovelAI generated image", "Description": NOVELAI["prompt"]}
+    texts |= {
+        "Software": "NovelAI",
+        "Source": "NovelAI Diffusion V3",
+        "Comment": json.dumps(NOVELAI),
+    }
+    return png_text(folder / "a.png", **texts)  # type: ignore[arg-type]
+
+
+PROGRAMS = (
+    *("Fooocus", "Fooocus JPEG", "Fooocus WebP", "ComfyUI", "ComfyUI WebP"),
+    *("InvokeAI", "InvokeAI 2", "NovelAI"),
+)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_pictures_of_other_programs(name: str, tmp_path: Path, drawn: Any, info: Info) -> None:
+    """Case 5: what can be read is used by `--like`, and `info` names the program."""
+    path = made_by(name, tmp_path)
+    request, _ = drawn("--like", path)
+    has(request, **READ)
+    assert name.split()[0] in info(path)
+    if "Fooocus" in name or "Comfy" in name:
+        assert request["spacing"] == "karras"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("Fooocus", "juggernautXL_v8Rundiffusion"),
+        ("ComfyUI", "dreamshaper_8"),
+        ("InvokeAI", "dreamshaper-8"),
+        ("NovelAI", "NovelAI Diffusion V3"),
+    ],
+)
+def test_models_of_other_programs_are_named(
+    name: str, weights: str, tmp_path: Path, info: Info, call: Any
+) -> None:
+    """Case 5: the name of a model is no file: it is said, and `--model` is asked for."""
+    path = made_by(name, tmp_path)
+    assert weights in info(path)
+    status, _, err = call("generate", "--like", path, "--steps", 1, "--size", 64, "--out", tmp_path)
+    assert status == 0 and weights in err
+
+
+HARD: dict[str, dict[str, str]] = {
+    "workflow alone": {"workflow": json.dumps({"nodes": [{"type": "KSampler"}]})},
+    "unknown nodes": {
+        "prompt": json.dumps({"1": {"class_type": "SomebodysSampler", "inputs": {"x": ["2", 0]}}})
+    },
+    "in a circle": {
+        "prompt": json.dumps(
+            comfy(
+                **{
+                    "6": {"class_type": "Reroute", "inputs": {"in": ["7", 0]}},
+                    "7": {"class_type": "Reroute", "inputs": {"in": ["6", 0]}},
+                }
+            )
+        )
+    },
+    "not JSON": {"prompt": "{", "workflow": "{"},
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_graphs_that_cannot_be_read(
+    kind: str, tmp_path: Path, refused: Any, info: Info, model_file: Path
+) -> None:
+    """Case 5: then the program is named, and nothing is drawn in place of what was meant."""
+    path = png_text(tmp_path / "a.png", **HARD[kind])
+    said = refused("generate", "--like", path, "--model", model_file, "--out", tmp_path)
+    assert "ComfyUI" in said and "ComfyUI" in info(path)
+
+
+NO_PROMPT: dict[str, bytes] = {
+    "screenshot": b"ASCII\0\0\0Screenshot",
+    "blanks": b"ASCII\0\0\0" + b" " * 40,
+    "zeros": bytes(48),
+    "nothing": b"",
+    "camera": b"ASCII\0\0\0charset=Ascii",
+    "words": b"ASCII\0\0\0Our holiday in Bergen, 2019",
+    "utf-16": b"UNICODE\0" + "Screenshot".encode("utf-16-be"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_PROMPT)
+def test_words_of_cameras_are_no_prompt(
+    kind: str, tmp_path: Path, refused: Any, model_file: Path
+) -> None:
+    """Case 5: a comment that has no settings was not written by a program that draws."""
+    path = with_exif(tmp_path / "photo.jpg", NO_PROMPT[kind] or b"\0" * 8)
+    said = refused("generate", "--like", path, "--model", model_file, "--out", tmp_path)
+    assert "photo.jpg" in said and "does not say" in said
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a1111_s_text_in_every_format(kind: str, tmp_path: Path, drawn: Any, info: Info) -> None:
+    """Case 5: the same from PNG, JPEG, WebP, AVIF and GIF."""
+    path = a1111_picture(tmp_path / f"a.{kind}", INFOTEXT)
+    has(drawn("--like", path)[0], **READ)
+    assert "a snowy cabin, dusk" in info(path)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.dat", "a", "a.safetensors", "a.PNG"])
+def test_a_picture_is_known_by_its_content(
+    name: str, tmp_path: Path, drawn: Any, info: Info
+) -> None:
+    """Case 5: and not by the ending of its name, neither by `info` nor by `--like`."""
+    path = a1111_picture(tmp_path / name, INFOTEXT, "png")
+    assert "a snowy cabin, dusk" in info(path)
+    has(drawn("--like", path)[0], **READ)
+
+
+def test_a_model_that_is_named_as_a_picture(tmp_path: Path, model_file: Path, info: Info) -> None:
+    """Case 5: the other way round, `info` describes the model."""
+    path = tmp_path / "model.png"
+    path.hardlink_to(model_file)
+    assert "format" in info(path)
+
+
+# ---------------------------------------------------------------- 6: encodings
+
+UMLAUTS = INFOTEXT.replace("a snowy cabin", "eine verschneite Hütte 雪 🐸")
+BOM = "\ufeff"
+ENCODED: dict[str, tuple[str, bytes]] = {
+    "little, as the EXIF": ("<", b"UNICODE\0" + UMLAUTS.encode("utf-16-le")),
+    "little, by its mark": (">", b"UNICODE\0" + (BOM + UMLAUTS).encode("utf-16-le")),
+    "big, by its mark": ("<", b"UNICODE\0" + (BOM + UMLAUTS).encode("utf-16-be")),
+    "big, as the EXIF": (">", b"UNICODE\0" + UMLAUTS.encode("utf-16-be")),
+    # What piexif, and Pellucid before, wrote whatever the byte order of the EXIF was.
+    "big, in a little EXIF": ("<", b"UNICODE\0" + UMLAUTS.encode("utf-16-be")),
+    "little, in a big EXIF": (">", b"UNICODE\0" + UMLAUTS.encode("utf-16-le")),
+    "UTF-8 as ASCII": (">", b"ASCII\0\0\0" + UMLAUTS.encode()),
+    "UTF-8 without a code": (">", bytes(8) + UMLAUTS.encode()),
+    "UTF-8 as Unicode": (">", b"UNICODE\0" + UMLAUTS.encode()),
+    "with zeros behind": ("<", b"UNICODE\0" + (UMLAUTS + "\0\0").encode("utf-16-le")),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+def test_encodings_of_a_comment(
+    kind: str, ending: str, tmp_path: Path, info: Info, drawn: Any
+) -> None:
+    """Case 6: UserComment in either byte order, with a mark or without."""
+    order, comment = ENCODED[kind]
+    path = tmp_path / f"a.{ending}"
+    noisy().save(path, exif=exif(comment, order))
+    assert "eine verschneite Hütte 雪 🐸, dusk" in info(path, "--json")
+    request = drawn("--like", path)[0]
+    has(request, **READ | {"prompt": "eine verschneite Hütte 雪 🐸, dusk"})
+
+
+TEXTS: dict[str, tuple[bytes, bytes]] = {
+    "UTF-8 in tEXt": (b"tEXt", b"parameters\0" + UMLAUTS.encode()),
+    "UTF-8 in zTXt": (b"zTXt", b"parameters\0\0" + zlib.compress(UMLAUTS.encode())),
+    "iTXt": (b"iTXt", b"parameters\0\0\0\0\0" + UMLAUTS.encode()),
+    "packed iTXt": (b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(UMLAUTS.encode())),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_encodings_of_a_png_text(kind: str, tmp_path: Path, info: Info) -> None:
+    """Case 6: raw UTF-8 where the PNG standard asks for Latin-1, as many programs write it."""
+    path = png_chunks(tmp_path / "a.png", TEXTS[kind])
+    assert "eine verschneite Hütte 雪 🐸, dusk" in info(path, "--json")
+
+
+@pytest.mark.parametrize("text", ["ein Schäfer", "naïve café, ÿ", "Ã©"])
+def test_latin_1_in_a_png_text_stays(text: str, tmp_path: Path, info: Info) -> None:
+    """Case 6: what is no UTF-8 is Latin-1; what is both is taken for UTF-8."""
+    content = f"{text}\n{SETTINGS}".encode("latin-1")
+    path = png_chunks(tmp_path / "a.png", (b"tEXt", b"parameters\0" + content))
+    want = "é" if text == "Ã©" else text
+    assert f"{want}\\n" in info(path, "--json")
+
+
+# ---------------------------------------------------------------- 7: the text of A1111
+
+
+def like(text: str, folder: Path, drawn: Any) -> tuple[dict[str, Any], str]:
+    return drawn("--like", a1111_picture(folder / "a.png", text))  # type: ignore[no-any-return]
+
+
+TEMPLATES = (
+    "Template: a {{snowy|sunny}} cabin",
+    "Template: a {{snowy|sunny}} cabin\nNegative Template: blurry",
+    "Wildcard Prompt: a __weather__ cabin",
+)
+
+
+@pytest.mark.parametrize("behind", [*TEMPLATES, "", "\n"])
+def test_lines_behind_the_settings(behind: str, tmp_path: Path, drawn: Any) -> None:
+    """Case 7: what extensions write below the settings is no part of the prompt."""
+    has(like(f"{INFOTEXT}\n{behind}", tmp_path, drawn)[0], **READ)
+
+
+PROSE = (
+    "a poster\nSize: large",
+    "the sign says\nSeed: of life, grown in Model: T",
+    "a list\nSteps: many",
+    "a cat\nNegative prompt: dogs\nSize: large",
+)
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_a_last_line_needs_three_known_names(text: str, tmp_path: Path, drawn: Any) -> None:
+    """Case 7: as in A1111, one name that looks like a setting is a part of the prompt."""
+    request = like(text, tmp_path, drawn)[0]
+    prompt, _, negative = text.partition("\nNegative prompt: ")
+    has(request, prompt=prompt, negative_prompt=negative)
+
+
+def test_three_names_are_settings(tmp_path: Path, drawn: Any) -> None:
+    """Case 7: three are enough, and a prompt alone is a prompt."""
+    request = like("a cat\nSteps: 2, Seed: 5, Size: 16x16", tmp_path, drawn)[0]
+    has(request, prompt="a cat", steps=2, seed=5)
+    has(like("a cat, Steps: 2", tmp_path, drawn)[0], prompt="a cat, Steps: 2")
+
+
+USED: dict[str, tuple[str, dict[str, Any]]] = {
+    "variation": (
+        "Variation seed: 9, Variation seed strength: 0.25",
+        {"variation_seed": 9, "variation_strength": 0.25},
+    ),
+    "emphasis": ("Emphasis: No norm", {"emphasis": "no_norm"}),
+    "early": ("Skip Early CFG: 0.25", {"interval": [0.25, 1.0]}),
+    "clip skip": ("Clip skip: 1", {"clip_skip": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", USED)
+def test_settings_of_a1111_that_exist_here(kind: str, tmp_path: Path, drawn: Any) -> None:
+    """Case 7: they are used."""
+    setting, fields = USED[kind]
+    has(like(f"{INFOTEXT}, {setting}", tmp_path, drawn)[0], **READ, **fields)
+
+
+def test_eta_of_a1111(tmp_path: Path, drawn: Any) -> None:
+    """Case 7: Eta is used with a sampler that has it."""
+    text = f"{INFOTEXT}, Eta: 0.5".replace("Euler a", "DDIM")
+    has(like(text, tmp_path, drawn)[0], sampler="ddim", eta=0.5)
+
+
+UNUSED = {
+    "ENSD": "ENSD: 31337",
+    "Tiling": "Tiling: True",
+    "RNG": "RNG: NV",
+    "TI hashes": 'TI hashes: "easynegative: c74b4e810b03"',
+    "Face restoration": "Face restoration: CodeFormer",
+    "ControlNet 0": 'ControlNet 0: "Module: canny, Model: control_v11p, Weight: 1"',
+    "Hires prompt": 'Hires prompt: "a cabin, in detail"',
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_settings_of_a1111_that_do_not_exist_here(name: str, tmp_path: Path, drawn: Any) -> None:
+    """Case 7: they are named, for the picture will be another one."""
+    request, err = like(f"{INFOTEXT}, {UNUSED[name]}", tmp_path, drawn)
+    has(request, **READ)
+    assert name in err
+
+
+@pytest.mark.parametrize("setting", ["Version: v1.10.1", "Model hash: 45dee52b12", "User: me"])
+def test_settings_that_change_no_picture_are_silent(
+    setting: str, tmp_path: Path, drawn: Any
+) -> None:
+    """Case 7: no warning of what does not matter."""
+    assert setting.split(":")[0] not in like(f"{INFOTEXT}, {setting}", tmp_path, drawn)[1]
+
+
+# ---------------------------------------------------------------- 17: the text that others read
+
+
+@pytest.mark.parametrize("ending", ["jpg", "jpeg", "webp"])
+def test_type_of_the_comment_that_is_written(
+    ending: str, tmp_path: Path, call: Any, model_file: Path
+) -> None:
+    """Case 17: EXIF asks for UNDEFINED (7); piexif, and with it A1111, reads no other type."""
+    out = tmp_path / f"a.{ending}"
+    words = ("generate", "ein Schäfer 雪", "--model", model_file, "--seed", 1, "--out", out)
+    assert call(*words)[0] == 0
+    with Image.open(out) as picture:
+        data = picture.info["exif"]
+        comment = picture.getexif().get_ifd(0x8769)[USER_COMMENT]
+    assert exif_type(data, USER_COMMENT) == 7
+    # `piexif.helper.UserComment.load`: big-endian UTF-16 behind eight letters.
+    assert comment[:8] == b"UNICODE\0"
+    assert comment[8:].decode("utf-16-be").startswith("ein Schäfer 雪\n")
+
+
+LABELS = {
+    ("dpmpp_2m", "karras"): "Sampler: DPM++ 2M, Schedule type: Karras",
+    ("euler_ancestral", "uniform"): "Sampler: Euler a, Schedule type: Uniform",
+    ("dpmpp_2m_sde", "exponential"): "Sampler: DPM++ 2M SDE, Schedule type: Exponential",
+    ("dpmpp_sde", "sgm_uniform"): "Sampler: DPM++ SDE, Schedule type: SGM Uniform",
+    ("unipc", "beta"): "Sampler: UniPC, Schedule type: Beta",
+    ("dpm2_ancestral", "kl_optimal"): "Sampler: DPM2 a, Schedule type: KL Optimal",
+}
+
+
+@pytest.mark.parametrize(("sampler", "spacing"), LABELS)
+def test_labels_of_a1111(
+    sampler: str, spacing: str, tmp_path: Path, call: Any, sd1_file: Path
+) -> None:
+    """Case 17: A1111's web UI sets its menus by these words, and this program reads them back."""
+    out = tmp_path / "a.png"
+    options = ("--sampler", sampler, "--spacing", spacing, "--steps", 2, "--size", 64)
+    words = ("generate", "a cat", "--model", sd1_file, "--seed", 1, *options)
+    assert call(*words, "--out", out)[0] == 0
+    with Image.open(out) as picture:
+        text = picture.text["parameters"]  # type: ignore[attr-defined]
+    assert LABELS[sampler, spacing] in text
+    a1111_picture(tmp_path / "other.png", text)
+    status, found, err = call("info", tmp_path / "other.png")
+    assert status == 0 and LABELS[sampler, spacing].split(":")[1].split(",")[0] in found, err
+
+
+# ---------------------------------------------------------------- 26: damaged and large metadata
+
+LARGE = b"x" * 1_200_000
+ICC = b"icc\0\0" + zlib.compress(LARGE)
+CHUNKS: dict[str, tuple[tuple[bytes, bytes], ...]] = {
+    "damaged EXIF": ((b"eXIf", b"II*\0\xff\xff\xff\x7f"),),
+    "EXIF of nonsense": ((b"eXIf", b"nonsense"),),
+    "EXIF with a wrong count": ((b"eXIf", b"MM\0*\0\0\0\10\xff\xff" + bytes(30)),),
+    "large ICC profile": ((b"iCCP", ICC),),
+    "damaged ICC profile": ((b"iCCP", b"icc\0\0nonsense"),),
+    "large zTXt": ((b"zTXt", b"Comment\0\0" + zlib.compress(LARGE)),),
+    "large iTXt": ((b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(LARGE)),),
+    "damaged zTXt": ((b"zTXt", b"Comment\0\0nonsense"),),
+    "many texts": ((b"zTXt", b"Comment\0\0" + zlib.compress(LARGE[:900_000])),) * 80,
+    "damaged gAMA": ((b"gAMA", b"\1"),),
+    "unknown": ((b"abCd", b"what"),),
+}
+
+
+@pytest.mark.parametrize("kind", CHUNKS)
+def test_a_png_with_odd_chunks(
+    kind: str, tmp_path: Path, call: Any, model_file: Path, info: Info
+) -> None:
+    """Case 26: chunks that no pixel needs never refuse a picture, nor what it says besides."""
+    text = (b"tEXt", b"parameters\0" + INFOTEXT.encode())
+    path = png_chunks(tmp_path / "a.png", text, *CHUNKS[kind])
+    out = tmp_path / "out.png"
+    words = ("generate", "a cat", "--image", path, "--model", model_file, "--out", out)
+    status, _, err = call(*words)
+    assert status == 0, err
+    assert "a snowy cabin" in info(path)
+
+
+def test_a_png_with_wrong_checksums(
+    tmp_path: Path, call: Any, model_file: Path, info: Info
+) -> None:
+    """Case 26: of what no pixel needs; libpng and every browser go on."""
+    chunk = (b"tEXt", b"parameters\0" + INFOTEXT.encode())
+    path = png_chunks(tmp_path / "a.png", chunk, spoil=True)
+    words = ("generate", "a cat", "--image", path, "--model", model_file)
+    assert call(*words, "--out", tmp_path / "out.png")[0] == 0
+    assert info(path)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp", "tiff"])
+def test_other_pictures_with_damaged_exif(
+    ending: str, tmp_path: Path, call: Any, model_file: Path
+) -> None:
+    """Case 26: the same in other formats."""
+    path = tmp_path / f"a.{ending}"
+    if ending == "tiff":
+        noisy().save(path, tiffinfo={0x8769: 4_000_000_000})
+    else:
+        noisy().save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    words = ("generate", "a cat", "--image", path, "--model", model_file)
+    status, _, err = call(*words, "--out", tmp_path / "out.png")
+    assert status == 0, err
+
+
+def test_a_bomb_of_text_costs_nothing(
+    tmp_path: Path, call: Any, model_file: Path, within: Any
+) -> None:
+    """Case 26: 500 MB that are packed into a text chunk are not unpacked."""
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(5_000_000)) for _ in range(100)) + packer.flush()
+    path = png_chunks(tmp_path / "a.png", (b"zTXt", b"Comment\0\0" + packed))
+    with within(4):
+        words = ("generate", "a cat", "--image", path, "--model", model_file)
+        status, _, err = call(*words, "--out", tmp_path / "out.png")
+    assert status == 0, err
