@@ -105,27 +105,6 @@ def test_formats_that_are_meant(kind: str, call: Any, tmp_path: Path, model_file
 # ---------------------------------------------------------------- 3: bounds of time and memory
 
 
-@pytest.mark.parametrize("way", ["A1111", "own", "EXIF"])
-def test_a_prompt_of_a_megabyte_in_a_picture(
-    way: str, refused: Any, tmp_path: Path, within: Any, no_drawing: None
-) -> None:
-    """Harm 3: `--like` and `info` of a picture from anywhere end at once."""
-    long = "a red cat, " * 90_000
-    settings = "Steps: 2, Seed: 1, Size: 64x64"
-    path = tmp_path / "a.png"
-    if way == "A1111":
-        a1111_picture(path, f"{long}\n{settings}")
-    elif way == "own":
-        png_text(path, pellucid=json.dumps({"prompt": long, "seed": 1}))
-    else:
-        path = tmp_path / "a.webp"
-        comment = b"UNICODE\0" + f"{long}\n{settings}".encode("utf-16-be")
-        noisy().save(path, exif=exif(comment))
-    with within(3):
-        said = refused("generate", "--like", path, "--out", tmp_path)
-    assert len(said) < 1_000
-
-
 @pytest.mark.parametrize(
     "text", ["Steps: 1, " * 30_000, 'a: "' * 50_000, "a" * 200_000, "Steps:" * 50_000]
 )
