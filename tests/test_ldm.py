@@ -220,7 +220,9 @@ def test_published_shapes_give_the_published_configs(
     for tower, prefix in zip(networks[2], (t.prefix for t in FAMILIES[start].towers), strict=True):
         keys = tower.state_dict()
         if prefix.endswith("transformer."):
-            config = shape_configs.clip_config(shapes(tower, key_names.clip_locations(keys)))
+            config = shape_configs.clip_config(
+                shapes(tower, key_names.clip_locations(keys)), tower.config
+            )
         else:
             config = shape_configs.open_clip_config(
                 shapes(tower, key_names.open_clip_locations(keys))

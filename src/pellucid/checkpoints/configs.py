@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pellucid.checkpoints.header import CheckpointError
@@ -76,13 +77,35 @@ def write_vae(config: VAEConfig, pixels: int) -> dict[str, Any]:
 
 OLD_EOS = 2  # transformers once wrote this for eos, the largest number of the vocabulary
 TEXT_CLASSES = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
+TEXT_FIXED = {
+    "add_cross_attention": False,
+    "chunk_size_feed_forward": 0,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "model_type": "clip_text_model",
+    "position_embedding_type": "absolute",
+    "pruned_heads": {},
+}
+# What transformers writes, and a text tower does not use: for training, for other tasks, for texts
+# that are generated, and the numbers of tokens, which the tokenizer has.
+TEXT_IDLE = (
+    *("attention_dropout", "bos_token_id", "diversity_penalty", "dropout", "dtype"),
+    *("encoder_no_repeat_ngram_size", "gradient_checkpointing", "id2label", "initializer_factor"),
+    *("initializer_range", "label2id", "length_penalty", "max_length", "min_length"),
+    *("no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences"),
+    *("output_attentions", "output_hidden_states", "pad_token_id", "repetition_penalty"),
+    *("return_dict", "temperature", "tie_word_embeddings", "top_k", "top_p", "torch_dtype"),
+    *("torchscript", "transformers_version", "typical_p", "use_cache"),
+)
 
 
 def read_text(settings: Settings, projected: bool) -> TextConfig:
     """The config of CLIPTextModel, or `projected` of CLIPTextModelWithProjection."""
     eos = settings.whole("eos_token_id", SD1_TEXT.eos, 0)
     projection = settings.whole("projection_dim", 512)
-    return TextConfig(
+    settings.fixed(TEXT_FIXED)
+    settings.words("architectures", (), dict.fromkeys((*TEXT_CLASSES, "CLIPModel")))
+    config = TextConfig(
         vocab_size=settings.whole("vocab_size", 49408),
         context_length=settings.whole("max_position_embeddings", 77),
         width=settings.whole("hidden_size", 512),
@@ -96,6 +119,8 @@ def read_text(settings: Settings, projected: bool) -> TextConfig:
         eos=SD1_TEXT.eos if eos == OLD_EOS else eos,
         norm_eps=settings.number("layer_norm_eps", 1e-5),
     )
+    settings.finish(TEXT_IDLE)
+    return config
 
 
 def write_text(config: TextConfig, bos: int, pad: int) -> dict[str, Any]:
@@ -124,32 +149,84 @@ def write_text(config: TextConfig, bos: int, pad: int) -> dict[str, Any]:
 
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTED = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+FLOW_PREDICTED = {"flow_prediction": "flow"}
 FLOW = "FlowMatchEulerDiscreteScheduler"
+DDPM_BETAS, SD_BETAS = ("linear", 0.0001, 0.02), ("linear", 0.00085, 0.012)
+# The classes of schedulers that can be read -> their own defaults for the betas. None: flow matching.
+# Classes without betas, such as EDM's, have noise levels of another kind.
+SCHEDULERS: Mapping[str, tuple[str, float, float] | None] = {
+    **dict.fromkeys((FLOW, "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")),
+    **dict.fromkeys(("HeunDiscreteScheduler", "DPMSolverSDEScheduler"), SD_BETAS),
+    **dict.fromkeys(("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"), SD_BETAS),
+    **dict.fromkeys(("LCMScheduler", "TCDScheduler"), ("scaled_linear", *SD_BETAS[1:])),
+    **dict.fromkeys(
+        (
+            *("DDIMScheduler", "DDIMInverseScheduler", "DDIMParallelScheduler"),
+            *("DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler", "LMSDiscreteScheduler"),
+            *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
+            *("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler"),
+            *("DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "SASolverScheduler"),
+            "UniPCMultistepScheduler",
+        ),
+        DDPM_BETAS,
+    ),
+}
+# What would change the noise levels, or what the network predicts.
+SCHEDULE_FIXED = {
+    "invert_sigmas": False,
+    "predict_epsilon": True,
+    "scale_factors": None,
+    "shift_terminal": None,
+    "sigma_max": None,
+    "sigma_min": None,
+    "timestep_scaling": 10.0,
+    "timestep_type": "discrete",
+    "trained_betas": None,
+    "use_dynamic_shifting": False,
+}
+# What chooses a sampler, its options and the spacing of its steps; here a request chooses them.
+SCHEDULE_IDLE = (
+    *("algorithm_type", "base_image_seq_len", "base_shift", "clip_sample", "clip_sample_range"),
+    *("corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "euler_at_final"),
+    *("final_sigmas_type", "interpolation_type", "lambda_min_clipped", "lower_order_final"),
+    *("max_image_seq_len", "max_shift", "noise_sampler_seed", "original_inference_steps"),
+    *("predict_x0", "predictor_order", "sample_max_value", "set_alpha_to_one"),
+    *("set_alpha_to_zero", "skip_prk_steps", "solver_order", "solver_p", "solver_type"),
+    *("steps_offset", "stochastic_sampling", "tau_func", "tensor_format", "thresholding"),
+    *("time_shift_type", "timestep_spacing", "upscale_mode", "use_beta_sigmas"),
+    *("use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"),
+)
+VARIANCES = ("", "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")  # not learned
 
 
 def read_schedule(settings: Settings) -> tuple[Schedule, str]:
     """The schedule, and what the network predicts, from scheduler_config.json.
 
     The sampler and the spacing of the steps that it names are not read; here a request names them.
+    Raises CheckpointError for a class, an option or a formulation that is not known.
     """
+    betas = settings.word("_class_name", "", SCHEDULERS)
     times = settings.whole("num_train_timesteps", 1000, 2)
-    if settings.get("_class_name") == FLOW:
-        if settings.flag("use_dynamic_shifting", False):
-            raise settings.refused("use_dynamic_shifting", "false")
-        return _schedule(
-            settings, name="flow", T=times, shift=settings.number("shift", 1.0)
-        ), "flow"
-    settings.fixed({"trained_betas": None})
-    name = settings.word("beta_schedule", "linear", BETAS)
+    settings.fixed(SCHEDULE_FIXED)
+    settings.word("variance_type", "", dict.fromkeys(VARIANCES))
+    if betas is None or settings.flag("use_flow_sigmas", False):
+        key = "shift" if betas is None else "flow_shift"
+        usual = "flow_prediction" if betas is None else "epsilon"
+        prediction = settings.word("prediction_type", usual, FLOW_PREDICTED)
+        known = ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
+        schedule = _schedule(settings, name="flow", T=times, shift=settings.number(key, 1.0))
+        settings.finish((*SCHEDULE_IDLE, *(known if betas else ())))
+        return schedule, prediction
     prediction = settings.word("prediction_type", "epsilon", PREDICTED)
     schedule = _schedule(
         settings,
-        name=name,
+        name=settings.word("beta_schedule", betas[0], BETAS),
         T=times,
-        beta_start=settings.number("beta_start", 0.0001),
-        beta_end=settings.number("beta_end", 0.02),
+        beta_start=settings.number("beta_start", betas[1]),
+        beta_end=settings.number("beta_end", betas[2]),
         zero_terminal_snr=settings.flag("rescale_betas_zero_snr", False),
     )
+    settings.finish((*SCHEDULE_IDLE, "flow_shift"))
     return schedule, prediction
 
 

@@ -17,6 +17,11 @@ from pellucid.checkpoints.assembly import LARGEST
 from pellucid.checkpoints.header import CheckpointError
 
 JSON_BYTES = 2**20
+# The settings of diffusers' EMAModel, which writes them into the config of the averaged network.
+AVERAGING = (
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step"),
+    "use_ema_warmup",
+)
 
 Value = TypeVar("Value")
 
@@ -116,7 +121,7 @@ class Settings:
         for key, expected in values.items():
             value = self.get(key)
             if key in self.values and value != expected and (value or expected):
-                raise self.refused(key, f"{expected!r}, as in Stable Diffusion")
+                raise self.refused(key, repr(expected))
 
     def finish(self, idle: Sequence[str] = ()) -> None:
         """Check that no other key is set, except `idle` ones and diffusers' own notes."""

@@ -26,14 +26,12 @@ def under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
     return {k.removeprefix(prefix): shape for k, shape in shapes.items() if k.startswith(prefix)}
 
 
-def is_open_clip(shapes: Shapes) -> bool:
-    """Whether a text tower has OpenCLIP's keys."""
-    return any(key.startswith("transformer.resblocks.") for key in shapes)
-
-
-def text_config(shapes: Shapes) -> TextConfig:
-    """The text tower with these weights, under the names of OpenCLIP or of Hugging Face."""
-    return open_clip_config(shapes) if is_open_clip(shapes) else clip_config(shapes)
+def text_config(shapes: Shapes, published: TextConfig) -> TextConfig:
+    """The text tower with these weights, under the names of OpenCLIP or of Hugging Face. What shapes
+    do not show is as in the family's `published` tower."""
+    if any(key.startswith("transformer.resblocks.") for key in shapes):
+        return open_clip_config(shapes)
+    return clip_config(shapes, published)
 
 
 def _sides(shapes: Shapes, key: str, count: int) -> tuple[int, ...]:
@@ -152,9 +150,10 @@ def open_clip_config(shapes: Shapes) -> TextConfig:
     )
 
 
-def clip_config(shapes: Shapes) -> TextConfig:
-    """The text tower with these weights of OpenAI's, under Hugging Face's names. The oldest of the
-    original files do not have the level "text_model."."""
+def clip_config(shapes: Shapes, published: TextConfig) -> TextConfig:
+    """The text tower with these weights under Hugging Face's names. Files that were written before
+    2022 or with transformers 5 do not have the level "text_model."."""
+    projected = published.projection is not None and "text_projection.weight" in shapes
     if not any(key.startswith("text_model.") for key in shapes):
         shapes = {f"text_model.{key}": shape for key, shape in shapes.items()}
     pieces, width = _sides(shapes, "text_model.embeddings.token_embedding.weight", 2)
@@ -165,8 +164,8 @@ def clip_config(shapes: Shapes) -> TextConfig:
         layers=_count(shapes, "text_model.encoder.layers."),
         heads=max(width // HEAD_WIDTH, 1),
         mlp_width=_sides(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
-        activation="quick_gelu",
-        projection=None,
+        activation=published.activation,
+        projection=_sides(shapes, "text_projection.weight", 2)[0] if projected else None,
         eos=SD1_TEXT.eos,
     )
 

@@ -13,6 +13,17 @@ from pellucid.tokenizer import BOS, EOS, Tokenizer
 
 VOCABULARY_BYTES = 2**24  # CLIP's tokenizer.json has a fifth of it
 MARKS = ("special_tokens_map.json", "tokenizer_config.json")  # either may name the padding token
+CONFIG_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
+CONFIG_FIXED = {"add_prefix_space": False, "do_lower_case": True, "split_special_tokens": False}
+# What transformers writes, and the splitting of texts does not depend on.
+CONFIG_IDLE = (
+    *("add_bos_token", "add_eos_token", "added_tokens_decoder", "additional_special_tokens"),
+    *("backend", "bos_token", "clean_up_tokenization_spaces", "eos_token", "errors"),
+    *("extra_special_tokens", "is_local", "local_files_only", "max_length", "model_input_names"),
+    *("model_max_length", "name_or_path", "pad_to_multiple_of", "pad_token", "pad_token_type_id"),
+    *("padding_side", "processor_class", "special_tokens_map_file", "stride", "tokenizer_file"),
+    *("truncation_side", "truncation_strategy", "unk_token", "use_fast"),
+)
 FILES = ("vocab.json", "merges.txt"), ("tokenizer.json",)  # either is a vocabulary
 
 
@@ -55,6 +66,16 @@ def read(folder: Path) -> Tokenizer | None:
 def _pair(pair: Any) -> tuple[str, str]:
     first, second = pair.split(" ") if isinstance(pair, str) else pair  # before tokenizers 0.20
     return str(first), str(second)
+
+
+def check_config(folder: Path) -> None:
+    """Check that the tokenizer's config, if there is one, is of CLIP's kind. Raises CheckpointError."""
+    if not (folder / MARKS[1]).is_file():
+        return
+    settings = Settings.open(folder / MARKS[1], VOCABULARY_BYTES)
+    settings.word("tokenizer_class", CONFIG_CLASSES[0], dict.fromkeys(CONFIG_CLASSES))
+    settings.fixed(CONFIG_FIXED)
+    settings.finish(CONFIG_IDLE)
 
 
 def padding(folder: Path, tokenizer: Tokenizer) -> int | None:

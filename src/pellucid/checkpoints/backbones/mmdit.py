@@ -8,7 +8,7 @@ from typing import Any
 from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.checkpoints.backbones import Backbone
 from pellucid.checkpoints.header import CheckpointError
-from pellucid.checkpoints.settings import Settings
+from pellucid.checkpoints.settings import AVERAGING, Settings
 from pellucid.clip import TextConfig
 
 CLASS = "SD3Transformer2DModel"
@@ -52,7 +52,7 @@ def read(settings: Settings, texts: Sequence[TextConfig]) -> MMDiTConfig:
             "joint_attention_dim",
             f"at least {sum(widths)}, the sum of the text encoders' widths {widths}",
         )
-    settings.finish()
+    settings.finish(AVERAGING)
     return config
 
 

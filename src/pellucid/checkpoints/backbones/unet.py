@@ -7,7 +7,7 @@ from typing import Any
 
 from pellucid.backbones.unet import SIZE_WIDTH, UNet, UNetConfig
 from pellucid.checkpoints.backbones import Backbone
-from pellucid.checkpoints.settings import Settings
+from pellucid.checkpoints.settings import AVERAGING, Settings
 from pellucid.clip import TextConfig
 
 CLASS = "UNet2DConditionModel"
@@ -85,7 +85,7 @@ def read(settings: Settings, texts: Sequence[TextConfig]) -> UNetConfig:
         size_conditions=pooled > 0,
         size_count=count,
     )
-    settings.finish(IDLE)
+    settings.finish((*IDLE, *AVERAGING))
     return config
 
 

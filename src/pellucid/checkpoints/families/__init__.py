@@ -18,6 +18,8 @@ from pellucid.model import Defaults, LatentSpace, Model, TextEncoding
 from pellucid.schedule import Schedule
 from pellucid.vae import VAEConfig
 
+OPEN_CLIP, HUGGING_FACE = "model.", "transformer."  # how the prefix of a text tower ends
+
 
 class Tower(NamedTuple):
     """A text tower: its published shape, its prefix in a single file ("": the family is not read from
@@ -26,6 +28,14 @@ class Tower(NamedTuple):
     config: TextConfig
     prefix: str
     folder: str
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The published prefix, and the one for the other names: converted files have a tower under
+        `OPEN_CLIP` with OpenCLIP's names, or under `HUGGING_FACE` with transformers'."""
+        stem = self.prefix.removesuffix(OPEN_CLIP).removesuffix(HUGGING_FACE)
+        other = HUGGING_FACE if self.prefix.endswith(OPEN_CLIP) else OPEN_CLIP
+        return (self.prefix, stem + other) if self.prefix else ()
 
 
 class Use(NamedTuple):
@@ -38,13 +48,17 @@ class Use(NamedTuple):
 class Traits(NamedTuple):
     """What distinguishes families with the same kind of backbone, the most important first.
 
-    activations: of the text towers. context: the width of the text's vectors.
+    context: the width of the texts that the backbone takes. linear: whether its transformers begin with
+    a linear layer. levels: of the U-Net. towers: how many text towers there are. activations: theirs.
     """
 
     pooled: bool
+    context: int
+    linear: bool
+    levels: int
+    towers: int
     activations: tuple[str, ...]
     latent_channels: int
-    context: int
 
 
 @dataclass(frozen=True)
@@ -140,37 +154,37 @@ def known() -> dict[str, Family]:
 
 def traits_of(backbone: Any, texts: Iterable[TextConfig]) -> Traits:
     """The traits of a model with these configs."""
+    activations = tuple(text.activation for text in texts)
     return Traits(
         getattr(backbone, "pooled_dim", 0) > 0,
-        tuple(text.activation for text in texts),
-        backbone.out_channels,
         backbone.cross_attention_dim,
+        getattr(backbone, "use_linear_projection", False),
+        len(getattr(backbone, "block_out_channels", ())),
+        len(activations),
+        activations,
+        backbone.out_channels,
     )
 
 
-def closest(kind: type, traits: Traits, among: Collection[Family] | None = None) -> Family | None:
-    """The family, with a backbone of this config class, that has most of these traits.
-
-    None if no family has such a backbone and as many text towers.
-    """
-    candidates = [
-        family
-        for family in (known().values() if among is None else among)
-        if type(family.backbone) is kind and len(family.towers) == len(traits.activations)
-    ]
+def closest(traits: Traits, among: Collection[Family]) -> Family | None:
+    """The family that has most of these traits, the first ones first; None among none."""
 
     def agreement(family: Family) -> list[bool]:
         return [own == other for own, other in zip(family.traits, traits, strict=True)]
 
-    return max(candidates, key=agreement, default=None)
+    return max(among, key=agreement, default=None)
 
 
 def of_configs(backbone: Any, texts: Iterable[TextConfig]) -> Family | None:
-    """The family that is closest to a model with these configs; None if none has such parts."""
-    kinds = {type(family.backbone) for family in known().values()}
-    if type(backbone) not in kinds:
-        return None
-    return closest(type(backbone), traits_of(backbone, texts))
+    """The family that is closest to a model with these configs; None if none has such a backbone and
+    as many text towers."""
+    texts = list(texts)
+    same = [
+        family
+        for family in known().values()
+        if type(family.backbone) is type(backbone) and len(family.towers) == len(texts)
+    ]
+    return closest(traits_of(backbone, texts), same) if same else None
 
 
 def of_model(model: Model) -> Family | None:

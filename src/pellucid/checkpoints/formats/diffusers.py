@@ -128,7 +128,7 @@ def _read_configs(path: Path, prediction: str | None = None) -> Folder:
         family.use_of(config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    schedule, predicted, trailing = _schedule(path, family)
+    schedule, predicted, trailing = _schedule(path, entries.get("scheduler"), family)
     tokenizer, pads = _tokenizer(path, list(texts), family)
     encoding = family.encoding_for(config, list(texts.values()), diffusers=True)
     zero_empty = index.flag("force_zeros_for_empty_prompt", encoding.zero_empty)
@@ -166,8 +166,13 @@ def _text(path: Path, folder: str, name: str) -> TextConfig:
     return configs.read_text(settings, configs.TEXT_CLASSES[name])
 
 
-def _schedule(path: Path, family: Family) -> tuple[Schedule, str | None, bool]:
+def _schedule(
+    path: Path, scheduler: str | None, family: Family
+) -> tuple[Schedule, str | None, bool]:
     """The schedule, the prediction if it is known, and whether steps begin at the noisiest time."""
+    if scheduler is not None and scheduler not in configs.SCHEDULERS:
+        known = ", ".join(configs.SCHEDULERS)
+        raise CheckpointError(f"{path}: its scheduler is {scheduler[:80]!r}; known are {known}")
     file = path / "scheduler" / "scheduler_config.json"
     if not file.exists():
         return family.schedule, family.prediction or None, False
@@ -181,6 +186,8 @@ def _tokenizer(
 ) -> tuple[Tokenizer, tuple[int, ...]]:
     """The towers' tokenizer, CLIP's own if the folder has none, and the padding of each tower."""
     folders = [path / text.replace("text_encoder", "tokenizer") for text in texts]
+    for folder in folders:
+        tokenizer_files.check_config(folder)
     contents = {tokenizer_files.content(folder): folder for folder in folders}
     stored = [tokenizer_files.read(folder) for content, folder in contents.items() if content]
     tokenizer = stored[0] if stored else None

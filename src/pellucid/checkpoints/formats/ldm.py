@@ -8,7 +8,7 @@ shapes show that.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.checkpoints import families, tokenizer_files
 from pellucid.checkpoints.assembly import Location, Part
 from pellucid.checkpoints.contents import Configs, Contents
-from pellucid.checkpoints.families import Family, Traits
+from pellucid.checkpoints.families import OPEN_CLIP, Family, Tower, Traits
 from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.key_names import (
     EMA_PREFIX,
@@ -35,7 +35,6 @@ from pellucid.checkpoints.key_names import (
 )
 from pellucid.checkpoints.shapes import (
     Shapes,
-    is_open_clip,
     text_config,
     under,
     unet_config,
@@ -61,7 +60,18 @@ UNUSED = re.compile(
     r"denoiser\.sigmas|v_pred|ztsnr)$"
 )
 MARKS = ("v_pred", "ztsnr")  # empty tensors, which mean v prediction, and zero terminal SNR
-YAML_PREDICTION = re.compile(r"""^\s*parameterization\s*:\s*["']?(\w+)""", re.MULTILINE)
+YAML_COMMENT = re.compile(r"(^|\s)#.*")
+# What the configs of latent diffusion, and of its successor SGM, call the prediction and the noise
+# levels -> the prediction. All other scalings and discretizers have other noise levels.
+YAML_WORDS: Mapping[re.Pattern[str], Mapping[str, str | None]] = {
+    re.compile(r"\bdiscretizer\.(\w+)"): {"LegacyDDPMDiscretization": None},
+    re.compile(r"\bdenoiser_scaling\.(\w+)"): {"VScaling": "v", "EpsScaling": "eps"},
+    re.compile(r"""\bparameterization["']?\s*:\s*["']?(\w+)"""): {
+        "v": "v",
+        "eps": "eps",
+        "x0": "x0",
+    },
+}
 TEXTS = ("text", "text_2")
 
 
@@ -85,6 +95,12 @@ def examine(source: Source, prediction: str | None = None) -> Contents:
     shapes = {key: value.shape for key, value in stored.items()}
     configs = _configs(path, _family(path, shapes), shapes)
     configs.check(path)
+    for tower, text in zip(configs.family.towers, configs.texts.values(), strict=True):
+        if text.activation != tower.config.activation:
+            raise CheckpointError(
+                f"{path}: its text encoder {tower.prefix}* has OpenCLIP's names, for the activation "
+                f"{text.activation}; {configs.family.title} has {tower.config.activation}"
+            )
     prediction = prediction or _prediction(path, configs, weights)
     if prediction is not None:
         choose(prediction, [kind for kind in PREDICTIONS if kind != "flow"], "prediction")
@@ -127,7 +143,10 @@ def _configs(path: Path, family: Family, shapes: Shapes) -> Configs:
     try:
         unet = unet_config(under(shapes, UNET_PREFIX), family.backbone)
         vae = vae_config(under(shapes, prefix), family.vae) if prefix else None
-        texts = [text_config(under(shapes, tower.prefix)) for tower in family.towers]
+        texts = [
+            text_config(under(shapes, _prefix(shapes, tower) or tower.prefix), tower.config)
+            for tower in family.towers
+        ]
         family.use_of(unet)
     except (CheckpointError, ValueError, TypeError, IndexError) as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -152,51 +171,66 @@ def _family(path: Path, shapes: Shapes) -> Family:
             "supported"
         )
     known = [family for family in families.known().values() if family.towers[0].prefix]
-    present = {t.prefix for f in known for t in f.towers if prefix_of(shapes, (t.prefix,))}
-    whole = [f for f in known if {tower.prefix for tower in f.towers} <= present]
+    towers = {tower.prefix: tower for family in known for tower in family.towers}.values()
+    stems = {tower.prefixes[0].rsplit(".", 2)[0] for tower in towers if _prefix(shapes, tower)}
     context = next((s[-1] for k, s in shapes.items() if s and k.endswith("attn2.to_k.weight")), 0)
-    if whole:
-        most = max(whole, key=lambda family: len(family.towers)).towers
-        texts = [under(shapes, tower.prefix) for tower in most]
-        traits = Traits(
-            pooled=f"{UNET_PREFIX}label_emb.0.0.weight" in shapes,
-            activations=tuple("gelu" if is_open_clip(text) else "quick_gelu" for text in texts),
-            latent_channels=next(iter(shapes.get(f"{UNET_PREFIX}out.2.weight", ())), 0),
-            context=context,
+    if not stems:
+        seen = families.by_context(UNetConfig, context)
+        raise CheckpointError(
+            f"{path} is {'a U-Net of an unknown family' if seen is None else seen.title} without "
+            "its text encoder (cond_stage_model.* or conditioner.*), as some merges are; expected a "
+            "whole checkpoint"
         )
-        family = families.closest(UNetConfig, traits, whole)
-        assert family is not None
-        return family
-    for family in known:
-        prefixes = [tower.prefix for tower in family.towers]
-        if present & set(prefixes):
-            missing = next(prefix for prefix in prefixes if prefix not in present)
-            raise CheckpointError(
-                f"{path} is {family.title} without its text encoder {missing}*; expected a whole "
-                "checkpoint"
-            )
-    seen = families.by_context(UNetConfig, context)
-    raise CheckpointError(
-        f"{path} is {'a U-Net of an unknown family' if seen is None else seen.title} without its "
-        "text encoder (cond_stage_model.* or conditioner.*), as some merges are; expected a whole "
-        "checkpoint"
+    projections = (s for k, s in shapes.items() if k.endswith("1.proj_in.weight"))
+    traits = Traits(
+        pooled=f"{UNET_PREFIX}label_emb.0.0.weight" in shapes,
+        context=context,
+        linear=len(next(projections, ())) == 2,
+        levels=1 + sum(k.startswith(UNET_PREFIX) and k.endswith(".0.op.weight") for k in shapes),
+        towers=len(stems),
+        activations=(),  # the U-Net decides, and the towers must agree with it
+        latent_channels=next(iter(shapes.get(f"{UNET_PREFIX}out.2.weight", ())), 0),
     )
+    family = families.closest(traits, known)
+    assert family is not None
+    if missing := [tower.prefix for tower in family.towers if not _prefix(shapes, tower)]:
+        raise CheckpointError(
+            f"{path} is {family.title} without its text encoder {missing[0]}*; expected a whole "
+            "checkpoint"
+        )
+    return family
+
+
+def _prefix(keys: Iterable[str], tower: Tower) -> str | None:
+    """The prefix of a text tower's keys in a file; None if it is not there."""
+    return prefix_of(keys, tower.prefixes)
 
 
 def _prediction(path: Path, configs: Configs, weights: Weights) -> str | None:
-    """What the network predicts according to the file, or to the config next to it."""
+    """What the network predicts according to the file, or to the config next to it.
+
+    The config counts more than the metadata: trainers write those, and people put a config there.
+    Raises CheckpointError for a config with a prediction or noise levels that are not supported.
+    """
     if "v_pred" in weights or f"{NEST}v_pred" in weights:
         return "v"
-    named = weights.metadata.get("modelspec.prediction_type", "")  # Stability's ModelSpec
-    if named in ("v", "epsilon"):
-        return "v" if named == "v" else "eps"
     config = path.with_suffix(".yaml")
     try:
-        text = config.read_text("utf-8") if config.is_file() else ""
+        text = YAML_COMMENT.sub("", config.read_text("utf-8")) if config.is_file() else ""
     except (OSError, ValueError):
         text = ""
-    if found := YAML_PREDICTION.search(text):
-        return {"v": "v", "eps": "eps", "x0": "x0"}.get(found[1])
+    said = None
+    for pattern, meanings in YAML_WORDS.items():
+        for name in pattern.findall(text):
+            if name not in meanings:
+                raise CheckpointError(
+                    f"{config} names {name[:80]!r}, which is not supported; known are "
+                    f"{', '.join(meanings)}"
+                )
+            said = meanings[name] or said
+    named = weights.metadata.get("modelspec.prediction_type", "")  # Stability's ModelSpec
+    if said is not None or named in ("v", "epsilon"):
+        return said or ("v" if named == "v" else "eps")
     if "ldm.models.diffusion" in text:  # whose own default it is
         return "eps"
     # All inpainting models of SD2 predict the noise.
@@ -223,11 +257,12 @@ def _locations(
                 locations[name] = vae_locations(names, levels, vae)
             else:
                 tower = family.towers[TEXTS.index(name)]
-                if tower.config.activation == "gelu":
-                    locations[name] = open_clip_locations(names, tower.prefix)
+                prefix = _prefix(keys or (), tower) or tower.prefix
+                if prefix.endswith(OPEN_CLIP):
+                    locations[name] = open_clip_locations(names, prefix)
                 else:
-                    level = keys is None or bool(prefix_of(keys, (f"{tower.prefix}text_model.",)))
-                    locations[name] = clip_locations(names, tower.prefix, level)
+                    level = keys is None or bool(prefix_of(keys, (f"{prefix}text_model.",)))
+                    locations[name] = clip_locations(names, prefix, level)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return locations
