@@ -142,7 +142,7 @@ def test_where_names_are_looked_up(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no LoRA in"):  # names are no paths
         find("../loras/one", folder)
     (folder / "one.pt").touch()
-    with pytest.raises(ValueError, match="two LoRAs named 'one'"):
+    with pytest.raises(ValueError, match="2 LoRAs named 'one'"):
         find("one", folder)
 
 

@@ -637,7 +637,7 @@ def test_numbered_modules(
         "<frog>": "<embed>",
     }
     lora = load_lora(written(tmp_path, weights | {"<frog>": embedding}, metadata), model)
-    assert lora.unmatched == ("<frog>",)
+    assert lora.unmatched == () and lora.words.keys() == {"<frog>"}
     for part, changes in wanted.items():
         assert lora.changes[part].keys() == changes.keys()
         for name, (up, down) in changes.items():
@@ -805,14 +805,7 @@ LAYER = "lora_unet_mid_block_attentions_0_proj_in"
     ("change", "message"),
     [
         (change_one(f"{LAYER}.lora_up.weight", None), "is incomplete: .* and no up"),
-        (
-            change_one(f"{LAYER}.lora_up.weight", noise(63, 3)),
-            "1 of its changes has another shape than the model's",
-        ),
-        (
-            change_one(f"{LAYER}.lora_up.weight", noise(64, 2)),
-            "1 of its changes has another shape than the model's",
-        ),
+        (change_one(f"{LAYER}.lora_up.weight", noise(64, 2)), "have the ranks 2, 3"),
         (change_one(f"{LAYER}.lora_up.weight", torch.tensor(1.0)), "expected numbers"),
         (change_one(f"{LAYER}.lora_up.weight", torch.ones(64, 3).int()), "int32 of the shape"),
         (change_one(f"{LAYER}.lora_up.weight", torch.zeros(0, 3)), "expected numbers"),

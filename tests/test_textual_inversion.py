@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pellucid.adapters import adapt
-from pellucid.checkpoints import CheckpointError, load, load_embedding
+from pellucid.checkpoints import CheckpointError, load, load_embeddings
 from pellucid.conditioning import encode_prompts
 from pellucid.model import Model
 from pellucid.pipeline import generate
@@ -114,7 +114,7 @@ LAYOUTS = (
 @pytest.mark.parametrize("layout", [*LAYOUTS, "sdxl"])
 def test_every_layout(layout: str, models: dict[str, Model], tmp_path: Path) -> None:
     path, word, vectors = stored(tmp_path, layout)
-    (embedding,) = load_embedding(path, models["sdxl" if layout == "sdxl" else "sd1"])
+    (embedding,) = load_embeddings([path], models["sdxl" if layout == "sdxl" else "sd1"])
     assert embedding.word == word
     assert embedding.vectors.keys() == vectors.keys()
     assert all(torch.equal(embedding.vectors[part], vectors[part]) for part in vectors)
@@ -153,7 +153,7 @@ def test_equals_diffusers(
         path = tmp_path / f"{word[1:-1]}.safetensors"
         save_file({word: vectors}, path)
         pipe.load_textual_inversion(str(path))
-        words += load_embedding(path, models["sd1"])
+        words += load_embeddings([path], models["sd1"])
     expanded = pipe.maybe_convert_prompt(prompt, pipe.tokenizer)
     theirs = pipe.tokenizer(expanded, padding="max_length", max_length=77, return_tensors="pt")
     model = with_words(models["sd1"], words)
@@ -229,7 +229,7 @@ def test_a_run_equals_diffusers(name: str, tmp_path: Path) -> None:
 def test_both_towers_of_sdxl(models: dict[str, Model], tmp_path: Path) -> None:
     model = models["sdxl"]
     path, word, vectors = stored(tmp_path, "sdxl")
-    knows = with_words(model, load_embedding(path, model))
+    knows = with_words(model, load_embeddings([path], model))
     ids = knows.tokenizer([f"red {word} red"])
     for part, table in (("text", knows.text), ("text_2", knows.text_2)):
         assert table is not None
@@ -344,7 +344,7 @@ def test_what_does_not_fit(
     path = tmp_path / "frog.safetensors"
     save_file(dict(tensors), path)
     with pytest.raises(CheckpointError, match=message):
-        load_embedding(path, models[model])
+        load_embeddings([path], models[model])
 
 
 class Evil:
@@ -369,12 +369,12 @@ def test_pickles(
     path = tmp_path / "frog.pt"
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=message):
-        load_embedding(path, models["sd1"])
+        load_embeddings([path], models["sd1"])
     assert capsys.readouterr().out == ""
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="damaged or truncated"):
-        load_embedding(path, models["sd1"])
+        load_embeddings([path], models["sd1"])
 
 
 def test_words_that_do_not_go_together(models: dict[str, Model]) -> None:

@@ -26,13 +26,12 @@ def adapt(
     Raises ValueError: a file or a name that does not exist, one of another family, a damaged one.
     """
     warnings = []
-    words: list[Embedding] = []
+    words = list(checkpoints.load_embeddings(request.embeddings, model))
     prompts = "\n".join((*request.prompts, request.negative_prompt)).lower()
-    for file in request.embeddings:
-        new = checkpoints.load_embedding(file, model)
-        words += new
-        if not any(embedding.word.lower() in prompts for embedding in new):
-            said = ", ".join(repr(embedding.word) for embedding in new[:SHOWN])
+    for file in dict.fromkeys(embedding.file for embedding in words):
+        new = [embedding.word for embedding in words if embedding.file == file]
+        if not any(word.lower() in prompts for word in new):
+            said = ", ".join(map(repr, new[:SHOWN]))
             warnings.append(f"{file} has no effect: no prompt has its word, {said}")
     uses = [(Path(name), weight, text) for name, weight, text in request.loras]
     uses += [(find(tag.name, folder), tag.weight, tag.text_weight) for tag in request.lora_tags]
@@ -41,22 +40,27 @@ def adapt(
             f"the LoRA {against[0].name!r} is in the negative prompt, where it has no effect"
         )
     loras: list[Weighted] = []
+    bundled: dict[tuple[Path, str], Embedding] = {}  # a LoRA may be used twice
     for path, weight, text_weight in uses:
         lora = checkpoints.load_lora(path, model)
         loras.append((lora, weight, text_weight))
+        if (weight, text_weight) != (0, 0):
+            bundled |= {(path, w): Embedding(w, v, str(path)) for w, v in lora.words.items()}
         if lora.unmatched:
             first = ", ".join(lora.unmatched[:SHOWN])
             more = "" if len(lora.unmatched) <= SHOWN else ", ..."
             count = len(lora.unmatched)
             keys = "1 key does" if count == 1 else f"{count} keys do"
             warnings.append(f"{path}: {keys} not match anything in this model: {first}{more}")
+    words += bundled.values()
     return with_words(attach(model, loras, live), words), tuple(dict.fromkeys(warnings))
 
 
 def find(name: str, folder: Path | None) -> Path:
-    """The LoRA that a prompt names: the file of that name, without its ending, in `folder` or below.
+    """The LoRA that a prompt names: a file in `folder` or below by its name, or by the end of its
+    path in `folder`, with its ending or without it; "\\" is "/".
 
-    Raises ValueError that lists the nearest names.
+    Raises ValueError that lists the nearest names, or the files that share the name.
     """
     if folder is None:
         raise ValueError(
@@ -70,7 +74,18 @@ def find(name: str, folder: Path | None) -> Path:
             files.setdefault(path.stem, []).append(path)
     if not files:
         raise ValueError(f"{folder} has no LoRA in it; the prompt names {name!r}")
-    found = files[choose(name, files, f"LoRA in {folder} named")]
+
+    def named(path: Path) -> tuple[str, str]:
+        inside = path.relative_to(folder)
+        return f"/{inside.as_posix()}", f"/{inside.with_suffix('').as_posix()}"
+
+    end = "/" + name.replace("\\", "/")
+    every = [path for paths in files.values() for path in paths]
+    whole = [path for path in every if end in named(path)]  # it may be the end of another one too
+    found = whole or [path for path in every if any(n.endswith(end) for n in named(path))]
+    if not found:
+        found = files[choose(name, files, f"LoRA in {folder} named")]
     if len(found) > 1:
-        raise ValueError(f"there are two LoRAs named {name!r}: {found[0]} and {found[1]}")
+        listed = ", ".join(path.relative_to(folder).as_posix() for path in found)
+        raise ValueError(f"there are {len(found)} LoRAs named {name!r} in {folder}: {listed}")
     return found[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -87,15 +87,21 @@ class Change:
     scale: float = 1.0
     magnitude: Tensor | None = None
 
-    def check(self, shape: Sequence[int]) -> None:
-        """Raises ValueError if this does not fit a parameter of this shape."""
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(out, in * kh * kw) of the parameter that this is a change of. Raises ValueError if its
+        pieces do not fit each other."""
         sides = [matrix.sides for matrix in self.matrices]
         if self.kind == "LoKr":
             out, across = (math.prod(pair) for pair in zip(*sides, strict=True))
-        else:
-            (out, across), *_ = sides
-            if any(other != (out, across) for other in sides):
-                raise ValueError(f"its two matrices are {sides[0]} and {sides[1]}")
+            return out, across
+        if any(other != sides[0] for other in sides):
+            raise ValueError(f"its two matrices are {sides[0]} and {sides[1]}")
+        return sides[0]
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raises ValueError if this is no change of a parameter of this shape."""
+        out, across = self.sides
         if (out, across) != (shape[0], math.prod(shape[1:])):
             raise ValueError(f"it changes ({out}, {across}) and not {tuple(shape)}")
         self._axis(shape)
@@ -145,12 +151,14 @@ class Lora:
     """What a LoRA file changes in the model that it was read for.
 
     changes: part, one of `PARTS` -> name of a parameter of that part -> its change. unmatched: the
-    keys of the file that match nothing in the model.
+    keys of the file that match nothing in the model. words: new words of a prompt that the file
+    brings -> their vectors, as in `textual_inversion.Embedding`.
     """
 
     name: str
     changes: Mapping[str, Mapping[str, Change]]
     unmatched: tuple[str, ...] = ()
+    words: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 Weighted = tuple[Lora, float, float]

@@ -27,6 +27,7 @@ class Embedding:
 
     word: str
     vectors: Mapping[str, Tensor]
+    file: str = ""
 
 
 def with_words(model: Model, embeddings: Sequence[Embedding]) -> Model:

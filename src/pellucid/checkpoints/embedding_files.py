@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,42 @@ _TOWERS = {
     "text_encoders_0": "text",
     "text_encoders_1": "text_2",
 }
-_ALONE = "emb_params"
+_ALONE = ("emb_params", "emp_params")  # the second is OneTrainer's spelling
 _MARK = "<embed>"  # in cloneofsimo's metadata, for a key that is a word
 
 
-def read(path: Path, model: Model) -> tuple[Embedding, ...]:
-    """The words in `path`, with vectors for `model`.
+def read(paths: Sequence[Path], model: Model) -> tuple[Embedding, ...]:
+    """The words in all of `paths`, with vectors for `model`.
 
+    A word may be in two files, one for each text tower, as diffusers' trainer of SDXL writes them.
     Raises CheckpointError: not an embedding, vectors of another width than the model's.
     """
-    return tuple(
-        Embedding(
-            word, {p: _rows(path, word, v) for p, v in _checked(path, model, vectors).items()}
-        )
-        for word, vectors in words_in(path)
-    )
+    towers = {"text": model.text} | ({} if model.text_2 is None else {"text_2": model.text_2})
+    widths = {part: tower.config.width for part, tower in towers.items()}
+    words: dict[str, dict[str, Tensor]] = {}
+    last: dict[str, Path] = {}
+    for path in paths:
+        for word, vectors in words_in(path):
+            known = words.setdefault(word, {})
+            for part, tensor in vectors.items():
+                if len(vectors) == 1 and tensor.ndim > 0:  # its width shows for which tower it is
+                    fits = [p for p, width in widths.items() if width == tensor.shape[-1]]
+                    part = next((p for p in fits if p not in known), fits[0] if fits else part)
+                if part in known:
+                    raise CheckpointError(
+                        f"{path}: there are two embeddings for the word {word!r}; the other one is in "
+                        f"{last[word]}"
+                    )
+                known[part] = tensor
+            last[word] = path
+    return tuple(embedding(last[word], model, word, vectors) for word, vectors in words.items())
+
+
+def embedding(path: Path, model: Model, word: str, vectors: Mapping[str, Tensor]) -> Embedding:
+    """A word of `path` with its vectors, checked. Raises CheckpointError if they do not fit `model`."""
+    checked = _checked(path, model, vectors)
+    rows = {part: _rows(path, word, tensor) for part, tensor in checked.items()}
+    return Embedding(word, rows, str(path))
 
 
 def matches(source: Source) -> bool:
@@ -79,8 +100,8 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
         found = [(word, {"text": words[word]}) for word in marked]
     elif towers:
         found = [(path.stem, towers)]
-    elif words.keys() == {_ALONE}:
-        found = [(path.stem, {"text": words[_ALONE]})]
+    elif len(words) == 1 and (alone := words.keys() & set(_ALONE)):
+        found = [(path.stem, {"text": words[alone.pop()]})]
     else:
         what = what_is(words)
         if what not in (None, EMBEDDING) or any(vectors.ndim > 2 for vectors in words.values()):
@@ -110,7 +131,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: its string_to_param does not hold the vectors of a word"
             )
-        content = {_ALONE: next(iter(inside.values()))}  # the word "*" means the file's name
+        content = {_ALONE[0]: next(iter(inside.values()))}  # the word "*" means the file's name
     if not isinstance(content, dict) or not content:
         raise CheckpointError(
             f"{path} is a pickle of a {type(content).__name__}; expected a word and its vectors"

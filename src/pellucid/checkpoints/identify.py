@@ -12,12 +12,13 @@ TINY_VAE = "a tiny autoencoder (TAESD) alone"
 
 _PATTERNS: tuple[tuple[str, str], ...] = (
     (
-        r"(lora_(unet|te\d?|transformer)_|.*\.(lora_[AB]|lora_down|lora_up|hada_w1_a|lokr_w1)\.)",
+        r"(lora_(unet|te\d?|transformer)_|.*\.(lora_[AB]|lora_down|lora_up)\.)",
         LORA,
     ),
+    (r".*\.(hada_w1_a|lokr_w1(_a)?)$", LORA),
     (r".*(_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight$", LORA),
     (r"(unet|text_encoder):\d+:(up|down)$", LORA),
-    (r"(emb_params|clip_l|clip_g|string_to_param|<.*>)$", EMBEDDING),
+    (r"(em[bp]_params|clip_l|clip_g|string_to_param|<.*>)$", EMBEDDING),
     (r"(control_model\.|controlnet_cond_embedding\.|input_hint_block\.)", "a ControlNet"),
     (r"(model\.diffusion_model\.)?joint_blocks\.", "Stable Diffusion 3 as a single file"),
     (r"(model\.diffusion_model\.)?double_blocks\.", "a Flux model"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -285,15 +285,17 @@ def describe_lora(path: str | Path) -> dict[str, Any]:
     return lora_description.facts_of(Path(path))
 
 
-def load_embedding(path: str | Path, model: Model) -> tuple[Embedding, ...]:
-    """The words in a file of textual inversion; `textual_inversion.with_words` adds them to `model`.
+def load_embeddings(paths: Sequence[str | Path], model: Model) -> tuple[Embedding, ...]:
+    """The words in files of textual inversion; `textual_inversion.with_words` adds them to `model`.
 
+    A word may be in two files, one for each text tower.
     Raises CheckpointError: no such file, not an embedding, of another family.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; expected a textual-inversion embedding")
-    return embedding_files.read(path, model)
+    files = [Path(path) for path in paths]
+    for path in files:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file; expected a textual-inversion embedding")
+    return embedding_files.read(files, model)
 
 
 def holds_gan(path: str | Path) -> bool:

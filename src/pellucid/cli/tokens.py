@@ -33,8 +33,7 @@ def tokens(
 
     request = Request(prompt=prompt, **asked)
     loaded = open_parts(model, vae)
-    words = [w for file in request.embeddings for w in checkpoints.load_embedding(file, loaded)]
-    loaded = with_words(loaded, words)
+    loaded = with_words(loaded, checkpoints.load_embeddings(request.embeddings, loaded))
     resolved = resolve(loaded, request)
     for warning in (unbalanced(prompt), left_out(prompt)):
         if warning is not None:

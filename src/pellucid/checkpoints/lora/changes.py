@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pellucid.checkpoints import embedding_files
 from pellucid.checkpoints.assembly import type_name
 from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.lora.description import family_of, family_of_model
@@ -19,13 +20,15 @@ from pellucid.files import write_tensors
 from pellucid.lora import Change, Lora, Matrix
 from pellucid.model import Model
 
+BIASES = ("diff_b", "up_bias")  # what changes a bias and not a weight
 FIRST = 3  # how many changes that do not fit an error names
 
 
 def read(path: Path, model: Model) -> Lora:
     """The LoRA in `path` for `model`; its tensors stay in the file until they are used.
 
-    Raises CheckpointError: not a LoRA, incomplete, of another family.
+    A change that does not fit the model is left out, and its keys are among the `unmatched`.
+    Raises CheckpointError: not a LoRA, incomplete, of another family, nothing in it fits.
     """
     found = examine(path)
     theirs, ours = family_of(found), family_of_model(model)
@@ -46,16 +49,23 @@ def read(path: Path, model: Model) -> Lora:
             if name in changes.setdefault(module.part, {}):
                 raise CheckpointError(f"{path} changes {name} twice, the second time {target.name}")
             changes[module.part][name] = change
-    if wrong or not changes:
+    if not any(changes.values()):
         known = f"{title}; " if theirs is not None and theirs != ours else ""
         problem = (
-            f"{len(wrong)} of its changes {'has' if len(wrong) == 1 else 'have'} another shape than "
-            "the model's weights: " + "; ".join(wrong[:FIRST])
+            "all of its changes have another shape than the model's weights: "
+            + "; ".join(wrong[:FIRST])
             if wrong
             else f"none of its keys match {model.name}; they begin with {first_keys(unmatched)}"
         )
         raise CheckpointError(f"{path}: {known}{problem}")
-    return Lora(path.stem, changes, tuple(unmatched))
+    words = {}
+    for word, keys in found.words.items():
+        vectors = {part: _tensor(found, key) for part, key in keys.items()}
+        try:
+            words[word] = embedding_files.embedding(path, model, word, vectors).vectors
+        except CheckpointError:
+            unmatched += keys.values()
+    return Lora(path.stem, changes, tuple(unmatched), words)
 
 
 def _fitting(
@@ -71,13 +81,37 @@ def _fitting(
         parameter = getattr(owner, leaf, None)
         if parameter is None:
             continue
-        unused -= keys
+        if module == "conv_in" and leaf == "weight":
+            change = _for_more_channels(change, parameter.shape, network)
+        shape = tuple(parameter.shape)
         try:
-            change.check(parameter.shape)
-        except ValueError as error:
-            wrong.append(f"{target.name}: {error}")
+            sides = change.sides
+            if sides == (shape[0], math.prod(shape[1:])):
+                change.check(shape)
+        except ValueError as error:  # a damaged file
+            raise CheckpointError(f"{found.path}: {target.name}: {error}") from error
+        if sides != (shape[0], math.prod(shape[1:])):
+            wrong.append(f"{target.name} changes {sides} and not {shape}")
+            continue
+        unused -= keys
         fitting[f"{module}.{leaf}"] = change
     return fitting, sorted(unused)
+
+
+def _for_more_channels(change: Change, shape: torch.Size, network: nn.Module) -> Change:
+    """A change of the first convolution for the latents alone, on an inpainting model, which takes a
+    mask too: zeros for the further channels, as in A1111 and ComfyUI. Any other change as it is."""
+    latents = getattr(getattr(network, "config", None), "out_channels", shape[1])
+    own = torch.Size((shape[0], latents, *shape[2:]))
+    if latents >= shape[1] or change.magnitude is not None:
+        return change
+    try:
+        change.check(own)
+    except ValueError:
+        return change
+    padded = torch.zeros(shape)
+    padded[:, :latents] = change.of(torch.zeros(own))
+    return Change("full", (Matrix(padded),))
 
 
 def write(lora: Lora, model: Model, path: Path, metadata: Mapping[str, str]) -> None:
@@ -127,8 +161,11 @@ def _changes(found: LoraFile, target: Target) -> dict[str, tuple[Change, set[str
         scale = _scale(found, target, tensors, matrices)
         lengths = tensors.get("lengths")  # PEFT's, one for each output, in any shape
         magnitude = tensors.get("magnitude") if lengths is None else lengths.flatten()
-        keys = {key for what, key in target.keys.items() if what != "diff_b"}
+        keys = {key for what, key in target.keys.items() if what not in BIASES}
         made["weight"] = Change(target.kind, matrices, scale, magnitude), keys
+        if "up_bias" in target.keys:  # of PEFT's lora_bias
+            key = target.keys["up_bias"]
+            made["bias"] = Change("full", (Matrix(tensors["up_bias"]),), scale), {key}
     if "diff_b" in target.keys:
         key = target.keys["diff_b"]
         made["bias"] = Change("full", (Matrix(_tensor(found, key)),)), {key}
@@ -177,17 +214,18 @@ def _scale(
 ) -> float:
     """alpha / rank; 1 if there is no alpha, or no rank."""
     ranks = [matrix.rank for matrix in matrices if matrix.rank is not None]
-    if not ranks:
+    rank = ranks[-1] if ranks else found.rank(target) if target.kind == "LoKr" else None
+    if rank is None:
         return 1.0
     if "alpha" not in t:
-        scale = found.scale(target.name, ranks[-1])
-        return 1.0 if scale is None else scale
+        config = found.configs.of(target.name)
+        return 1.0 if config is None else config[0].scale(config[1], rank)
     alpha = t["alpha"]
     if alpha.numel() != 1 or not math.isfinite(float(alpha)):
         raise CheckpointError(
             f"{found.path}: {target.keys['alpha']} must be a number, got the shape {tuple(alpha.shape)}"
         )
-    return float(alpha) / ranks[-1]
+    return float(alpha) / rank
 
 
 # ---------------------------------------------------------------- by number

@@ -96,6 +96,8 @@ def facts_of(path: Path) -> dict[str, Any]:
         "modules": dict(Counter(_part_name(target.name) for target in found.targets)),
         "types": sorted(types),
     }
+    if found.words:
+        facts["words"] = list(found.words)
     if triggers := [metadata[name] for name in _TRIGGERS if metadata.get(name)]:
         facts["trigger words"] = triggers
     if tags := _tags(metadata.get("ss_tag_frequency", "")):

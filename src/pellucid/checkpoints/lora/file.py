@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import LORA, what_is
 from pellucid.checkpoints.key_names import UNET_PREFIX, prefix_of
+from pellucid.checkpoints.lora.peft_config import PeftConfigs
 from pellucid.checkpoints.weights import Weights, open_weights
 from pellucid.lora import Kind
-
-CONFIG_BYTES = 2**20
-_CONFIG_PARTS = ("text_encoder_2", "text_encoder", "unet", "transformer")
 
 # How a key ends, and what the tensor is; the longest matching end counts.
 _ENDS: Mapping[str, str] = {
@@ -30,8 +28,10 @@ _ENDS: Mapping[str, str] = {
     ".lora_mid.weight": "core",
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
+    ".lora_B.bias": "up_bias",
     ".lora_A.default.weight": "down",
     ".lora_B.default.weight": "up",
+    ".lora_B.default.bias": "up_bias",
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
@@ -68,9 +68,21 @@ KINDS: Mapping[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "LoKr": (frozenset(), frozenset(name for name in _ENDS.values() if name[:4] == "lokr")),
     "full": (frozenset({"diff"}), frozenset()),
 }
-# Kinds of LyCORIS that are not supported, by how a key ends.
-UNSUPPORTED = {".oft_blocks": "OFT", ".a1.weight": "GLoRA", ".on_input": "IA3"}
-MODIFIERS = frozenset({"alpha", "magnitude", "lengths", "diff_b"})
+# Kinds of LyCORIS and PEFT that are not supported, by how a key ends.
+UNSUPPORTED = re.compile(
+    r"\.((?P<GLoRA>[ab][12]\.weight)|(?P<IA3>on_input|ia3_l)|(?P<AdaLoRA>lora_E|ranknum)"
+    r"|(?P<VeRA>p?vera_([AB]|lambda_[bd]))"
+    r"|(?P<other>adamss|beft|boft|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|miss|bone"
+    r"|oft|osf|peanut|poly|psoft|randlora|road|shadow|shira|supertuning|tinylora|trainable_tokens"
+    r"|unilora|vblora|waveft)_\w+)(\.weight|\.default)*$"
+)
+MODIFIERS = frozenset({"alpha", "magnitude", "lengths", "diff_b", "up_bias"})
+
+# Words inside of a LoRA: A1111's bundles, and the endings that they have for each text tower.
+_BUNDLED = re.compile(
+    r"bundle_emb\.(?P<word>.+)\.(?P<end>string_to_param\.\*|emb_params|clip_[lg])"
+)
+_WORD = "<embed>"  # in cloneofsimo's metadata, for a key that is a word
 
 
 @dataclass(frozen=True)
@@ -94,15 +106,30 @@ class Target:
 class LoraFile:
     """What a LoRA file holds.
 
-    alien: keys that are not part of a LoRA. scale: (target, rank) -> alpha / rank by PEFT's config;
-    None if that does not give it.
+    alien: keys that are not part of a LoRA. words: the words that it brings -> part of the model
+    -> the key of their vectors. configs: PEFT's.
     """
 
     path: Path
     weights: Weights
     targets: tuple[Target, ...]
     alien: tuple[str, ...]
-    scale: Callable[[str, int], float | None]
+    words: Mapping[str, Mapping[str, str]]
+    configs: PeftConfigs
+
+    def rank(self, target: Target) -> int | None:
+        """The rank of a change whose shapes do not show it, by PEFT's config or the metadata."""
+        if config := self.configs.of(target.name):
+            return config[0].rank(config[1]) or None
+        rank = self.weights.metadata.get("ss_network_dim", "")
+        second = self.weights[target.keys["lokr_w2"]].shape if "lokr_w2" in target.keys else ()
+        if math.prod(second[2:]) > 1:  # LyCORIS may have another rank for convolutions
+            try:
+                arguments = json.loads(self.weights.metadata.get("ss_network_args", "{}"))
+                rank = str(arguments.get("conv_dim") or rank)
+            except (ValueError, AttributeError, RecursionError):
+                pass
+        return int(rank) if re.fullmatch(r"[1-9]\d{0,5}", rank) else None
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -122,8 +149,16 @@ def examine(path: Path) -> LoraFile:
         raise CheckpointError(f"{path} is not a file; expected a LoRA's weights")
     weights = open_weights(path)
     targets: dict[str, dict[str, str]] = {}
+    words: dict[str, dict[str, str]] = {}
     alien = []
     for key in weights:
+        if bundled := _BUNDLED.fullmatch(key):
+            part = "text_2" if bundled["end"] == "clip_g" else "text"
+            words.setdefault(bundled["word"], {})[part] = key
+            continue
+        if weights.metadata.get(key) == _WORD:
+            words[key] = {"text": key}
+            continue
         end = next((end for end in _ENDS_BY_LENGTH if key.endswith(end)), None)
         if end is None or len(end) == len(key):
             alien.append(key)
@@ -133,60 +168,21 @@ def examine(path: Path) -> LoraFile:
         if _ENDS[end] in keys:
             raise CheckpointError(f"{path}: {key} and {keys[_ENDS[end]]} have the same meaning")
         keys[_ENDS[end]] = key
+    configs = PeftConfigs(path, weights)
     found = tuple(Target(name, keys) for name, keys in targets.items())
     if all(target.kind is None and "diff_b" not in target.keys for target in found):
         raise _not_a_lora(path, weights)
-    return LoraFile(path, weights, found, tuple(alien), _scales(path, weights))
+    return LoraFile(path, weights, found, tuple(alien), words, configs)
 
 
 def _not_a_lora(path: Path, weights: Weights) -> CheckpointError:
-    if other := {
-        kind for end, kind in UNSUPPORTED.items() if any(k.endswith(end) for k in weights)
-    }:
+    if found := next((m for key in weights if (m := UNSUPPORTED.search(key))), None):
+        kind = next(name for name, text in found.groupdict().items() if text is not None)
         return CheckpointError(
-            f"{path} is an adapter of the kind {min(other)}, which is not supported; supported are "
-            "LoRA, LoCon, LoHa, LoKr, DoRA and full changes"
+            f"{path} is an adapter of the kind {found['other'].upper() if kind == 'other' else kind}, "
+            "which is not supported; supported are LoRA, LoCon, LoHa, LoKr, DoRA and full changes"
         )
     whole = "pellucid" in weights.metadata or prefix_of(weights, (UNET_PREFIX,)) is not None
     what = "a whole model" if whole else what_is(weights)
     kind = "not a LoRA" if what in (None, LORA) else f"{what}, not a LoRA"
     return CheckpointError(f"{path} is {kind}: its keys begin with {first_keys(weights)}")
-
-
-# ---------------------------------------------------------------- the config of PEFT
-
-
-def _scales(path: Path, weights: Weights) -> Callable[[str, int], float | None]:
-    """`LoraFile.scale`; PEFT's config is in the metadata or in a file next to the weights."""
-    text = weights.metadata.get("lora_adapter_metadata")
-    config = path.with_name("adapter_config.json")
-    if text is None and path.name.startswith("adapter_model") and config.is_file():
-        if config.stat().st_size > CONFIG_BYTES:
-            raise CheckpointError(
-                f"{config} has {config.stat().st_size} bytes, too many for a config"
-            )
-        text = config.read_text("utf-8", "replace")
-    if text is None:
-        return lambda target, rank: None
-    try:
-        settings: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its LoRA config is not JSON") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: its LoRA config is not a JSON object")
-
-    def scale(target: str, rank: int) -> float | None:
-        # diffusers puts the configs of all parts into one, with the part's name as prefix.
-        prefix = next((f"{part}." for part in _CONFIG_PARTS if target.startswith(f"{part}.")), "")
-        own = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
-        own = own or settings
-        alpha = own.get("lora_alpha", own.get("alpha"))
-        pattern = own.get("alpha_pattern")
-        for name, value in (pattern if isinstance(pattern, dict) else {}).items():
-            if target.endswith(f".{name}"):
-                alpha = value
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            return None
-        return alpha / math.sqrt(rank) if own.get("use_rslora") else alpha / rank
-
-    return scale

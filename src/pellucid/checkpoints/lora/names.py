@@ -41,6 +41,7 @@ _PREFIXES: tuple[tuple[str, str], ...] = (
     ("model_diffusion_model_", "backbone"),
     ("diffusion_model_", "backbone"),
     ("base_model_model_", "backbone"),
+    ("base_model_model_", "text"),
     ("", "backbone"),
     ("", "text"),
 )
