@@ -81,9 +81,10 @@ def test_what_is_asked_for_counts_more(shelf: Path, call: Any) -> None:
 def test_what_does_not_count_is_not_recorded(shelf: Path, call: Any) -> None:
     words = ("--tiny-vae", "tiny.safetensors", "--lora-folder", "loras", "--out", "a.png")
     words = ("generate", "a rabbit", "--model", "one.safetensors", *words)
-    assert call(*words, "--film")[2] == ""
+    folder = "pellucid: --lora-folder does nothing without <lora:...> in a prompt\n"
+    assert call(*words, "--film")[2] == folder
     told = "pellucid: --tiny-vae does nothing without --decoder tiny or --film\n"
-    assert call(*words)[2] == told
+    assert call(*words)[2] == folder + told
     assert not {"tiny_vae", "lora_folder"} & set(read_metadata("a.png").request or {})
 
 

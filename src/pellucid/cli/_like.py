@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Like = Annotated[
     Path | None,
-    typer.Option(help="A picture made here or by A1111: repeat its settings, with the same files."),
+    typer.Option(help="A picture made here or by another program: repeat its settings."),
 ]
 OF_MODEL = ("prediction", "vae", "tiny_vae")
 """What is opened for one model and is of no use to another."""
