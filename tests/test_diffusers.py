@@ -648,7 +648,10 @@ UNET_JSON, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetenso
         (edit("text_encoder/config.json", num_hidden_layers=10**5), "no TextTower can be built"),
         (edit("text_encoder/config.json", vocab_size=9), "does not fit its text tower"),
         (edit("scheduler/scheduler_config.json", beta_schedule="x"), "beta_schedule is 'x'"),
-        (edit("scheduler/scheduler_config.json", beta_end=2.0), "beta_end 2.0 are wrong"),
+        (
+            edit("scheduler/scheduler_config.json", beta_end=2.0),
+            "beta_start 0.00085 and beta_end 2.0",
+        ),
         (edit("scheduler/scheduler_config.json", trained_betas=[0.1]), "trained_betas is"),
         (edit("scheduler/scheduler_config.json", num_train_timesteps=-1), "from 2 to"),
         (write("tokenizer/tokenizer.json", "{"), "tokenizer is not a tokenizer of CLIP's kind"),

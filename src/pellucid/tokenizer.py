@@ -147,24 +147,17 @@ class Tokenizer:
         return ids
 
     def to_json(self) -> str:
-        """All of the tokenizer as one string that `from_json` reads.
-
-        Raises ValueError if it has words of its own, whose vectors are in other files.
-        """
+        """All of the tokenizer as one string that `from_json` reads."""
+        fields = {
+            "context_length": self.context_length,
+            "bos": self.bos,
+            "eos": self.eos,
+            "pad": self.pad,
+            "bpe": json.loads(self.bpe.to_str()),
+        }
         if self.words:
-            raise ValueError(
-                f"a tokenizer with words of its own is not written: {', '.join(self.words)}"
-            )
-        return json.dumps(
-            {
-                "context_length": self.context_length,
-                "bos": self.bos,
-                "eos": self.eos,
-                "pad": self.pad,
-                "bpe": json.loads(self.bpe.to_str()),
-            },
-            ensure_ascii=False,
-        )
+            fields["words"] = self.words
+        return json.dumps(fields, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
@@ -172,8 +165,14 @@ class Tokenizer:
         try:
             fields = json.loads(text)
             bpe = tokenizers.Tokenizer.from_str(json.dumps(fields.pop("bpe")))
+            words = {
+                word: [int(number) for number in numbers]
+                for word, numbers in fields.pop("words", {}).items()
+            }
+            if not all(word.strip() and numbers for word, numbers in words.items()):
+                raise ValueError("a word is empty, or has no number")
             numbers: dict[str, Any] = {name: int(value) for name, value in fields.items()}
-            return cls(bpe, **numbers)
+            return cls(bpe, words=words, **numbers)
         except Exception as error:  # tokenizers raises plain Exception for what is not its own
             raise ValueError(f"the tokenizer's JSON cannot be read: {error}") from error
 

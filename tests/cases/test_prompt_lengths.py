@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from inputs import a1111_picture, exif, noisy, png_text
+
+from pellucid.conditioning import encode_prompts
+from pellucid.model import Model
+from pellucid.runtime import Runtime
 
 SHAPES = {
     "words": "red cat, ",
@@ -114,3 +119,18 @@ def test_a_prompt_of_a_megabyte_in_a_picture(
     with within(3):
         said = refused("generate", "--like", path, "--out", tmp_path)
     assert len(said) < 1_000
+
+
+def test_a_long_prompt_is_read_a_few_rows_at_a_time(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Harm 3: the memory of the text encoder does not grow with the prompt."""
+    texts = ["red cat, " * 300, "a rabbit"]
+    whole = encode_prompts(Runtime(model), texts)
+    rows: list[int] = []
+    model.text.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    monkeypatch.setattr("pellucid.runtime.runtime.TEXT_ROWS", 7)
+    parts = encode_prompts(Runtime(model), texts)
+    assert max(rows) == 7 and sum(rows) == 2 * whole.tokens.shape[1] // 8
+    torch.testing.assert_close(parts.tokens, whole.tokens)
+    torch.testing.assert_close(parts.pooled, whole.pooled)

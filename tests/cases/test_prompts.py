@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pellucid.model import Model
 from pellucid.pipeline import generate
@@ -20,6 +22,15 @@ IDLE: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "interval": (("a rabbit", "--guidance", 1, "--interval", "0,0.5"), ("interval",)),
     "variation": (("a rabbit", "--variation-seed", 5), ("variation_strength",)),
     "hypernet": (("a rabbit <hypernet:anime:0.5>",), ("hypernet", "anime")),
+    "hypernet to avoid": (("a", "--negative", "<hypernet:anime:1>"), ("hypernet", "anime")),
+    "interval without a step": (
+        ("a rabbit", "--interval", "1,1", "--negative", "red", "--guidance", 3),
+        ("interval 1,1", "guidance does nothing", "negative_prompt does nothing"),
+    ),
+    "walk of one": (("a rabbit", "--walk", "red"), ("walk", "count")),
+    "mix_by": (("a rabbit", "--mix-by", "embedding"), ("mix_by", "mix")),
+    "emphasis": (("a rabbit", "--emphasis", "no_norm"), ("emphasis", "weight")),
+    "folder": (("a rabbit", "--lora-folder", "."), ("lora_folder",)),
 }
 
 
@@ -47,6 +58,27 @@ def test_what_has_an_effect_is_silent(options: tuple[object, ...], drawn: Any) -
     _, err = drawn(*options)
     nothing = options[0] and options[2] == 0
     assert ("guidance" in err) == bool(nothing), err
+
+
+def test_a_picture_that_stays_as_it_is(drawn: Any, tmp_path: Path) -> None:
+    """Issue 12, section 3: strength 0 draws nothing."""
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    assert "strength 0" in drawn("a rabbit", "--image", tmp_path / "a.png", "--strength", 0)[1]
+
+
+def test_a_tiny_decoder_that_is_not_used(call: Any, tmp_path: Path) -> None:
+    """Issue 12, section 3: the autoencoder of the shipped model is as fast as a tiny one."""
+    words = ("--decoder", "tiny", "--steps", 1, "--out", tmp_path)
+    status, _, err = call("generate", "a rabbit", *words)
+    assert status == 0 and "decoder tiny does nothing" in err
+
+
+def test_what_only_the_negative_prompt_changes(model: Model) -> None:
+    """Case 8: where the weights of AND do not add up to 1 it counts at guidance 1 too."""
+    *_, last = generate(
+        model, Request(prompt="a AND b", negative_prompt="red", guidance=1, steps=2, seed=1)
+    )
+    assert last.warnings == ()
 
 
 @pytest.mark.parametrize(

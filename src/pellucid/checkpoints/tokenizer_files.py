@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def clip_tokenizer() -> Tokenizer:
     return Tokenizer.clip()
 
 
-def content(folder: Path) -> tuple[bytes, ...]:
+def _content(folder: Path) -> tuple[bytes, ...]:
     """The bytes of the vocabulary in `folder`, () if there is none. Raises CheckpointError."""
     for names in FILES:
         files = [folder / name for name in names]
@@ -47,8 +47,80 @@ def content(folder: Path) -> tuple[bytes, ...]:
 
 
 def read(folder: Path) -> Tokenizer | None:
-    """The tokenizer in `folder`, None if there is none. Raises CheckpointError if it is damaged."""
-    found = content(folder)
+    """The tokenizer in `folder` with the words that it adds, None if there is none.
+
+    Raises CheckpointError if it is damaged, or if a word has a number that is not free.
+    """
+    tokenizer, words = _vocabulary(folder), _added(folder)
+    if not words:
+        return tokenizer
+    tokenizer = clip_tokenizer() if tokenizer is None else tokenizer
+    return tokenizer.with_words(_free(folder, tokenizer, words))
+
+
+def _added(folder: Path) -> tuple[tuple[str, Any], ...]:
+    """The words that the files of `folder` add to the vocabulary, and the numbers that they give
+    them, unchecked; the special tokens of the vocabulary are among them."""
+    found: list[tuple[str, Any]] = []
+    for name, pairs in _ADDED.items():
+        if (folder / name).is_file():
+            values = Settings.open(folder / name, VOCABULARY_BYTES).values
+            try:
+                found += pairs(values)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{folder / name}: its added tokens are damaged") from error
+    return tuple(dict.fromkeys(found))
+
+
+# Where transformers writes them: its versions up to 4.33, the fast tokenizers, all from 4.34 on.
+_ADDED: Mapping[str, Callable[[Mapping[str, Any]], Iterable[tuple[str, Any]]]] = {
+    "added_tokens.json": lambda values: values.items(),
+    "tokenizer.json": lambda values: [
+        (token["content"], token["id"]) for token in values.get("added_tokens") or ()
+    ],
+    "tokenizer_config.json": lambda values: [
+        (token["content"], int(number))
+        for number, token in (values.get("added_tokens_decoder") or {}).items()
+    ],
+}
+
+
+def _free(
+    folder: Path, tokenizer: Tokenizer, words: Iterable[tuple[str, Any]]
+) -> dict[str, list[int]]:
+    """The words that are not in the vocabulary, and the numbers of their places in a row.
+
+    "<cat>", "<cat>_1" and "<cat>_2" are the places of "<cat>", as in diffusers. Raises
+    CheckpointError for a number that is not free.
+    """
+    known, owners, free = tokenizer.bpe.get_vocab(), dict[int, str](), dict[str, int]()
+    taken = set(known.values())
+    for word, number in words:
+        if known.get(word) == number:
+            continue
+        whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+        if (
+            not isinstance(word, str)
+            or not word.strip()
+            or not whole
+            or number in taken
+            or owners.setdefault(number, word) != word
+            or free.setdefault(word, number) != number
+        ):
+            raise CheckpointError(
+                f"{folder}: the added token {str(word)[:80]!r} must have a number of its own from "
+                f"{len(known)} on, got {str(number)[:80]}"
+            )
+    places: dict[str, list[int]] = {}
+    for word, number in free.items():
+        places[word] = [number]
+        while (later := f"{word}_{len(places[word])}") in free:
+            places[word].append(free[later])
+    return places
+
+
+def _vocabulary(folder: Path) -> Tokenizer | None:
+    found = _content(folder)
     try:
         if len(found) == 2:
             return Tokenizer.from_files(*(folder / name for name in FILES[0]))
@@ -88,7 +160,7 @@ def padding(folder: Path, tokenizer: Tokenizer) -> int | None:
             said = said.get("content")
         if isinstance(said, str):
             number: int | None = tokenizer.bpe.token_to_id(said)
-            return number
+            return tokenizer.words[said][0] if said in tokenizer.words else number
     return None
 
 
@@ -98,7 +170,12 @@ def write(folder: Path, tokenizer: Tokenizer, pad: int) -> None:
     Raises CheckpointError for a tokenizer that is not of CLIP's kind.
     """
     numbers, pairs = tokenizer.table()
-    names = {number: piece for piece, number in numbers.items()}
+    words = {
+        word if place == 0 else f"{word}_{place}": number
+        for word, places in tokenizer.words.items()
+        for place, number in enumerate(places)
+    }
+    names = {number: piece for piece, number in (numbers | words).items()}
     if BOS not in numbers or EOS not in numbers or pad not in names:
         raise CheckpointError(
             f"{folder} was not written: the layout is for CLIP's kind of tokenizer, and the model "
@@ -115,10 +192,16 @@ def write(folder: Path, tokenizer: Tokenizer, pad: int) -> None:
         "special_tokens_map.json": marks,
         "tokenizer_config.json": config,
     }
+    if words:
+        contents = {**contents, "added_tokens.json": words}
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
     again = read(folder)
-    if again is None or again.bpe.to_str() != tokenizer.bpe.to_str():
+    if (
+        again is None
+        or again.bpe.to_str() != tokenizer.bpe.to_str()
+        or not tokenizer.words.items() <= again.words.items()
+    ):
         raise CheckpointError(
             f"{folder} was not written: the model's tokenizer splits texts in another way than CLIP's"
         )

@@ -72,6 +72,8 @@ def check_has_place(path: Path, layout: str, model: Model, tokenizer: bool) -> N
         "the sum of the words next to the pooled text": model.text_encoding.pooled == "words",
         "its tokenizer, which is not of CLIP's kind": tokenizer
         and not {BOS, EOS} <= model.tokenizer.table()[0].keys(),
+        f"the words {', '.join(model.tokenizer.words)} of its tokenizer": not tokenizer
+        and bool(model.tokenizer.words),
     }
     if found := [what for what, has in own.items() if has]:
         raise CheckpointError(

@@ -17,6 +17,8 @@ from pellucid.runtime.precision import Float32Fallback, dtype_of, finite
 from pellucid.tiny_vae import TinyVAE
 from pellucid.vae import VAE
 
+TEXT_ROWS = 64  # rows that a text tower reads at once, which bounds the memory of a long prompt
+
 Result = TypeVar("Result", bound=Tensor | tuple[Tensor | None, ...])
 
 
@@ -64,12 +66,19 @@ class Runtime:
 
         layer, final_norm: as in `TextTower.forward`. Raises NotFinite.
         """
+
+        def run() -> TextOutput:
+            rows = ids.to(self.device).split(TEXT_ROWS)
+            parts = [tower(part, layer, final_norm) for part in rows]
+            hidden, pooled, projected = zip(*parts, strict=True)
+            joined = None if projected[0] is None else torch.cat(projected)
+            return TextOutput(torch.cat(hidden), torch.cat(pooled), joined)
+
         self._bring(tower)
-        rows = ids.to(self.device)
         name = "the text tower"
         if self.model.text_2 is not None:
             name = f"the {'second' if tower is self.model.text_2 else 'first'} text tower"
-        return self._finite(name, tower, lambda: tower(rows, layer, final_norm))
+        return self._finite(name, tower, run)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w) of `dtype`. Raises NotFinite."""

@@ -188,11 +188,11 @@ def _tokenizer(
     folders = [path / text.replace("text_encoder", "tokenizer") for text in texts]
     for folder in folders:
         tokenizer_files.check_config(folder)
-    contents = {tokenizer_files.content(folder): folder for folder in folders}
-    stored = [tokenizer_files.read(folder) for content, folder in contents.items() if content]
-    tokenizer = stored[0] if stored else None
-    tokenizer = tokenizer_files.clip_tokenizer() if tokenizer is None else tokenizer
-    if any(other is not None and other.table() != tokenizer.table() for other in stored[1:]):
+    read = [tokenizer_files.read(folder) for folder in folders]
+    stored = [each for each in read if each is not None] or [tokenizer_files.clip_tokenizer()]
+    tokenizer, others = stored[0], stored[1:]
+    own = tokenizer.table(), tokenizer.words
+    if any((other.table(), other.words) != own for other in others):
         raise CheckpointError(f"{path}: its text encoders have different vocabularies")
     given = [tokenizer_files.padding(folder, tokenizer) for folder in folders]
     pads = zip(given, family.text_encoding.pads, strict=True)
