@@ -315,6 +315,30 @@ def test_tokenizers_that_transformers_writes(folder: Path) -> None:
     assert checkpoints.describe(folder)["family"] == "Stable Diffusion 1"
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("type", "WordPiece"),
+        ("type", "Unigram"),
+        ("end_of_word_suffix", ""),
+        ("dropout", 0.1),
+        ("something_new", "x"),
+    ],
+)
+def test_other_vocabularies_are_refused(option: str, value: object, folder: Path) -> None:
+    """Case 1: tokenizer.json alone, of CLIP's kind, and of others (GPT-2's has no suffix)."""
+    transformers = pytest.importorskip("transformers")
+    made = quietly(transformers.CLIPTokenizer.from_pretrained, folder / "tokenizer")
+    quietly(made.save_pretrained, folder / "tokenizer")
+    for name in ("vocab.json", "merges.txt"):
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
+    assert checkpoints.describe(folder)["family"] == "Stable Diffusion 1"
+    path = folder / "tokenizer/tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    change_json(path, model={**content["model"], option: value})
+    assert option in refusal(folder)
+
+
 # ---------------------------------------------------------------- 4: SGM's words for v
 
 SGM = """model:

@@ -76,6 +76,22 @@ def test_rank_of_whole_factors_is_in_the_metadata(
     same(effect(thin, path), {QUERY_WEIGHT: scale * change})
 
 
+@pytest.mark.parametrize("rank", [8, None])
+def test_rank_of_whole_factors_of_a_convolution(
+    rank: int | None, thin: Model, tmp_path: Path
+) -> None:
+    """Case 2: LyCORIS has another rank for convolutions, if its arguments say so."""
+    first, second = noise(4, 4), noise(8, 8, 3, 3, seed=1)
+    key = "lora_unet_down_blocks_0_resnets_0_conv1"
+    weights = {f"{key}.lokr_w1": first, f"{key}.lokr_w2": second, f"{key}.alpha": torch.tensor(1.0)}
+    arguments = {"algo": "lokr"} | ({} if rank is None else {"conv_dim": str(rank)})
+    metadata = {"ss_network_dim": "32", "ss_network_args": json.dumps(arguments)}
+    path = tmp_path / "lokr.safetensors"
+    save_file(weights, path, metadata)
+    change = torch.kron(first, second.flatten(1)).reshape(32, 32, 3, 3) / (rank or 32)
+    same(effect(thin, path), {"backbone.down_blocks.0.resnets.0.conv1.weight": change})
+
+
 def test_rank_in_the_shapes_counts_more_than_metadata(thin: Model, tmp_path: Path) -> None:
     """Case 2: a resized LoRA has another rank than its metadata say."""
     down, up = noise(4, 32), noise(32, 4, seed=1)
@@ -274,6 +290,28 @@ def test_config_in_the_metadata_of_diffusers(peft: Any, thin: Model, tmp_path: P
     same(effect(thin, path), want)
 
 
+@pytest.mark.parametrize("pattern", ["(a+)+", "(.*)*x", ".*.*.*.*.*x", "(", "[", "a{2,3}{4}"])
+def test_patterns_that_would_take_for_ever(
+    pattern: str, thin: Model, tmp_path: Path, within: Any
+) -> None:
+    """Case 14: patterns are from a file, and must neither stop the program nor break it."""
+    path = make_lora(thin, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "alpha_pattern": {pattern: 3}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with within(20), pytest.raises(checkpoints.CheckpointError, match="alpha_pattern"):
+        effect(thin, path)
+
+
+def test_a_bias_of_peft_without_its_config(peft: Any, thin: Model, tmp_path: Path) -> None:
+    """Case 14: lora_B.bias is used where the keys alone show it; alpha is then the rank."""
+    options = {"lora_bias": True, "target_modules": ["to_out.0"]}
+    config = peft.LoraConfig(r=4, lora_alpha=4, **options)
+    path, want = adapter(peft, thin, config, tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    assert any(name.endswith(".bias") for name in want)
+    same(effect(thin, path), want)
+
+
 # ---------------------------------------------------------------- 24: one change that does not fit
 
 
@@ -429,6 +467,26 @@ def test_words_of_a_lora_are_told(model: Model, tmp_path: Path, call: Any) -> No
     path = bundle(tmp_path / "bundled.safetensors", lora, key, noise(1, 16))
     facts = json.loads(call("lora", path, "--json")[1])
     assert "frida" in json.dumps({k: v for k, v in facts.items() if "of no LoRA" not in k})
+
+
+def test_bundled_words_for_another_model_are_left_out(
+    model: Model, model_file: Path, tmp_path: Path, call: Any
+) -> None:
+    """Case 25: the LoRA is used all the same, and the word is named."""
+    lora = make_lora(model, tmp_path / "ink.safetensors")
+    path = bundle(tmp_path / "b.safetensors", lora, "bundle_emb.frida.clip_g", noise(1, 48))
+    options = ("--model", model_file, "--lora", path, "--out", tmp_path / "x.png")
+    status, _, err = call("generate", "a frida", *options)
+    assert status == 0 and "bundle_emb.frida.clip_g" in err
+
+
+def test_one_lora_twice_brings_its_words_once(model: Model, tmp_path: Path, pixels: Draw) -> None:
+    """Case 25: the same file as an option and in the prompt."""
+    lora = make_lora(model, tmp_path / "ink.safetensors")
+    key = "bundle_emb.frida.emb_params"
+    path = bundle(tmp_path / "twice.safetensors", lora, key, noise(1, 16, seed=7))
+    both = pixels("a frida <lora:twice:0.5>", "--lora", f"{path}:0.5", "--lora-folder", tmp_path)
+    assert both != pixels("a frida", "--lora", f"{lora}:0.5")
 
 
 # ---------------------------------------------------------------- 16: embeddings in two files

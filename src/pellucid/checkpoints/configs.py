@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pellucid.checkpoints.header import CheckpointError
-from pellucid.checkpoints.settings import Settings
+from pellucid.checkpoints.settings import AVERAGING, Settings
 from pellucid.clip import SD1_TEXT, TextConfig
 from pellucid.schedule import Schedule
 from pellucid.vae import VAEConfig
@@ -46,7 +46,7 @@ def read_vae(settings: Settings) -> VAEConfig:
     )
     if config.scaling_factor == 0:
         raise settings.refused("scaling_factor", "a number that is not 0")
-    settings.finish(("force_upcast", "sample_size"))
+    settings.finish(("force_upcast", "sample_size", *AVERAGING))
     return config
 
 

@@ -15,6 +15,14 @@ VOCABULARY_BYTES = 2**24  # CLIP's tokenizer.json has a fifth of it
 MARKS = ("special_tokens_map.json", "tokenizer_config.json")  # either may name the padding token
 CONFIG_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 CONFIG_FIXED = {"add_prefix_space": False, "do_lower_case": True, "split_special_tokens": False}
+MODEL_FIXED = {  # of tokenizer.json
+    "type": "BPE",
+    "continuing_subword_prefix": "",
+    "end_of_word_suffix": "</w>",
+    "dropout": None,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
 # What transformers writes, and the splitting of texts does not depend on.
 CONFIG_IDLE = (
     *("add_bos_token", "add_eos_token", "added_tokens_decoder", "additional_special_tokens"),
@@ -126,7 +134,10 @@ def _vocabulary(folder: Path) -> Tokenizer | None:
             return Tokenizer.from_files(*(folder / name for name in FILES[0]))
         if not found:
             return None
-        model = json.loads(found[0])["model"]
+        settings = Settings(folder / FILES[1][0], json.loads(found[0])["model"])
+        settings.fixed(MODEL_FIXED)
+        settings.finish(("fuse_unk", "merges", "unk_token", "vocab"))
+        model = settings.values
         pairs = [_pair(pair) for pair in model["merges"]]
         return Tokenizer.from_table({str(k): int(v) for k, v in model["vocab"].items()}, pairs)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
