@@ -1,21 +1,28 @@
-"""CONTRIBUTING.md: each "how to add" names the test that follows it; here are two of them."""
+"""CONTRIBUTING.md: each "how to add" names the test that follows it; here are two of them.
+
+Also: a header is read once, and families that are alike."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
+from safetensors.torch import load_file, save_file
 
-from pellucid import checkpoints
-from pellucid.checkpoints import families, formats
+import pellucid
+from pellucid import checkpoints, presets
+from pellucid.checkpoints import families, formats, weights
+from pellucid.checkpoints.header import read_header
 from pellucid.model import Defaults, Model
-from references import assert_same, model_of
+from references import FAMILIES, assert_same, model_of
 
 ROOT = Path(__file__).parents[1]
 Add = Callable[[ModuleType, str, str], None]
@@ -95,39 +102,163 @@ def test_a_format_is_one_new_file(
     assert "boxed" in checkpoints.writable_formats()
     assert checkpoints.save(model, box, to="boxed") == ()
     assert_same(model, checkpoints.load(box))
+    assert checkpoints.load(box).name == model.name
     assert checkpoints.describe(box)["format"] == "boxed"
     assert call("convert", box, copy, "--to", "boxed") == (0, f"{copy}\n", "")
     assert call("generate", "a rabbit", "--model", copy, "--out", tmp_path / "a.png")[0] == 0
     assert "nearest first: boxed" in refused("convert", box, tmp_path / "c", "--to", "boxd")
 
 
-FAMILY = '''
-"""A family as Stable Diffusion 1 is, with narrower texts."""
+WIDE = '''
+"""Wide Diffusion: SD1's parts for latents of 6 channels."""
+
+from dataclasses import replace
+
+from pellucid.backbones.unet import SD15
+from pellucid.checkpoints.families import Family, Tower
+from pellucid.clip import SD1_TEXT
+from pellucid.model import Defaults, LatentSpace, TextEncoding
+from pellucid.vae import SD_VAE
+
+FAMILY = Family(
+    title="Wide Diffusion",
+    backbone=replace(SD15, in_channels=6, out_channels=6, cross_attention_dim=896),
+    towers=(Tower(replace(SD1_TEXT, width=896), "cond_stage_model.transformer.", "text_encoder"),),
+    text_encoding=TextEncoding(layer=-2, pads=(0,)),
+    vae=replace(SD_VAE, latent_channels=6, scaling_factor=0.5),
+    defaults={"wide": Defaults(12, 3.0, "heun", "karras", 640, 640)},
+    latents=LatentSpace(colors=((0.1, 0.2, 0.3),) * 6, tiny_vae="taewide"),
+    pipeline="WideDiffusion",
+    lora_versions=("wide",),
+)
+'''
+
+
+@pytest.fixture
+def wide(new_file: Add) -> Model:
+    """A thin model of the new family."""
+    new_file(families, "wide", WIDE)
+    family = families.known()["wide"]
+    sd1 = model_of("sd1", vocabulary=49408, in_channels=6, out_channels=6)
+    vae = type(sd1.vae)(replace(sd1.vae.config, latent_channels=6, scaling_factor=0.5)).eval()
+    return replace(
+        sd1,
+        vae=vae,
+        text_encoding=family.text_encoding,
+        defaults=family.defaults_for("eps"),
+        latents=family.latents,
+    )
+
+
+@pytest.mark.parametrize("form", ["ldm", "diffusers", "native"])
+def test_a_family_is_one_new_file(form: str, wide: Model, tmp_path: Path, call: Any) -> None:
+    """It is recognized in every layout, described, loaded, and its settings are its own."""
+    path = tmp_path / ("model" if form == "diffusers" else "model.safetensors")
+    checkpoints.save(wide, path, to=form)
+    facts = checkpoints.describe(path)
+    assert facts["family"] == "Wide Diffusion"
+    assert facts["defaults"]["sampler"] == "heun" and facts["defaults"]["width"] == 640
+    assert "6 channels" in facts["latents"] and facts["latents"].endswith("scale 0.5")
+    assert "Wide Diffusion" in call("info", path)[1]
+    model = checkpoints.load(path)
+    assert model.defaults == Defaults(12, 3.0, "heun", "karras", 640, 640)
+    assert_same(wide, model)
+    assert model.latents == families.known()["wide"].latents
+    if form == "diffusers":
+        index = json.loads((path / "model_index.json").read_text())
+        assert index["_class_name"] == "WideDiffusionPipeline"
+    assert "wide" in families.known() and "wide" not in FAMILIES
+
+
+def test_what_else_knows_a_new_family(
+    wide: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoRAs and embeddings by name, a preset, and the file of its tiny autoencoder."""
+    names = {"a.lora_down.weight": 3, "a.lora_up.weight": 3}
+    tensors = {key: wide.vae.quant_conv.weight.new_ones(2, n) for key, n in names.items()}
+    save_file(tensors, tmp_path / "lora.safetensors", {"ss_base_model_version": "wide_v2"})
+    assert checkpoints.describe_lora(tmp_path / "lora.safetensors")["family"] == "Wide Diffusion"
+    save_file({"frog": tensors["a.lora_up.weight"].new_ones(2, 896)}, tmp_path / "frog.safetensors")
+    assert checkpoints.describe(tmp_path / "frog.safetensors")["words"] == {
+        "frog": "2 of width 896"
+    }
+    with pytest.raises(checkpoints.CheckpointError, match="this embedding is for Wide Diffusion"):
+        checkpoints.load_embeddings([tmp_path / "frog.safetensors"], wide)
+    with pytest.raises(checkpoints.CheckpointError, match=r"expected .* taewide_decoder"):
+        checkpoints.load_tiny_vae(tmp_path / "none", of=wide.vae.config)
+    monkeypatch.setattr(pellucid, "presets", presets)  # which is restored after the test
+    monkeypatch.delitem(sys.modules, "pellucid.presets")
+    again = importlib.import_module("pellucid.presets")
+    assert again.preset("wide").steps == 12
+
+
+NARROW = '''
+"""A family as Stable Diffusion 1 is, with narrower texts, and a variant of it with a smaller U-Net."""
 
 from dataclasses import replace
 
 from pellucid.checkpoints.families import sd1
-from pellucid.model import Defaults
+from references import UNETS
 
-FAMILY = replace(
+NARROW = replace(
     sd1.FAMILY,
     title="Narrow Diffusion",
     backbone=replace(sd1.FAMILY.backbone, cross_attention_dim=64),
-    defaults={"narrow": Defaults(7, 3.0, "euler", "karras", 256, 192)},
+)
+SMALL = replace(
+    NARROW, title="Small Diffusion", backbone=replace(UNETS["sd1"], layers_per_block=1)
 )
 '''
 
 
 @pytest.mark.parametrize("form", ["ldm", "diffusers"])
-def test_a_family_is_one_new_file(new_file: Add, form: str, tmp_path: Path, call: Any) -> None:
-    """Its models are recognised in every format, and have its title and its defaults."""
-    made, path = model_of("sd1", vocabulary=49_408), tmp_path / "narrow.safetensors"
-    checkpoints.save(made, path, to=form)
-    assert checkpoints.describe(path)["family"] == "Stable Diffusion 1"
-    new_file(families, "narrow", FAMILY)
-    assert "narrow" in families.known()
-    assert checkpoints.describe(path)["family"] == "Narrow Diffusion"
-    assert "Narrow Diffusion" in call("info", path)[1]
-    again = checkpoints.load(path)
-    assert again.defaults == Defaults(7, 3.0, "euler", "karras", 256, 192)
-    assert torch.equal(again.backbone.conv_in.weight, made.backbone.conv_in.weight)  # type: ignore[union-attr]
+def test_a_variant_takes_no_model_of_its_original(new_file: Add, form: str, tmp_path: Path) -> None:
+    """Although its file is the first by name, only models with exactly its U-Net are its own."""
+
+    def title(name: str, **unet: Any) -> Any:
+        made, path = model_of("sd1", vocabulary=49_408, **unet), tmp_path / name
+        checkpoints.save(made, path, to=form)
+        return checkpoints.describe(path)["family"]
+
+    new_file(families, "narrow", NARROW + "FAMILY = NARROW")
+    new_file(families, "anime", NARROW + 'FAMILY = replace(SMALL, variant_of="narrow")')
+    assert list(families.known())[-1] == "anime"
+    assert title("original.safetensors") == "Narrow Diffusion"
+    assert title("variant.safetensors", layers_per_block=1) == "Small Diffusion"
+    inpainting = title("inpainting.safetensors", layers_per_block=1, in_channels=9)
+    assert inpainting == "Small Diffusion inpainting"
+
+
+def test_families_that_recognise_the_same_models_are_refused(new_file: Add) -> None:
+    new_file(families, "narrow", NARROW + "FAMILY = NARROW")
+    new_file(families, "anime", NARROW + "FAMILY = SMALL")
+    with pytest.raises(ValueError, match=r"'anime' and 'narrow' have the same traits; one of them"):
+        families.known()
+    new_file(families, "absent", NARROW + 'FAMILY = replace(SMALL, variant_of="narow")')
+    with pytest.raises(ValueError, match=r"variant_of of family 'absent' must be .*, got 'narow'"):
+        families.known()
+
+
+@pytest.mark.parametrize("form", ["ldm", "diffusers", "native"])
+def test_a_header_is_read_once(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each load and each description, whatever formats were asked before."""
+    path = tmp_path / ("model" if form == "diffusers" else "model.safetensors")
+    checkpoints.save(model_of("sd1", vocabulary=49408), path, to=form)
+    read: list[Path] = []
+
+    def counted(file: Path) -> dict[str, Any]:
+        read.append(file)
+        return read_header(file)
+
+    monkeypatch.setattr(weights, "read_header", counted)
+    for use in (checkpoints.load, checkpoints.describe):
+        read.clear()
+        use(path)
+        assert read and len(read) == len(set(read))
+    if path.is_file():
+        other = tmp_path / "other.safetensors"
+        save_file(load_file(path), other)
+        if form == "ldm":
+            read.clear()
+            checkpoints.load(other, vae=path)
+            assert sorted(read) == sorted([other, path])

@@ -6,8 +6,9 @@ them, so a model of any size loads. All else is in the family's `FAMILY`, and no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from pellucid import plugins
@@ -71,6 +72,8 @@ class Family:
     text_encoding: how prompts are encoded. A width > 0 becomes that of the backbone's context.
     vae: the published autoencoder; its scale and shift hold for files that do not say theirs.
     defaults: preset name -> settings; the first is the usual one.
+    variant_of: the stem of the family's file that this one has the `Traits` of. Its models are only
+        those with exactly its published backbone; all others are the original's (`closest`).
     prediction: what the network predicts; "" if that differs and single files do not say it.
     schedule: the noise schedule, for files that do not say theirs.
     defaults_of: prediction -> name in `defaults`, where that is not the usual one.
@@ -89,6 +92,7 @@ class Family:
     text_encoding: TextEncoding
     vae: VAEConfig
     defaults: Mapping[str, Defaults]
+    variant_of: str = ""
     prediction: str = "eps"
     schedule: Schedule = field(default_factory=Schedule)
     defaults_of: Mapping[str, str] = field(default_factory=dict)
@@ -148,8 +152,27 @@ class Family:
 
 
 def known() -> dict[str, Family]:
-    """Every family: the stem of its file -> its `FAMILY`."""
-    return {name: module.FAMILY for name, module in plugins.discover(__name__).items()}
+    """Every family: the stem of its file -> its `FAMILY`; variants come after all originals.
+
+    ValueError: two families with the same traits, of which none says that it is a variant.
+    """
+    found = {name: module.FAMILY for name, module in plugins.discover(__name__).items()}
+    originals: dict[tuple[type, Traits], str] = {}
+    for name, family in found.items():
+        if family.variant_of and family.variant_of not in found:
+            raise ValueError(
+                f"variant_of of family {name!r} must be one of {', '.join(found)}, got "
+                f"{family.variant_of!r}"
+            )
+        if family.variant_of:
+            continue
+        other = originals.setdefault((type(family.backbone), family.traits), name)
+        if other != name:
+            raise ValueError(
+                f"the families {other!r} and {name!r} have the same traits; one of them must be a "
+                "variant_of the other, or be a preset"
+            )
+    return dict(sorted(found.items(), key=lambda item: bool(item[1].variant_of)))
 
 
 def traits_of(backbone: Any, texts: Iterable[TextConfig]) -> Traits:
@@ -166,13 +189,33 @@ def traits_of(backbone: Any, texts: Iterable[TextConfig]) -> Traits:
     )
 
 
-def closest(traits: Traits, among: Collection[Family]) -> Family | None:
-    """The family that has most of these traits, the first ones first; None among none."""
+def closest(
+    traits: Traits, among: Iterable[Family], is_exact: Callable[[Family], bool]
+) -> Family | None:
+    """The family that a model with these traits belongs to; None among none.
+
+    The most traits decide, the first ones first. Between equals, a family whose published backbone
+    the model has exactly (`is_exact`) wins, then an original before its variants (the order of
+    `known`).
+    """
 
     def agreement(family: Family) -> list[bool]:
         return [own == other for own, other in zip(family.traits, traits, strict=True)]
 
-    return max(among, key=agreement, default=None)
+    among = list(among)
+    best = max(map(agreement, among), default=[])
+    equal = [family for family in among if agreement(family) == best]
+    if len(equal) < 2:
+        return next(iter(equal), None)
+    return next(filter(is_exact, equal), equal[0])
+
+
+def same_backbone(config: Any, family: Family) -> bool:
+    """Whether a backbone has the published config. A U-Net may take further channels."""
+    published = family.backbone
+    if isinstance(config, UNetConfig) and isinstance(published, UNetConfig):
+        published = replace(published, in_channels=config.in_channels)
+    return bool(config == published)
 
 
 def of_configs(backbone: Any, texts: Iterable[TextConfig]) -> Family | None:
@@ -184,7 +227,7 @@ def of_configs(backbone: Any, texts: Iterable[TextConfig]) -> Family | None:
         for family in known().values()
         if type(family.backbone) is type(backbone) and len(family.towers) == len(texts)
     ]
-    return closest(traits_of(backbone, texts), same) if same else None
+    return closest(traits_of(backbone, texts), same, partial(same_backbone, backbone))
 
 
 def of_model(model: Model) -> Family | None:

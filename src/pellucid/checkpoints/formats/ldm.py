@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -191,7 +192,7 @@ def _family(path: Path, shapes: Shapes) -> Family:
         activations=(),  # the U-Net decides, and the towers must agree with it
         latent_channels=next(iter(shapes.get(f"{UNET_PREFIX}out.2.weight", ())), 0),
     )
-    family = families.closest(traits, known)
+    family = families.closest(traits, known, partial(_has_backbone, shapes))
     assert family is not None
     if missing := [tower.prefix for tower in family.towers if not _prefix(shapes, tower)]:
         raise CheckpointError(
@@ -199,6 +200,15 @@ def _family(path: Path, shapes: Shapes) -> Family:
             "checkpoint"
         )
     return family
+
+
+def _has_backbone(shapes: Shapes, family: Family) -> bool:
+    """Whether the U-Net is exactly the published one of a family."""
+    try:
+        config = unet_config(under(shapes, UNET_PREFIX), family.backbone)
+    except (ValueError, KeyError, IndexError, StopIteration):  # reported when the configs are read
+        return False
+    return families.same_backbone(config, family)
 
 
 def _prefix(keys: Iterable[str], tower: Tower) -> str | None:
