@@ -35,7 +35,7 @@ def test_a_file_is_there_when_it_is_complete(tmp_path: Path) -> None:
     write_text(path, "old")
     with new_file(path) as temporary:
         temporary.write_text("new")
-        assert temporary.parent == tmp_path and path.read_text() == "old"
+        assert temporary.parent.parent == tmp_path and path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 

@@ -40,8 +40,12 @@ from pellucid.plan import (
 from pellucid.preview import decoder_of, pictures
 from pellucid.request import Request, ResolvedRequest, resolve, unit_of
 from pellucid.runtime import Runtime
+from pellucid.runtime.devices import free_memory
 from pellucid.samplers import Step
 from pellucid.schedule import Level
+
+# More pixels at once are hardly faster: on a CPU 8 pictures of 64x64, on a GPU 8 of 512x512.
+CPU_BATCH_PIXELS, GPU_BATCH_PIXELS, LARGEST_BATCH = 2**15, 2**21, 64
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,35 @@ def generate(
             images=finished(runtime, request, canvas, step.x, total > 0) if last else None,
             warnings=tuple(runtime.warnings),
         )
+
+
+def generate_in_batches(
+    model: Model, request: Request, adapt: Adapt | None = None, refiner: Model | None = None
+) -> Iterator[Progress]:
+    """As `generate`, for any number of pictures: batch after batch, each with its last step.
+
+    Every picture is as in one batch, and memory does not grow with their number. LoRAs and
+    embeddings are opened once. `request.seed` must be set.
+    """
+    check_refiner(model, request, refiner)
+    model, unmatched = plain(model, request) if adapt is None else adapt(model, request)
+    size = batch_size(Runtime(model), resolve(model, request))
+    for first in range(0, request.count, size):
+        part = request.part(first, min(size, request.count - first))
+        yield from generate(model, part, lambda model, _: (model, unmatched), refiner)
+
+
+def batch_size(runtime: Runtime, request: ResolvedRequest) -> int:
+    """How many pictures to draw at once: as many as are faster together, and fit in half of the
+    memory that is free."""
+    scale = 1 if request.second_pass is None else request.second_pass.scale
+    width, height = round(request.width * scale), round(request.height * scale)
+    on_cpu = runtime.device.type == "cpu"
+    faster = (CPU_BATCH_PIXELS if on_cpu else GPU_BATCH_PIXELS) // (width * height)
+    free = free_memory(runtime.device)
+    if free is not None:  # decoding needs the most
+        faster = min(faster, free // (2 * runtime.model.vae.working_bytes(width, height)))
+    return max(1, min(faster, LARGEST_BATCH))
 
 
 def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:

@@ -51,9 +51,17 @@ def _short_enough(prompt: str) -> str:
     return prompt
 
 
+def _as_utf8(prompt: str) -> str:
+    """Bytes that Python could not decode in its locale, as UTF-8. ValueError if they are not."""
+    try:
+        return prompt.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise ValueError("a prompt must be text in UTF-8") from None
+
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Prompt = Annotated[str, AfterValidator(_short_enough)]
+Prompt = Annotated[str, AfterValidator(_as_utf8), AfterValidator(_short_enough)]
 Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
@@ -285,6 +293,19 @@ class Request(BaseModel):
             return [(start + end) / 2]
         return [start + (end - start) * i / (self.count - 1) for i in range(self.count)]
 
+    def part(self, first: int, count: int) -> Self:
+        """The request of `count` of its images, each as in the whole. `seed` must be set."""
+        seed, variation_seed, span = self.seed, self.variation_seed, self.walk_span
+        assert seed is not None
+        if self.walk is not None:
+            positions = self.walk_positions[first : first + count]
+            span = (positions[0], positions[-1])
+        else:
+            seed += first
+            variation_seed = None if variation_seed is None else variation_seed + first
+        changes = {"seed": seed, "variation_seed": variation_seed, "walk_span": span}
+        return self.model_copy(update={**changes, "count": count})
+
     @property
     def lora_tags(self) -> list[LoraTag]:
         """The LoRAs that its prompts name, <lora:name:weight>; the negative prompt's do nothing."""
@@ -372,12 +393,7 @@ class ResolvedRequest(Request):
         """The request of image i by itself. ValueError if there is none."""
         if not 0 <= i < self.count:
             raise ValueError(f"image must be between 0 and {self.count - 1}, got {i}")
-        seed, variation_seed = self.seeds[i], self.variation_seed
-        if variation_seed is not None:
-            variation_seed += seed - self.seed
-        span = self.walk_span if self.walk is None else (self.walk_positions[i],) * 2
-        changes = {"seed": seed, "variation_seed": variation_seed, "walk_span": span, "count": 1}
-        return self.model_copy(update=changes)
+        return self.part(i, 1)
 
 
 def chosen_seed(request: Request) -> int:

@@ -15,13 +15,20 @@ import typer
 
 from pellucid import plugins
 from pellucid.cli._app import app, fail, report
+from pellucid.cli._process import check_working_folder, stopped_by_signals, streams
 
 
 def main() -> None:
     """The ``pellucid`` command: every expected error is one sentence, never a traceback."""
-    for command in plugins.discover(__name__).values():
-        assert command.__doc__  # importing it has put the command into the application
+    with streams(), stopped_by_signals():
+        _run()
+
+
+def _run() -> None:
     try:
+        check_working_folder()
+        for command in plugins.discover(__name__).values():
+            assert command.__doc__  # importing it has put the command into the application
         status = app(standalone_mode=False)
         sys.stdout.flush()  # a full disk behind a ">" fails here, where it can be reported
         if status == 130:  # Typer swallows Ctrl-C and returns this

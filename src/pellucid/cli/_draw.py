@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli._bar import bar
-from pellucid.cli._files import free_name, stem_of
+from pellucid.cli._files import Output, stem_of
 from pellucid.cli._like import ModelFiles, Recorded, flag_of
 from pellucid.cli._model import open_model
 
@@ -35,11 +35,13 @@ class Settings:
     live_lora: bool = False
     film: bool = False
     preview: str = "auto"
+    show: bool = False
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures of a run, and what each is stored with, from which it can be made again alone."""
+    """Pictures that are finished, and what each is stored with, from which it can be made again
+    alone."""
 
     images: list[Image]
     records: list[dict[str, Any]]
@@ -53,7 +55,9 @@ class Drawn:
 def check_gan_options(files: ModelFiles, asked: Mapping[str, Any], settings: Settings) -> None:
     """ValueError: an option that a GAN does not have."""
     values = asdict(settings) | asdict(files)
-    defaults = asdict(Settings(device=settings.device)) | asdict(ModelFiles(files.model))
+    defaults = asdict(Settings(settings.device, show=settings.show)) | asdict(
+        ModelFiles(files.model)
+    )
     given = [flag_of(name) for name, value in values.items() if value != defaults[name]]
     given += [name.replace("_", " ") for name in asked if name not in OF_GAN]
     if given:
@@ -63,8 +67,9 @@ def check_gan_options(files: ModelFiles, asked: Mapping[str, Any], settings: Set
         )
 
 
-def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Drawn:
-    """One step. ValueError: the prompt is not one of the GAN's classes, where it has classes."""
+def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Generator[Drawn]:
+    """One step for each picture. ValueError: the prompt is not one of the GAN's classes, where it
+    has classes."""
     from pellucid import gan
     from pellucid.checkpoints import load_gan
     from pellucid.images.pixels import to_pil
@@ -79,21 +84,21 @@ def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Dr
     if label is None and request.prompt.strip():
         warnings.append(f"{files.model} is an unconditional GAN: the prompt is ignored")
     first, prompt = chosen_seed(request), "" if label is None else classes[label]
-    seeds = range(first, first + request.count)
     names = {"model": loaded.name, "model_file": str(files.model)}
-    records = [{"prompt": prompt, "seed": seed} | names for seed in seeds]
-    made = [gan.sample(loaded.generator, [seed], label)[0] for seed in seeds]
-    return Drawn([to_pil(pixels) for pixels in made], records, warnings)
+    for seed in range(first, first + request.count):
+        pixels = gan.sample(loaded.generator, [seed], label)[0]
+        yield Drawn([to_pil(pixels)], [{"prompt": prompt, "seed": seed} | names], warnings)
 
 
 def draw_with_diffusion(
-    files: ModelFiles, request: Request, settings: Settings, recorded: Recorded, folder: Path
-) -> Drawn:
-    """A run, with a progress bar. Latents that cannot be decoded are kept in `folder`."""
+    files: ModelFiles, request: Request, settings: Settings, recorded: Recorded, output: Output
+) -> Generator[Drawn]:
+    """A run, batch after batch, with a progress bar. Latents that cannot be decoded are kept."""
     from pellucid.adapters import adapt
+    from pellucid.images.metadata import format_of
     from pellucid.plugins import choose
     from pellucid.preview import PREVIEWS
-    from pellucid.request import chosen_seed
+    from pellucid.request import chosen_seed, resolve
 
     choose(settings.preview, PREVIEWS, "preview")
     model = files.open(settings.device, settings.dtype)
@@ -106,12 +111,14 @@ def draw_with_diffusion(
     record = partial(files.record, name=model.name)
     # Chosen here, so that the record of latents that are kept has the seed of the run.
     request = request.model_copy(update={"seed": chosen_seed(request)})
-    keep = partial(_keep_latents, record, folder)
-    steps = _run(model, request, adapted, refiner, keep, settings.film)
-    last = steps[-1]
-    assert last.images is not None
-    records = [record(last.request.alone(i)) for i in range(len(last.images))]
-    return Drawn(last.images, records, [*warnings, *last.warnings], steps, model)
+    if output.file is not None:  # an error comes now, not after the work is done
+        format_of(output.file, record(resolve(model, request)))
+    keep = partial(_keep_latents, record, output)
+    for steps in _run(model, request, adapted, refiner, keep, settings.film):
+        last = steps[-1]
+        assert last.images is not None
+        records = [record(last.request.alone(i)) for i in range(len(last.images))]
+        yield Drawn(last.images, records, [*warnings, *last.warnings], steps, model)
 
 
 def _open_refiner(path: Path, files: ModelFiles, settings: Settings) -> Model:
@@ -147,40 +154,45 @@ def _run(
     refiner: Model | None,
     keep_latents: Callable[[ResolvedRequest, Tensor], Path],
     every: bool,
-) -> list[Progress]:
-    """The last step, or `every` one; ValueError that names where undecodable latents are kept."""
-    from pellucid.pipeline import generate
+) -> Iterator[list[Progress]]:
+    """The last step of each batch, or `every` one; ValueError that names where undecodable latents
+    are kept."""
+    from pellucid.pipeline import generate_in_batches
     from pellucid.request import resolve
     from pellucid.runtime.precision import NotFinite
 
     steps: list[Progress] = []
-    with bar(request.prompt[:40] or "(no prompt)") as advance:
+    finished = 0
+    with bar(request.prompt[:40] or "(no prompt)", request.count) as advance:
         try:
-            for step in generate(model, request, adapt, refiner):
-                advance(total=step.steps, completed=step.step)
+            for step in generate_in_batches(model, request, adapt, refiner):
+                advance(completed=finished + len(step.seeds) * step.step / max(step.steps, 1))
                 steps = [*steps, step] if every else [step]
+                if step.images is not None:
+                    yield steps
+                    finished, steps = finished + len(step.images), []
         except NotFinite as error:
             if error.latents is None:
                 raise
-            kept = keep_latents(resolve(model, request), error.latents)
+            part = request.part(finished, len(error.latents))
+            kept = keep_latents(resolve(model, part), error.latents)
             raise ValueError(
                 f"{error}. The latents are kept in {kept}; decode them with another autoencoder: "
                 f"pellucid decode {kept} --vae FILE"
             ) from error
-    return steps
 
 
 def _keep_latents(
     record: Callable[[Request], dict[str, Any]],
-    folder: Path,
+    output: Output,
     request: ResolvedRequest,
     latents: Tensor,
 ) -> Path:
     """Writes latents that could not be decoded, with what their pictures would be stored with."""
     from pellucid.images.latent_file import save_latents
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = free_name(folder, stem_of(request.prompt, request.seed), ".latents.safetensors")
     records = [record(request.alone(i)) for i in range(len(latents))]
-    save_latents(path, latents, {"requests": json.dumps(records)})
-    return path
+    about = {"requests": json.dumps(records)}
+    ending = ".latents.safetensors"
+    path = output.folder / f"{stem_of(request.prompt, request.seed)}{ending}"
+    return output.save(partial(save_latents, latents=latents, about=about), path, ending)

@@ -2,55 +2,115 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
+
+from pellucid.cli._app import report
+from pellucid.files import check_writable, save_new
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from PIL.Image import Image
 
     from pellucid.model import Model
     from pellucid.pipeline import Progress
 
 SMALL = 256  # pictures of at most this many pixels on a side are shown twice as large in a film
+OVERWRITE = "Replace the file of --out if it exists."
 
 
-def names_a_file(out: Path, count: int) -> bool:
-    """Whether --out names a file; a folder otherwise. ValueError if it can be neither."""
+@dataclass
+class Output:
+    """Where the files of a command go: into a folder, or to the one name that --out gives."""
+
+    folder: Path
+    file: Path | None = None
+    overwrite: bool = False
+    failed: bool = False
+    """Whether a file could not be written where it was asked for."""
+
+    @classmethod
+    def of(cls, out: str, count: int = 1, overwrite: bool = False, film: bool = False) -> Self:
+        """What --out says, checked before the work. ValueError: nothing can be written there."""
+        path = Path(out)
+        if not _names_a_file(out):
+            check_writable(path / "picture.png")
+            return cls(path)
+        if count > 1:
+            raise ValueError(f"--out must be a folder if --count is {count}, got the file {out}")
+        for name in (path, *(_names_of_film(path) if film else ())):
+            check_writable(name)
+            if os.path.lexists(name) and not overwrite:
+                raise ValueError(f"{name} exists; --overwrite replaces it")
+        return cls(path.parent, path, overwrite)
+
+    def save_picture(self, image: Image, record: Mapping[str, Any] | None, stem: str) -> Path:
+        """Write a picture with its record, named `stem` unless --out names a file; its path."""
+        from pellucid.images.metadata import save_image
+
+        path = self.folder / f"{stem}.png" if self.file is None else self.file
+        return self.save(partial(save_image, image, request=record), path)
+
+    def save(self, save: Callable[..., None], path: Path, ending: str | None = None) -> Path:
+        """Write a file by `save(path, replace=...)`; its path, with a number if the name is taken.
+
+        What cannot be written there is kept in the system's temporary folder, and a message says so.
+        ending: as in `save_new`. ValueError if that fails too.
+        """
+        save_it = partial(save, replace=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self.file is not None and self.overwrite:
+                save(path, replace=True)
+                return path
+            return save_new(save_it, path, ending)
+        except (OSError, ValueError) as error:
+            said = error if isinstance(error, ValueError) else f"{path}: {error.strerror}"
+            try:
+                kept = save_new(save_it, Path(tempfile.gettempdir(), path.name), ending)
+            except (OSError, ValueError):
+                raise ValueError(str(said)) from error
+            self.failed = True
+            report(f"{said}; it is kept in {kept}")
+            return kept
+
+
+def _names_a_file(out: str) -> bool:
+    """Whether --out names a file; a folder otherwise. ValueError for the ending of another format."""
+    from PIL import Image
+
     from pellucid.images.metadata import FORMATS
 
-    is_file = out.suffix.lower() in FORMATS
-    if out.suffix and not is_file and not out.is_dir():
+    suffix = Path(out).suffix.lower()
+    if out.endswith(("/", os.sep)) or Path(out).is_dir():
+        return False
+    others = suffix in Image.registered_extensions() or difflib.get_close_matches(suffix, FORMATS)
+    if suffix not in FORMATS and others:
         raise ValueError(
             f"--out must be a folder or a file that ends in {', '.join(FORMATS)}, got {out}"
         )
-    if is_file and count > 1:
-        raise ValueError(f"--out must be a folder if --count is {count}, got the file {out}")
-    folder = out.parent if is_file else out
-    if folder.exists() and not folder.is_dir():  # checked before the work
-        raise ValueError(f"--out is {out}, but {folder} is a file and not a folder")
-    return is_file
-
-
-def free_name(folder: Path, stem: str, suffix: str = ".png") -> Path:
-    """A name that is not taken."""
-    path, number = folder / f"{stem}{suffix}", 2
-    while path.exists():
-        path, number = folder / f"{stem}-{number}{suffix}", number + 1
-    return path
+    return suffix in FORMATS
 
 
 def stem_of(prompt: str, seed: int) -> str:
     """A picture's name without its ending: the first words of its prompt, and its seed."""
     words = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
     short = words[:60].encode()[:150].decode(errors="ignore")  # a file name has at most 255 bytes
-    return f"{short.strip('-') or 'unconditional'}-{seed}"
+    # In a locale that is not UTF-8, Python writes names in another encoding.
+    return os.fsdecode(f"{short.strip('-') or 'unconditional'}-{seed}".encode())
 
 
-def write_film(
-    model: Model, steps: Sequence[Progress], i: int, target: Path, preview: str
+def save_film(
+    output: Output, model: Model, steps: Sequence[Progress], i: int, target: Path, preview: str
 ) -> dict[str, str]:
     """Writes the steps of picture i as a strip and as a film, next to `target`; their paths."""
-    from pellucid.images.film import film_strip, save_film
+    from pellucid.images import film
     from pellucid.images.metadata import save_image
     from pellucid.preview import preview as previewed
 
@@ -58,9 +118,17 @@ def write_film(
     clean = [previewed(model, step.x0[i : i + 1], preview)[0] for step in steps]
     size = noisy[-1].size  # a second pass is larger than the first
     noisy, clean = ([frame.resize(size, 0) for frame in frames] for frames in (noisy, clean))
-    strip, film = target.with_name(target.stem + "-strip.png"), target.with_suffix(".webp")
+    scale = 2 if max(size) <= SMALL else 1
+    save_strip = partial(save_image, film.film_strip(noisy, clean))
+    save_frames = partial(film.save_film, noisy, clean, scale=scale)
+    names = _names_of_film(target)
+    strip, frames = map(output.save, (save_strip, save_frames), names)
+    return {"strip": str(strip), "film": str(frames)}
+
+
+def _names_of_film(target: Path) -> tuple[Path, Path]:
+    """The strip and the film of a picture."""
+    film = target.with_suffix(".webp")
     if film == target:
         film = target.with_name(target.stem + "-film.webp")
-    save_image(film_strip(noisy, clean), strip)
-    save_film(noisy, clean, film, scale=2 if max(size) <= SMALL else 1)
-    return {"strip": str(strip), "film": str(film)}
+    return target.with_name(target.stem + "-strip.png"), film

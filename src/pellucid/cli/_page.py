@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pellucid.cli._app import show_json, show_path
+
 if TYPE_CHECKING:
     from pellucid.html.records import Record
 
@@ -41,6 +43,6 @@ def deliver(record: Record, html: Callable[[], str], path: Path | None, as_json:
         path.parent.mkdir(parents=True, exist_ok=True)
         pages.write(path, html())
         if not as_json:
-            typer.echo(path)
+            show_path(path)
     if as_json:
-        typer.echo(record.model_dump_json(indent=1))
+        show_json(record.model_dump_json(indent=1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app
+from pellucid.cli._app import app, show, show_path
 from pellucid.cli._bar import bar
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ def compare(
     parts = parts_of(options, tasks)
     missing = [part for part in parts if findings_of(part) is None]
     if len(missing) < len(parts):
-        typer.echo(f"{len(parts) - len(missing)} of {len(parts)} parts are done already", err=True)
+        show(f"{len(parts) - len(missing)} of {len(parts)} parts are done already", err=True)
     _work(options, missing, workers or os.cpu_count() or 1)
     findings = {part: one for part in parts if (one := findings_of(part)) is not None}
     results = summarise(options, tasks, findings)
     for one in results["data"].values():
-        typer.echo(f"{one['title']}\n  " + "\n  ".join(one["verdict"]), err=True)
+        show(f"{one['title']}\n  " + "\n  ".join(one["verdict"]), err=True)
     for path in write(options, results):
-        typer.echo(path)
+        show_path(path)
 
 
 def _without_missing(options: CompareOptions) -> CompareOptions:
@@ -93,7 +93,7 @@ def _without_missing(options: CompareOptions) -> CompareOptions:
 
     absent = left_out(options)
     for name, why in absent.items():
-        typer.echo(f"{name} is left out: {why}", err=True)
+        show(f"{name} is left out: {why}", err=True)
     return replace(options, data=tuple(name for name in options.data if name not in absent))
 
 
@@ -108,4 +108,4 @@ def _work(options: CompareOptions, parts: list[Part], workers: int) -> None:
             name = f"{part.data}, {part.method}, seed {part.seed}"
             advance(completed=sum(done.values()), description=name)
             if fraction == 1:
-                typer.echo(f"{name}: done", err=True)
+                show(f"{name}: done", err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import app, report
+from pellucid.cli._app import app, report, show_path
 from pellucid.cli._model import SHORT, Prediction, Vae
 
 
@@ -43,4 +43,4 @@ def convert(
     model = checkpoints.load(source, dtype=None, prediction=prediction, vae=vae)
     for thing in checkpoints.save(model, target, kind, to):
         report(f"left out, because {to} has no place for it: {thing}")
-    typer.echo(target)
+    show_path(target)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import app, fail
+from pellucid.cli._app import app, fail, show_path
 
 data_app = typer.Typer(help="Make training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -30,4 +30,4 @@ def emoji(
         fail("rendering needs resvg-py; install it with: pip install 'pellucid[data]'")
     out.parent.mkdir(parents=True, exist_ok=True)
     art.save(out)
-    typer.echo(out)
+    show_path(out)

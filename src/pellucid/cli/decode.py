@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app, report
-from pellucid.cli._files import free_name
+from pellucid.cli._app import app, report, show_path
+from pellucid.cli._files import Output
 from pellucid.cli._like import ModelFiles, of_record
 from pellucid.cli._model import ModelFile, Vae, open_parts
 
@@ -29,11 +29,11 @@ def decode(
     import torch
 
     from pellucid.images.latent_file import load_latents
-    from pellucid.images.metadata import save_image
     from pellucid.preview import pictures
     from pellucid.request import Request
     from pellucid.runtime import Runtime
 
+    output = Output.of(f"{out}/")
     latents, about = load_latents(file)
     records = [of_record(file, record) for record in _records(file, about, len(latents))]
     files, warnings = ModelFiles(model, vae=vae), list[str]()
@@ -53,16 +53,15 @@ def decode(
     if not torch.isfinite(latents).all():
         raise ValueError(f"{file} has latents that are not finite, which cannot be decoded")
     loaded.vae.float()
-    out.mkdir(parents=True, exist_ok=True)
     stem = file.name.removesuffix(".safetensors").removesuffix(".latents")
     for i, picture in enumerate(pictures(Runtime(loaded), latents)):
-        target = free_name(out, stem)
         record = None
         if records:
             request = Request.model_validate({**records[i].request, "decoder": "vae"})
             record = files.record(request, loaded.name)
-        save_image(picture, target, record)
-        typer.echo(target)
+        show_path(output.save_picture(picture, record, stem))
+    if output.failed:
+        raise SystemExit(2)
 
 
 def _records(file: Path, about: Mapping[str, str], count: int) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import app
+from pellucid.cli._app import app, show_path
 from pellucid.cli._model import ModelFile, Prediction, Vae
 from pellucid.plugins import discover
 
@@ -38,4 +38,4 @@ def evaluate(
 
     loaded = checkpoints.load(model, prediction=prediction, vae=vae)
     report(loaded, art, classifier, out, metric or ())
-    typer.echo(out / "results.json")
+    show_path(out / "results.json")

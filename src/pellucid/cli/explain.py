@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app, report
+from pellucid.cli._app import app, report, show_json, show_path
 from pellucid.cli._bar import bar
 from pellucid.cli._files import stem_of
 from pellucid.cli._like import Like, ModelFiles, read_like
@@ -86,7 +86,7 @@ def explain(
     for warning in dict.fromkeys([*warnings, *(text for run in runs for text in run.warnings)]):
         report(warning)
     if as_json:
-        typer.echo(json.dumps({"explanations": [run.record() for run in runs]}))
+        show_json(json.dumps({"explanations": [run.record() for run in runs]}))
     name = stem_of(runs[0].request.prompt, runs[0].request.seed)
     path = page_path(out, as_json, Path(f"{name}.png"), "explain")
     if path is None:
@@ -96,7 +96,7 @@ def explain(
     if left_out:
         report(left_out)
     if not as_json:
-        typer.echo(path)
+        show_path(path)
 
 
 def _explain(

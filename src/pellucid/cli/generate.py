@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app, report
+from pellucid.cli._app import app, report, show_json, show_path
 from pellucid.cli._draw import (
     Drawn,
     Settings,
@@ -16,11 +18,15 @@ from pellucid.cli._draw import (
     draw_with_diffusion,
     draw_with_gan,
 )
-from pellucid.cli._files import free_name, names_a_file, stem_of, write_film
+from pellucid.cli._files import OVERWRITE, Output, save_film, stem_of
 from pellucid.cli._like import Like, ModelFiles, read_like
 from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, TinyVae, Vae
 from pellucid.cli._options import takes_request
+from pellucid.cli._process import held_signals
 from pellucid.request import MODEL, OUTPUT
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def _in_panel(panel: str, help: str, *flags: str) -> Any:
@@ -49,8 +55,9 @@ def generate(
         bool, _in_panel(MODEL, "Add LoRAs at every step: slower, less memory.", "--live-lora")
     ] = False,
     out: Annotated[
-        Path, _in_panel(OUTPUT, "A folder, or a file that ends in .png, .jpg or .webp.")
-    ] = Path("outputs"),
+        str, _in_panel(OUTPUT, "A folder, or a file that ends in .png, .jpg or .webp.")
+    ] = "outputs",
+    overwrite: Annotated[bool, _in_panel(OUTPUT, OVERWRITE, "--overwrite")] = False,
     film: Annotated[
         bool, _in_panel(OUTPUT, "Also write all steps, as a strip and as a film.", "--film")
     ] = False,
@@ -69,7 +76,7 @@ def generate(
 
     recorded = read_like(like)
     files, warnings = recorded.over(ModelFiles(model, prediction, vae, tiny_vae, lora_folder))
-    settings = Settings(device, dtype, live_lora, film, preview)
+    settings = Settings(device, dtype, live_lora, film, preview, show)
     if preset is not None:
         asked = preset_named(preset).given() | asked
     asked = {**recorded.request, **asked}
@@ -79,57 +86,82 @@ def generate(
     elif "prompt" not in asked:
         raise ValueError('generate needs a prompt, such as: pellucid generate "a rabbit"')
     request = Request.model_validate(asked)
-    is_file = names_a_file(out, request.count)
-    folder = out.parent if is_file else out
+    output = Output.of(out, request.count, overwrite, film)
+    drawn: Generator[Drawn]
     if is_gan:
         drawn = draw_with_gan(files, request, settings)
     else:
-        drawn = draw_with_diffusion(files, request, settings, recorded, folder)
-    warnings += drawn.warnings
+        drawn = draw_with_diffusion(files, request, settings, recorded, output)
+    results = Results(output, settings, as_json)
     for warning in warnings:
-        report(warning)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = [_write(drawn, i, out, settings, is_file) for i in range(len(drawn.images))]
-    grid = _write_grid(drawn, out) if is_gan and len(results) > 1 else {}
-    if show:
-        _show(drawn)
-    if as_json:
-        for result, record in zip(results, drawn.records, strict=True):
-            result["request"] = record
-        typer.echo(json.dumps({"images": results, "warnings": warnings} | grid, indent=1))
-        return
-    for result in (*results, grid):
-        for name in ("path", "strip", "film", "grid"):
-            if name in result:
-                typer.echo(result[name])
+        results.warn(warning)
+    with closing(drawn):
+        results.deliver(drawn, with_grid=is_gan)
+    if output.failed:
+        raise SystemExit(2)
 
 
-def _write(drawn: Drawn, i: int, out: Path, settings: Settings, is_file: bool) -> dict[str, Any]:
-    """Writes picture i, and its film if there is to be one; where they are."""
-    from pellucid.images.metadata import save_image
+@dataclass
+class Results:
+    """What a run has written. Paths are printed as soon as they are there, JSON at the end."""
 
-    record = drawn.records[i]
-    target = out if is_file else free_name(out, stem_of(record["prompt"], record["seed"]))
-    save_image(drawn.images[i], target, record)
-    result = {"path": str(target), "seed": record["seed"]}
-    if settings.film and drawn.steps and drawn.model is not None:
-        result |= write_film(drawn.model, drawn.steps, i, target, settings.preview)
-    return result
+    output: Output
+    settings: Settings
+    as_json: bool
+    images: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    grid: dict[str, str] = field(default_factory=dict)
 
+    def deliver(self, drawn: Iterable[Drawn], with_grid: bool) -> None:
+        """Writes each picture when it is finished. with_grid: also all pictures as one."""
+        images: list[Image] = []
+        try:
+            for batch in drawn:
+                for warning in batch.warnings:
+                    self.warn(warning)
+                with held_signals():  # what is drawn is not lost
+                    for i in range(len(batch.images)):
+                        self.write(batch, i)
+                images += batch.images if with_grid else []
+            if len(images) > 1:
+                self.write_grid(images)
+        finally:
+            if self.as_json and self.images:
+                found = {"images": self.images, "warnings": self.warnings} | self.grid
+                show_json(json.dumps(found, indent=1))
 
-def _write_grid(drawn: Drawn, folder: Path) -> dict[str, Any]:
-    """Writes all pictures side by side as one."""
-    from pellucid.images.metadata import save_image
-    from pellucid.images.pixels import grid
+    def warn(self, warning: str) -> None:
+        """Reports a warning once."""
+        if warning not in self.warnings:
+            report(warning)
+            self.warnings.append(warning)
 
-    first = drawn.records[0]
-    path = free_name(folder, f"{stem_of(first['prompt'], first['seed'])}-grid")
-    save_image(grid(drawn.images), path)
-    return {"grid": str(path)}
+    def write(self, drawn: Drawn, i: int) -> None:
+        """Writes picture i, and its film if there is to be one."""
+        from pellucid.images.terminal import draw_in_terminal
 
+        image, record = drawn.images[i], drawn.records[i]
+        target = self.output.save_picture(image, record, stem_of(record["prompt"], record["seed"]))
+        paths = self.shown({"path": str(target)})
+        if self.settings.film and drawn.model is not None:
+            preview = self.settings.preview
+            paths |= self.shown(
+                save_film(self.output, drawn.model, drawn.steps, i, target, preview)
+            )
+        self.images.append({**paths, "seed": record["seed"], "request": record})
+        if self.settings.show:
+            typer.echo(draw_in_terminal(image, 48), err=True)
 
-def _show(drawn: Drawn) -> None:
-    from pellucid.images.terminal import draw_in_terminal
+    def write_grid(self, images: Sequence[Image]) -> None:
+        """Writes all pictures side by side as one."""
+        from pellucid.images.pixels import grid
 
-    for picture in drawn.images:
-        typer.echo(draw_in_terminal(picture, 48), err=True)
+        first = self.images[0]["request"]
+        stem = f"{stem_of(first['prompt'], first['seed'])}-grid"
+        self.grid = self.shown({"grid": str(self.output.save_picture(grid(images), None, stem))})
+
+    def shown(self, paths: dict[str, str]) -> dict[str, str]:
+        """The same, printed."""
+        for path in () if self.as_json else paths.values():
+            show_path(path)
+        return paths

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app
+from pellucid.cli._app import app, show, show_json
 from pellucid.cli._model import Prediction
 
 if TYPE_CHECKING:
@@ -40,18 +40,18 @@ def info(
         if not as_json:
             facts = _said(found)
         if not facts:
-            typer.echo(f"{path} has no record of how it was made")
+            show(f"{path} has no record of how it was made")
             return
     else:
         facts = {"file": str(path)} | checkpoints.describe(path, prediction)
         if "prompt" in facts:  # a model
             facts["runs here on"] = _choice(facts["types"])
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        show_json(json.dumps(facts, indent=1))
         return
     width = max(map(len, facts)) + 1
     for name, value in facts.items():
-        typer.echo(f"{name + ':':<{width}} {_text(value)}")
+        show(f"{name + ':':<{width}} {_text(value)}")
 
 
 def _said(found: Metadata) -> dict[str, Any]:

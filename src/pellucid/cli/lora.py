@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app
+from pellucid.cli._app import app, show, show_json
 from pellucid.cli._model import Vae, open_parts
 
 
@@ -32,7 +32,7 @@ def lora(
         facts["changed weights"] = {part: len(changes) for part, changes in read.changes.items()}
         facts["keys left out"] = list(read.unmatched)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        show_json(json.dumps(facts, indent=1))
         return
     width = max(map(len, facts)) + 1
     for name, value in facts.items():
@@ -40,4 +40,4 @@ def lora(
             value = ", ".join(f"{number} {what}" for what, number in value.items())
         elif isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
-        typer.echo(f"{name + ':':<{width}} {value}")
+        show(f"{name + ':':<{width}} {value}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import app
+from pellucid.cli._app import app, show_path
 from pellucid.cli._model import ModelFile, Prediction, Vae
 from pellucid.cli._page import OUT_HELP, AsJson, Picture, deliver, page_path
 
@@ -64,4 +64,4 @@ def noise(
         overview = path.with_suffix(".png")
         save_image(page.overview(report), overview)
         if not as_json:
-            typer.echo(overview)
+            show_path(overview)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app, report
+from pellucid.cli._app import app, report, show, show_json
 from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._options import takes_request
 
@@ -40,10 +40,10 @@ def tokens(
             report(warning)
     facts = {"model": loaded.name} | _report(loaded.tokenizer, prompt, resolved.steps)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        show_json(json.dumps(facts, indent=1))
         return
     for line in _lines(facts):
-        typer.echo(line)
+        show(line)
 
 
 def _report(tokenizer: Tokenizer, prompt: str, steps: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pellucid.cli._app import app
+from pellucid.cli._app import app, show, show_path
 
 KINDS = {
     int: "a whole number",
@@ -94,12 +94,12 @@ def train(
     module = importlib.import_module(module_name)
     kind = getattr(module, options_name)
     if list_settings:
-        typer.echo(_help(kind))
+        show(_help(kind))
         return
     recipes = discover("pellucid.recipes")
     design = recipes[choose(recipe, recipes, "recipe")].RECIPE
     options = _options(kind, settings or [], resume)
     try:
-        typer.echo(module.train(*([options] if what in WITHOUT_RECIPE else [options, design])))
+        show_path(module.train(*([options] if what in WITHOUT_RECIPE else [options, design])))
     except UnknownPrediction as error:  # it names the flag of the other commands
         raise ValueError(str(error).replace("--prediction ", "prediction=")) from error

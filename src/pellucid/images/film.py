@@ -39,10 +39,12 @@ def save_film(
     labels: Sequence[str] | None = None,
     seconds: float = 4.0,
     scale: int = 2,
+    replace: bool = True,
 ) -> None:
     """The steps as an animated WebP of `seconds`, and one more second on the last step.
 
-    scale: each pixel becomes scale x scale. Raises ValueError if `path` does not end in .webp.
+    scale: each pixel becomes scale x scale. replace: as in `files.new_file`. Raises
+    ValueError if `path` does not end in .webp.
     """
     path = Path(path)
     if path.suffix.lower() != ".webp":
@@ -53,7 +55,7 @@ def save_film(
     ]
     duration = max(20, round(1000 * seconds / len(frames)))  # ms; browsers do not play faster
     durations = [duration] * (len(frames) - 1) + [duration + 1000]
-    with new_file(path) as temporary:
+    with new_file(path, replace=replace) as temporary:
         frames[0].save(
             temporary,
             "WEBP",

@@ -13,10 +13,15 @@ from pellucid.files import write_tensors
 FORMAT = "pellucid latents 1"
 
 
-def save_latents(path: Path, latents: Tensor, about: Mapping[str, str]) -> None:
-    """Write scaled latents (B, C, h, w), so that they can be decoded later, and what they are."""
+def save_latents(
+    path: Path, latents: Tensor, about: Mapping[str, str], replace: bool = True
+) -> None:
+    """Write scaled latents (B, C, h, w), so that they can be decoded later, and what they are.
+
+    replace: as in `files.new_file`.
+    """
     tensors = {"latents": latents.detach().cpu().contiguous()}
-    write_tensors(path, tensors, {"format": FORMAT, **about})
+    write_tensors(path, tensors, {"format": FORMAT, **about}, replace=replace)
 
 
 def load_latents(path: Path) -> tuple[Tensor, dict[str, str]]:

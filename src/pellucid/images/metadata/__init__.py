@@ -37,14 +37,24 @@ class Metadata(NamedTuple):
 
 
 def save_image(
-    image: Image.Image, path: str | Path, request: Mapping[str, Any] | None = None
+    image: Image.Image,
+    path: str | Path,
+    request: Mapping[str, Any] | None = None,
+    replace: bool = True,
 ) -> None:
     """Write a picture in the format of its suffix (.png, .jpg, .webp), with the request inside.
 
-    request: plain JSON values under Pellucid's names. The file appears whole or not at all. Raises
-    ValueError: another suffix, no such folder, a full disk, a request too long for JPEG (64 kB).
+    request: plain JSON values under Pellucid's names. The file appears whole or not at all; replace
+    as in `files.new_file`. Raises ValueError: another suffix, no such folder, a full disk, a request
+    too long for JPEG (64 kB).
     """
-    path = Path(path)
+    kind, options = format_of(Path(path), request)
+    with new_file(path, replace=replace) as temporary:
+        image.save(temporary, kind, **options)
+
+
+def format_of(path: Path, request: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """The format of a path, and Pillow's options for it with the request; errors as `save_image`."""
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path} must end in {', '.join(FORMATS)}, got {path.suffix!r}")
@@ -60,8 +70,7 @@ def save_image(
         options["exif"] = _exif(request)
         if kind == "JPEG" and len(options["exif"]) > 65_533:
             raise ValueError(f"{path}: the request is too long for a JPEG (64 kB); use .png")
-    with new_file(path) as temporary:
-        image.save(temporary, kind, **options)
+    return kind, options
 
 
 def read_metadata(path: str | Path) -> Metadata:

@@ -1,0 +1,394 @@
+"""Pictures that were drawn are never lost, and what can be known before is said before."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inputs import environment, run, unprivileged
+from PIL import Image
+
+from pellucid import cli, pipeline
+
+Draw = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def draw(call: Any, model_file: Path) -> Draw:
+    """`generate` with the tiny model: exit status, stdout, stderr."""
+
+    def tiny(*words: object, prompt: str = "a cat") -> tuple[int, str, str]:
+        common = ("--model", model_file, "--seed", 1)
+        result: tuple[int, str, str] = call("generate", prompt, *common, *words)
+        return result
+
+    return tiny
+
+
+def pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.png") if not path.name.startswith("."))
+
+
+# ---------------------------------------------------------------- 18: one name for several runs
+
+# Six processes that have imported all before, and then run at the same moment.
+AT_ONCE = """
+import os, sys, time
+import pellucid.pipeline, pellucid.cli.generate, pellucid.images, pellucid.adapters, PIL.PngImagePlugin
+from pellucid.cli import main
+count, *words = sys.argv[1:]
+begin = time.time() + 0.3
+children = []
+for number in range(int(count)):
+    pid = os.fork()
+    if pid == 0:
+        status = 0
+        try:
+            for more in ([], ["--film"]):
+                time.sleep(max(begin - time.time(), 0))
+                sys.argv = ["pellucid", *words, *more]
+                main()
+        except BaseException as end:
+            status = 1
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    children.append(pid)
+sys.exit(sum(os.waitpid(pid, 0)[1] != 0 for pid in children))
+"""
+
+
+def test_six_runs_at_once(model_file: Path, tmp_path: Path) -> None:
+    """Case 18: the same prompt, seed and folder; each run has files of its own, and names them.
+
+    Each draws a picture, and then another one with its strip and film.
+    """
+    words = ("generate", "a cat", "--seed", "1", "--steps", "1", "--out", tmp_path)
+    command = [sys.executable, "-c", AT_ONCE, "6", *map(str, words), "--model", str(model_file)]
+    done = subprocess.run(command, capture_output=True, env=environment(), timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    named = done.stdout.decode().split()
+    assert len(named) == len(set(named)) == 6 * (1 + 3)
+    assert {Path(name) for name in named} == {p for p in tmp_path.iterdir() if p.is_file()}
+    for name in named:
+        with Image.open(name) as picture:
+            picture.load()
+
+
+@pytest.mark.parametrize("kind", ["dangling", "file", "folder"])
+def test_a_name_that_is_taken(kind: str, draw: Draw, tmp_path: Path) -> None:
+    """Case 18: by a link to nowhere, a file, a folder: all stay as they are."""
+    first = Path(draw("--out", tmp_path)[1].strip())
+    first.unlink()
+    if kind == "dangling":
+        first.symlink_to(tmp_path / "nowhere.png")
+    elif kind == "file":
+        first.write_bytes(b"mine")
+    else:
+        first.mkdir()
+    status, out, err = draw("--out", tmp_path)
+    assert status == 0, err
+    assert Path(out.strip()) != first and Path(out.strip()).is_file()
+    assert not (tmp_path / "nowhere.png").exists()
+    assert kind != "file" or first.read_bytes() == b"mine"
+
+
+# ---------------------------------------------------------------- 19: known before, said before
+
+
+@pytest.fixture
+def readable() -> Iterator[Path]:
+    """A place in which others than root may go."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("out", ["", "new", "picture.png", "new/deep/picture.png"])
+def test_a_folder_that_is_read_only(
+    out: str, refused: Any, readable: Path, no_drawing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 19: it is said before the first step. The model is the one that ships."""
+    with unprivileged(readable / "closed") as folder:
+        folder.chmod(0o555)
+        said = refused("generate", "a cat", "--seed", 1, "--out", folder / out)
+        assert "closed" in said
+
+
+@pytest.mark.parametrize("length", [252, 300])
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+def test_a_name_that_is_too_long(
+    length: int, ending: str, refused: Any, tmp_path: Path, no_drawing: None
+) -> None:
+    """Case 19: a name of more than 255 bytes."""
+    refused("generate", "a cat", "--seed", 1, "--out", tmp_path / ("x" * length + ending))
+
+
+@pytest.mark.parametrize("name", ["x" * 240, "x" * 244, "x" * 251, "ü" * 125])
+def test_a_long_name_that_is_allowed(name: str, draw: Draw, tmp_path: Path) -> None:
+    """Case 19: a name of 255 bytes is a name, and the temporary one may not be longer."""
+    path = tmp_path / f"{name}.png"
+    assert draw("--out", path)[:2] == (0, f"{path}\n")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("ending", "length"), [("jpg", 8_000), ("jpg", 32_000), ("webp", 12_000), ("png", 12_000)]
+)
+def test_settings_that_are_too_long_for_a_jpeg(
+    length: int, ending: str, call: Any, model_file: Path, tmp_path: Path
+) -> None:
+    """Case 19: 64 kB are all the EXIF that a JPEG has; it is said first, or the picture is there."""
+    steps = []
+    real = pipeline.generate
+
+    def counted(*args: Any, **options: Any) -> Iterator[Any]:
+        for progress in real(*args, **options):
+            steps.append(progress)
+            yield progress
+
+    out = tmp_path / f"a.{ending}"
+    prompt = ("abcdefgh, " * (length // 10))[:length]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pellucid.pipeline.generate", counted)
+        words = ("--model", model_file, "--guidance", 1, "--steps", 1, "--seed", 1, "--out", out)
+        status, told, err = call("generate", prompt, *words)
+    if status == 0:
+        assert told.strip() and Path(told.strip()).is_file()
+    else:
+        assert not steps, "it was drawn, and lost"
+        assert ending == "jpg" and "64" in err
+
+
+@pytest.mark.parametrize("kind", ["became a file", "was removed"])
+def test_a_picture_that_cannot_be_written_is_kept_elsewhere(
+    kind: str, draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 19: what happens to the folder meanwhile loses no picture, and its path is said."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    real = pipeline.generate
+
+    def generate(*args: Any, **options: Any) -> Iterator[Any]:
+        for progress in real(*args, **options):
+            if progress.images is not None:
+                shutil.rmtree(folder)
+                if kind == "became a file":
+                    folder.write_bytes(b"")
+            yield progress
+
+    monkeypatch.setattr("pellucid.pipeline.generate", generate)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path)
+    _, out, err = draw("--out", folder)
+    words = (out + " " + err).replace("\n", " ").split()
+    named = [Path(word.strip(".,:;'\"()")) for word in words if ".png" in word]
+    there = [path for path in named if path.is_file()]
+    assert there, out + err
+    with Image.open(there[-1]) as picture:
+        assert picture.size == (16, 16)
+
+
+# ---------------------------------------------------------------- 20: folders with a dot
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sd1.5", "new.v2/", "a.b/c.d", "2026.11.30", "model.safetensors", "pictures.png/", "..x"],
+)
+def test_folders_with_a_dot(name: str, draw: Draw, tmp_path: Path) -> None:
+    """Case 20: what is no ending of a picture is a folder, and so is what ends in a slash."""
+    status, out, err = draw("--out", f"{tmp_path}/{name}")
+    assert status == 0, err
+    assert Path(out.strip()).parent == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a.tiff", "a.gif", "a.jpe", "a.PNGG", "a.avif"])
+def test_pictures_that_cannot_be_written(
+    name: str, refused: Any, tmp_path: Path, no_drawing: None
+) -> None:
+    """Case 20: an ending that means a picture of another format, or a slip, is still refused."""
+    assert name in refused("generate", "a cat", "--out", tmp_path / name)
+
+
+# ---------------------------------------------------------------- 21: an output that is not UTF-8
+
+
+class Stdout(io.TextIOWrapper):
+    """A standard output of another encoding."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, errors="strict")
+
+    def bytes(self) -> bytes:
+        self.flush()
+        buffer = self.buffer
+        assert isinstance(buffer, io.BytesIO)
+        return buffer.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "cp437"])
+@pytest.mark.parametrize("way", ["path", "json", "info", "tokens"])
+def test_output_that_is_not_utf_8(
+    encoding: str, way: str, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 21: the path is told, in bytes of the file system, and the status is 0."""
+    out, err = Stdout(encoding), Stdout(encoding)
+    words = ["generate", "雪 ☃ Ж", "--model", model_file, "--seed", 1, "--out", tmp_path / "Ж"]
+    if way == "json":
+        words.append("--json")
+    if way == "info":
+        Image.new("RGB", (8, 8)).save(tmp_path / "雪.jpg", comment="雪", exif=b"")
+        words = ["info", tmp_path / "雪.jpg"]
+    if way == "tokens":
+        words = ["tokens", "雪 ☃ Ж", "--model", model_file, "--json"]
+    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    said = out.bytes()
+    assert status == 0, err.bytes()
+    assert said
+    if way == "path":
+        assert Path(os.fsdecode(said.rstrip(b"\n"))).is_file() or b"\\u" in said
+    if way == "json":
+        assert Path(json.loads(said)["images"][0]["path"]).is_file()
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr", "both"])
+def test_no_output_at_all(
+    stream: str, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 21: `>&-` leaves Python without the stream; the picture is saved, without a traceback."""
+    words = ("generate", "a cat", "--model", model_file, "--seed", 1, "--out", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
+    for name in ("stdout", "stderr") if stream == "both" else (stream,):
+        monkeypatch.setattr(sys, name, None)
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    assert status in (0, 1) and len(pictures(tmp_path)) == 1
+
+
+def test_a_locale_that_is_not_utf_8(model_file: Path, tmp_path: Path) -> None:
+    """Case 21: LC_ALL=C with Python's own help switched off, as in cron and old containers."""
+    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ("generate", "a cät", "--model", model_file, "--seed", 1, "--out", tmp_path / "ü")
+    done = run(*words, env=environment(**variables))
+    assert done.returncode == 0, done.stderr
+    (path,) = pictures(tmp_path)
+    assert done.stdout.rstrip(b"\n") in (os.fsencode(path), ascii(str(path))[1:-1].encode())
+
+
+# ---------------------------------------------------------------- 22: modes of files
+
+
+def refuse_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    for name in ("chmod", "fchmod", "lchmod", "chown", "fchown"):
+        monkeypatch.setattr(os, name, refuse, raising=False)
+
+
+def written(kind: str, call: Any, model_file: Path, sd1_file: Path, folder: Path) -> list[Path]:
+    """A picture, a model, a folder of a model, a page, latents, a LoRA: what this program writes."""
+    target = folder / "written"
+    words: dict[str, tuple[object, ...]] = {
+        "picture": ("generate", "a cat", "--model", model_file, "--seed", 1, "--out", target),
+        "JPEG": ("generate", "a", "--model", model_file, "--out", folder / "written.jpg"),
+        "film": ("generate", "a", "--model", model_file, "--film", "--out", target),
+        "native": ("convert", model_file, target, "--to", "native"),
+        "ldm": ("convert", sd1_file, target, "--to", "ldm"),
+        "diffusers": ("convert", sd1_file, target, "--to", "diffusers"),
+        "page": (
+            "explain",
+            "a cat",
+            "--model",
+            model_file,
+            "--steps",
+            2,
+            "--out",
+            target.with_suffix(".html"),
+        ),
+    }
+    status, _, err = call(*words[kind])
+    assert status == 0, err
+    return [path for path in folder.rglob("*") if path.name.startswith("written") or path.is_file()]
+
+
+KINDS = ("picture", "JPEG", "film", "native", "ldm", "diffusers", "page")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_file_systems_without_modes(
+    kind: str,
+    call: Any,
+    model_file: Path,
+    sd1_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Case 22: SMB, exFAT and S3 answer chmod with EPERM; that is no reason to lose a file."""
+    refuse_modes(monkeypatch)
+    assert written(kind, call, model_file, sd1_file, tmp_path)
+
+
+MASKS = [*((kind, 0o077) for kind in KINDS), ("picture", 0o002), ("native", 0o002), ("JPEG", 0o027)]
+
+
+@pytest.mark.parametrize(("kind", "mask"), MASKS)
+def test_modes_are_those_of_the_umask(
+    kind: str, mask: int, call: Any, model_file: Path, sd1_file: Path, tmp_path: Path, umask: Any
+) -> None:
+    """Case 22: as every program's: 077 shows nothing to others, 002 lets the group write."""
+    umask(mask)
+    for path in written(kind, call, model_file, sd1_file, tmp_path):
+        usual = 0o777 if path.is_dir() else 0o666
+        assert oct(path.stat().st_mode & 0o777) == oct(usual & ~mask), path
+
+
+# ---------------------------------------------------------------- 30: Ctrl-C at once
+
+# The interrupt comes when this module is looked for.
+INTERRUPTED = """
+import os, runpy, signal, sys
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+sys.argv = ["pellucid", *sys.argv[1:]]
+runpy.run_module("pellucid", run_name="__main__")
+"""
+MODULES = ("typer", "pellucid.cli.train", "torch", "pellucid.pipeline")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_ctrl_c_while_modules_are_imported(module: str, tmp_path: Path) -> None:
+    """Case 30: it is not swallowed, and shows no traceback, from the first line of the package on."""
+    words = ("generate", "a cat", "--seed", "1", "--steps", "2", "--out", str(tmp_path))
+    command = [sys.executable, "-c", INTERRUPTED.format(module=module), *words]
+    done = subprocess.run(command, capture_output=True, env=environment(), timeout=60)
+    assert b"Traceback" not in done.stderr and b"Error" not in done.stderr, done.stderr
+    assert done.returncode in (130, -2)
+    assert not list(tmp_path.iterdir())
