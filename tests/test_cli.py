@@ -118,7 +118,7 @@ def test_json_and_info(
         (["--image", "absent.png"], "absent.png"),
         (["--like", "absent.png"], "absent.png"),
         (["--model", "absent.safetensors"], "absent.safetensors"),
-        (["--out", "picture.xyz"], "picture.xyz"),
+        (["--out", "picture.gif"], "picture.gif"),
         (["--colour", "red"], "--colour"),
     ],
 )
@@ -290,7 +290,7 @@ def test_like_a_picture_of_another_program(
         info = PngImagePlugin.PngInfo()
         info.add_text("parameters", text.format(schedule))
         Image.new("RGB", (16, 16)).save(theirs, pnginfo=info)
-        words = ("generate", "--like", theirs, "--model", model_file, "--out", ours)
+        words = ("generate", "--like", theirs, "--model", model_file, "--out", ours, "--overwrite")
         assert call(*words)[0] == 0
         request = read_metadata(ours).request
         assert request is not None and request["sampler"] == "euler_ancestral"
@@ -299,7 +299,8 @@ def test_like_a_picture_of_another_program(
 
 def test_a_preset_and_what_is_asked_beside_it(call: Any, model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.png"
-    words = ("generate", "a rabbit", "--model", model_file, "--out", out, "--preset", "lightning")
+    words = ("generate", "a rabbit", "--model", model_file, "--preset", "lightning")
+    words += ("--out", out, "--overwrite")
     for more, steps in (((), 4), (("--steps", "2"), 2)):
         assert call(*words, *more)[0] == 0
         request = read_metadata(out).request
@@ -415,7 +416,7 @@ def test_tokens_of_a_prompt(call: Any, model_file: Path) -> None:
 
 
 def test_tokens_of_odd_prompts(call: Any, model_file: Path) -> None:
-    for prompt, said in (("", "(empty)"), ("\x1b[31m\udcff\n", "  ?\n"), ("((", "(empty)")):
+    for prompt, said in (("", "(empty)"), ("\x1b[31m\n", "(empty)"), ("((", "(empty)")):
         status, out, err = call("tokens", prompt, "--model", model_file)
         assert status == 0 and said in out and "\x1b" not in out
         assert ("is never closed" in err) == (prompt != "")

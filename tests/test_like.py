@@ -64,7 +64,7 @@ def test_all_that_was_opened_is_opened_again(
 def test_what_is_asked_for_counts_more(shelf: Path, call: Any) -> None:
     words = ("--model", "one.safetensors", "--vae", "vae.safetensors", "--prediction", "v")
     assert call("generate", "a rabbit", *words, "--out", "first.png")[0] == 0
-    like = ("generate", "--like", "first.png", "--out", "again.png")
+    like = ("generate", "--like", "first.png", "--out", "again.png", "--overwrite")
     assert call(*like, "--prediction", "flow")[2] == ""
     record = read_metadata("again.png").request or {}
     assert (record["prediction"], record["vae"]) == ("flow", "vae.safetensors")
@@ -79,7 +79,15 @@ def test_what_is_asked_for_counts_more(shelf: Path, call: Any) -> None:
 
 
 def test_what_does_not_count_is_not_recorded(shelf: Path, call: Any) -> None:
-    words = ("--tiny-vae", "tiny.safetensors", "--lora-folder", "loras", "--out", "a.png")
+    words = (
+        "--tiny-vae",
+        "tiny.safetensors",
+        "--lora-folder",
+        "loras",
+        "--out",
+        "a.png",
+        "--overwrite",
+    )
     words = ("generate", "a rabbit", "--model", "one.safetensors", *words)
     folder = "pellucid: --lora-folder does nothing without <lora:...> in a prompt\n"
     assert call(*words, "--film")[2] == folder
@@ -104,7 +112,7 @@ def test_a_picture_of_a1111_has_names_alone(shelf: Path, call: Any) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", f"{text}, VAE Decoder: TAESD")
     Image.new("RGB", (16, 16)).save("theirs.png", pnginfo=info)
-    words = ("generate", "--like", "theirs.png", "--out", "ours.png")
+    words = ("generate", "--like", "theirs.png", "--out", "ours.png", "--overwrite")
     named = ("--model", "one.safetensors", "--tiny-vae", "tiny.safetensors")
     status, _, err = call(*words, *named)
     assert status == 0
@@ -120,7 +128,16 @@ def test_a_refiner_of_a1111_is_a_name_alone(shelf: Path, call: Any) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", f"{text}, Refiner switch at: 0.5")
     Image.new("RGB", (16, 16)).save("theirs.png", pnginfo=info)
-    words = ("generate", "--like", "theirs.png", "--model", "one.safetensors", "--out", "ours.png")
+    words = (
+        "generate",
+        "--like",
+        "theirs.png",
+        "--model",
+        "one.safetensors",
+        "--out",
+        "ours.png",
+        "--overwrite",
+    )
     told = "theirs.png was made with the refiner fine [7440042bbd]; choose it with --refiner FILE"
     status, _, err = call(*words)
     assert status == 0 and told in err
@@ -139,5 +156,5 @@ def test_another_model_than_the_one_that_made_it_is_told(
     assert call("generate", "--like", "first.png", "--out", "again.png")[2] == ""
     monkeypatch.setattr(checkpoints, "embedded", lambda: shelf / "two.safetensors")
     told = "first.png was made with the model tiny; choose it with --model FILE"
-    assert told in call("generate", "--like", "first.png", "--out", "again.png")[2]
+    assert told in call("generate", "--like", "first.png", "--out", "other.png")[2]
     assert told in call("explain", "--like", "first.png", "--json")[2]
