@@ -416,7 +416,7 @@ def test_tokens_of_a_prompt(call: Any, model_file: Path) -> None:
 
 
 def test_tokens_of_odd_prompts(call: Any, model_file: Path) -> None:
-    for prompt, said in (("", "(empty)"), ("\x1b[31m\n", "(empty)"), ("((", "(empty)")):
+    for prompt, said in (("", "(empty)"), ("[\x1b\x07\n", "(empty)"), ("((", "(empty)")):
         status, out, err = call("tokens", prompt, "--model", model_file)
         assert status == 0 and said in out and "\x1b" not in out
         assert ("is never closed" in err) == (prompt != "")
