@@ -44,8 +44,9 @@ from pellucid.runtime.devices import free_memory
 from pellucid.samplers import Step
 from pellucid.schedule import Level
 
-# More pixels at once are hardly faster: on a CPU 8 pictures of 64x64, on a GPU 8 of 512x512.
-CPU_BATCH_PIXELS, GPU_BATCH_PIXELS, LARGEST_BATCH = 2**15, 2**21, 64
+# The largest batches, in pictures and in pixels: on a CPU 8 pictures of 64x64, on a GPU 8 of 512x512.
+# Larger ones are hardly faster, and every picture waits for its batch.
+CPU_BATCH, GPU_BATCH = (8, 2**15), (64, 2**21)
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,12 @@ def batch_size(runtime: Runtime, request: ResolvedRequest) -> int:
     memory that is free."""
     scale = 1 if request.second_pass is None else request.second_pass.scale
     width, height = round(request.width * scale), round(request.height * scale)
-    on_cpu = runtime.device.type == "cpu"
-    faster = (CPU_BATCH_PIXELS if on_cpu else GPU_BATCH_PIXELS) // (width * height)
+    count, pixels = CPU_BATCH if runtime.device.type == "cpu" else GPU_BATCH
+    count = min(count, pixels // (width * height))
     free = free_memory(runtime.device)
     if free is not None:  # decoding needs the most
-        faster = min(faster, free // (2 * runtime.model.vae.working_bytes(width, height)))
-    return max(1, min(faster, LARGEST_BATCH))
+        count = min(count, free // (2 * runtime.model.vae.working_bytes(width, height)))
+    return max(1, count)
 
 
 def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
