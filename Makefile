@@ -14,12 +14,12 @@ help:
 	@echo "make demo         a few pictures from the shipped model, in $(OUT)"
 	@echo "make test         the tests"
 	@echo "make check        format, lint, types, import contract, tests"
-	@echo "make format       put the code into its one format"
+	@echo "make format       format the code (ruff)"
 	@echo "make docs         the documentation's site, in build/docs"
 	@echo "make notebook     the notebook of the whole chain, run, as build/chain.ipynb"
 	@echo "make art          fetch the emoji art that the shipped model learns from (needs npm)"
 	@echo "make digits       fetch the handwritten digits that pellucid compare learns from (needs npm)"
-	@echo "make emoji-model  train the shipped model from nothing (hours)"
+	@echo "make emoji-model  train the included model from scratch (hours)"
 	@echo "make emoji-model-gpu  the larger one, 128x128, on a GPU"
 
 # Stamp files, so that each set-up runs once, and again when what it installs has changed.

@@ -107,7 +107,7 @@ def test_an_embedding_is_a_word_in_both_prompts(model: Model, tmp_path: Path) ->
     [
         (
             {"prompt": "<lora:ons>"},
-            "no LoRA in .* named 'ons'; the choices are, nearest first: one",
+            "LoRA in .* named 'ons'; choices, nearest first: one",
         ),
         ({"prompt": "<lora:>"}, "names no LoRA"),
         ({"loras": (("nowhere.safetensors", 1, 1),)}, "nowhere.safetensors is not a file"),

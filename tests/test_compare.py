@@ -239,7 +239,7 @@ def test_collapse_is_said_when_it_happens_and_only_then() -> None:
     same = sentence(coverage(1, 0.1, apart=0.2))
     assert same.startswith("GAN: mode collapse;") and "20% as far from each other" in same
     assert sentence(coverage(25, 0.9, apart=0.4)).startswith("GAN: no mode collapse")
-    assert sentence(None) == "GAN: every run broke down."
+    assert sentence(None) == "GAN: every run failed."
     assert has_failed(None, real) and has_failed(coverage(12, 1.0), real)
     assert not has_failed(coverage(13, 1.0), real)
 
@@ -250,8 +250,8 @@ def test_collapse_is_said_when_it_happens_and_only_then() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"methods": ("gan", "difusion")}, "there is no method 'difusion'.*first: diffusion"),
-        ({"data": ("rings",)}, "there is no data set 'rings'.*first: ring"),
+        ({"methods": ("gan", "difusion")}, "unknown method 'difusion'.*first: diffusion"),
+        ({"data": ("rings",)}, "unknown data set 'rings'.*first: ring"),
         ({"data": ()}, "data sets must be one or more, each once, got none"),
         ({"methods": ("gan", "gan")}, "methods must be .* each once, got gan, gan"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),

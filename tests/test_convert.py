@@ -119,7 +119,7 @@ def test_a_prediction_is_asked_for_only_where_it_counts(
     ("words", "sentence"),
     [
         (("none", "x", "--to", "ldm"), "none does not exist"),
-        (("sd1", "x", "--to", "ldmm"), "no format 'ldmm'; the choices are, nearest first: ldm"),
+        (("sd1", "x", "--to", "ldmm"), "unknown format 'ldmm'; choices, nearest first: ldm"),
         (
             ("sd1", "x", "--to", "ldm", "--dtype", "int8"),
             "--dtype must be one of fp32, fp16, bf16",

@@ -356,7 +356,7 @@ def full(*_: Any) -> None:
 
 
 def test_unknown_formats(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no format 'diffuser'; .* nearest first: diffusers"):
+    with pytest.raises(ValueError, match=r"unknown format 'diffuser'; .* nearest first: diffusers"):
         save(load(folders["sd1"]), tmp_path / "x", to="diffuser")
 
 

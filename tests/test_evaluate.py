@@ -208,5 +208,5 @@ def test_a_metric_is_one_new_file(
     assert json.loads((out / "results.json").read_text("utf-8")) == results
     assert "**odd**: a model." in (out / "results.md").read_text("utf-8")
     assert (out / "dot.png").is_file()
-    with pytest.raises(ValueError, match=r"no metric 'conted'.*nearest first: counted"):
+    with pytest.raises(ValueError, match=r"unknown metric 'conted'.*nearest first: counted"):
         reports.report(model, tmp_path / "art.npz", Path("-"), out, ["conted"])

@@ -95,7 +95,7 @@ def test_a_schedule_of_its_own_is_shown_beside_the_others() -> None:
     own = Schedule("cosine", T=100)
     assert list(schedules.with_models_own(own).values()).count(own) == 1
     assert schedules.level_at(own, 500).t == 50 and schedules.level_at(own, 999).t == 99
-    with pytest.raises(ValueError, match=r"there is no schedule 'cosin'.*: cosine"):
+    with pytest.raises(ValueError, match=r"unknown schedule 'cosin'.*: cosine"):
         schedules.schedule_named("cosin")
 
 
@@ -395,7 +395,7 @@ def test_the_command(
             "--t must be whole numbers with commas, such as 0,250,500,999, got '1,x'",
         ),
         (("photo.png", "--t", "5,4"), "rising whole numbers"),
-        (("photo.png", "--schedule", "cosin"), "there is no schedule 'cosin'"),
+        (("photo.png", "--schedule", "cosin"), "unknown schedule 'cosin'"),
         (("photo.png", "--out", "a.pdf"), "ends in .html"),
         (("photo.png", "--out", "folder.html"), "is a folder"),
         (("photo.png", "--model", "none.safetensors"), "none.safetensors does not exist"),

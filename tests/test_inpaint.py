@@ -118,7 +118,7 @@ def test_beyond_the_picture_everything_is_drawn(picture: str) -> None:
     ("fields", "sentence"),
     [
         ({"mask": "small.png"}, r"small\.png is 8x9 and the picture .*picture\.png is 37x29"),
-        ({"mask": "black.png"}, r"black\.png marks nothing"),
+        ({"mask": "black.png"}, r"black\.png: the mask is empty"),
         ({"mask": "absent.png"}, r"absent\.png is not a file"),
     ],
 )

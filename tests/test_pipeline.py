@@ -383,7 +383,7 @@ def test_image_to_image_of_several(model: Model, tmp_path: Path) -> None:
     assert passes(model, image=path, strength=0, steps=4) == []
     assert len(passes(model, image=path, strength=0.29, steps=100)) == 29
     (warning,) = run(model, image=path, strength=0.1, steps=4).warnings
-    assert "less than one step" in warning
+    assert "rounds down to 0 steps" in warning
 
 
 def test_a_network_that_breaks_is_told(model: Model) -> None:
@@ -516,7 +516,7 @@ def test_a_rounded_size_is_said(model: Model, tmp_path: Path) -> None:
     assert last.images is not None and last.images[0].size == (72, 40)
     nothing, warning = last.warnings
     assert "77x40" in warning and "72x40" in warning
-    assert nothing == "strength 0 draws nothing anew"
+    assert nothing == "strength 0 returns the picture unchanged"
     assert run(stable, image=path, strength=0, width=72, height=40).warnings == (nothing,)
     assert run(model, image=path, strength=0).warnings == (nothing,)
 

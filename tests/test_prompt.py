@@ -220,14 +220,23 @@ def test_what_no_step_reads() -> None:
         ("([overlapping)]", None),
         (
             "a photo of (a [cat]",
-            "'(' at character 12 of the prompt, in '(a [cat]', is never closed",
+            "'(' at character 12 of the prompt, in '(a [cat]', is not closed",
         ),
         ("((a)", "'(' at character 1 of"),
-        ("a cat] and (a dog", "']' at character 6 of the prompt, in 'a cat]', closes nothing"),
-        (":)", "')' at character 2 of the prompt, in ':)', closes nothing and stands for itself"),
-        ("(a AND b)", "'(' at character 1 of the prompt, in '(a AND b)', is never closed"),
+        (
+            "a cat] and (a dog",
+            "']' at character 6 of the prompt, in 'a cat]', has no opening bracket",
+        ),
+        (
+            ":)",
+            "')' at character 2 of the prompt, in ':)', has no opening bracket and is read as text",
+        ),
+        ("(a AND b)", "'(' at character 1 of the prompt, in '(a AND b)', is not closed"),
         (r"\\(a", r"'(' at character 3"),
-        ("(" + 99 * "x", f"in '({23 * 'x'}', is never closed and counts to the end; a plain"),
+        (
+            "(" + 99 * "x",
+            f"in '({23 * 'x'}', is not closed; it is read as if it were closed at the end; a plain",
+        ),
     ],
 )
 def test_brackets_without_a_partner(prompt: str, told: str | None) -> None:

@@ -193,7 +193,10 @@ def test_what_does_not_go_together(model: Model) -> None:
         next(generate(model, Request(refiner="x")))
     with pytest.raises(ValueError, match="clip_guidance and refiner cannot be combined"):
         Request(refiner="x", clip_guidance=1)
-    assert "refiner_at 1 leaves no step" in run(model, model, refiner_at=1.0)[-1].warnings[0]
+    assert (
+        "refiner_at 1 gives the refiner no steps"
+        in run(model, model, refiner_at=1.0)[-1].warnings[0]
+    )
     assert run(model, refiner_at=0.3)[-1].warnings == ("refiner_at does nothing without refiner",)
     assert not {"refiner", "refiner_at"} & Request(seed=1).record().keys()
 

@@ -302,7 +302,7 @@ class CLIP(nn.Module):
 def contrastive_loss(
     images: Tensor, texts: Tensor, scale: Tensor | float, same: Tensor | None = None
 ) -> Tensor:
-    """How badly pictures and captions find each other: the symmetric loss of figure 3 of the paper.
+    """The symmetric contrastive loss (figure 3 of the paper).
 
     images, texts: (N, D) of length 1, row i of one belongs to row i of the other. scale: the
     inverse temperature. same: (N, N) bool, True where picture i fits caption j as well (two rabbits

@@ -1,4 +1,4 @@
-"""From prompts to the network's conditioning: chunks, weights, text towers, changes from step to step.
+"""Encodes prompts as conditioning: chunks, weights, text encoders, prompts that change between steps.
 
 The network gets the vector of every token, for cross-attention, and one vector for the whole text,
 which is added to the time embedding. A text tower encodes a row of tokens; a longer prompt is cut
@@ -28,7 +28,7 @@ from pellucid.tokenizer import Tokenizer
 MAX_WEIGHT = 100.0
 # A chunk of 75 tokens ends at a comma if one is among its last 20; a smaller one likewise.
 COMMA_REACH = 20 / 75
-# The aesthetic score that SDXL's refiner gets for the prompt and for the negative prompt.
+# Aesthetic scores for the SDXL refiner, for the prompt and for the negative prompt.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 
 

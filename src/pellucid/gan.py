@@ -252,8 +252,8 @@ def r1_penalty(
 ) -> Tensor:
     """Half of the mean |grad D(x)|^2 at real pictures, scalar; times gamma it is added to the loss.
 
-    Mescheder et al. 2018 (arXiv:1801.04406), eq. 9: a discriminator that has won must not keep
-    pushing. D must judge each picture (or pack) alone, so it has no batch norm.
+    Mescheder et al. 2018 (arXiv:1801.04406), eq. 9: keeps a discriminator that already separates the
+    data from growing its gradients. D must judge each picture (or pack) alone, so it has no batch norm.
     """
     pixels = pixels.detach().requires_grad_(True)
     scores = discriminator(pixels, labels)

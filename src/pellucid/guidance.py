@@ -149,7 +149,7 @@ def step_at(begins: Sequence[Level], level: Level) -> int:
     """The step that a level belongs to: the last one that has begun there.
 
     A sampler may evaluate the network at any level: between two levels it gets the prompt of the
-    step it is in, and at the end of a step, where Heun's method looks ahead, that of the next.
+    step it is in, and at the end of a step, where Heun's method evaluates ahead, that of the next.
     """
     return max(bisect.bisect_right(begins, progress(level), key=progress) - 1, 0)
 

@@ -1,7 +1,7 @@
 """Enlarging a picture before a second pass adds detail to it.
 
-A network that was trained on small pictures repeats itself in large ones. So the first pass makes
-the composition at the trained size, and a second one, from less than full noise, adds fine detail.
+A network that was trained on small pictures repeats itself in large ones. So the first pass fixes
+the composition at the trained size; the second, from less than full noise, adds detail.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Inpainting: a part of a picture is drawn anew, and the rest stays what it was.
+"""Inpainting: a part of a picture is redrawn, and the rest stays as it was.
 
 The mask is used twice. The network sees what stays: a model for inpainting as further input channels
 (Rombach et al. 2022, section 4.5), an ordinary one because every estimate of x0 is overwritten
@@ -28,9 +28,9 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A picture to start from, and which part of it is drawn anew.
+    """A picture to start from, and which part of it is redrawn.
 
-    picture: RGB, of the result's size. mask: "L", of the same size, 255 where it is drawn anew;
+    picture: RGB, of the result's size. mask: "L", of the same size, 255 where it is redrawn;
     None: everywhere. box: the part that the network sees; where it goes beyond the picture, the edge
     is repeated. size: width and height at which the network draws that part.
     """
@@ -49,7 +49,7 @@ class Canvas:
 
     @cached_property
     def weights(self) -> Tensor:
-        """How much is drawn anew at each of these pixels, (1, 1, H, W) in [0, 1]."""
+        """How much is redrawn at each of these pixels, (1, 1, H, W) in [0, 1]."""
         if self.mask is None:
             return torch.ones(1, 1, self.size[1], self.size[0])
         view = np.array(self._view(self.mask))
@@ -96,9 +96,7 @@ def prepare(request: ResolvedRequest, unit: int) -> Canvas:
         mask = ImageOps.fit(mask, full, Image.Resampling.BILINEAR)
     marked = mask.getbbox()
     if marked is None:
-        raise ValueError(
-            f"{request.mask} marks nothing to draw anew; it must be white or transparent there"
-        )
+        raise ValueError(f"{request.mask}: the mask is empty: no pixel is white or transparent")
     if request.only_masked:
         return Canvas(
             picture, mask, around(marked, request.padding, full, picture.size), full, warnings
@@ -250,7 +248,7 @@ def with_channels(network: Network, extra: Tensor) -> Network:
 class Keep:
     """Keeps the original outside of the mask, for a network that does not see masks itself.
 
-    original: (1, C, h, w) latents; weights: (1, 1, h, w), 1 where the picture is drawn anew.
+    original: (1, C, h, w) latents; weights: (1, 1, h, w), 1 where the picture is redrawn.
     """
 
     original: Tensor

@@ -45,7 +45,7 @@ def first_pass(
     if canvas is None:
         return Begin(pure, pure, size, streams)
     x0 = runtime.encode(canvas.pixels).expand_as(noise)
-    if canvas.mask is not None and request.strength == 1:  # as diffusers: nothing shines through
+    if canvas.mask is not None and request.strength == 1:  # as in diffusers, x0 is ignored
         return Begin(pure, x0, size, streams, canvas)
     filled = x0
     if canvas.mask is not None:

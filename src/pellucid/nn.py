@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class AttentionRecorder(Protocol):
-    """Takes attention maps, such as a ``list``."""
+    """Receives attention maps; a ``list`` is enough."""
 
     def append(self, weights: Tensor, /) -> None:
         """Take one layer's map."""

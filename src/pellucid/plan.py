@@ -139,8 +139,8 @@ def warnings_of(
         splits = [split_at_refiner(refiner, request, levels) for levels in passes]
         if all(first == end for _, (first, end) in splits):
             warnings.append(
-                f"refiner_at {request.refiner_at:g} leaves no step to the refiner; use more steps or "
-                "a smaller number"
+                f"refiner_at {request.refiner_at:g} gives the refiner no steps; use more steps or "
+                "a smaller refiner_at"
             )
     warnings += picture_warnings(model, asked, request)
     warnings += guidance_warnings(asked, request, passes)
@@ -157,7 +157,8 @@ def prompt_warnings(model: Model, request: Request, counts: Sequence[int]) -> li
     prompts = list(dict.fromkeys((*request.prompts, request.negative_prompt)))
     warnings = [check(prompt) for prompt in prompts for check in (unbalanced, left_out)]
     warnings += [
-        f"no step of {sum(counts)} reads {text[:EXCERPT]!r} of the prompt; see pellucid tokens"
+        f"{text[:EXCERPT]!r} in the prompt is not used in any of the {sum(counts)} steps; see "
+        "`pellucid tokens`"
         for prompt in prompts
         for part, _ in split_and(take_loras(prompt)[0])
         for text in unread(part, *counts)[:SHOWN]
@@ -203,11 +204,11 @@ def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> 
         return warnings
     (picture, strength), size = request.start, (request.width, request.height)
     if strength == 0 and request.second_pass is None:
-        warnings.append("strength 0 draws nothing anew")
+        warnings.append("strength 0 returns the picture unchanged")
     if img2img_steps(request) == 0 < strength:
         warnings.append(
-            f"strength {strength:g} of {request.steps} steps is less than one step: nothing is drawn "
-            "anew; use more steps or more strength"
+            f"strength {strength:g} at {request.steps} steps rounds down to 0 steps: the picture is "
+            "returned unchanged; use more steps or a higher strength"
         )
     open_size = None in (asked.width, asked.height)
     if open_size and not request.masked and draws_any_size(model) and picture.size != size:

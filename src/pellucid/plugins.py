@@ -55,4 +55,4 @@ def choose(name: str, choices: Iterable[str], what: str) -> str:
 def unknown(name: str, near: Iterable[str], what: str) -> ValueError:
     """The error for a name that is none of the choices, which are given nearest first."""
     known = ", ".join(near)
-    return ValueError(f"there is no {what} {name!r}; the choices are, nearest first: {known}")
+    return ValueError(f"unknown {what} {name!r}; choices, nearest first: {known}")

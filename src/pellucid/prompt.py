@@ -9,8 +9,9 @@ r"""The grammar of prompts, as in the A1111 web UI.
     <lora:name:0.8>              a LoRA
     <hypernet:name:0.8>          a hypernetwork, which is left out
 
-Every text is a valid prompt: a bracket that is never closed counts to the end, one that was never
-opened stands for itself. The order of parsing: `take_loras`, `split_and`, `each_step`, `parse`.
+Every text is a valid prompt: a bracket that is not closed is read as if it were closed at the end,
+one that was not opened is read as text. The order of parsing: `take_loras`, `split_and`, `each_step`,
+`parse`.
 """
 
 from __future__ import annotations
@@ -145,9 +146,10 @@ def unbalanced(prompt: str) -> str | None:
         return None
     bracket, place = first[0], first.start()
     if bracket in _OPENERS:
-        what, around = "closes nothing and stands for itself", prompt[: place + 1][-EXCERPT:]
+        what, around = "has no opening bracket and is read as text", prompt[: place + 1][-EXCERPT:]
     else:
-        what, around = "is never closed and counts to the end", prompt[place:][:EXCERPT]
+        what = "is not closed; it is read as if it were closed at the end"
+        around = prompt[place:][:EXCERPT]
     return (
         f"the bracket {bracket!r} at character {place + 1} of the prompt, in {around!r}, {what}; a "
         f"plain bracket is written \\{bracket}"
@@ -249,7 +251,7 @@ def each_step(prompt: str, steps: int, second: int = 0) -> list[str]:
     """The prompt at each of `steps` and then at each of `second` steps of a second pass.
 
     "when" counts the steps of both; with a decimal point, it is a fraction of the first pass from 0
-    to 1 and of the second from 1 to 2. Turns begin anew with the second pass.
+    to 1 and of the second from 1 to 2. Turns start again in the second pass.
     """
     schedule = _Schedule.of(prompt)
     if not schedule.choices:

@@ -102,14 +102,14 @@ def declared(request: BaseModel | type[BaseModel], name: str) -> dict[str, Any]:
 class Request(BaseModel):
     """What to draw. None means: as the model's defaults say (`resolve` fills these in).
 
-    A request is plain data: it comes from the command line or from HTTP, and it is stored in the
-    picture that it made, from which it can be made again. Raises pydantic's ValidationError, which
+    A request is plain data: it comes from the command line, and it is stored in the picture that it
+    made, from which it can be made again. Raises pydantic's ValidationError, which
     is a ValueError, naming the field.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Prompt = option('What to draw; "" is anything.', "", flag="prompt")
+    prompt: Prompt = option("The prompt. Empty: draw anything.", "", flag="prompt")
     """In the grammar of `prompt`."""
     negative_prompt: Prompt = option("What to avoid.", "", flag="--negative")
     clip_skip: int | None = option(
@@ -117,7 +117,9 @@ class Request(BaseModel):
     )
     """1 is the last layer that the text encoder was trained with, also where a file lacks it.
     None: the one that the model was trained with."""
-    emphasis: Emphasis | None = option("What weights in a prompt do.", group=STEER)
+    emphasis: Emphasis | None = option(
+        "How prompt weights are applied to the embeddings.", group=STEER
+    )
     """As in `model.TextEncoding`. None: what suits the model."""
     loras: tuple[tuple[str, Finite, Finite], ...] = option(
         "A LoRA and its weight.", (), MODEL, flag="--lora", form="FILE or FILE:WEIGHT"
@@ -154,28 +156,37 @@ class Request(BaseModel):
     """As `images.open_mask` reads it: where it is white, or, if it is transparent anywhere, where
     it is transparent."""
     mask_invert: bool = option(
-        "Redraw the rest instead.", False, MASK, flag="--invert-mask/--no-invert-mask", needs="mask"
+        "Invert the mask.", False, MASK, flag="--invert-mask/--no-invert-mask", needs="mask"
     )
-    mask_grow: int = option("Pixels added around it.", 0, MASK, needs="mask", ge=0, le=512)
+    mask_grow: int = option(
+        "Grow the mask by this many pixels.", 0, MASK, needs="mask", ge=0, le=512
+    )
     """Before it is blurred."""
-    mask_blur: int = option("Pixels of blur at its edge.", 4, MASK, needs="mask", ge=0, le=256)
+    mask_blur: int = option(
+        "Blur radius of the mask edge, in pixels (default 4).", 4, MASK, needs="mask", ge=0, le=256
+    )
     """Standard deviation of a Gaussian blur."""
     inpaint_fill: Literal["original", "fill", "noise", "blank"] = option(
         "What the masked part starts from.", "original", MASK, flag="--fill", needs="mask"
     )
     """What is there, the blurred surroundings, noise, zeros."""
     only_masked: bool = option(
-        "Draw that part alone, at full size.",
+        "Crop to the masked area and draw it at full resolution.",
         default=False,
         group=MASK,
         flag="--only-masked/--whole-picture",
         needs="mask",
     )
     """The part around the mask is enlarged to width x height."""
-    padding: Pixels = option("Pixels around that part.", 32, MASK, needs="only_masked")
+    padding: Pixels = option(
+        "Context around the masked area, in pixels (default 32).", 32, MASK, needs="only_masked"
+    )
     """The network gets them too."""
     extend: tuple[Pixels, Pixels, Pixels, Pixels] = option(
-        "Pixels to add and draw there.", (0, 0, 0, 0), START, form="LEFT,TOP,RIGHT,BOTTOM"
+        "Outpainting: pixels to add at each side.",
+        (0, 0, 0, 0),
+        START,
+        form="LEFT,TOP,RIGHT,BOTTOM",
     )
     """Outpainting."""
 
@@ -197,7 +208,10 @@ class Request(BaseModel):
     )
     """It reads the prompt with its own text encoders; it gets no LoRAs and no embeddings."""
     refiner_at: Share = option(
-        "From which part of the run on, 0 to 1, default 0.8.", 0.8, SECOND, needs="refiner"
+        "Switch to the refiner at this fraction of the run (default 0.8).",
+        0.8,
+        SECOND,
+        needs="refiner",
     )
 
     mix: tuple[tuple[Prompt, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = option(
@@ -205,20 +219,22 @@ class Request(BaseModel):
     )
     """The prompt itself has the weight 1."""
     mix_by: Literal["embedding", "noise"] = option(
-        "What is mixed of the prompts.", "noise", STEER, needs="mix"
+        "Mix the text embeddings or the noise predictions.", "noise", STEER, needs="mix"
     )
     walk: Prompt | None = option(
         "A prompt to interpolate to: --count pictures on the way, all of one seed.", group=STEER
     )
     walk_span: tuple[Share, Share] = option(
-        "The part of the walk that is drawn.", (0.0, 1.0), STEER, flag=None, needs="walk"
+        "The part of the walk to draw.", (0.0, 1.0), STEER, flag=None, needs="walk"
     )
     """A single picture is drawn at the middle of it."""
     variation_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = option(
-        "Seed of another noise to turn towards.", group=STEER, needs="variation_strength"
+        "Variation seed: interpolate towards the noise of this seed.",
+        group=STEER,
+        needs="variation_strength",
     )
     """Of image i it is `variation_seed + i`. None: the seed after the image's own."""
-    variation_strength: Share = option("How far it is turned, 0 to 1.", 0.0, STEER)
+    variation_strength: Share = option("Variation strength, 0 to 1.", 0.0, STEER)
     rescale: Share = option("Guidance rescale, 0 to 1.", 0.0, STEER)
     interval: tuple[Share, Share] = option(
         "The part of the run that has guidance, such as 0.2,0.8.", (0.0, 1.0), STEER, form="FROM,TO"
@@ -252,12 +268,14 @@ class Request(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.interval[0] > self.interval[1]:
-            raise ValueError(f"the interval {self.interval} ends before it begins")
+            raise ValueError(
+                "interval must be FROM,TO with FROM <= TO, got {:g},{:g}".format(*self.interval)
+            )
         if self.walk is not None and self.mix:
             raise ValueError("walk and mix cannot be combined")
         if self.seed is not None and self.seed + self.count - 1 > MAX_SEED:
             raise ValueError(
-                f"seed {self.seed} and count {self.count} pass the last seed {MAX_SEED}"
+                f"seed + count - 1 must be at most {MAX_SEED}, got {self.seed + self.count - 1}"
             )
         if self.masked and self.image is None:
             field = "extend" if self.mask is None else "mask"
@@ -336,7 +354,7 @@ class Request(BaseModel):
 
 
 class Start(NamedTuple):
-    """The picture that image to image starts from, and how much of it is drawn anew."""
+    """The picture that image to image starts from, and how much of it is redrawn."""
 
     picture: Image.Image
     """RGB, as `images.open_image` reads it, before it is extended or cropped."""

@@ -73,7 +73,7 @@ class Level:
     schedule: Schedule | None = field(default=None, repr=False, compare=False)
 
     def at(self, s: float) -> Level:
-        """The level of the same schedule with sigma / alpha = s, for samplers that go in between."""
+        """The level of the same schedule with sigma / alpha = s, for evaluations between levels."""
         if self.schedule is None:
             raise ValueError(f"{self} belongs to no schedule; make it with Schedule.level")
         return self.schedule.level_at_sigma(s)

@@ -1,8 +1,8 @@
 """Text to numbers: byte-pair encoding (Sennrich, Haddow, Birch 2016, arXiv:1508.07909).
 
-A tokenizer cuts a prompt into pieces that it has met often ("rab", "bit") and gives each piece its
-number. The bytes themselves are pieces too, so there is no unknown word: what was never met is
-spelt out.
+A tokenizer cuts a prompt into frequent character sequences ("rab", "bit") and gives each piece its
+number. The bytes themselves are pieces too, so there is no unknown word: an unknown word is split
+into smaller pieces.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ class Tokenizer:
         return cls(bpe, context_length=context_length, bos=bos, eos=bos + 1, pad=bos + 1)
 
     def _cut(self, text: str, before: int) -> list[Piece]:
-        """The pieces of a cleaned text, which begins after this many letters."""
+        """The pieces of a cleaned text, which begins at character `before` of the prompt."""
         found = self.bpe.encode(text, add_special_tokens=False)
         return [
             Piece(number, text[start:end], before + start)

@@ -36,7 +36,7 @@ class VAEConfig:
     use_quant_conv: bool = True
     patch_size: int = 1  # patches of pixels become channels before the first convolution
     mid_attention: bool = True
-    shortcut: bool = False  # a linear code of patches runs beside both networks
+    shortcut: bool = False  # a linear code of patches runs parallel to both networks
 
     @property
     def downsample(self) -> int:
@@ -332,7 +332,7 @@ class VAE(nn.Module):
 
         With patches p (n,), n = in_channels * f * f in the order of ``F.unfold``, the latents are
         ``encode @ (p - mean)`` and the pixels ``decode @ z + mean``; `encode` is
-        (latent_channels, n), `decode` (n, latent_channels), `mean` (n,). The networks beside the
+        (latent_channels, n), `decode` (n, latent_channels), `mean` (n,). The networks parallel to the
         shortcut start at zero, and the posterior with a small deviation, exp(-3).
         """
         config = self.config
@@ -341,11 +341,11 @@ class VAE(nn.Module):
                 "this autoencoder has no shortcut to set; its config says shortcut=False"
             )
         n = config.in_channels * config.downsample**2
-        wanted = ((config.latent_channels, n), (n, config.latent_channels), (n,))
-        if (encode.shape, decode.shape, mean.shape) != wanted:
+        shapes = ((config.latent_channels, n), (n, config.latent_channels), (n,))
+        if (encode.shape, decode.shape, mean.shape) != shapes:
             raise ValueError(
                 f"encode, decode and mean have the shapes {tuple(encode.shape)}, "
-                f"{tuple(decode.shape)} and {tuple(mean.shape)}; {wanted} are needed"
+                f"{tuple(decode.shape)} and {tuple(mean.shape)}; {shapes} are needed"
             )
         assert self.encoder_shortcut.bias is not None and self.decoder_shortcut.bias is not None
         self.encoder_shortcut.weight.copy_(encode.view_as(self.encoder_shortcut.weight))

@@ -67,7 +67,7 @@ NORM_EPS = 1e-6
 def position_table(width: int, side: int, base: float) -> Tensor:
     """The place of every patch as waves, (1, side * side, width), row by row.
 
-    Half of the width tells the column, half the row; each is counted so that the whole side is
+    Half of the width encodes the column, half the row; each is counted so that the whole side is
     `base` long ("Attention is all you need", section 3.5, in two directions).
     """
     places = torch.arange(side, dtype=torch.float32) / (side / base)
@@ -105,8 +105,8 @@ class Patches(nn.Module):
         if max(height, width) > self.side:
             most = self.side * patch
             raise ValueError(
-                f"the latents are {size[1]} wide and {size[0]} high; this network knows the places "
-                f"of at most {most} by {most}"
+                f"the latents are {size[1]} wide and {size[0]} high; this network supports "
+                f"latents of at most {most}x{most}"
             )
         top, left = (self.side - height) // 2, (self.side - width) // 2
         table = self.pos_embed.unflatten(1, (self.side, self.side))
@@ -128,7 +128,7 @@ class TimeTextEmbedding(nn.Module):
 
 
 class Modulation(nn.Module):
-    """The modulation of a layer: `parts` vectors, each (B, 1, width)."""
+    """The adaLN modulation of a layer: `parts` shift, scale or gate vectors, each (B, 1, width)."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The U-Net: from a noisy latent, a time and a text to what the noise is.
+"""The U-Net: predicts the noise in a latent from the latent, the timestep and the text.
 
 The network of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), in the variants of Stable
 Diffusion and SDXL (Podell et al. 2023, arXiv:2307.01952). Going down, each level halves the size;
@@ -46,7 +46,7 @@ class UNetConfig:
     norm_eps: float = 1e-5
     pooled_dim: int = 0  # width of the pooled text that is added to the time; 0: none
     size_conditions: bool = False  # SDXL's size_count numbers, appended to the pooled text
-    size_count: int = 6  # the refiner has 5: its last, a score of beauty, is in the target's place
+    size_count: int = 6  # the refiner has 5: its last, an aesthetic score, replaces the target
     map_channels: int = 0  # channels that an MLP makes from the pooled text, appended to the input
     map_size: int = 8
     film: bool = False  # time and pooled text also scale the channels of every residual block
@@ -177,7 +177,7 @@ class UpLevel(Level):
         tokens: Tensor,
         record: AttentionRecorder | None,
     ) -> Tensor:
-        """Takes what it needs off the end of `kept`."""
+        """Pops the skip connections that it needs from `kept`."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, kept.pop()], dim=1), time)
             if len(self.attentions) > 0:
@@ -189,7 +189,7 @@ class UpLevel(Level):
 
 
 class UNet(nn.Module):
-    """The U-Net whole."""
+    """The complete U-Net."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

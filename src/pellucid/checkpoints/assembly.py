@@ -73,8 +73,8 @@ LARGEST = 2**20  # no number of a config is larger
 
 
 class Unfilled(TorchFunctionMode):
-    """Initial weights are not drawn. On the meta device there is nothing to draw into, and yet
-    torch would import its compiler to do so, which takes longer than all else here.
+    """Skips the initialisation of weights: on the meta device it is useless, and it would import
+    torch's compiler, which takes longer than everything else here.
 
     A network of more than `PARAMETERS` tensors is a ValueError: a file can ask for any number.
     """

@@ -141,7 +141,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not whole:
             raise _not_an_embedding(path, dict.fromkeys(map(str, content)), None)
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(f"{path}: {key} is larger than the memory behind it")
+            raise CheckpointError(f"{path}: {key} claims more bytes than the file stores for it")
     return {key: value.detach() for key, value in content.items()}
 
 

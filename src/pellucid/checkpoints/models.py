@@ -41,7 +41,7 @@ from pellucid.textual_inversion import Embedding
 from pellucid.tiny_vae import TinyVAE
 from pellucid.vae import VAE, VAEConfig
 
-# Files and folders that are no models, each with `matches(source)` and `describe(source)`.
+# Files and folders that are not models, each with `matches(source)` and `describe(source)`.
 OTHERS: tuple[Any, ...] = (tiny_vae_files, gan_files, vae_files, embedding_files, lora_description)
 
 

@@ -1,4 +1,4 @@
-"""What torch.save wrote (.ckpt, .pt, .bin): a pickle, opened only in torch's mode that runs nothing."""
+"""What torch.save wrote (.ckpt, .pt, .bin): a pickle, opened only with weights_only=True."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def _pickled(path: Path) -> Weights:
         size = tensor.numel() * tensor.element_size()
         room -= size
         if size > tensor.untyped_storage().nbytes() or room < 0:
-            raise CheckpointError(f"{path}: {key} is larger than the memory behind it")
+            raise CheckpointError(f"{path}: {key} claims more bytes than the file stores for it")
         stored[key] = Stored(tuple(tensor.shape), tensor.dtype, pickle.reader(key))
     return Weights(path, stored, {}, pickled=True)
 

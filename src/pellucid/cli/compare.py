@@ -1,4 +1,4 @@
-"""``pellucid compare``: the old way of making pictures against the new."""
+"""``pellucid compare``: compares GANs with a diffusion model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 def compare(
     methods: Annotated[
         list[str] | None,
-        typer.Argument(help="gan, pacgan, diffusion; without them: gan and diffusion."),
+        typer.Argument(help="gan, pacgan, diffusion; default: gan and diffusion."),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="ring, grid, stacked-mnist or emoji; repeatable. Without it: all that are there."
+            help="ring, grid, stacked-mnist or emoji; repeatable. "
+            "Default: all data sets that are available."
         ),
     ] = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Train fully, which takes hours, or a GPU."),
+        typer.Option("--full", help="Full training: hours on a CPU; a GPU is recommended."),
     ] = False,
     seeds: Annotated[int | None, typer.Option(help="Runs of each method.")] = None,
     seen: Annotated[int | None, typer.Option(help="Pictures that each method learns from.")] = None,

@@ -40,7 +40,8 @@ def generate(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Settings of a fast model: lcm, turbo, lightning, hyper. Other options win."
+            help="Recommended settings of a few-step model (lcm, turbo, lightning, hyper, ...). "
+            "Other options override them."
         ),
     ] = None,
     like: Like = None,

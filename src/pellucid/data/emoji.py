@@ -469,7 +469,7 @@ class Emoji:
     def draw(
         self, count: int, rng: np.random.Generator, *, held: bool = False, distinct: bool = False
     ) -> Batch:
-        """`distinct`: of two things in one picture, the first is another one in each picture."""
+        """`distinct`: every first object is a different one; of a pair, only the first."""
         first = rng.permutation(self.among)[:count].tolist() if distinct else [-1] * count
         samples = [compose(self.art, rng, self.mix, c, held, self.among) for c in first]
         numbers = {concept: number for number, concept in enumerate(self.among)}

@@ -30,7 +30,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
         if _changes_little(transform, mode):
             return image
         converted = ImageCms.applyTransform(colours, transform)
-    except Exception:  # profiles of hostile bytes meet every kind of exception
+    except Exception:  # a malformed profile can raise anything
         return image
     assert converted is not None
     if alpha is not None:

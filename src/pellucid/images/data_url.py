@@ -30,6 +30,6 @@ def from_data_url(url: str) -> Image.Image:
             io.BytesIO(base64.b64decode(url.removeprefix(PNG_URL))), formats=("PNG",)
         )
         image.load()
-    except Exception as error:  # decoders meet hostile bytes with every kind of exception
+    except Exception as error:  # a decoder can raise anything on malformed data
         raise ValueError(f"the picture cannot be read: {error}") from error
     return image

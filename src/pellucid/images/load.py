@@ -30,10 +30,10 @@ Source = str | Path | BinaryIO
 
 
 class Mask(NamedTuple):
-    """Which part of a picture is drawn anew."""
+    """Which part of a picture is redrawn."""
 
     image: Image.Image
-    """Mode "L": 255 is drawn anew, 0 is kept."""
+    """Mode "L": 255 is redrawn, 0 is kept."""
     reading: str | None
     """In words how its transparency was read; None: it has none."""
 
@@ -45,18 +45,18 @@ def open_image(source: Source) -> Image.Image:
     high or MAX_PIXELS in all (checked in the header, before anything is decoded).
     """
     image = _flatten(to_srgb(_upright(source)))
-    image.info.clear()  # what is said there, such as its profile, is of the file
+    image.info.clear()  # the metadata describes the file, not these pixels
     return image
 
 
 def open_mask(source: Source) -> Mask:
     """The mask in a file.
 
-    A picture that is transparent somewhere is drawn anew where it is transparent, and its colours
+    A picture that is transparent somewhere is redrawn where it is transparent, and its colours
     do not count (OpenAI's masks). If more than half of it is transparent and something is opaque,
-    that is a layer of a drawing program, and is drawn anew where the strokes are. Any other picture
-    is drawn anew where it is white (A1111's masks). What lies between is between. Raises ValueError
-    as `open_image` does.
+    that is a layer of a drawing program, and is redrawn where the strokes are. Any other picture
+    is redrawn where it is white (A1111's masks). Intermediate values are partly redrawn. Raises
+    ValueError as `open_image` does.
     """
     image = _upright(source)
     if has_alpha(image):
@@ -91,7 +91,7 @@ def open_header(source: Source, any_size: bool = False) -> tuple[Image.Image, di
             image, texts = _open(source)
         except Image.DecompressionBombError:
             raise ValueError(too_large(name, "more than 178 million pixels")) from None
-        except Exception as error:  # decoders meet hostile bytes with every kind of exception
+        except Exception as error:  # a decoder can raise anything on malformed data
             raise ValueError(f"{name} is not a picture ({', '.join(OPENED)})") from error
     width, height = image.size
     if not any_size and (max(width, height) > MAX_SIDE or width * height > MAX_PIXELS):
@@ -101,7 +101,7 @@ def open_header(source: Source, any_size: bool = False) -> tuple[Image.Image, di
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file begins as the pictures do that are opened here, whatever its name is."""
+    """Whether a file begins as the pictures do that are opened here, independent of its name."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -157,7 +157,7 @@ def _upright(source: Source) -> Image.Image:
                 for directory in TiffTags.TAGS_V2_GROUPS:
                     exif.pop(directory, None)
             image.load()
-        except Exception as error:  # decoders meet hostile bytes with every kind of exception
+        except Exception as error:  # a decoder can raise anything on malformed data
             raise ValueError(f"{_name(source)} is truncated or damaged: {error}") from error
         turn = TURNS.get(_orientation(image))
         return image.copy() if turn is None else image.transpose(turn)

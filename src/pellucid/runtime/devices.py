@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-HOME = torch.device("cpu")  # where parts go to make room for others
+HOME = torch.device("cpu")  # the device that idle parts are offloaded to
 
 
 def choose_device(name: str, best: Sequence[str] = ("cuda", "mps")) -> torch.device:
@@ -25,9 +25,7 @@ def choose_device(name: str, best: Sequence[str] = ("cuda", "mps")) -> torch.dev
     if name == "auto":
         return torch.device(next((kind for kind in best if kind in here), "cpu"))
     if name not in here:
-        raise ValueError(
-            f"there is no device {name!r} here; the choices are: auto, {', '.join(here)}"
-        )
+        raise ValueError(f"device must be one of auto, {', '.join(here)}, got {name!r}")
     return torch.device(name)
 
 
@@ -68,8 +66,8 @@ def bring(
     model's other parts. work: bytes that the part needs in addition to its weights. A part that has
     to make room goes to the CPU and stays there until it is brought itself, so that no part moves
     twice in a turn. Returns those that went. Nothing moves if the device is the CPU, or if the free
-    memory is not known. If there is still too little memory, the part that follows fails, or works
-    in tiles.
+    memory is not known. If memory is still short, the part that follows fails or falls back to tiles,
+    which need less.
     """
     if device.type == "cpu":
         return []

@@ -46,7 +46,7 @@ def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> Ch
             raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {name!r}")
         return Choice(device, DTYPES[name], "as requested")
     if device.type == "cpu":
-        return Choice(device, torch.float32, "fast and exact on a CPU")
+        return Choice(device, torch.float32, "the fastest type on a CPU")
     if device.type == "cuda":
         if file_dtype == torch.float16:
             return Choice(device, torch.float16, "the file's own type")
@@ -57,7 +57,7 @@ def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> Ch
         return Choice(device, torch.float16, "half the memory; this GPU has no bfloat16")
     if device.type == "mps":
         return Choice(device, torch.float16, "half the memory, and fast on Apple's GPUs")
-    return Choice(device, torch.float32, "this device is not known")
+    return Choice(device, torch.float32, "unknown device type")
 
 
 class NotFinite(ValueError):

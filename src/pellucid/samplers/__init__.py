@@ -1,9 +1,14 @@
-"""Samplers: the ways to take the noise away again. One file each; the stem is the public name.
+"""Samplers: numerical solvers that remove the noise step by step. One file each; the stem is the
+public name.
 
 A sampler is a generator function
 ``sample(denoise, x, levels, noise, **options) -> Iterator[Step]``. It walks the levels in pairs,
 asks `denoise` for an estimate of x0, moves x to the next level, and yields. Progress, previews and
 cancelling are the caller's ``for`` loop. Next to it, a file declares its `SamplerSpec` as ``SPEC``.
+
+The stochastic samplers draw their noise step by step. A1111, k-diffusion and diffusers take that of
+the DPM++ SDE ones from a Brownian tree with a generator of its own (torchsde), so the same seed gives
+a different picture there.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ Noise = Callable[[Tensor], Tensor]
 
 
 class Step(NamedTuple):
-    """Where a sampler is: x at `level`, and the estimate of x0 that took it there."""
+    """The state after a step: x, its level, and the x0 estimate that was used."""
 
     x: Tensor
     x0: Tensor

@@ -6,7 +6,8 @@ and step with the slope that is found there:
 
     s_m = sqrt(s s')     y_m = y + (s_m - s) eps     y' = y + (s' - s) eps_m
 
-Two evaluations for each step except from pure noise and to the clean picture, which are Euler's.
+Two network evaluations per step, except the first from pure noise and the last to sigma = 0, which
+are Euler steps.
 """
 
 from __future__ import annotations

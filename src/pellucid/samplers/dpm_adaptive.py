@@ -4,7 +4,7 @@ A step of third order (see dpm_fast) has one of second order in it, at no extra 
 
     y_low = y - s' (e^h - 1) (eps + 3/2 (eps1 - eps))
 
-By how much the two differ, the step is taken or tried again, and the next one is made longer or
+The step is accepted or retried depending on the difference, and the next one is made longer or
 shorter: h = h (1 + arctan(E^(-1/order) - 1)), E the root mean square of (y - y_low) / tolerance.
 """
 

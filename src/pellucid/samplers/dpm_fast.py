@@ -1,7 +1,7 @@
 """DPM-Solver-fast, Lu et al. 2022, section 3.4, as in k-diffusion ("DPM fast").
 
-The way is cut into equal steps in log sigma, of third order with three evaluations each, except the
-last, which use the evaluations that remain. With s = sigma / alpha, y = x / alpha, h = log(s / s'),
+The range is divided into equal steps in log sigma, of third order with three evaluations each; the
+last steps use the remaining evaluations. With s = sigma / alpha, y = x / alpha, h = log(s / s'),
 and s1, s2 at a third and two thirds of h (a step of second order has s1 half way, and no s2),
 
     y1 = y - s1 (e^(h/3) - 1) eps

@@ -5,9 +5,6 @@ As dpmpp_2m, on the SDE: with lambda = log(alpha / sigma) and h = lambda' - lamb
     D = x0 + (x0 - the x0 before) h / (2 (the h before))
     x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h)) D
          + sigma' sqrt(1 - e^(-2 eta h)) noise
-
-A1111's noise is of a Brownian tree with its own generator (torchsde), and here it is drawn step by
-step: for the same seed the pictures are others.
 """
 
 from __future__ import annotations

@@ -4,9 +4,6 @@ As dpmpp_2m_sde, but the straight line is integrated: with H = (1 + eta) h,
 
     x' = (sigma' / sigma) e^(-eta h) x + alpha' ((1 - e^-H) x0 + (1 - (1 - e^-H) / H) D)
          + sigma' sqrt(1 - e^(-2 eta h)) noise          D = (x0 - the x0 before) h / (the h before)
-
-A1111's noise is of a Brownian tree with its own generator (torchsde), and here it is drawn step by
-step: for the same seed the pictures are others.
 """
 
 from __future__ import annotations

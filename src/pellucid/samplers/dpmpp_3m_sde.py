@@ -10,9 +10,6 @@ H = (1 + eta) h,
          + sigma' sqrt(1 - e^(-2 eta h)) noise
 
 The exact weight of D2 is twice p3; this is k-diffusion's. With eta = 0 the order is 2 and not 3.
-
-A1111's noise is of a Brownian tree with its own generator (torchsde), and here it is drawn step by
-step: for the same seed the pictures are others.
 """
 
 from __future__ import annotations

@@ -6,9 +6,7 @@ euler_ancestral, once for the way to s_m and once for the way to s',
     y_m = x0 + down_m eps + up_m noise_m
     y' = (down / s) y + (1 - down / s) x0_m + up noise
 
-noise_m and noise are of one Brownian path in s, so that noise is in part noise_m. k-diffusion takes
-that path from a Brownian tree with its own generator (torchsde), and here the noise is drawn step
-by step: for the same seed the pictures are others than those of A1111 and diffusers.
+noise_m and noise are increments of the same Brownian path in s, so they are correlated.
 """
 
 from __future__ import annotations

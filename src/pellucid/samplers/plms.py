@@ -5,8 +5,8 @@ DDIM's step, with a mean of the last estimates of the noise instead of the last 
     e = (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
     x' = alpha' (x - sigma e) / alpha + sigma' e
 
-The first step also evaluates at its end and takes the mean of both; the next two use the estimates so
-far. The weights are those of equal steps in t, for any spacing.
+The first step also evaluates its end point and averages; the next two use the available history.
+The weights are those of equal steps in t, for any spacing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Further judges of an autoencoder: a discriminator that is trained along, and features of CLIP.
+"""Additional losses for the autoencoder: a discriminator and CLIP features.
 
 The adversarial training of latent diffusion (Rombach et al. 2022, arXiv:2112.10752, appendix G).
 """

@@ -246,7 +246,7 @@ def draw_samples(
     objective: Objective,
     path: Path,
 ) -> None:
-    """A sheet of what the network draws by now: fixed prompts, seeds 0, 1, ..., 12 DDIM steps."""
+    """Writes a sheet of samples: fixed prompts, seeds 0, 1, ..., 12 DDIM steps."""
     device = next(network.parameters()).device
     seeds = noise.generators(0, len(prompts))
     x = noise.draw("gaussian", tuple(held.latents.shape[1:]), seeds).to(device)

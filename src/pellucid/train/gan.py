@@ -1,4 +1,4 @@
-"""Train a GAN: the generator forges, the discriminator judges, and they take turns."""
+"""Train a GAN: alternating updates of generator and discriminator."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from pellucid.train.loop import (
 )
 from pellucid.train.recipe import Recipe
 
-BETAS = (0.5, 0.999)  # of Adam; a longer memory makes the two swing (DCGAN, section 4)
+BETAS = (0.5, 0.999)  # of Adam; a higher beta1 makes training oscillate (DCGAN, section 4)
 SAMPLES = 36
 FIGURE_NAMES = {
     "generator": "generator's loss",
@@ -140,7 +140,7 @@ def play(
     players.judging.zero_grad(set_to_none=True)
     (judged + penalty).backward()
     players.judging.step()
-    judge.requires_grad_(False)  # the generator learns from its opinion, and does not change it
+    judge.requires_grad_(False)  # freeze the discriminator during the generator update
     with autocast(device) if half else nullcontext():
         forged = generator_loss(judge(made, labels).float())
     players.forging.zero_grad(set_to_none=True)

@@ -60,7 +60,7 @@ class RunOptions:
     rate: float = setting(1e-3, RATE)
     save_every: int = setting(500, SAVE_EVERY)
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
-    seed: int = setting(0, "Of the first weights, the noise and the choice of pictures.")
+    seed: int = setting(0, "Random seed for initialisation, noise and batches.")
     resume: bool = setting(False, "Continue where the last run was saved.")
 
     def __post_init__(self) -> None:
@@ -280,7 +280,7 @@ class Run:
                 f"{self.path} is from a run with other options and cannot be resumed with these"
             )
         for name, part in self.parts.items():
-            if name in state:  # a part that is new in this run, such as a critic, begins afresh
+            if name in state:  # a part that is missing in the saved state starts untrained
                 part.load_state_dict(state[name])
         if self.ema is not None:
             self.ema.restore(state["ema"], state["updates"])

@@ -27,7 +27,7 @@ class PackOptions:
     diffusion: Path = setting(Path("runs/diffusion/state.pt"), "The trained diffusion network.")
     out: Path = setting(Path("runs/emoji.safetensors"), "The model file.")
     name: str = setting("emoji", "The model's name.")
-    size: int = setting(0, "Of the pictures that it draws; 0: as those that CLIP learned from.")
+    size: int = setting(0, "Picture size in pixels; 0: the size CLIP was trained on.")
     steps: int = setting(0, "Steps of a run by default; 0: the recipe's.")
     guidance: float = setting(0.0, "Guidance by default; 0: the recipe's.")
     sampler: str = setting("", 'Sampler by default; "": the recipe\'s.')

@@ -49,10 +49,8 @@ class VAEOptions(SourceOptions, RunOptions):
     features: str = setting(
         "", "A trained CLIP (its state.pt), by whose features pictures are compared as well."
     )
-    perceptual: float = setting(0.0, "Weight of that comparison; 0 is without.")
-    adversarial: float = setting(
-        0.0, "Weight of a discriminator that is trained along; 0 is without."
-    )
+    perceptual: float = setting(0.0, "Weight of that comparison; 0 turns it off.")
+    adversarial: float = setting(0.0, "Weight of the adversarial loss; 0 turns it off.")
     adversarial_from: int = setting(500, "The step at which the discriminator comes in.")
     save_every: int = setting(200, SAVE_EVERY)
 

@@ -32,7 +32,7 @@ FIXED: Mapping[str, Any] = {
     "target_parameters": None,
     "trainable_token_indices": None,
 }
-# What tells how it was trained and which modules it has, which the keys show too.
+# How it was trained and which modules it has, which the keys show too.
 IDLE = (
     *("auto_mapping", "base_model_name_or_path", "decompose_both", "decompose_factor"),
     *("ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "init_weights"),
@@ -127,8 +127,8 @@ def _settings(path: Path, weights: Weights) -> Settings | None:
     config = path.with_name("adapter_config.json")
     text = weights.metadata.get("lora_adapter_metadata")
     if text is None:
-        beside = path.name.startswith("adapter_model") and config.exists()
-        return Settings.open(config) if beside else None
+        sibling = path.name.startswith("adapter_model") and config.exists()
+        return Settings.open(config) if sibling else None
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,8 @@ the modes that as many real samples cover."""
 WHOLE = 0.9
 """With this fraction of the real samples' modes there is no mode collapse."""
 CROWDED = 0.5
-"""Samples nearer to each other than this fraction of the distance of real ones are the same few."""
+"""Samples nearer to each other than this fraction of the distance of real ones are counted as
+duplicates."""
 GOOD_ENOUGH = 0.5
 """If fewer samples are good than this fraction of the real ones', modes are missed for another
 reason: the pictures are not learned yet."""
@@ -82,7 +83,7 @@ def verdict(title: str, found: Mapping[str, Any], real: Mapping[str, Any]) -> st
     """Whether this method lost modes, in a sentence."""
     runs, means = found["runs"], found["mean"]
     if means is None:
-        return f"{title}: every run broke down."
+        return f"{title}: every run failed."
     covered = [run["coverage"]["good_modes"] for run in runs if run["coverage"] is not None]
     spread = f"from {min(covered)} to {max(covered)} over {len(covered)} runs"
     summary = (
@@ -95,5 +96,5 @@ def verdict(title: str, found: Mapping[str, Any], real: Mapping[str, Any]) -> st
         near = f"the samples lie {means['apart']:.0%} as far from each other as real ones"
         return f"{title}: mode collapse; {summary}, and {near}."
     if means["good"] < GOOD_ENOUGH * real["good"]:
-        return f"{title}: not learned well enough to tell lost modes from bad samples; {summary}."
+        return f"{title}: not learned well enough to distinguish lost modes from bad samples; {summary}."
     return f"{title}: mode collapse; {summary}."

@@ -37,7 +37,7 @@ def colors(evaluation: Evaluation, kind: str) -> dict[str, float]:
     pixels = evaluation.pixels(texts, seed=1000)
     rim = torch.ones(pixels.shape[-2:], dtype=torch.bool)
     rim[RIM:-RIM, RIM:-RIM] = False
-    # Of a thing all that is not the white ground.
+    # For tinted objects, every pixel that is not background.
     where = [picture.mean(0) < 0.9 if kind == "tint" else rim for picture in pixels]
     hues = [dominant_hue(*pair) for pair in zip(pixels, where, strict=True)]
     numbers = [evaluation.numbers[p.concept] for p in prompts]

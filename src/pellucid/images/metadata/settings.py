@@ -77,7 +77,7 @@ def renamed(
     """Settings under the names of a request.
 
     names: their name -> a request's, where these differ from `SAME`. idle: name -> the value that
-    changes no picture; None: whatever the value is. Empty ones are left out too.
+    changes no picture; None: with any value. Empty ones are left out too.
     """
     fields, unused = dict[str, Any](), list[str]()
     for name, value in values.items():

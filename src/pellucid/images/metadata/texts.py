@@ -1,4 +1,4 @@
-"""The texts in a picture file, by their keys, in whatever way its format holds them."""
+"""The texts in a picture file, by their keys, for every format that holds them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def exif_texts(image: Image.Image) -> dict[str, str]:
         # Some programs put the comment into the first directory.
         comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT, tags.get(USER_COMMENT))
         order = exif.endian or "<"
-    except Exception:  # decoders meet hostile bytes with every kind of exception
+    except Exception:  # a decoder can raise anything on malformed data
         return {}
     texts = {name: _plain(tags[tag]) for tag, name in TAGS.items() if _is_text(tags.get(tag))}
     if isinstance(comment, bytes):

@@ -196,7 +196,7 @@ def _source(graph: Graph, inputs: Mapping[str, Any]) -> Node | None:
 
 
 def _latent(graph: Graph, inputs: Mapping[str, Any], denoise: Any) -> dict[str, Any]:
-    """The size of empty latents, or how much of a picture is drawn anew."""
+    """The size of empty latents, or how much of a picture is redrawn."""
     node = _source(graph, inputs)
     if node is None:
         return {"strength": _number(graph, denoise)}
