@@ -97,7 +97,7 @@ def test_a_format_is_one_new_file(
 ) -> None:
     """It is found, read, written, described, and in the choices of the command line."""
     box, copy = tmp_path / "box", tmp_path / "copy"
-    assert "no format 'boxed'" in refused("convert", model_file, box, "--to", "boxed")
+    assert "unknown format 'boxed'" in refused("convert", model_file, box, "--to", "boxed")
     new_file(formats, "boxed", FORMAT)
     assert "boxed" in checkpoints.writable_formats()
     assert checkpoints.save(model, box, to="boxed") == ()

@@ -108,11 +108,11 @@ def test_v_is_that_of_the_paper():
 
 def test_unknown_names():
     x0, eps = pair()
-    with pytest.raises(ValueError, match=r"no prediction 'epss'; .*: eps"):
+    with pytest.raises(ValueError, match=r"unknown prediction 'epss'; .*: eps"):
         target("epss", x0, eps, 1.0, 1.0)
-    with pytest.raises(ValueError, match="no distribution of t"):
+    with pytest.raises(ValueError, match="unknown distribution of t"):
         sample_t("lognormal", 1, 1000)
-    with pytest.raises(ValueError, match=r"no loss weighting 'min_snrr'; .*: min_snr"):
+    with pytest.raises(ValueError, match=r"unknown loss weighting 'min_snrr'; .*: min_snr"):
         loss_weight("min_snrr", "eps", torch.ones(1), torch.ones(1))
 
 

@@ -208,7 +208,7 @@ def test_interpolation_without_pooled_and_out_of_range():
     assert interpolate(a, a, 0.5).pooled is None
     with pytest.raises(ValueError, match="from 0 to 1"):
         interpolate(a, a, 1.5)
-    with pytest.raises(ValueError, match=r"no interpolation 'slrp'; .*: slerp"):
+    with pytest.raises(ValueError, match=r"unknown interpolation 'slrp'; .*: slerp"):
         interpolate(a, a, 0.5, "slrp")
 
 

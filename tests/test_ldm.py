@@ -324,7 +324,7 @@ def test_sd2_asks_what_it_predicts(files: dict[str, Path], tmp_path: Path) -> No
     assert load(path, prediction="eps").defaults.width == 512
     assert load(path, prediction="v").prediction == "v"
     assert load(path, prediction="v").defaults.width == 768
-    with pytest.raises(ValueError, match="no prediction 'w'"):
+    with pytest.raises(ValueError, match="unknown prediction 'w'"):
         load(path, prediction="w")
 
 

@@ -100,5 +100,5 @@ def test_largest_seed():
 
 
 def test_unknown_noise():
-    with pytest.raises(ValueError, match=r"no noise 'gausian'; .*: gaussian"):
+    with pytest.raises(ValueError, match=r"unknown noise 'gausian'; .*: gaussian"):
         noise.draw("gausian", SHAPE, noise.generators(0, 1))

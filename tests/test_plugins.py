@@ -47,7 +47,7 @@ def test_a_new_file_appears_by_itself(package, tmp_path):
 
 def test_choose():
     assert plugins.choose("b", ("a", "b"), "letter") == "b"
-    with pytest.raises(ValueError, match=r"no spacing 'karas'; .*: karras, "):
+    with pytest.raises(ValueError, match=r"unknown spacing 'karas'; .*: karras, "):
         plugins.choose("karas", ("uniform", "karras", "beta"), "spacing")
 
 
@@ -131,9 +131,9 @@ def test_a_misspelt_field_of_a_sampler_is_refused(new_sampler):
     [
         ({"order": 0}, "order must be None or from 1 to 4, got 0"),
         ({"aliases": ()}, "at least one name"),
-        ({"spacing": "karas"}, "no spacing 'karas'"),
-        ({"ends_first": ("leeding",)}, "no spacing 'leeding'"),
-        ({"skip_penultimate": ("leeding",)}, "no spacing 'leeding'"),
+        ({"spacing": "karas"}, "unknown spacing 'karas'"),
+        ({"ends_first": ("leeding",)}, "unknown spacing 'leeding'"),
+        ({"skip_penultimate": ("leeding",)}, "unknown spacing 'leeding'"),
     ],
 )
 def test_a_declaration_is_checked(change, message):

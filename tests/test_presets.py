@@ -55,5 +55,5 @@ def test_the_embedded_model_s_preset_is_its_own_defaults():
 
 
 def test_unknown_preset_names_the_nearest_first():
-    with pytest.raises(ValueError, match=r"no preset 'sdlx'; .*: sdxl"):
+    with pytest.raises(ValueError, match=r"unknown preset 'sdlx'; .*: sdxl"):
         preset("sdlx")

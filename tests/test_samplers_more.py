@@ -642,7 +642,7 @@ def test_every_name_is_of_one_sampler(name):
 
 
 def test_unknown_spacing_names_the_nearest_first():
-    with pytest.raises(ValueError, match=r"no spacing 'karas'; .*: karras"):
+    with pytest.raises(ValueError, match=r"unknown spacing 'karas'; .*: karras"):
         samplers.levels_for("euler", Schedule(), 10, "karas")
 
 

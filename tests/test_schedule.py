@@ -424,7 +424,7 @@ def test_flow_refuses_what_does_not_reach_pure_noise(spacing):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "scaled_liner"}, "no schedule 'scaled_liner'; .*: scaled_linear, linear"),
+        ({"name": "scaled_liner"}, "unknown schedule 'scaled_liner'; .*: scaled_linear, linear"),
         ({"T": 1}, "at least 2"),
         ({"beta_start": 0.0}, "0 < beta_start"),
         ({"beta_start": 0.02}, "0 < beta_start"),
@@ -440,7 +440,7 @@ def test_a_schedule_that_cannot_be(options, message):
 
 
 def test_arguments_out_of_range():
-    with pytest.raises(ValueError, match=r"no spacing 'karas'; .*: karras"):
+    with pytest.raises(ValueError, match=r"unknown spacing 'karas'; .*: karras"):
         SD.levels(10, "karas")
     with pytest.raises(ValueError, match="no final level"):
         SD.levels(10, "karras", final="one")

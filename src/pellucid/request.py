@@ -85,8 +85,8 @@ def option(
 
     help: one short sentence. group: the fields that it is shown with. flag: how the command line
     writes it, where that is not --the-name; without dashes it is an argument, None: it has none.
-    Fields with the same flag are written together, as --size is. form: what a text for it looks
-    like, where it is not one word or number; FILE is a path. needs: the field without which this
+    Fields with the same flag are written together, as --size is. form: the format of
+    its text, where it is not one word or number; FILE is a path. needs: the field without which this
     one does nothing. limits: as pydantic's Field takes them.
     """
     extra: dict[str, Any] = {"group": group, "flag": flag, "form": form, "needs": needs}
@@ -103,8 +103,8 @@ class Request(BaseModel):
     """What to draw. None means: as the model's defaults say (`resolve` fills these in).
 
     A request is plain data: it comes from the command line, and it is stored in the picture that it
-    made, from which it can be made again. Raises pydantic's ValidationError, which
-    is a ValueError, naming the field.
+    made, from which it can be made again. Raises pydantic's ValidationError, which is a ValueError,
+    naming the field.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

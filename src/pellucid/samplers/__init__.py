@@ -6,9 +6,9 @@ A sampler is a generator function
 asks `denoise` for an estimate of x0, moves x to the next level, and yields. Progress, previews and
 cancelling are the caller's ``for`` loop. Next to it, a file declares its `SamplerSpec` as ``SPEC``.
 
-The stochastic samplers draw their noise step by step. A1111, k-diffusion and diffusers take that of
-the DPM++ SDE ones from a Brownian tree with a generator of its own (torchsde), so the same seed gives
-a different picture there.
+The stochastic samplers draw their noise step by step. For the DPM++ SDE samplers, A1111, k-diffusion
+and diffusers take it from a Brownian tree with a separate generator (torchsde), so the same seed gives
+a different picture than in A1111.
 """
 
 from __future__ import annotations

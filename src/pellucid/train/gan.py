@@ -186,7 +186,7 @@ def config_of(options: GANOptions, classes: tuple[str, ...]) -> GANConfig:
 
 
 def draw_samples(generator: Generator, path: Path) -> None:
-    """A sheet of what the generator draws by now: seeds 0, 1, ..., of each class in turn."""
+    """Writes a sheet of samples: seeds 0, 1, ..., of each class in turn."""
     classes = len(generator.config.classes)
     generator.eval()
     drawn = [
