@@ -294,7 +294,7 @@ def test_device_and_type(files: dict[str, Path]) -> None:
     half = open_model(path, device="cpu", dtype="bf16")
     assert next(half.backbone.parameters()).dtype == torch.bfloat16
     assert checkpoints.type_of(path) == torch.float32
-    with pytest.raises(ValueError, match="device must be one of auto, .*, got 'gpu'"):
+    with pytest.raises(ValueError, match=r"device must be one of auto, .*, got 'gpu'"):
         open_model(path, device="gpu")
     with pytest.raises(ValueError, match=r"dtype must be one of .*, got 'int8'"):
         open_model(path, device="cpu", dtype="int8")
