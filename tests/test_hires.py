@@ -113,7 +113,7 @@ def test_after_a_picture(model: Model, tmp_path: Path) -> None:
         ({"hires": 2, "hires_steps": 0}, "hires_steps"),
         ({"hires": 2, "hires_strength": 0}, "hires_strength"),
         ({"hires_upscaler": "lanczoz"}, "nearest first: lanczos"),
-        ({"hires_upscaler": "R-ESRGAN 4x+"}, "no hires upscaler"),
+        ({"hires_upscaler": "R-ESRGAN 4x+"}, "unknown hires upscaler"),
     ],
 )
 def test_bad_fields(fields: dict[str, Any], sentence: str) -> None:

@@ -442,7 +442,7 @@ def test_a_schedule_that_cannot_be(options, message):
 def test_arguments_out_of_range():
     with pytest.raises(ValueError, match=r"unknown spacing 'karas'; .*: karras"):
         SD.levels(10, "karas")
-    with pytest.raises(ValueError, match="no final level"):
+    with pytest.raises(ValueError, match="unknown final level"):
         SD.levels(10, "karras", final="one")
     with pytest.raises(ValueError, match="0 to 999"):
         SD.level(999.5)
