@@ -29,7 +29,7 @@ def sinusoid(values: Tensor, width: int) -> Tensor:
     frequencies 10000^(-2i / width) of the latent diffusion models. `width` must be even.
     """
     if width % 2:
-        raise ValueError(f"width {width} of a sinusoidal embedding is odd; it must be even")
+        raise ValueError(f"the width of a sinusoidal embedding must be even, got {width}")
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=values.device)
     angles = values.float()[:, None] * torch.exp(-math.log(10000) / half * steps)  # (N, half)

@@ -70,7 +70,7 @@ class Tokenizer:
         words: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         if context_length < 3:
-            raise ValueError(f"context_length is {context_length}; it must be at least 3")
+            raise ValueError(f"context_length must be at least 3, got {context_length}")
         longest = sorted(words or (), key=len, reverse=True)  # "bad-hands-5" before "bad-hands"
         self.words = {word: tuple((words or {})[word]) for word in longest}
         self._word = _any_of(clean(word) or word for word in self.words)

@@ -43,11 +43,11 @@ class MMDiTConfig:
     def __post_init__(self) -> None:
         for name in ("patch_size", "layers", "heads", "head_width", "max_patches"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % 4:
             raise ValueError(
-                f"heads {self.heads} times head_width {self.head_width} is {self.width}; "
-                "a multiple of 4 is needed, for a sine and a cosine of both directions"
+                "heads * head_width must be a multiple of 4, for a sine and a cosine of both "
+                f"directions, got {self.heads} * {self.head_width}"
             )
 
     @property
