@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import pellucid
-from pellucid import checkpoints, presets
+from pellucid import checkpoints, cli, presets
 from pellucid.checkpoints import families, formats, weights
 from pellucid.checkpoints.header import read_header
 from pellucid.model import Defaults, Model
@@ -38,6 +38,8 @@ def test_each_how_to_names_a_test_that_is_there() -> None:
         "data source",
         "metric",
         "option",
+        "command",
+        "noise",
     ]
     for part in how_to:
         (test,) = re.findall(r"`(tests/\w+\.py)::(\w+)`", part)
@@ -77,6 +79,9 @@ from pellucid.checkpoints.formats import native
 from pellucid.checkpoints.weights import Source
 
 
+WRITES_FOLDER = True
+
+
 def matches(source):
     return (source.path / "boxed.safetensors").is_file()
 
@@ -87,7 +92,7 @@ def examine(source, prediction=None):
 
 
 def write(model, path, dtype=None):
-    path.mkdir()
+    path.mkdir(exist_ok=True)
     return native.write(model, path / "boxed.safetensors", dtype)
 '''
 
@@ -105,8 +110,37 @@ def test_a_format_is_one_new_file(
     assert checkpoints.load(box).name == model.name
     assert checkpoints.describe(box)["format"] == "boxed"
     assert call("convert", box, copy, "--to", "boxed") == (0, f"{copy}\n", "")
+    assert call("convert", box, copy, "--to", "boxed", "--overwrite")[0] == 0
+    assert "--to native writes a file" in refused(
+        "convert", box, copy, "--to", "native", "--overwrite"
+    )
     assert call("generate", "a rabbit", "--model", copy, "--out", tmp_path / "a.png")[0] == 0
     assert "nearest first: boxed" in refused("convert", box, tmp_path / "c", "--to", "boxd")
+
+
+COMMAND = '''
+"""A command for tests."""
+
+import typer
+
+from pellucid.cli._app import app
+
+
+@app.command()
+def greet(name: str) -> None:
+    """Greet."""
+    typer.echo(f"hello {name}")
+'''
+
+
+def test_a_command_is_one_new_file(
+    new_file: Add, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found, and part of the command line."""
+    monkeypatch.setattr(cli.app, "registered_commands", [*cli.app.registered_commands])
+    new_file(cli, "greet", COMMAND)
+    assert call("greet", "frog") == (0, "hello frog\n", "")
+    assert "greet" in call("--help")[1]
 
 
 WIDE = '''

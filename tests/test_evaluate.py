@@ -185,7 +185,7 @@ from PIL import Image
 
 def measure(evaluation):
     return {"concepts of the art": len(evaluation.art.concepts), "odd": [str(evaluation.model)],
-            "dot": Image.new("RGB", (1, 1))}
+            "best": "a frog",             "dot": Image.new("RGB", (1, 1))}
 """
 
 
@@ -204,9 +204,14 @@ def test_a_metric_is_one_new_file(
     model: Any = "a model"
     out = tmp_path / "out"
     results = reports.report(model, tmp_path / "art.npz", Path("-"), out, ["counted"])
-    assert results == {"concepts of the art": len(art.concepts), "odd": ["a model"]}
+    assert results == {
+        "concepts of the art": len(art.concepts),
+        "odd": ["a model"],
+        "best": "a frog",
+    }
     assert json.loads((out / "results.json").read_text("utf-8")) == results
-    assert "**odd**: a model." in (out / "results.md").read_text("utf-8")
+    table = (out / "results.md").read_text("utf-8")
+    assert "**odd**: a model." in table and "| best | a frog |" in table
     assert (out / "dot.png").is_file()
     with pytest.raises(ValueError, match=r"unknown metric 'conted'.*nearest first: counted"):
         reports.report(model, tmp_path / "art.npz", Path("-"), out, ["conted"])

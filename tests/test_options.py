@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import typer
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from pellucid import noise, request
+from pellucid import hires, noise, request
 from pellucid.cli import app
-from pellucid.cli._options import options_of, takes_request
+from pellucid.cli._options import option_of, options_of, takes_request
+from pellucid.messages import sentence
 from pellucid.plugins import discover
 from pellucid.request import Request, declared, option
 
@@ -60,6 +62,32 @@ def test_each_field_says_what_it_is() -> None:
         assert schema[name]["description"].endswith((".", "..."))
         assert declared(Request, name)["needs"] in (None, *Request.model_fields)
     assert schema["mask"]["group"] == request.MASK
+
+
+def test_names_in_the_help_are_those_of_the_code() -> None:
+    """They are written there, because the code imports torch, which --help must not wait for."""
+    for field, names in (("noise", noise.NOISES), ("hires_upscaler", hires.UPSCALERS)):
+        assert Request.model_fields[field].description == f"{', '.join(names)}."
+
+
+def test_a_library_names_fields_and_the_command_line_its_options() -> None:
+    with pytest.raises(ValidationError) as caught:
+        WithGlow(glow=2)
+    assert sentence(caught.value, WithGlow) == "glow must be between 0 and 1, got 2"
+    with pytest.raises(ValidationError, match="mask_invert needs a mask") as caught:
+        Request(image="a.png", mask_invert=True)
+    assert sentence(caught.value, Request) == "mask_invert needs a mask"
+    assert sentence(caught.value, Request, option_of) == "--invert-mask needs a --mask"
+    assert option_of("width") == "--size (width)" and option_of("walk_span") == "walk_span"
+
+
+def test_help_shows_fixed_defaults() -> None:
+    shown = {option.names[0]: option.parameter() for option in options_of(Request)}
+    for name, default in (("hires_strength", "0.7"), ("mask_blur", "4"), ("interval", "0,1")):
+        (info,) = shown[name].annotation.__metadata__
+        assert f" Default: {default}." in info.help
+    (info,) = shown["steps"].annotation.__metadata__
+    assert "Default" not in info.help
 
 
 def test_generate_has_an_option_for_each_field() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pellucid import hires, inpaint, samplers
 from pellucid.conditioning import add_up, long_prompt_warning, weighted_prompts
 from pellucid.guidance import progress
+from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.preview import decoder_of
 from pellucid.prompt import EXCERPT, left_out, split_and, take_loras, unbalanced, unread
@@ -131,7 +132,7 @@ def warnings_of(
     default = Request()
     warnings = prompt_warnings(model, request, [len(levels) - 1 for levels in passes])
     warnings += [
-        f"{field} does nothing without {needed}"
+        FieldMessage(f"{{{field}}} does nothing without {{{needed}}}")
         for field, needed in asked.idle().items()
         if getattr(asked, field) != getattr(default, field)
     ]
@@ -139,8 +140,11 @@ def warnings_of(
         splits = [split_at_refiner(refiner, request, levels) for levels in passes]
         if all(first == end for _, (first, end) in splits):
             warnings.append(
-                f"refiner_at {request.refiner_at:g} gives the refiner no steps; use more steps or "
-                "a smaller refiner_at"
+                FieldMessage(
+                    "{refiner_at} {given:g} gives the refiner no steps; use more steps or a smaller "
+                    "{refiner_at}",
+                    given=request.refiner_at,
+                )
             )
     warnings += picture_warnings(model, asked, request)
     warnings += guidance_warnings(asked, request, passes)
@@ -165,9 +169,11 @@ def prompt_warnings(model: Model, request: Request, counts: Sequence[int]) -> li
     ]
     warnings += [long_prompt_warning(model.tokenizer, prompt, *counts) for prompt in prompts]
     if request.emphasis is not None and not any(set("([") & set(prompt) for prompt in prompts):
-        warnings.append("emphasis does nothing: no prompt has a weight")
+        warnings.append(FieldMessage("{emphasis} does nothing: no prompt has a weight"))
     if request.walk is not None and request.count == 1 and len(set(request.walk_span)) > 1:
-        warnings.append("walk draws only the middle of the way with a count of 1; use more")
+        warnings.append(
+            FieldMessage("{walk} draws only the middle of the way with a {count} of 1; use more")
+        )
     return [warning for warning in warnings if warning is not None]
 
 
@@ -192,7 +198,11 @@ def guidance_warnings(
         "rescale": request.rescale > 0,
         "interval": scale == 1 and any(inside) and (start, end) != (0, 1),
     }
-    return [f"{field} does nothing: {why}" for field, there in idle.items() if there]
+    return [
+        FieldMessage(f"{{{field}}} does nothing: {{why}}", why=why)
+        for field, there in idle.items()
+        if there
+    ]
 
 
 def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> list[str]:
@@ -204,7 +214,7 @@ def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> 
         return warnings
     (picture, strength), size = request.start, (request.width, request.height)
     if strength == 0 and request.second_pass is None:
-        warnings.append("strength 0 returns the picture unchanged")
+        warnings.append(FieldMessage("{strength} 0 returns the picture unchanged"))
     if img2img_steps(request) == 0 < strength:
         warnings.append(
             f"strength {strength:g} at {request.steps} steps rounds down to 0 steps: the picture is "

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from pellucid.messages import FieldMessage
 from pellucid.plugins import choose
 from pellucid.prompt import Emphasis, LoraTag, split_and, take_loras
 
@@ -146,7 +147,12 @@ class Request(BaseModel):
     height: Side | None = option("Size in pixels.", flag="--size", form="WIDTHxHEIGHT")
 
     image: str | None = option("The picture to start from.", group=START, form="FILE")
-    strength: Share | None = option("How much is redrawn, 0 to 1.", group=START, needs="image")
+    strength: Share | None = option(
+        f"How much is redrawn, 0 to 1. Default: {STRENGTH:g}, with a mask {MASK_STRENGTH:g}, where the "
+        f"picture is extended {EXTEND_STRENGTH:g}.",
+        group=START,
+        needs="image",
+    )
     """0 leaves `image` as it is, 1 keeps nothing of it. None: 0.6, or with a mask 0.75, or where
     the picture is extended 1."""
 
@@ -163,7 +169,7 @@ class Request(BaseModel):
     )
     """Before it is blurred."""
     mask_blur: int = option(
-        "Blur radius of the mask edge, in pixels (default 4).", 4, MASK, needs="mask", ge=0, le=256
+        "Blur radius of the mask edge, in pixels.", 4, MASK, needs="mask", ge=0, le=256
     )
     """Standard deviation of a Gaussian blur."""
     inpaint_fill: Literal["original", "fill", "noise", "blank"] = option(
@@ -179,7 +185,7 @@ class Request(BaseModel):
     )
     """The part around the mask is enlarged to width x height."""
     padding: Pixels = option(
-        "Context around the masked area, in pixels (default 32).", 32, MASK, needs="only_masked"
+        "Context around the masked area, in pixels.", 32, MASK, needs="only_masked"
     )
     """The network gets them too."""
     extend: tuple[Pixels, Pixels, Pixels, Pixels] = option(
@@ -199,7 +205,11 @@ class Request(BaseModel):
         "How much the second pass redraws, 0 to 1.", 0.7, SECOND, needs="hires"
     )
     hires_upscaler: str = option(
-        "latent, latent_bicubic, lanczos, nearest, ...", "latent", SECOND, needs="hires"
+        "latent, latent_antialiased, latent_bicubic, latent_bicubic_antialiased, latent_nearest, "
+        "latent_nearest_exact, lanczos, nearest.",
+        "latent",
+        SECOND,
+        needs="hires",
     )
     """How the picture is enlarged, one of `hires.UPSCALERS`."""
 
@@ -208,10 +218,7 @@ class Request(BaseModel):
     )
     """It reads the prompt with its own text encoders; it gets no LoRAs and no embeddings."""
     refiner_at: Share = option(
-        "Switch to the refiner at this fraction of the run (default 0.8).",
-        0.8,
-        SECOND,
-        needs="refiner",
+        "Switch to the refiner at this fraction of the run.", 0.8, SECOND, needs="refiner"
     )
 
     mix: tuple[tuple[Prompt, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = option(
@@ -269,27 +276,37 @@ class Request(BaseModel):
     def _fits_together(self) -> Self:
         if self.interval[0] > self.interval[1]:
             raise ValueError(
-                "interval must be FROM,TO with FROM <= TO, got {:g},{:g}".format(*self.interval)
+                FieldMessage(
+                    "{interval} must be FROM,TO with FROM <= TO, got {first:g},{last:g}",
+                    first=self.interval[0],
+                    last=self.interval[1],
+                )
             )
         if self.walk is not None and self.mix:
-            raise ValueError("walk and mix cannot be combined")
+            raise ValueError(FieldMessage("{walk} and {mix} cannot be combined"))
         if self.seed is not None and self.seed + self.count - 1 > MAX_SEED:
             raise ValueError(
-                f"seed + count - 1 must be at most {MAX_SEED}, got {self.seed + self.count - 1}"
+                FieldMessage(
+                    "{seed} + {count} - 1 must be at most {last}, got {given}",
+                    last=MAX_SEED,
+                    given=self.seed + self.count - 1,
+                )
             )
         if self.masked and self.image is None:
-            field = "extend" if self.mask is None else "mask"
-            raise ValueError(f"{field} needs an image")
+            field = "{extend}" if self.mask is None else "{mask}"
+            raise ValueError(FieldMessage(f"{field} needs an {{image}}"))
         if self.only_masked and not self.masked:
-            raise ValueError("only_masked needs a mask, or extend")
+            raise ValueError(FieldMessage("{only_masked} needs a {mask}, or {extend}"))
         if self.mask_invert and self.mask is None:
-            raise ValueError("mask_invert needs a mask")
+            raise ValueError(FieldMessage("{mask_invert} needs a {mask}"))
         if self.refiner is not None and self.clip_guidance:
-            raise ValueError("clip_guidance and refiner cannot be combined")
+            raise ValueError(FieldMessage("{clip_guidance} and {refiner} cannot be combined"))
         if self.hires is not None and self.masked:
             raise ValueError(
-                "hires redraws whole pictures and cannot be combined with mask or extend; "
-                "only_masked draws a part at a higher resolution"
+                FieldMessage(
+                    "{hires} redraws whole pictures and cannot be combined with {mask} or {extend}; "
+                    "{only_masked} draws a part at a higher resolution"
+                )
             )
         return self
 

@@ -21,6 +21,7 @@ from pellucid.checkpoints.models import (
     tiny_vae_of,
     type_of,
     writable_formats,
+    writes_folder,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "tiny_vae_of",
     "type_of",
     "writable_formats",
+    "writes_folder",
 ]

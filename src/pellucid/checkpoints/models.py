@@ -215,6 +215,12 @@ def writable_formats() -> tuple[str, ...]:
     return tuple(name for name, form in forms.items() if hasattr(form, "write"))
 
 
+def writes_folder(to: str) -> bool:
+    """Whether `save` writes a folder in this format. ValueError for an unknown one."""
+    form = plugins.discover(formats.__name__)[choose(to, writable_formats(), "format")]
+    return getattr(form, "WRITES_FOLDER", False)
+
+
 # ---------------------------------------------------------------- parts, and what changes a model
 
 

@@ -12,10 +12,13 @@ import os
 import sys
 
 import typer
+from pydantic import ValidationError
 
-from pellucid import plugins
+from pellucid import messages, plugins
 from pellucid.cli._app import app, fail, report
 from pellucid.cli._process import check_working_folder, stopped_by_signals, streams
+from pellucid.cli._options import option_of
+from pellucid.request import Request
 
 
 def main() -> None:
@@ -75,13 +78,7 @@ def _hint(message: str, error: Exception) -> str:
 
 
 def _sentence(error: ValueError) -> str:
-    """The message; of pydantic's errors the first, with its field and the value given."""
-    if not hasattr(error, "errors"):
-        return str(error)
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if not field:
-        return message
-    given = repr(str(first["input"])[:80])
-    return f"{field}: {message}" + ("" if given in message else f" (given: {given})")
+    """The message; a request's fields are named by their options."""
+    if isinstance(error, ValidationError):
+        return messages.sentence(error, Request, option_of)
+    return messages.text_of(error)

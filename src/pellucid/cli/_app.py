@@ -17,6 +17,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from pellucid import __version__
+from pellucid.cli._options import option_of
+from pellucid.messages import written
 
 app = typer.Typer(
     help="A text-to-image diffusion system that people can see through.",
@@ -82,8 +84,8 @@ def show_json(text: str) -> None:
 
 
 def report(message: str) -> None:
-    """A message on stderr."""
-    show(f"pellucid: {message}", err=True)
+    """A message on stderr, in which a request's fields are named by their options."""
+    show(f"pellucid: {written(message, option_of)}", err=True)
 
 
 def _clear_line() -> None:

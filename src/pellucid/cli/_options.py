@@ -54,6 +54,18 @@ def takes_request(
     return decorate
 
 
+def option_of(field: str) -> str:
+    """How the command line writes a field of a request: `--fill`, `--size (width)`.
+
+    A field that has no option keeps its name.
+    """
+    for option in options_of(Request):
+        if field in option.names:
+            flag = option.flag.split()[0].split("/")[0]
+            return flag if len(option.names) == 1 else f"{flag} ({field})"
+    return field
+
+
 def options_of(request: type[Request], names: Sequence[str] = ()) -> list[RequestOption]:
     """The options of these fields, or of all that have one, in the order of the fields."""
     by_flag: dict[str, list[str]] = {}
@@ -90,6 +102,8 @@ class RequestOption:
             given = str
         if get_origin(kind) is Literal:
             text += f" Choices: {', '.join(get_args(kind))}."
+        if shown := self._default():
+            text += f" Default: {shown}."
         if _repeats(kind):
             given, text = list[given], f"{text} Repeatable."
         if self.flag.startswith("-"):
@@ -105,6 +119,14 @@ class RequestOption:
         return inspect.Parameter(
             self.names[0], inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
         )
+
+    def _default(self) -> str:
+        """The default in the form of the option; "" if it is none, or the model's."""
+        default = self.request.model_fields[self.names[0]].default
+        if default is None or default in ("", ()) or isinstance(default, bool):
+            return ""
+        values = default if isinstance(default, tuple) else (default,)
+        return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)
 
     def read(self, value: Any) -> dict[str, Any]:
         """The fields that this value sets. ValueError: a text that has not the option's form."""

@@ -17,7 +17,10 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write.")],
     to: Annotated[
         str,
-        typer.Option(help="diffusers: a folder; ldm: the original single file; native: our own."),
+        typer.Option(
+            help="diffusers: a folder; ldm: the original single file; native: our own. Another name "
+            "lists all."
+        ),
     ],
     dtype: Annotated[
         str | None, typer.Option(help="fp32, fp16 or bf16; by default each weight keeps its own.")
@@ -38,7 +41,7 @@ def convert(
     kind = None if dtype is None else DTYPES[known[dtype]]
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; --overwrite replaces it")
-    if to != "diffusers" and target.is_dir():
+    if target.is_dir() and not checkpoints.writes_folder(to):
         raise ValueError(f"{target} is a folder; --to {to} writes a file")
     model = checkpoints.load(source, dtype=None, prediction=prediction, vae=vae)
     for thing in checkpoints.save(model, target, kind, to):

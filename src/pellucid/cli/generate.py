@@ -21,8 +21,9 @@ from pellucid.cli._draw import (
 from pellucid.cli._files import OVERWRITE, Output, save_film, stem_of
 from pellucid.cli._like import Like, ModelFiles, read_like
 from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, TinyVae, Vae
-from pellucid.cli._options import takes_request
+from pellucid.cli._options import option_of, takes_request
 from pellucid.cli._process import held_signals
+from pellucid.messages import written
 from pellucid.request import MODEL, OUTPUT
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Results:
 
     def warn(self, warning: str) -> None:
         """Reports a warning once."""
+        warning = written(warning, option_of)
         if warning not in self.warnings:
             report(warning)
             self.warnings.append(warning)

@@ -21,14 +21,15 @@ from pellucid.train.loop import say
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The figures as a table, and what is a list as sentences."""
+    """Figures and texts as a table, and lists of texts as sentences."""
     lines = ["| what | figure |", "|---|---|"]
     lists = []
     for name, value in results.items():
         if isinstance(value, list):
             lists.append(f"**{name}**: {'; '.join(value)}.")
         else:
-            lines.append(f"| {name} | {value:.3g} |")
+            shown = value if isinstance(value, str) else f"{value:.3g}"
+            lines.append(f"| {name} | {shown} |")
     return "\n".join(lines) + "\n\n" + "\n\n".join(lists) + "\n"
 
 

@@ -69,13 +69,6 @@ def open_mask(source: Source) -> Mask:
     return Mask(_flatten(image).convert("L"), None)
 
 
-def picture_size(source: str | Path) -> tuple[int, int]:
-    """Width and height that `open_image` will give, from the header; ValueError as there."""
-    with open_header(source)[0] as image:
-        width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
-
-
 def open_header(source: Source, any_size: bool = False) -> tuple[Image.Image, dict[str, str]]:
     """A picture that is not decoded yet, and the texts in it if it is a PNG.
 

@@ -36,6 +36,7 @@ from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE
 
 INDEX = "model_index.json"
+WRITES_FOLDER = True
 TEXTS = ("text_encoder", "text_encoder_2")
 FIELDS = ("text", "text_2")
 UNUSED_TEXT = ("position_ids", "logit_scale")  # transformers leaves them in a tower's file
