@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pellucid.messages import FieldMessage
+
 HEADER_BYTES = 2**24  # the largest published models have a sixth of it
 START_BYTES = 200  # enough to recognize what a file is instead
 
@@ -21,8 +23,12 @@ class UnknownPrediction(CheckpointError):
 
     def __init__(self, path: Path, title: str) -> None:
         super().__init__(
-            f"{path} is {title}, and does not say what its network predicts: prediction must be "
-            "given, eps (the 512 pixel models) or v (the 768 pixel models)"
+            FieldMessage(
+                "{path} is {title}, and does not say what its network predicts: {prediction} must be "
+                "given, eps (the 512 pixel models) or v (the 768 pixel models)",
+                path=path,
+                title=title,
+            )
         )
 
 

@@ -57,8 +57,10 @@ def takes_request(
 def option_of(field: str) -> str:
     """How the command line writes a field of a request: `--fill`, `--size (width)`.
 
-    A field that has no option keeps its name.
+    A field that has no option keeps its name. Any other name is that of an option of a command.
     """
+    if field not in Request.model_fields:
+        return f"--{field.replace('_', '-')}"
     for option in options_of(Request):
         if field in option.names:
             flag = option.flag.split()[0].split("/")[0]
