@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from pellucid import messages, plugins
 from pellucid.cli._app import app, fail, report
-from pellucid.cli._process import check_working_folder, stopped_by_signals, streams
 from pellucid.cli._options import option_of
+from pellucid.cli._process import check_working_folder, stopped_by_signals, streams
 from pellucid.request import Request
 
 

@@ -101,5 +101,7 @@ def train(
     options = _options(kind, settings or [], resume)
     try:
         show_path(module.train(*([options] if what in WITHOUT_RECIPE else [options, design])))
-    except UnknownPrediction as error:  # the settings here are written as the fields are: prediction=v
+    except (
+        UnknownPrediction
+    ) as error:  # the settings here are written as the fields are: prediction=v
         raise ValueError(str(error)) from error
