@@ -121,7 +121,7 @@ def test_maps_of_attention_to_the_text() -> None:
 def test_bad_input_is_told() -> None:
     config = THIN["sd3"]
     network, t = MMDiT(config), torch.zeros(2)
-    with pytest.raises(ValueError, match=r"26 wide and 8 high; .* at most 24 by 24"):
+    with pytest.raises(ValueError, match=r"26 wide and 8 high; .* at most 24x24"):
         network(noise(2, 16, 8, 26), t, conditioning(config))
     with pytest.raises(ValueError, match="7 wide and 8 high; multiples of 2"):
         network(noise(2, 16, 8, 7), t, conditioning(config))
