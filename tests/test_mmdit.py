@@ -129,7 +129,7 @@ def test_bad_input_is_told() -> None:
         network(noise(2, 16, 8, 8), t, Conditioning(noise(2, 9, 24)))
     with pytest.raises(ValueError, match=r"head_width must be a multiple of 4, .*, got 3 . 6"):
         replace(config, heads=3, head_width=6)
-    with pytest.raises(ValueError, match="layers is 0"):
+    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
         replace(config, layers=0)
 
 
