@@ -626,7 +626,7 @@ UNET_JSON, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetenso
         (edit(UNET_JSON, norm_num_groups=7), "no UNet can be built"),
         (
             edit(UNET_JSON, time_cond_proj_dim=256),
-            "time_cond_proj_dim is '256'; it must be None, as in",
+            "time_cond_proj_dim is '256'; it must be None",
         ),
         (edit(UNET_JSON, mid_block_type=None), "mid_block_type is 'None'"),
         (edit(UNET_JSON, addition_embed_type="text"), "addition_embed_type is 'text'"),

@@ -59,7 +59,7 @@ def test_the_cost_of_drawing_grows_as_the_prompt(
         prompt = "".join(piece.replace("{}", str(i)) for i in range(length // len(piece)))
         begin = time.process_time()
         words = ("--model", model_file, "--steps", 10, "--guidance", 1, "--seed", 1)
-        status, _, err = call("generate", prompt, *words, "--out", tmp_path / "a.png")
+        status, _, err = call("generate", prompt, *words, "--out", tmp_path / f"{length}.png")
         assert status == 0 or "long" in err, err
         return time.process_time() - begin
 
