@@ -139,7 +139,7 @@ def test_where_names_are_looked_up(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no LoRA in it"):
         find("one", tmp_path / "empty")
-    with pytest.raises(ValueError, match="no LoRA in"):  # names are no paths
+    with pytest.raises(ValueError, match="unknown LoRA in"):  # names are no paths
         find("../loras/one", folder)
     (folder / "one.pt").touch()
     with pytest.raises(ValueError, match="2 LoRAs named 'one'"):

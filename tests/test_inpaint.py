@@ -621,4 +621,4 @@ def test_a_picture_that_was_inpainted_is_made_again(
     assert "Mask mode: Inpaint not masked" in text and "Inpaint area: Only masked" in text
     words = ("generate", "a", *common, first)
     assert "--extend" in refused(*words, "--image", picture, "--extend", "1,2")
-    assert "mask needs an image" in refused(*words, "--mask", mask)
+    assert "--mask needs an --image" in refused(*words, "--mask", mask)

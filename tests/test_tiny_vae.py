@@ -302,7 +302,7 @@ def test_wrong_tiny_vae_is_told(shelf: Path, refused: Any) -> None:
         (("--tiny-vae", shelf / "none.safetensors"), "does not exist; expected a tiny autoencoder"),
         (("--tiny-vae", shelf / "model.safetensors"), "is not a tiny autoencoder"),
         (("--preview", "linaer"), "nearest first: linear"),
-        (("--decoder", "small"), "decoder: "),
+        (("--decoder", "small"), "--decoder must be one of vae, tiny, got 'small'"),
     ):
         assert message in refused(*words, *more)
     assert not (shelf / "out").exists()

@@ -139,7 +139,8 @@ def generate_in_batches(
     model, unmatched = plain(model, request) if adapt is None else adapt(model, request)
     size = batch_size(Runtime(model), resolve(model, request))
     for first in range(0, request.count, size):
-        part = request.part(first, min(size, request.count - first))
+        whole = size >= request.count  # warnings are about the request as it was asked
+        part = request if whole else request.part(first, min(size, request.count - first))
         yield from generate(model, part, lambda model, _: (model, unmatched), refiner)
 
 

@@ -122,7 +122,7 @@ def redrawn(call: Any, model_file: Path, tmp_path: Path) -> Any:
         mask.save(path)
         common = ("--image", photo, "--mask", path, "--mask-blur", 0, "--strength", 1, "--seed", 1)
         words = ("generate", "a", *common, *options, "--model", model_file, "--out", out)
-        status, _, err = call(*words)
+        status, _, err = call(*words, "--overwrite")
         if status == 2:
             return str(err)
         assert status == 0, err

@@ -25,7 +25,7 @@ IDLE: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "hypernet to avoid": (("a", "--negative", "<hypernet:anime:1>"), ("hypernet", "anime")),
     "interval without a step": (
         ("a rabbit", "--interval", "1,1", "--negative", "red", "--guidance", 3),
-        ("interval 1,1", "guidance does nothing", "negative_prompt does nothing"),
+        ("interval 1,1", "guidance does nothing", "negative does nothing"),
     ),
     "walk of one": (("a rabbit", "--walk", "red"), ("walk", "count")),
     "mix_by": (("a rabbit", "--mix-by", "embedding"), ("mix_by", "mix")),

@@ -227,6 +227,8 @@ def of_configs(backbone: Any, texts: Iterable[TextConfig]) -> Family | None:
         for family in known().values()
         if type(family.backbone) is type(backbone) and len(family.towers) == len(texts)
     ]
+    if not same:  # a network of another kind, which has no traits to compare
+        return None
     return closest(traits_of(backbone, texts), same, partial(same_backbone, backbone))
 
 
