@@ -50,6 +50,10 @@ class UNetConfig:
     map_channels: int = 0  # channels that an MLP draws from the pooled text, beside the input
     map_size: int = 8
     film: bool = False  # time and pooled text also scale the channels of every residual block
+    map_width: int = 0  # hidden width of the MLP that draws the map; 0: as the time's
+    # Patches of patch_size x patch_size places become channels before the first convolution, and
+    # places again after the last (Hoogeboom et al. 2023, arXiv:2301.11093, section 3.2).
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -189,22 +193,25 @@ class UNet(nn.Module):
         self.config = config
         widths = config.block_out_channels
         time_width = 4 * widths[0]
-        self.conv_in = nn.Conv2d(config.in_channels + config.map_channels, widths[0], 3, padding=1)
+        folded = config.patch_size**2
+        self.conv_in = nn.Conv2d(
+            config.in_channels * folded + config.map_channels, widths[0], 3, padding=1
+        )
         self.time_embedding = Embedding(widths[0], time_width)
         if config.pooled_dim > 0:
             sizes = config.size_count * SIZE_WIDTH if config.size_conditions else 0
             self.add_embedding = Embedding(config.pooled_dim + sizes, time_width)
         if config.map_channels > 0:
             self.map_embedding = nn.Sequential(
-                nn.Linear(config.pooled_dim, time_width),
+                nn.Linear(config.pooled_dim, config.map_width or time_width),
                 nn.SiLU(),
-                nn.Linear(time_width, config.map_channels * config.map_size**2),
+                nn.Linear(config.map_width or time_width, config.map_channels * config.map_size**2),
             )
         self.down_blocks = nn.ModuleList(DownLevel(config, i) for i in range(len(widths)))
         self.mid_block = MidLevel(config)
         self.up_blocks = nn.ModuleList(UpLevel(config, i) for i in reversed(range(len(widths))))
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[0], config.norm_eps)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels * folded, 3, padding=1)
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Conditioning, record: Recorder | None = None
@@ -218,6 +225,8 @@ class UNet(nn.Module):
         (B, heads, h', w', L).
         """
         time = F.silu(self.embed_time(t, cond, x.dtype))
+        if self.config.patch_size > 1:
+            x = F.pixel_unshuffle(x, self.config.patch_size)
         if self.config.map_channels > 0:
             x = torch.cat([x, self.draw_map(x, cond)], dim=1)
         x = self.conv_in(x)
@@ -227,7 +236,8 @@ class UNet(nn.Module):
         x = self.mid_block(kept[-1], time, cond.tokens, record)
         for up in self.up_blocks:
             x = up(x, kept, time, cond.tokens, record)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return F.pixel_shuffle(x, self.config.patch_size) if self.config.patch_size > 1 else x
 
     def embed_time(self, t: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
         """The time, and with it the pooled text and the sizes: (B, 4 * block_out_channels[0])."""
