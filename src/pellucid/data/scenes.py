@@ -108,11 +108,12 @@ def plural(name: str) -> str | None:
     return head + joint + rest
 
 
-_NO_PLURAL = (
-    "earth, world, sun, saturn, rain, ice, money, milk, beer, rice, honey, tea, wine, sushi, bacon, "
-    "pasta, spaghetti, salad, popcorn, corn, maize, broccoli, garlic, dna, soap, bread, santa, "
-    "dracula, infinity, peace, heart eyes"
-).split(", ")
+_ONE_OF_A_KIND = """
+earth, world, sun, saturn, rain, ice, money, milk, beer, rice, honey, tea, wine, sushi, bacon, pasta,
+spaghetti, salad, popcorn, corn, maize, broccoli, garlic, dna, soap, bread, santa, dracula, infinity,
+peace, heart eyes
+"""
+_NO_PLURAL = frozenset(re.split(r",\s+", _ONE_OF_A_KIND.strip()))
 
 
 @dataclass(frozen=True)
@@ -333,12 +334,11 @@ def _pair(
     colored: bool,
 ) -> Scene:
     rng, held = writer.rng, writer.held
-    second = first
     for _ in range(200):
         second = among[int(rng.integers(len(among)))]
         if second != first and held_out(first, second) == held:
             break
-    if second == first:
+    else:
         return _single(writer, mix, first, style, "plain")
     names = list(RELATIONS)
     relation = names[int(rng.choice(8, p=(0.3, 0.06, 0.12, 0.12, 0.14, 0.1, 0.09, 0.07)))]
