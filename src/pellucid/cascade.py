@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.diffusion import add_noise
 from pellucid.nn import Embedding, sinusoid
 from pellucid.schedule import Level, Schedule
 
@@ -229,7 +228,7 @@ def training_loss(
     wide = (-1, 1, 1, 1)
     seen = small + noise.view(wide) * eps_small
     residual = to_residual(large, seen, config)
-    x = add_noise(residual, eps, 1 - u.view(wide), u.view(wide))
+    x = (1 - u.view(wide)) * residual + u.view(wide) * eps
     guess = network(x, u * SCHEDULE.T, seen, noise)
     return (guess.float() - residual).square().flatten(1).mean(1) / (u.square() + 0.05)
 
