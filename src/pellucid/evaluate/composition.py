@@ -52,6 +52,10 @@ CELLS: dict[int, list[tuple[Box, ...]]] = {
 """Where two, three or four things of one picture may be."""
 
 
+EMPTY = 0.05
+"""The deviation of the pixels of a part, range -1 to 1, below which nothing is in it."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A figure of the table: how many of how many."""
@@ -75,8 +79,10 @@ def part(picture: Tensor, box: Box, size: int) -> Tensor:
 
 
 def names_in(classifier: Classifier, picture: Tensor, boxes: Sequence[Box], size: int) -> list[int]:
-    """What the judge names in each part."""
-    return named(classifier, torch.stack([part(picture, box, size) for box in boxes]))
+    """What the judge names in each part; -1 in one that is empty."""
+    parts = torch.stack([part(picture, box, size) for box in boxes])
+    empty = (parts.flatten(1).std(1) < EMPTY).tolist()
+    return [-1 if e else n for n, e in zip(named(classifier, parts), empty, strict=True)]
 
 
 def pairs_of(
