@@ -94,7 +94,9 @@ class Options:
     decay: tuple[int, int] = (0, 0)
     """Steps between which the rate falls to zero by a cosine; (0, 0): it does not fall."""
     drop: float = 0.1
-    token_loss: float = 0.02
+    token_loss: float = 0.03
+    token_every: int = 2
+    """Steps between two with the token loss, which costs a quarter of a step."""
     ema: float = 0.9995
     ema_every: int = 2
     single_first: int = 6000
@@ -250,13 +252,14 @@ def train(options: Options) -> Path:
         u = (torch.randn(options.batch, generator=generator) + options.noise_mean).sigmoid()
         eps = torch.randn(latents.shape, generator=generator)
         maps: list[Tensor] = []
-        looking = partial(ask, record=maps) if options.token_loss > 0 else ask
+        placed = options.token_loss > 0 and step % options.token_every == 0
+        looking = partial(ask, record=maps) if placed else ask
         with autocast(device):
             loss = training_loss(
                 looking, latents, cond, SCHEDULE, PREDICTION, u * SCHEDULE.T, eps
             ).mean()
         average = 0.99 * average + 0.01 * loss.detach()
-        if options.token_loss > 0:
+        if placed:
             columns = given.columns[index] & ~dropped[:, None, None]
             loss = loss + options.token_loss * token_loss(maps, columns, given.boxes[index])
         optimizer.zero_grad(set_to_none=True)

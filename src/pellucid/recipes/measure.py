@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,9 @@ def model_of(vae: Path, clip: Path, diffusion: Path, averaged: bool = True) -> M
     state = load_state(diffusion)
     if state is None:
         raise ValueError(f"{diffusion}: no trained network there")
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()}
+    config: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()
+    }
     network = UNet(UNetConfig(**config))
     network.load_state_dict(state["ema" if averaged else "model"])
     return Model(
