@@ -47,6 +47,7 @@ LEXICON = Lexicon(
         ("👍🏽", "a thumbs up"),
         ("cat🐸dog", "cat a frog dog"),
         ("🐸 and 🛸", "a frog and 🛸"),
+        ("🐸\u200d🎸", "🐸\u200d🎸"),
         ("no emoji", "no emoji"),
         ("", ""),
     ],

@@ -28,6 +28,7 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words that say how things lie, how many there are, or nothing. They are not reported."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_JOINER = "\u200d"
 _SELECTORS = re.compile("[\ufe0e\ufe0f]")
 _SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")
 
@@ -131,7 +132,8 @@ def expand_emoji(prompt: str, lexicon: Lexicon) -> str:
         return prompt
     text = _SKIN.sub("", _bare(prompt))
     longest_first = sorted(names, key=len, reverse=True)
-    one = "|".join(map(re.escape, longest_first))
+    # Not a part of a longer emoji, whose parts are joined: a woman and a rocket are an astronaut.
+    one = rf"(?<!{_JOINER})(?:{'|'.join(map(re.escape, longest_first))})(?!{_JOINER})"
     out, end = "", 0
     for run in re.finditer(rf"(?:{one})(?:\s*(?:{one}))*", text):
         before = out + text[end : run.start()]
