@@ -103,7 +103,7 @@ class Options:
     """Until this step most pictures have one thing."""
     single_share: tuple[float, float] = (0.9, 0.6)
     """Share of pictures with one thing before and from that step on."""
-    noise_mean: float = 0.25
+    noise_mean: float = 0.5
     """Mean of logit(t / T); above 0 the noisier half, where things get their place, comes more."""
     save_every: int = 500
     sample_every: int = 2000
