@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.data import scenes
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
+from pellucid.diffusion import Conditioning
 from pellucid.recipes import diffusion, pairs, pool, text
 from pellucid.recipes.autoencoder import CONFIG
 from pellucid.recipes.words import lexicon
@@ -59,9 +62,35 @@ def test_columns_are_the_tokens_of_the_words() -> None:
 
 def test_the_rate_rises_stays_and_falls() -> None:
     here = Path(".")
-    options = diffusion.Options((), here, here, here, here, warmup=10, decay=(100, 200))
+    options = diffusion.Options((), here, here, warmup=10, decay=(100, 200))
     rates = [diffusion.rate_at(options, step) for step in (0, 9, 50, 100, 150, 200, 300)]
     assert rates == pytest.approx([1e-4, 1e-3, 1e-3, 1e-3, 5e-4, 0, 0])
+
+
+def test_a_grown_network_computes_the_same() -> None:
+    torch.manual_seed(0)
+    small = UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        transformer_layers=(0, 1),
+        heads=(1, 2),
+        cross_attention_dim=16,
+        norm_groups=8,
+        pooled_dim=24,
+        map_channels=4,
+        film=True,
+    )
+    old = UNet(small)
+    new = diffusion.grown(old, replace(small, transformer_layers=(1, 1), map_width=300))
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 900.0])
+    cond = Conditioning(torch.randn(2, 5, 16), torch.randn(2, 24))
+    torch.testing.assert_close(new(x, t, cond), old(x, t, cond))
+    with pytest.raises(ValueError, match="has no"):
+        diffusion.grown(new, small)
+    with pytest.raises(ValueError, match="would be"):
+        diffusion.grown(old, replace(small, map_channels=2))
 
 
 def test_no_two_pictures_of_a_batch_begin_with_the_same_thing() -> None:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from pellucid import images, noise
 from pellucid.backbones.unet import UNet, UNetConfig, init_for_training
+from pellucid.clip import TextTower
 from pellucid.conditioning import encode
 from pellucid.data.scenes import MOST
 from pellucid.diffusion import Conditioning, predictor, training_loss
 from pellucid.guidance import ClassifierFree
-from pellucid.recipes import autoencoder, pool, text
+from pellucid.recipes import pool, text
 from pellucid.samplers import ddim
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ from pellucid.vae import VAE
 SCHEDULE = Schedule("flow")
 PREDICTION = "flow"
 SINGLE = ("plain", "tint", "ground")
+SIZE = 64
 UNET = UNetConfig(
     in_channels=8,
     out_channels=8,
@@ -84,8 +86,6 @@ PROMPTS = (
 class Options:
     pools: tuple[Path, ...]
     held: Path
-    vae: Path
-    clip: Path
     out: Path
     steps: int = 400_000
     batch: int = 32
@@ -201,7 +201,7 @@ def sheet(
 ) -> None:
     """What the network draws by now: fixed prompts, seeds 0, 1, ..., DDIM."""
     seeds = noise.generators(0, len(wanted))
-    side = UNET.map_size * UNET.patch_size
+    side = SIZE // vae.config.downsample
     x = noise.draw("gaussian", (vae.config.latent_channels, side, side), seeds)
     guided = ClassifierFree(predictor(network, PREDICTION), wanted, empty, guidance)
     levels = SCHEDULE.levels(steps, "uniform")
@@ -211,18 +211,41 @@ def sheet(
     images.save(images.grid(drawn, 8), path)
 
 
-def train(options: Options) -> Path:
-    """Run the loop, going on from what was saved; returns the path of the state."""
-    vae = autoencoder.trained(options.vae)
-    clip, tokenizer = text.trained(options.clip)
+@torch.no_grad()
+def grown(old: UNet, config: UNetConfig) -> UNet:
+    """A network of `config` that computes what `old` computes, and has more to learn with.
+
+    As Net2Net (Chen et al. 2015, arXiv:1511.05641): attention at levels that had none ends in a
+    zero, and further hidden units of the map's MLP have no effect yet.
+    ValueError if something of `old` would be lost.
+    """
+    network = UNet(config)
+    init_for_training(network)
+    mine, theirs = network.state_dict(), old.state_dict()
+    if lost := sorted(theirs.keys() - mine.keys()):
+        raise ValueError(f"the larger network has no {lost[0]}")
+    for name, value in theirs.items():
+        place = mine[name]
+        if any(a < b for a, b in zip(place.shape, value.shape, strict=True)):
+            raise ValueError(f"{name} is {tuple(value.shape)} and would be {tuple(place.shape)}")
+        if place.shape != value.shape and name == "map_embedding.2.weight":
+            place.zero_()
+        place[tuple(slice(n) for n in value.shape)] = value
+    return network
+
+
+def train(
+    options: Options, vae: VAE, tower: TextTower, tokenizer: Tokenizer, network: UNet
+) -> Path:
+    """Run the loop, going on from what was saved; returns the path of the state.
+
+    network: where a new run begins.
+    """
     given = Pool(options.pools, tokenizer)
     held = Pool([options.held], tokenizer)
-    empty = encode(clip.text, tokenizer, [""], words=True)
-    wanted = encode(clip.text, tokenizer, PROMPTS, words=True)
-    torch.manual_seed(options.seed)
-    network = UNet(UNET)
-    init_for_training(network)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    empty = encode(tower, tokenizer, [""], words=True)
+    wanted = encode(tower, tokenizer, PROMPTS, words=True)
+    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(
         parameters, options.rate, (0.9, 0.99), weight_decay=0.01, fused=True
@@ -276,7 +299,7 @@ def train(options: Options) -> Path:
                 "ema": ema.weights,
                 "updates": ema.updates,
                 "step": step + 1,
-                "config": asdict(UNET),
+                "config": asdict(network.config),
             }
             save_state(path, whole)
         if (step + 1) % options.sample_every == 0:

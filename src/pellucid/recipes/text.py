@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pellucid.clip import CLIP, TextConfig, VisionConfig, contrastive_loss
+from pellucid.clip import CLIP, TextConfig, TextTower, VisionConfig, contrastive_loss
 from pellucid.conditioning import encode
 from pellucid.data.emoji import EmojiArt
 from pellucid.recipes import pool
@@ -141,7 +141,7 @@ def trained(path: Path) -> tuple[CLIP, Tokenizer]:
 
 
 @torch.no_grad()
-def read(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
+def read(tower: TextTower, tokenizer: Tokenizer, folder: Path) -> None:
     """The vectors of a pool's captions, into ``tokens.npy`` and ``pooled.npy``; complete ones stay."""
     done = folder / "pooled.npy"
     if done.is_file():
@@ -150,7 +150,7 @@ def read(clip: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
     tokens: np.memmap | None = None
     pooled = []
     for start in range(0, len(captions), 250):
-        cond = encode(clip.text, tokenizer, captions[start : start + 250], words=True)
+        cond = encode(tower, tokenizer, captions[start : start + 250], words=True)
         assert cond.pooled is not None
         if tokens is None:
             shape = (len(captions), *cond.tokens.shape[1:])
