@@ -14,11 +14,11 @@ from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.data import scenes
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.diffusion import Conditioning
-from pellucid.recipes import diffusion, pairs, pool, text
+from pellucid.recipes import decoder, diffusion, pairs, pool, text
 from pellucid.recipes.autoencoder import CONFIG
 from pellucid.recipes.words import lexicon
 from pellucid.tokenizer import Tokenizer
-from pellucid.vae import VAE
+from pellucid.vae import VAE, VAEConfig
 
 NAMES = ("cat", "dog", "fox", "owl", "key", "car", "cup", "hat")
 
@@ -137,3 +137,22 @@ def test_the_lexicon_says_what_was_learnt(art: EmojiArt, tmp_path: Path) -> None
     assert [e.names for e in found.entries] == [("cat",), ("fox",)]
     assert found.entries[0].tags == ("pet",)
     assert {"red", "flat", "three"} <= found.known
+
+
+def test_a_seamless_decoder_begins_as_the_old_one() -> None:
+    torch.manual_seed(0)
+    config = VAEConfig(
+        latent_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_groups=4,
+        patch_size=2,
+        mid_attention=False,
+        shortcut=True,
+    )
+    old = VAE(config).eval()
+    new = decoder.seamless(old).eval()
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    latents = old.to_latents(pixels)
+    torch.testing.assert_close(new.to_latents(pixels), latents)
+    torch.testing.assert_close(new.to_pixels(latents), old.to_pixels(latents))

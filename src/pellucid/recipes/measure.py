@@ -7,6 +7,7 @@ once, many prompts in one batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +23,22 @@ from pellucid.evaluate import composition
 from pellucid.evaluate.classifier import Classifier
 from pellucid.evaluate.quality import named
 from pellucid.guidance import ClassifierFree
-from pellucid.model import Defaults, Model, Reading
-from pellucid.recipes import autoencoder, text
-from pellucid.recipes.diffusion import PREDICTION, SCHEDULE
+from pellucid.model import Model
 from pellucid.train.loop import load_state
 
 
-def model_of(vae: Path, clip: Path, diffusion: Path, averaged: bool = True) -> Model:
-    """The model as a training run has left it."""
-    towers, tokenizer = text.trained(clip)
-    state = load_state(diffusion)
+def with_network(model: Model, path: Path, averaged: bool = True) -> Model:
+    """The model with the network that a run of `recipes.diffusion` has left at `path`."""
+    state = load_state(path)
     if state is None:
-        raise ValueError(f"{diffusion}: no trained network there")
+        raise ValueError(f"{path}: no trained network there")
     config: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()
     }
     network = UNet(UNetConfig(**config))
     network.load_state_dict(state["ema" if averaged else "model"])
-    return Model(
-        backbone=network.eval().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-        vae=autoencoder.trained(vae),
-        text=towers.text,
-        vision=towers.vision,
-        tokenizer=tokenizer,
-        schedule=SCHEDULE,
-        prediction=PREDICTION,
-        name="emoji",
-        reading=Reading(pooled="words"),
-        defaults=Defaults(
-            steps=20,
-            guidance=3.0,
-            sampler="dpmpp_2m",
-            spacing="uniform",
-            width=towers.vision.config.image_size,
-            height=towers.vision.config.image_size,
-        ),
-    )
+    network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return replace(model, backbone=network)
 
 
 def drawer(
