@@ -59,7 +59,7 @@ def through_autoencoder(vae: VAE, small: np.ndarray, noise: float, seed: int) ->
 
 
 @torch.no_grad()
-def redraw(
+def redraw_latents(
     model: Model,
     small: np.ndarray,
     captions: Sequence[str],
@@ -67,8 +67,8 @@ def redraw(
     guidance: tuple[float, float],
     strength: tuple[float, float] = (0.5, 0.92),
     steps: int = 8,
-) -> np.ndarray:
-    """(B, h, w, 3) uint8 -> the same, noised to one u for all and drawn again by `model`."""
+) -> Tensor:
+    """(B, h, w, 3) uint8 -> latents: noised to one u for all and drawn again by `model`."""
     words = model.reading.pooled == "words"
     cond = encode(model.text, model.tokenizer, captions, words=words)
     empty = encode(model.text, model.tokenizer, [""], words=words)
@@ -84,7 +84,57 @@ def redraw(
     denoise = ClassifierFree(predict, cond, empty, float(rng.uniform(*guidance)))
     x = add_noise(latents, eps, levels[0].alpha, levels[0].sigma)
     *_, last = ddim.sample(denoise, x, levels, _no_noise)
-    return to_uint8(model.vae.to_pixels(last.x))
+    return last.x
+
+
+@torch.no_grad()
+def redraw(
+    model: Model,
+    small: np.ndarray,
+    captions: Sequence[str],
+    rng: np.random.Generator,
+    guidance: tuple[float, float],
+) -> np.ndarray:
+    """(B, h, w, 3) uint8 -> the same, as `redraw_latents` has them."""
+    latents = redraw_latents(model, small, captions, rng, guidance)
+    return to_uint8(model.vae.to_pixels(latents))
+
+
+def make_latents(
+    folder: Path,
+    model: Model,
+    small: np.ndarray,
+    captions: Sequence[str],
+    guidance: tuple[float, float],
+    seed: int,
+    batch: int = 25,
+) -> int:
+    """Redrawn latents of given pictures, ``latents.npy`` and ``pixels.npy``, of those that came out
+    close to the truth; returns how many. What is complete there stays."""
+    done = folder / "pixels.npy"
+    if done.is_file():
+        return len(np.load(done, mmap_mode="r"))
+    folder.mkdir(parents=True, exist_ok=True)
+    found, truth = [], []
+    for start in range(0, len(small), batch):
+        part = small[start : start + batch]
+        rng = rng_of(seed, start, 4)
+        latents = redraw_latents(model, part, captions[start : start + batch], rng, guidance)
+        with torch.no_grad():
+            changed = to_uint8(model.vae.to_pixels(latents))
+        near = distance(changed, part) < CLOSE
+        found.append(latents[torch.from_numpy(near)].half().numpy())
+        truth.append(part[near])
+    np.save(folder / "latents.npy", np.concatenate(found))
+    temporary = folder / "pixels.tmp.npy"
+    np.save(temporary, np.concatenate(truth))
+    temporary.replace(done)
+    return sum(map(len, truth))
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Root mean square of each picture, of a range of 2: (B, h, w, 3) uint8 twice -> (B,)."""
+    return np.square(a.astype(np.float32) - b).mean((1, 2, 3)) ** 0.5 / 127.5
 
 
 def _no_noise(x: Tensor) -> Tensor:
@@ -122,8 +172,7 @@ def make(
         small = np.stack([box_mean(p, factor) for p in large])
         if worse is not None:
             changed = worse(small, [p.caption for p in plans], rng)
-            error = np.square(changed.astype(np.float32) - small).mean((1, 2, 3)) ** 0.5 / 127.5
-            near = error < CLOSE
+            near = distance(changed, small) < CLOSE
             small, large = changed[near], large[near]
         smalls += list(small)
         larges += list(large)
