@@ -203,6 +203,7 @@ def sheet(
     seeds = noise.generators(0, len(wanted))
     side = SIZE // vae.config.downsample
     x = noise.draw("gaussian", (vae.config.latent_channels, side, side), seeds)
+    x = x.to(wanted.tokens.device)
     guided = ClassifierFree(predictor(network, PREDICTION), wanted, empty, guidance)
     levels = SCHEDULE.levels(steps, "uniform")
     *_, last = ddim.sample(guided, x * levels[0].sigma, levels, noise.source(seeds))
