@@ -14,7 +14,7 @@ from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.data import scenes
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.diffusion import Conditioning
-from pellucid.recipes import decoder, diffusion, pairs, pool, text
+from pellucid.recipes import decoder, diffusion, gpu, pairs, pool, text
 from pellucid.recipes.autoencoder import CONFIG
 from pellucid.recipes.words import lexicon
 from pellucid.tokenizer import Tokenizer
@@ -156,3 +156,19 @@ def test_a_seamless_decoder_begins_as_the_old_one() -> None:
     latents = old.to_latents(pixels)
     torch.testing.assert_close(new.to_latents(pixels), latents)
     torch.testing.assert_close(new.to_pixels(latents), old.to_pixels(latents))
+
+
+def test_pieces_are_small_and_come_back_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "PIECE", 1000)
+    state = {f"layer.{i}": torch.randn(10, 20 + i) for i in range(7)}
+    paths = gpu.save_pieces(tmp_path, state, {"config": {"channels": [1, 2]}, "steps": 3})
+    assert len(paths) > 3
+    again, about = gpu.load_pieces(tmp_path)
+    assert about == {"config": {"channels": [1, 2]}, "steps": 3}
+    assert again.keys() == state.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="no pieces"):
+        gpu.load_pieces(tmp_path / "none")
