@@ -76,6 +76,10 @@ class Pairs(NamedTuple):
         return cls(small, large)
 
 
+TRIES = 3
+"""Places of a picture that are looked at for one crop; that with the most in it is taken."""
+
+
 def to_pixels(drawn: np.ndarray) -> Tensor:
     """(B, h, w, 3) uint8 -> (B, 3, h, w) float32 in [-1, 1]."""
     return torch.from_numpy(np.array(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -99,9 +103,14 @@ def crops(
         pairs = sources[which][0]
         i = int(rng.integers(len(pairs.small)))
         height, width = pairs.small.shape[1:3]
-        top = int(rng.integers((height - crop) // step + 1)) * step
-        left = int(rng.integers((width - crop) // step + 1)) * step
         f = config.factor
+        best = -1.0
+        for _ in range(TRIES):  # an empty crop teaches nothing
+            y = int(rng.integers((height - crop) // step + 1)) * step
+            x = int(rng.integers((width - crop) // step + 1)) * step
+            seen = pairs.small[i, y : y + crop, x : x + crop]
+            if (busy := float(np.std(seen, axis=(0, 1)).sum())) > best:
+                best, top, left = busy, y, x
         one = pairs.small[i, top : top + crop, left : left + crop]
         two = pairs.large[i, f * top : f * (top + crop), f * left : f * (left + crop)]
         if rng.random() < 0.5:
