@@ -40,7 +40,7 @@ class UpscalerConfig:
     block_out_channels: tuple[int, ...] = (64, 96, 128)
     layers_per_block: int = 1
     embedding: int = 64  # width of the sinusoids of t and of the noise on the small picture
-    residual_scale: float = 4.0  # brings the residual to about unit deviation
+    residual_scale: float = 8.0  # brings the residual to about unit deviation
     period: int = 8  # pixels of the small picture after which a generator's grid repeats; 0: none
 
     def __post_init__(self) -> None:
