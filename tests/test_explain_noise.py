@@ -371,7 +371,7 @@ def test_the_command(
     command = ("noise", "photo.png", "--model", model_file, "--t", "0, 999")
     status, out, _ = call(*command)
     assert status == 0
-    assert out.split() == ["outputs/photo-noise.html", "outputs/photo-noise.png"]
+    assert out.split() == ["outputs/photo-noise.html", "outputs/photo-noise-overview.png"]
     assert all(Path(name).stat().st_size > 1000 for name in out.split())
     status, out, _ = call(*command, "--json", "--schedule", "cosine")
     assert status == 0
@@ -380,7 +380,10 @@ def test_the_command(
     status, out, _ = call(*command, "--json", "--out", "new/a.html")
     assert status == 0
     assert NoiseReport.model_validate_json(out).source == "photo.png"
-    assert sorted(path.name for path in Path("new").iterdir()) == ["a.html", "a.png"]
+    assert sorted(path.name for path in Path("new").iterdir()) == ["a-overview.png", "a.html"]
+    before = Path("photo.png").read_bytes()
+    assert call(*command, "--out", "photo.html")[0] == 0
+    assert Path("photo.png").read_bytes() == before  # the picture itself is not written over
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def noise(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help=f"{OUT_HELP} An overview is written next to it as .png.")
+        Path | None,
+        typer.Option(help=f"{OUT_HELP} An overview is written next to it, as NAME-overview.png."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +62,8 @@ def noise(
     report = examine_noise(loaded, image, picture.name, settings)
     deliver(report, lambda: page.html(report), path, as_json)
     if path is not None:
-        overview = path.with_suffix(".png")
+        # Not the page's own name with .png: that may be the picture that is explained.
+        overview = path.with_name(f"{path.stem}-overview.png")
         save_image(page.overview(report), overview)
         if not as_json:
             show_path(overview)
