@@ -313,7 +313,7 @@ def test_a_signal_leaves_the_pictures_that_are_done(
     assert 0 < early <= len(done) < 200, "no picture was written before the last was drawn"
     assert b"Traceback" not in err
     assert process.returncode in (128 + number, -number)
-    # Their paths are told as they are written, so that none has to be looked for.
+    # Their paths are printed as they are written, so that no folder has to be searched.
     assert {Path(line) for line in out.decode().splitlines()} == set(done)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 

@@ -244,7 +244,7 @@ class Stdout(io.TextIOWrapper):
 def test_output_that_is_not_utf_8(
     encoding: str, way: str, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case 21: the path is told, in bytes of the file system, and the status is 0."""
+    """Case 21: the path is printed, in bytes of the file system, and the status is 0."""
     out, err = Stdout(encoding), Stdout(encoding)
     words = ["generate", "雪 ☃ Ж", "--model", model_file, "--seed", 1, "--out", tmp_path / "Ж"]
     if way == "json":
