@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -133,6 +133,9 @@ def write_tensors(
     replace: bool = True,
 ) -> None:
     """Write a safetensors file as `new_file` does, and wait until it is on the disk."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # imports torch, which `--help` must not wait for
+
     with new_file(path, error, replace=replace) as temporary:
         try:
             save_file(dict(tensors), temporary, dict(metadata))
