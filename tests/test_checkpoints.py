@@ -373,7 +373,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
         Path(name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pellucid.files.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save(tiny(), path)
     assert path.read_bytes() == b"the old one"
@@ -384,7 +384,7 @@ def test_stopping_a_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     def stopped(weights: object, name: str, metadata: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pellucid.files.save_file", stopped)
+    monkeypatch.setattr("safetensors.torch.save_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         save(tiny(), tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
