@@ -86,6 +86,27 @@ def test_a_linear_code_knows_its_own_colours() -> None:
 
 
 @torch.no_grad()
+def test_a_linear_code_that_reads_neighbours_knows_the_colour_of_a_flat_picture() -> None:
+    vae = VAE(
+        VAEConfig(
+            latent_channels=5,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            norm_groups=4,
+            shortcut=True,
+            shortcut_kernel=3,
+        )
+    )
+    colours = preview.colors_of(with_vae(vae))
+    assert colours is not None
+    for parameter in vae.decoder.conv_out.parameters():
+        parameter.data.zero_()
+    latents = torch.randn(1, 5, 1, 1).expand(1, 5, 3, 3)
+    means = torch.nn.functional.avg_pool2d(vae.to_pixels(latents), vae.config.downsample)
+    assert torch.allclose(colours(latents)[..., 1, 1], means[..., 1, 1], atol=1e-5)
+
+
+@torch.no_grad()
 def test_the_embedded_models_colours_are_those_of_its_pictures() -> None:
     model = checkpoints.load()
     *_, done = generate(model, Request(prompt="a red apple", seed=1, count=2, steps=6))

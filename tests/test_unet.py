@@ -194,6 +194,27 @@ def test_text_as_a_map() -> None:
     close(unet(x, t, cond), plain(x, t, cond))
 
 
+def test_width_of_the_network_that_makes_the_map() -> None:
+    wide = UNet(replace(MAPPED, map_width=40))
+    assert [layer.weight.shape for layer in wide.map_embedding[::2]] == [(40, 10), (6 * 64, 40)]
+
+
+@torch.no_grad()
+def test_patches_are_channels_inside() -> None:
+    """With 2x2 patches it computes what the plain network does on folded latents."""
+    config = replace(TINY, patch_size=2)
+    torch.manual_seed(0)
+    folded = UNet(config)
+    plain = UNet(replace(TINY, in_channels=12, out_channels=20))
+    plain.load_state_dict(folded.state_dict())
+    x, t, cond = noise(2, 3, 16, 8), torch.tensor([10.0, 900.0]), conditioning(TINY)
+    out = folded(x, t, cond)
+    assert out.shape == (2, 5, 16, 8)
+    close(out, F.pixel_shuffle(plain(F.pixel_unshuffle(x, 2), t, cond), 2))
+    with pytest.raises(ValueError, match="patch_size must be at least 1, got 0"):
+        replace(TINY, patch_size=0)
+
+
 def test_training_starts_at_zero_and_every_parameter_learns() -> None:
     torch.manual_seed(0)
     unet, cond = UNet(MAPPED), conditioning(MAPPED)

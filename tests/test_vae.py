@@ -145,6 +145,25 @@ def test_pixels_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
         VAE(SMALL).encode(torch.zeros(shape))
 
 
+@torch.no_grad()
+def test_the_linear_decoder_may_read_neighbours() -> None:
+    """It starts as the code of single patches, and has no seams once it learns from neighbours."""
+    encode, decode, mean = noise(12, 48), noise(48, 12, seed=1), noise(48, seed=2)
+    single, wide = VAE(LINEAR), VAE(replace(LINEAR, shortcut_kernel=3))
+    for vae in (single, wide):
+        vae.set_shortcut(encode, decode, mean)
+    z = noise(1, 12, 4, 4)
+    close(wide.decode(z), single.decode(z))
+    changed = z.clone()
+    changed[:, :, 0, 0] += 1
+    assert torch.equal(wide.decode(changed)[..., 4:], wide.decode(z)[..., 4:])
+    torch.nn.init.normal_(wide.decoder_shortcut.weight)
+    seen = (wide.decode(changed) - wide.decode(z)).abs().sum(1)[0]
+    assert (seen[:8, :8] > 0).all() and seen[8:].max() == 0 and seen[:, 8:].max() == 0
+    with pytest.raises(ValueError, match="shortcut_kernel must be an odd number, got 2"):
+        replace(LINEAR, shortcut_kernel=2)
+
+
 def test_shortcut_errors() -> None:
     with pytest.raises(ValueError, match="shortcut=False"):
         VAE(SMALL).set_shortcut(noise(4, 12), noise(12, 4), noise(12))

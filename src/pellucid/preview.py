@@ -49,8 +49,8 @@ def colors_of(model: Model) -> Colors | None:
     if config.shortcut:
         layer, f = vae.decoder_shortcut, config.downsample
         assert layer.bias is not None
-        # The mean over the pixels of a position.
-        weight = layer.weight.detach()[:, :, 0, 0].unflatten(0, (-1, f * f)).mean(1)  # (3, C)
+        # The mean over the pixels of a position, as if its neighbours were the same.
+        weight = layer.weight.detach().sum((2, 3)).unflatten(0, (-1, f * f)).mean(1)  # (3, C)
         bias = layer.bias.detach().unflatten(0, (-1, f * f)).mean(1)
         shift = weight.sum(1) * config.shift_factor
         return Colors(weight.T / config.scaling_factor, bias + shift)

@@ -37,6 +37,13 @@ class VAEConfig:
     patch_size: int = 1  # patches of pixels become channels before the first convolution
     mid_attention: bool = True
     shortcut: bool = False  # a linear code of patches runs parallel to both networks
+    # Latents along a side that the linear decoder reads for one patch, an odd number; with more than
+    # 1 neighbouring patches overlap, and their edges do not show.
+    shortcut_kernel: int = 1
+
+    def __post_init__(self) -> None:
+        if self.shortcut_kernel % 2 == 0:
+            raise ValueError(f"shortcut_kernel must be an odd number, got {self.shortcut_kernel}")
 
     @property
     def downsample(self) -> int:
@@ -246,7 +253,10 @@ class VAE(nn.Module):
         if config.shortcut:
             f = config.downsample
             self.encoder_shortcut = nn.Conv2d(config.in_channels, latents, f, stride=f)
-            self.decoder_shortcut = nn.Conv2d(latents, config.in_channels * f * f, 1)
+            k = config.shortcut_kernel
+            self.decoder_shortcut = nn.Conv2d(
+                latents, config.in_channels * f * f, k, padding=k // 2
+            )
 
     def encode(self, pixels: Tensor, tile_size: int | None = None) -> Posterior:
         """The distribution of latents, (B, latent_channels, H / f, W / f), not scaled.
@@ -350,7 +360,9 @@ class VAE(nn.Module):
         assert self.encoder_shortcut.bias is not None and self.decoder_shortcut.bias is not None
         self.encoder_shortcut.weight.copy_(encode.view_as(self.encoder_shortcut.weight))
         self.encoder_shortcut.bias.copy_(-encode @ mean)
-        self.decoder_shortcut.weight.copy_(decode[:, :, None, None])
+        middle = config.shortcut_kernel // 2
+        self.decoder_shortcut.weight.zero_()
+        self.decoder_shortcut.weight[:, :, middle, middle] = decode
         self.decoder_shortcut.bias.copy_(mean)
         for layer in (self.encoder.conv_out, self.decoder.conv_out):
             for parameter in layer.parameters():

@@ -49,7 +49,11 @@ class UNetConfig:
     size_count: int = 6  # the refiner has 5: its last, an aesthetic score, replaces the target
     map_channels: int = 0  # channels that an MLP makes from the pooled text, appended to the input
     map_size: int = 8
+    map_width: int = 0  # hidden width of that MLP; 0: the width of the time embedding
     film: bool = False  # time and pooled text also scale the channels of every residual block
+    # Patches of patch_size x patch_size positions become channels before the first convolution, and
+    # positions again after the last (Hoogeboom et al. 2023, arXiv:2301.11093, section 3.2).
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -59,6 +63,8 @@ class UNetConfig:
                     f"{name} has {len(getattr(self, name))} entries; block_out_channels has "
                     f"{levels} levels and each needs one"
                 )
+        if self.patch_size < 1:
+            raise ValueError(f"patch_size must be at least 1, got {self.patch_size}")
         if self.pooled_dim == 0 and (self.size_conditions or self.map_channels > 0):
             raise ValueError(
                 "pooled_dim is 0; size_conditions and map_channels need the pooled text's width"
@@ -196,35 +202,42 @@ class UNet(nn.Module):
         self.config = config
         widths = config.block_out_channels
         time_width = 4 * widths[0]
-        self.conv_in = nn.Conv2d(config.in_channels + config.map_channels, widths[0], 3, padding=1)
+        patch = config.patch_size**2
+        self.conv_in = nn.Conv2d(
+            config.in_channels * patch + config.map_channels, widths[0], 3, padding=1
+        )
         self.time_embedding = Embedding(widths[0], time_width)
         if config.pooled_dim > 0:
             sizes = config.size_count * SIZE_WIDTH if config.size_conditions else 0
             self.add_embedding = Embedding(config.pooled_dim + sizes, time_width)
         if config.map_channels > 0:
+            map_width = config.map_width or time_width
             self.map_embedding = nn.Sequential(
-                nn.Linear(config.pooled_dim, time_width),
+                nn.Linear(config.pooled_dim, map_width),
                 nn.SiLU(),
-                nn.Linear(time_width, config.map_channels * config.map_size**2),
+                nn.Linear(map_width, config.map_channels * config.map_size**2),
             )
         self.down_blocks = nn.ModuleList(DownLevel(config, i) for i in range(len(widths)))
         self.mid_block = MidLevel(config)
         self.up_blocks = nn.ModuleList(UpLevel(config, i) for i in reversed(range(len(widths))))
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[0], config.norm_eps)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels * patch, 3, padding=1)
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Conditioning, record: AttentionRecorder | None = None
     ) -> Tensor:
         """What the network predicts (noise, or as it was trained), (B, out_channels, h, w).
 
-        x (B, in_channels, h, w); t (B,), from 0 to 1000, may be fractional; cond.tokens
-        (B, L, cross_attention_dim); cond.pooled (B, pooled_dim) and cond.sizes (B, size_count)
-        where the config asks for them, ValueError if they are missing. `record`, for instance a
+        x (B, in_channels, h, w), h and w multiples of patch_size; t (B,), from 0 to 1000, may be
+        fractional; cond.tokens (B, L, cross_attention_dim); cond.pooled (B, pooled_dim) and
+        cond.sizes (B, size_count) where the config asks for them, ValueError if they are missing.
+        `record`, for instance a
         list, takes the attention to the text of every transformer block in order,
         (B, heads, h', w', L).
         """
         time = F.silu(self.embed_time(t, cond, x.dtype))
+        if self.config.patch_size > 1:
+            x = F.pixel_unshuffle(x, self.config.patch_size)
         if self.config.map_channels > 0:
             x = torch.cat([x, self.draw_map(x, cond)], dim=1)
         x = self.conv_in(x)
@@ -234,7 +247,8 @@ class UNet(nn.Module):
         x = self.mid_block(kept[-1], time, cond.tokens, record)
         for up in self.up_blocks:
             x = up(x, kept, time, cond.tokens, record)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return F.pixel_shuffle(x, self.config.patch_size) if self.config.patch_size > 1 else x
 
     def embed_time(self, t: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
         """The time, and with it the pooled text and the sizes: (B, 4 * block_out_channels[0])."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.backbones.unet import UNetConfig
 from pellucid.checkpoints.assembly import Location
 from pellucid.checkpoints.header import CheckpointError
 from pellucid.model import Model
@@ -65,6 +66,7 @@ def check_has_place(path: Path, layout: str, model: Model, tokenizer: bool) -> N
     own = {
         "the map that its U-Net draws from the text": getattr(unet, "map_channels", 0) > 0,
         "FiLM in its U-Net": getattr(unet, "film", False),
+        "patches of latents in its U-Net": isinstance(unet, UNetConfig) and unet.patch_size > 1,
         f"patches of {vae.patch_size}x{vae.patch_size} pixels in its autoencoder": (
             vae.patch_size > 1
         ),

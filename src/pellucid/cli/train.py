@@ -27,6 +27,7 @@ LOOPS = {
     "vae": ("pellucid.train.vae", "VAEOptions"),
     "clip": ("pellucid.train.clip", "CLIPOptions"),
     "diffusion": ("pellucid.train.diffusion", "DiffusionOptions"),
+    "upscaler": ("pellucid.train.upscaler", "UpscalerOptions"),
     "gan": ("pellucid.train.gan", "GANOptions"),
     "classifier": ("pellucid.evaluate.classifier", "ClassifierOptions"),
     "pack": ("pellucid.train.pack", "PackOptions"),

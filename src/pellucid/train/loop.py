@@ -29,6 +29,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "batch": (1, math.inf),
     "save_every": (1, math.inf),
     "sample_every": (-1, math.inf),
+    "measure_every": (0, math.inf),
+    "augment": (0, 1),
     "pool": (1, math.inf),
     "processes": (1, math.inf),
     "rank": (1, 1024),

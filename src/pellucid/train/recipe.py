@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pellucid.backbones.unet import UNetConfig
+from pellucid.cascade import UpscalerConfig
 from pellucid.clip import TextConfig, VisionConfig
 from pellucid.model import Defaults
 from pellucid.vae import VAEConfig
@@ -20,6 +21,7 @@ class Recipe:
     network; the sizes of latents and text are filled in. It raises ValueError for widths that do
     not work. mixes: name of a loop -> how often its source draws which kind of picture, for a
     source that composes its pictures (`data.emoji.Mix`). defaults: how the finished model is run.
+    upscaler: the super-resolution stage.
     """
 
     vae: VAEConfig
@@ -28,6 +30,7 @@ class Recipe:
     unet: Callable[[tuple[int, ...]], UNetConfig]
     mixes: Mapping[str, Mapping[str, float]]
     defaults: Defaults
+    upscaler: UpscalerConfig = field(default_factory=UpscalerConfig)
 
     @property
     def multiple(self) -> int:
