@@ -7,7 +7,7 @@ import torch
 from pellucid.data import GroundedPhrase
 from pellucid.data.emoji import ABOVE, BELOW, LEFT, RIGHT
 from pellucid.tokenizer import Tokenizer
-from pellucid.train.token_loss import boxes, columns, token_loss
+from pellucid.train.token_loss import MOST, boxes, columns, token_loss
 
 CAPTION = "a red apple and a snowman, flat"
 APPLE, SNOWMAN = GroundedPhrase(2, 11, LEFT), GroundedPhrase(18, 25, RIGHT)
@@ -16,9 +16,9 @@ APPLE, SNOWMAN = GroundedPhrase(2, 11, LEFT), GroundedPhrase(18, 25, RIGHT)
 def test_columns_are_the_tokens_of_the_words() -> None:
     tokenizer = Tokenizer.train([CAPTION], 300, context_length=32)
     row = tokenizer([CAPTION])[0]
-    for place, chosen in zip(
-        (APPLE, SNOWMAN), columns(tokenizer, CAPTION, (APPLE, SNOWMAN)), strict=True
-    ):
+    found = columns(tokenizer, CAPTION, (APPLE, SNOWMAN))
+    assert not found[2:].any()
+    for place, chosen in zip((APPLE, SNOWMAN), found[:2], strict=True):
         assert row[chosen].tolist() == tokenizer.encode(CAPTION[place.start : place.end])
     assert not columns(tokenizer, CAPTION, ()).any()
 
@@ -37,8 +37,16 @@ def looking(box: tuple[float, float, float, float], outside: float) -> torch.Ten
     return weights
 
 
+def naming(*tokens: int) -> torch.Tensor:
+    """Columns (1, MOST, 3): thing i is named by the i-th of these tokens."""
+    found = torch.zeros(1, MOST, 3, dtype=torch.bool)
+    for thing, token in enumerate(tokens):
+        found[0, thing, token] = True
+    return found
+
+
 def test_the_loss_is_the_square_of_the_share_outside() -> None:
-    token = torch.tensor([[[False, True, False], [False, False, False]]])
+    token = naming(1)
     for box in (LEFT, RIGHT, ABOVE, BELOW):
         where = boxes([GroundedPhrase(0, 1, box)])[None]
         for outside, wanted in ((0.0, 0.0), (1.0, 0.25), (0.5, 1 / 9)):
@@ -53,7 +61,7 @@ def test_nothing_with_a_place_is_no_loss() -> None:
 
 
 def test_descending_it_moves_the_attention_into_the_box() -> None:
-    token = torch.tensor([[[False, True, False], [False, False, True]]])
+    token = naming(1, 2)
     where = boxes([GroundedPhrase(0, 1, LEFT), GroundedPhrase(2, 3, RIGHT)])[None]
     logits = torch.zeros(1, 2, 4, 4, 3, requires_grad=True)
     optimizer = torch.optim.SGD([logits], lr=20.0)

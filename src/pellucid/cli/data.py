@@ -20,12 +20,15 @@ def emoji(
         "runs/art64.npz"
     ),
     size: Annotated[int, typer.Option(min=16, max=512, help="Pixels on a side.")] = 64,
+    extra: Annotated[
+        bool, typer.Option("--extra", help="More emoji than the shipped model has learned.")
+    ] = False,
 ) -> None:
     """Render the emoji art that the shipped model was trained on."""
     from pellucid.data.emoji import render
 
     try:
-        art = render(packages, size)
+        art = render(packages, size, extra)
     except ImportError:
         fail("rendering needs resvg-py; install it with: pip install 'pellucid[data]'")
     out.parent.mkdir(parents=True, exist_ok=True)

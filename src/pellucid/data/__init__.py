@@ -39,8 +39,8 @@ class SourceOptions:
     data: str = setting("", "A folder of pictures with captions to learn from instead of the art.")
     source: str = setting(
         "",
-        "The kind of pictures: emoji (of `art`), imagefolder (of `data`), mnist, or the name of "
-        'another file in pellucid/data. "" is imagefolder if `data` is given, else emoji.',
+        "The kind of pictures: emoji or scenes (of `art`), imagefolder (of `data`), mnist, or the "
+        'name of another file in pellucid/data. "" is imagefolder if `data` is given, else emoji.',
     )
     size: int = setting(64, "Pixels on a side that pictures are scaled to; the art keeps its own.")
     core: bool = setting(False, "Of the art, learn only the core concepts.")

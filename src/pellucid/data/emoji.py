@@ -2,7 +2,7 @@
 
 The art comes from the npm packages ``@iconify-json/{fluent-emoji-flat,fluent-emoji,noto,twemoji}``,
 names and keywords from ``emojibase-data``; ``concepts.tsv`` next to this file lists the emoji that
-are learned, with everyday names. Three steps:
+are learned, with everyday names, and ``extra_concepts.tsv`` further ones. Three steps:
 
 * ``render``: SVG -> one array of RGBA pictures, (concepts, styles, size, size, 4);
 * ``caption``: what a picture shows -> a sentence, in one of many wordings;
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -156,10 +157,13 @@ def _read(name: str) -> str:
     return resources.files("pellucid.data").joinpath(name).read_text(encoding="utf-8")
 
 
-def _rows() -> list[list[str]]:
-    """The lines of ``concepts.tsv``: emoji, names, set."""
-    lines = _read("concepts.tsv").splitlines()
-    return [line.split("\t") for line in lines if line and not line.startswith("#")][1:]
+def _rows(extra: bool = False) -> list[list[str]]:
+    """The lines of ``concepts.tsv``, then those of ``extra_concepts.tsv``: emoji, names, set."""
+    found = []
+    for name in ("concepts.tsv", "extra_concepts.tsv")[: 1 + extra]:
+        lines = _read(name).splitlines()
+        found += [line.split("\t") for line in lines if line and not line.startswith("#")][1:]
+    return found
 
 
 def concept_names() -> list[str]:
@@ -167,11 +171,14 @@ def concept_names() -> list[str]:
     return [names.split(", ")[0] for _, names, _ in _rows()]
 
 
-def read_concepts(emojibase: Path) -> list[Concept]:
-    """``concepts.tsv`` with the slugs and unambiguous keywords of emojibase's ``data.json``."""
+def read_concepts(emojibase: Path, extra: bool = False) -> list[Concept]:
+    """``concepts.tsv`` with the slugs and unambiguous keywords of emojibase's ``data.json``.
+
+    extra: those of ``extra_concepts.tsv`` as well.
+    """
     table = {_bare(e["emoji"]): e for e in json.loads(emojibase.read_text(encoding="utf-8"))}
     entries = [
-        (emoji, tuple(names.split(", ")), table[_bare(emoji)]) for emoji, names, _ in _rows()
+        (emoji, tuple(names.split(", ")), table[_bare(emoji)]) for emoji, names, _ in _rows(extra)
     ]
     named = {name for _, names, _ in entries for name in names}
     counts: dict[str, int] = {}
@@ -200,12 +207,13 @@ def core_concepts(art: EmojiArt) -> list[int]:
     return [i for i, concept in enumerate(art.concepts) if concept.emoji in core]
 
 
-def render(packages: Path, size: int) -> EmojiArt:
+def render(packages: Path, size: int, extra: bool = False) -> EmojiArt:
     """Draw every concept in every style.
 
     Args:
         packages: the ``node_modules`` folder with the icon sets and ``emojibase-data``.
         size: pixels on a side.
+        extra: the concepts of ``extra_concepts.tsv`` as well.
 
     Raises:
         ValueError: a package or a picture is missing.
@@ -215,7 +223,7 @@ def render(packages: Path, size: int) -> EmojiArt:
     emojibase = packages / "emojibase-data" / "en" / "data.json"
     if not emojibase.is_file():
         raise ValueError(f"{packages}: emojibase-data is missing; `make art` fetches it")
-    concepts = read_concepts(emojibase)
+    concepts = read_concepts(emojibase, extra)
     pixels = np.zeros((len(concepts), len(STYLES), size, size, 4), np.uint8)
     for s, package in enumerate(STYLES.values()):
         path = packages / "@iconify-json" / package / "icons.json"
@@ -443,13 +451,15 @@ def _two_names(
 
 # ---------------------------------------------------------------- a source for the training loops
 
+AnyMix = TypeVar("AnyMix")
+
 
 @dataclass(frozen=True)
-class Emoji:
-    """The art as a `Source`: pictures are composed on demand, of the concepts `among`."""
+class Composed(Generic[AnyMix]):
+    """A `Source` that composes its pictures on demand, of the concepts `among`."""
 
     art: EmojiArt
-    mix: Mix
+    mix: AnyMix
     among: Sequence[int]
 
     @property
@@ -466,12 +476,16 @@ class Emoji:
         """The commonest name of each concept."""
         return tuple(self.art.concepts[i].names[0] for i in self.among)
 
+    def sample(self, rng: np.random.Generator, concept: int, held: bool) -> Sample:
+        """One picture. concept: the (first) thing; -1 is any."""
+        raise NotImplementedError
+
     def draw(
         self, count: int, rng: np.random.Generator, *, held: bool = False, distinct: bool = False
     ) -> Batch:
-        """`distinct`: every first object is a different one; of a pair, only the first."""
+        """`distinct`: every first object is a different one; of several, only the first."""
         first = rng.permutation(self.among)[:count].tolist() if distinct else [-1] * count
-        samples = [compose(self.art, rng, self.mix, c, held, self.among) for c in first]
+        samples = [self.sample(rng, c, held) for c in first]
         numbers = {concept: number for number, concept in enumerate(self.among)}
         return Batch(
             to_pixels([s.pixels for s in samples]),
@@ -486,8 +500,7 @@ class Emoji:
             yield self.draw(min(CHUNK, count - start), rng, held=held)
 
     def vocabulary(self, count: int, rng: np.random.Generator) -> Sequence[str]:
-        samples = (compose(self.art, rng, self.mix, among=self.among) for _ in range(count))
-        return [sample.caption for sample in samples]
+        return [self.sample(rng, -1, False).caption for _ in range(count)]
 
     def prompts(self, count: int) -> list[str]:
         """The names of core concepts, if the art has any."""
@@ -495,8 +508,19 @@ class Emoji:
         return spread([with_article(self.art.concepts[i].names[0]) for i in chosen], count)
 
 
+class Emoji(Composed[Mix]):
+    """Pictures of one or two things, as `compose` draws them."""
+
+    def sample(self, rng: np.random.Generator, concept: int, held: bool) -> Sample:
+        return compose(self.art, rng, self.mix, concept, held, self.among)
+
+
+def among_of(art: EmojiArt, core: bool) -> list[int]:
+    """The concepts to learn: all of the art or, with `core`, the core ones if it has any."""
+    return (core_concepts(art) if core else []) or list(range(len(art.concepts)))
+
+
 def source(options: SourceOptions, mix: Mapping[str, float]) -> Emoji:
     """The art of `options.art`: all its concepts or, with `core`, the core ones if it has any."""
     art = EmojiArt.load(options.art)
-    core = core_concepts(art) if options.core else []
-    return Emoji(art, Mix(**mix), core or list(range(len(art.concepts))))
+    return Emoji(art, Mix(**mix), among_of(art, options.core))

@@ -15,7 +15,7 @@ from torch import Tensor
 from pellucid.data import GroundedPhrase
 from pellucid.tokenizer import Tokenizer
 
-MOST = 2
+MOST = 4
 """Things of one picture whose boxes are kept."""
 
 
