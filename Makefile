@@ -108,7 +108,7 @@ emoji-model: $(VENV)/.installed-dev runs/art64.npz
 	$(BIN)/pellucid train classifier --resume
 	$(BIN)/pellucid train pack
 	$(BIN)/pellucid evaluate --model runs/emoji.safetensors
-	@echo "The model is runs/emoji.safetensors; the figures and the sheet are in runs/evaluation/."
+	@echo "The model is runs/emoji.safetensors; the figures and the sheet are in outputs/evaluation/."
 
 # The larger one: 128x128 pictures, all concepts, a wider network; for a GPU.
 GPU := runs/gpu

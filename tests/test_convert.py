@@ -56,6 +56,8 @@ def test_there_and_back(files: dict[str, Path], call: Any, tmp_path: Path) -> No
     assert call("convert", native, back, "--to", "ldm", "--dtype", "fp16", "--overwrite")[0] == 0
     assert {weight.dtype for weight in load_file(back).values()} == {torch.float16}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.safetensors", "native"]
+    new = tmp_path / "a" / "new" / "folder.safetensors"
+    assert call("convert", native, new, "--to", "ldm") == (0, f"{new}\n", "")
 
 
 def test_sd2(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_a_prediction_is_asked_for_only_where_it_counts(
         (("sd1", "x", "--to", "ldm", "--prediction", "w"), "unknown prediction 'w'"),
         (("sd1", ".", "--to", "ldm", "--overwrite"), "is a folder; --to ldm writes a file"),
         (("sd1", ".", "--to", "diffusers", "--overwrite"), "it was left alone"),
-        (("sd1", "none/x", "--to", "diffusers"), "none is not a folder"),
+        (("sd1", "file/x", "--to", "diffusers"), "file is a file and not a folder"),
         (("sd1", "x"), "--to"),
     ],
 )
@@ -135,6 +137,7 @@ def test_conversions_that_are_refused(
     words: tuple[str, ...], sentence: str, files: dict[str, Path], call: Any, tmp_path: Path
 ) -> None:
     source = files.get(words[0], tmp_path / words[0])
+    Path(tmp_path, "file").write_text("")
     status, out, err = call("convert", source, tmp_path / words[1], *words[2:])
     assert (status, out) == (2, "") and sentence in err
     assert list(tmp_path.iterdir()) == []

@@ -260,7 +260,6 @@ def test_no_estimate_where_nothing_can_be_said(
         text = page.html(report)
         well_formed(text)
         assert "such a t is left out" in text
-        page.overview(report)
 
 
 # ---------------------------------------------------------------- the record and the page
@@ -292,8 +291,6 @@ def test_the_page_has_everything_and_needs_nothing(
     assert text.count("<svg ") == 4 + 2 + 1 + 2
     assert "photo.png: 40x30" in text and "its middle, 16x16" in text
     assert "&#x27;a rabbit&#x27;" in text
-    overview = page.overview(report)
-    assert overview.width > 500 and len(overview.getcolors(1 << 24) or []) > 1000
 
 
 @pytest.mark.parametrize(
@@ -313,7 +310,6 @@ def test_any_size_of_picture(
     assert max(report.picture.size) <= SIDE and report.size == image.size
     assert NoiseReport.model_validate_json(report.model_dump_json()) is not None
     well_formed(page.html(report))
-    page.overview(report)
 
 
 def test_a_guided_guess_is_no_mean(report: NoiseReport, model: Model) -> None:
@@ -371,8 +367,8 @@ def test_the_command(
     command = ("noise", "photo.png", "--model", model_file, "--t", "0, 999")
     status, out, _ = call(*command)
     assert status == 0
-    assert out.split() == ["outputs/photo-noise.html", "outputs/photo-noise-overview.png"]
-    assert all(Path(name).stat().st_size > 1000 for name in out.split())
+    assert out == "outputs/photo-noise.html\n"
+    assert Path("outputs/photo-noise.html").stat().st_size > 1000
     status, out, _ = call(*command, "--json", "--schedule", "cosine")
     assert status == 0
     report = NoiseReport.model_validate_json(out)
@@ -380,10 +376,7 @@ def test_the_command(
     status, out, _ = call(*command, "--json", "--out", "new/a.html")
     assert status == 0
     assert NoiseReport.model_validate_json(out).source == "photo.png"
-    assert sorted(path.name for path in Path("new").iterdir()) == ["a-overview.png", "a.html"]
-    before = Path("photo.png").read_bytes()
-    assert call(*command, "--out", "photo.html")[0] == 0
-    assert Path("photo.png").read_bytes() == before  # the picture itself is not written over
+    assert sorted(path.name for path in Path("new").iterdir()) == ["a.html"]
 
 
 @pytest.mark.parametrize(
@@ -400,7 +393,7 @@ def test_the_command(
         (("photo.png", "--t", "5,4"), "rising whole numbers"),
         (("photo.png", "--schedule", "cosin"), "unknown schedule 'cosin'"),
         (("photo.png", "--out", "a.pdf"), "ends in .html"),
-        (("photo.png", "--out", "folder.html"), "is a folder"),
+        (("photo.png", "--out", "page.html"), "page.html exists; --overwrite replaces it"),
         (("photo.png", "--model", "none.safetensors"), "none.safetensors does not exist"),
     ],
 )
@@ -413,7 +406,7 @@ def test_bad_input_is_one_sentence(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("folder.html").mkdir()
+    Path("page.html").write_text("of before")
     Path("text.png").write_text("not a picture")
     Image.new("RGB", (20_000, 2)).save("large.png")
     photo().save("photo.png")

@@ -346,6 +346,16 @@ def test_the_commands(
         "a-autoencoder.html",
         "a-clip.html",
     ]
+    # A name that is taken gets a number, --out is a folder or a file, and none is lost.
+    assert call(*round_trip)[1] == "outputs/a-autoencoder-2.html\n"
+    assert call(*round_trip, "--out", "new/folder")[1] == "new/folder/a-autoencoder.html\n"
+    page = Path("new/page.html")
+    assert call(*round_trip, "--out", page)[0] == 0
+    before = page.read_bytes()
+    status, out, err = call(*command, "--out", page)
+    assert (status, out) == (2, "") and "page.html exists; --overwrite replaces it" in err
+    assert page.read_bytes() == before
+    assert call(*command, "--out", page, "--overwrite")[0] == 0 and page.read_bytes() != before
 
 
 @pytest.mark.parametrize("command", ["autoencoder", "clip"])

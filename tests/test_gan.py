@@ -372,6 +372,8 @@ def test_generate_with_a_gan(
     words = ("generate", "rabbit", "--model", trained, "--seed", 3, "--count", 2)
     status, out, _ = call(*words, "--out", tmp_path)
     assert status == 0
+    assert [Path(line).name for line in out.splitlines()] == ["rabbit-3.png", "rabbit-4.png"]
+    out = call(*words, "--out", tmp_path / "more", "--grid")[1]
     names = [Path(line).name for line in out.splitlines()]
     assert names == ["rabbit-3.png", "rabbit-4.png", "rabbit-3-grid.png"]
     again = tmp_path / "again.png"

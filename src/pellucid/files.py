@@ -114,15 +114,15 @@ def check_writable(path: Path, error: type[ValueError] = ValueError) -> None:
         raise error(f"{path} cannot be written: {there}: {refused.strerror}") from refused
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes, replace: bool = True) -> None:
     """Write a file as `new_file` does."""
-    with new_file(path) as temporary:
+    with new_file(path, replace=replace) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, replace: bool = True) -> None:
     """Write UTF-8 as `new_file` does; what UTF-8 cannot encode becomes "?"."""
-    write_bytes(path, text.encode("utf-8", "replace"))
+    write_bytes(path, text.encode("utf-8", "replace"), replace)
 
 
 def write_tensors(

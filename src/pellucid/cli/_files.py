@@ -1,4 +1,9 @@
-"""Where the pictures of a command go, and what they are called."""
+"""Where the results of a command go, and what they are called.
+
+One rule for all commands: into the folder `outputs`, or where --out says, which is a folder or a
+file. In a folder a file is named after what it shows, and a name that is taken gets a number. A file
+that exists is replaced only with --overwrite.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,10 @@ if TYPE_CHECKING:
     from pellucid.pipeline import Progress
 
 SMALL = 256  # pictures of at most this many pixels on a side are shown twice as large in a film
+OUTPUTS = "outputs"  # the folder of the results if there is no --out
 OVERWRITE = "Replace the file of --out if it exists."
+OTHERS = (".html", ".htm", ".pdf", ".json", ".txt", ".md", ".svg")  # no names of folders
+PAGES = (".html", ".htm")  # what the file of a page ends in
 
 
 @dataclass
@@ -37,10 +45,26 @@ class Output:
 
     @classmethod
     def of(cls, out: str, count: int = 1, overwrite: bool = False, film: bool = False) -> Self:
-        """What --out says, checked before the work. ValueError: nothing can be written there."""
+        """What --out says of pictures, checked before the work.
+
+        ValueError: nothing can be written there.
+        """
+        from pellucid.images.metadata import FORMATS
+
+        return cls._of(out, tuple(FORMATS), count, overwrite, film)
+
+    @classmethod
+    def of_page(cls, out: str, overwrite: bool = False) -> Self:
+        """What --out says of a page; as `of`."""
+        return cls._of(out, PAGES, 1, overwrite, False)
+
+    @classmethod
+    def _of(
+        cls, out: str, endings: tuple[str, ...], count: int, overwrite: bool, film: bool
+    ) -> Self:
         path = Path(out)
-        if not _names_a_file(out):
-            check_writable(path / "picture.png")
+        if not _names_a_file(out, endings):
+            check_writable(path / f"new{endings[0]}")
             return cls(path)
         if count > 1:
             raise ValueError(f"--out must be a folder if --count is {count}, got the file {out}")
@@ -56,6 +80,13 @@ class Output:
 
         path = self.folder / f"{stem}.png" if self.file is None else self.file
         return self.save(partial(save_image, image, request=record), path)
+
+    def save_page(self, text: str, stem: str) -> Path:
+        """Write a page, named `stem` unless --out names a file; its path."""
+        from pellucid.html import pages
+
+        path = self.folder / f"{stem}.html" if self.file is None else self.file
+        return self.save(partial(pages.write, text=text), path)
 
     def save(self, save: Callable[..., None], path: Path, ending: str | None = None) -> Path:
         """Write a file by `save(path, replace=...)`; its path, with a number if the name is taken.
@@ -81,21 +112,20 @@ class Output:
             return kept
 
 
-def _names_a_file(out: str) -> bool:
+def _names_a_file(out: str, endings: tuple[str, ...]) -> bool:
     """Whether --out names a file; a folder otherwise. ValueError for the ending of another format."""
     from PIL import Image
-
-    from pellucid.images.metadata import FORMATS
 
     suffix = Path(out).suffix.lower()
     if out.endswith(("/", os.sep)) or Path(out).is_dir():
         return False
-    others = suffix in Image.registered_extensions() or difflib.get_close_matches(suffix, FORMATS)
-    if suffix not in FORMATS and others:
+    others = (*OTHERS, *Image.registered_extensions())
+    near = difflib.get_close_matches(suffix, endings)
+    if suffix not in endings and (suffix in others or near):
         raise ValueError(
-            f"--out must be a folder or a file that ends in {', '.join(FORMATS)}, got {out}"
+            f"--out must be a folder or a file that ends in {', '.join(endings)}, got {out}"
         )
-    return suffix in FORMATS
+    return suffix in endings
 
 
 def stem_of(prompt: str, seed: int) -> str:

@@ -9,40 +9,38 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pellucid.cli._app import show_json, show_path
+from pellucid.cli._files import OUTPUTS, OVERWRITE, Output
 
 if TYPE_CHECKING:
     from pellucid.html.records import Record
 
-OUT_HELP = "The page, an .html file; default: outputs/PICTURE-COMMAND.html."
-JSON_HELP = "The record as JSON on stdout; a page only with --out."
-
 Picture = Annotated[Path, typer.Argument(help="Any picture.")]
-Out = Annotated[Path | None, typer.Option(help=OUT_HELP)]
-AsJson = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
+Out = Annotated[
+    str | None,
+    typer.Option(help=f"A folder, or the page, a .html file. Default: the folder {OUTPUTS}."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help=OVERWRITE)]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="The record as JSON on stdout; a page only with --out.")
+]
 
 
-def page_path(out: Path | None, as_json: bool, picture: Path, command: str) -> Path | None:
-    """Where the page goes; None: no page. ValueError: not .html, or a folder of that name.
-
-    A page of the same picture by the same command is overwritten, so that it can be repeated.
-    """
-    if out is None:
-        return None if as_json else Path("outputs") / f"{picture.stem}-{command}.html"
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"--out must be a file that ends in .html, got {out}")
-    if out.is_dir():  # checked before the work is done
-        raise ValueError(f"--out must be a file that ends in .html, but {out} is a folder")
-    return out
+def page_output(out: str | None, as_json: bool, overwrite: bool) -> Output | None:
+    """Where the page goes, checked before the work; None: no page. Errors as in `Output.of`."""
+    if out is None and as_json:
+        return None
+    return Output.of_page(OUTPUTS if out is None else out, overwrite)
 
 
-def deliver(record: Record, html: Callable[[], str], path: Path | None, as_json: bool) -> None:
+def deliver(
+    record: Record, html: Callable[[], str], output: Output | None, stem: str, as_json: bool
+) -> None:
     """Write the page and print its path, or print the record as JSON."""
-    from pellucid.html import pages
-
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pages.write(path, html())
+    if output is not None:
+        path = output.save_page(html(), stem)
         if not as_json:
             show_path(path)
     if as_json:
         show_json(record.model_dump_json(indent=1))
+    if output is not None and output.failed:
+        raise SystemExit(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.cli._app import app
 from pellucid.cli._model import ModelFile, Vae, open_parts
-from pellucid.cli._page import AsJson, Out, Picture, deliver, page_path
+from pellucid.cli._page import AsJson, Out, Overwrite, Picture, deliver, page_output
 
 
 @app.command()
@@ -13,6 +13,7 @@ def autoencoder(
     model: ModelFile = None,
     vae: Vae = None,
     out: Out = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Explain the autoencoder: a picture's round trip, its loss, its latents, what they save."""
@@ -20,7 +21,7 @@ def autoencoder(
     from pellucid.explain.parts_page import round_trip_html
     from pellucid.images.load import open_image
 
-    path = page_path(out, as_json, picture, "autoencoder")
+    output = page_output(out, as_json, overwrite)
     image = open_image(picture)
     trip = round_trip(open_parts(model, vae), image, picture.name)
-    deliver(trip, lambda: round_trip_html(trip), path, as_json)
+    deliver(trip, lambda: round_trip_html(trip), output, f"{picture.stem}-autoencoder", as_json)

@@ -9,7 +9,7 @@ import typer
 
 from pellucid.cli._app import app, report
 from pellucid.cli._model import ModelFile, Vae, open_parts
-from pellucid.cli._page import AsJson, Out, deliver, page_path
+from pellucid.cli._page import AsJson, Out, Overwrite, deliver, page_output
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -29,6 +29,7 @@ def clip(
     model: ModelFile = None,
     vae: Vae = None,
     out: Out = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Explain CLIP: the similarity of pictures and texts, and each picture's nearest words."""
@@ -36,14 +37,14 @@ def clip(
     from pellucid.explain.parts_page import similarity_html
     from pellucid.images.load import open_image
 
-    path = page_path(out, as_json, pictures[0], "clip")
+    output = page_output(out, as_json, overwrite)
     named = [(picture.name, open_image(picture)) for picture in pictures]
     loaded = open_parts(model, vae)
     found = compare_pictures(loaded, named, text or [], _words(words, loaded))
     for given, end in zip(found.texts, found.left_out, strict=True):
         if end:
             report(f"{given[:40]!r} is too long for {found.model}; left out: {end[:40]!r}")
-    deliver(found, lambda: similarity_html(found), path, as_json)
+    deliver(found, lambda: similarity_html(found), output, f"{pictures[0].stem}-clip", as_json)
 
 
 def _words(source: str, model: Model) -> list[str]:

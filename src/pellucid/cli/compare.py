@@ -11,6 +11,7 @@ import typer
 
 from pellucid.cli._app import app, show, show_path
 from pellucid.cli._bar import bar
+from pellucid.cli._files import OUTPUTS, PAGES
 
 if TYPE_CHECKING:
     from pellucid.evaluate.compare.benchmark import CompareOptions, Part
@@ -42,7 +43,7 @@ def compare(
     art: Annotated[Path, typer.Option(help="The rendered emoji.")] = Path("runs/art64.npz"),
     workers: Annotated[int, typer.Option(help="Processes; 0: one for each core.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the page and the findings.")] = Path(
-        "runs/compare"
+        OUTPUTS, "compare"
     ),
 ) -> None:
     """Train a GAN and a diffusion model on the same data, and count what each of them draws.
@@ -56,6 +57,8 @@ def compare(
 
     if workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {workers}")
+    if out.suffix.lower() in PAGES or (out.exists() and not out.is_dir()):
+        raise ValueError(f"--out must be a folder, got {out}")
     options = CompareOptions(
         methods=tuple(methods) if methods else ("gan", "diffusion"),
         **({"data": tuple(data)} if data else {}),

@@ -9,6 +9,7 @@ import typer
 
 from pellucid.cli._app import app, report, show_path
 from pellucid.cli._model import SHORT, Prediction, Vae
+from pellucid.files import check_writable
 
 
 @app.command()
@@ -43,7 +44,9 @@ def convert(
         raise ValueError(f"{target} exists; --overwrite replaces it")
     if target.is_dir() and not checkpoints.writes_folder(to):
         raise ValueError(f"{target} is a folder; --to {to} writes a file")
+    check_writable(target)
     model = checkpoints.load(source, dtype=None, prediction=prediction, vae=vae)
+    target.parent.mkdir(parents=True, exist_ok=True)
     for thing in checkpoints.save(model, target, kind, to):
         report(f"left out, because {to} has no place for it: {thing}")
     show_path(target)

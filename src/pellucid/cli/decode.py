@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli._app import app, report, show_path
-from pellucid.cli._files import Output
+from pellucid.cli._files import OUTPUTS, Output
 from pellucid.cli._like import ModelFiles, of_record
 from pellucid.cli._model import ModelFile, Vae, open_parts
 
@@ -20,7 +20,7 @@ def decode(
     file: Annotated[Path, typer.Argument(help="Latents, as `generate` keeps them.")],
     model: ModelFile = None,
     vae: Vae = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("outputs"),
+    out: Annotated[str, typer.Option(help="Folder for the pictures.")] = OUTPUTS,
 ) -> None:
     """Decode latents that an earlier run could not decode, in float32.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app, show_path
+from pellucid.cli._files import OUTPUTS
 from pellucid.cli._model import ModelFile, Prediction, Vae
 from pellucid.plugins import discover
 
@@ -22,7 +23,7 @@ def evaluate(
         "runs/classifier/state.pt"
     ),
     out: Annotated[Path, typer.Option(help="Folder for results.json and sheet.png.")] = Path(
-        "runs/evaluation"
+        OUTPUTS, "evaluation"
     ),
     metric: Annotated[
         list[str] | None,

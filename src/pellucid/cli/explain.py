@@ -16,7 +16,7 @@ from pellucid.cli._files import stem_of
 from pellucid.cli._like import Like, ModelFiles, read_like
 from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, Vae
 from pellucid.cli._options import takes_request
-from pellucid.cli._page import JSON_HELP, page_path
+from pellucid.cli._page import AsJson, Out, Overwrite, page_output
 
 if TYPE_CHECKING:
     from pellucid.explain.run import Explanation
@@ -52,11 +52,9 @@ def explain(
     device: Device = "auto",
     dtype: Dtype = "auto",
     lora_folder: LoraFolder = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The page, a .html file. Default: outputs/PROMPT-SEED-explain.html."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw a picture and write a page that shows every step that made it.
 
@@ -71,7 +69,7 @@ def explain(
         raise ValueError(
             'explain needs a prompt or --like PICTURE, such as: pellucid explain "a rabbit"'
         )
-    page_path(out, as_json, Path(), "explain")  # checked before the work
+    output = page_output(out, as_json, overwrite)
     recorded = read_like(like)
     files, warnings = recorded.over(ModelFiles(model, prediction, vae, None, lora_folder))
     fields = {**recorded.request, **asked}
@@ -87,16 +85,17 @@ def explain(
         report(warning)
     if as_json:
         show_json(json.dumps({"explanations": [run.record() for run in runs]}))
-    name = stem_of(runs[0].request.prompt, runs[0].request.seed)
-    path = page_path(out, as_json, Path(f"{name}.png"), "explain")
-    if path is None:
+    if output is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    left_out = page.write(path, loaded, runs)
+    text, left_out = page.page(loaded, runs)
     if left_out:
         report(left_out)
+    stem = stem_of(runs[0].request.prompt, runs[0].request.seed)
+    path = output.save_page(text, f"{stem}-explain")
     if not as_json:
         show_path(path)
+    if output.failed:
+        raise SystemExit(2)
 
 
 def _explain(

@@ -18,7 +18,7 @@ from pellucid.cli._draw import (
     draw_with_diffusion,
     draw_with_gan,
 )
-from pellucid.cli._files import OVERWRITE, Output, save_film, stem_of
+from pellucid.cli._files import OUTPUTS, OVERWRITE, Output, save_film, stem_of
 from pellucid.cli._like import Like, ModelFiles, read_like
 from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, TinyVae, Vae
 from pellucid.cli._options import option_of, takes_request
@@ -58,8 +58,11 @@ def generate(
     ] = False,
     out: Annotated[
         str, _in_panel(OUTPUT, "A folder, or a file that ends in .png, .jpg or .webp.")
-    ] = "outputs",
+    ] = OUTPUTS,
     overwrite: Annotated[bool, _in_panel(OUTPUT, OVERWRITE, "--overwrite")] = False,
+    grid: Annotated[
+        bool, _in_panel(OUTPUT, "Also write all pictures side by side as one.", "--grid")
+    ] = False,
     film: Annotated[
         bool, _in_panel(OUTPUT, "Also write all steps, as a strip and as a film.", "--film")
     ] = False,
@@ -98,7 +101,7 @@ def generate(
     for warning in warnings:
         results.warn(warning)
     with closing(drawn):
-        results.deliver(drawn, with_grid=is_gan)
+        results.deliver(drawn, with_grid=grid)
     if output.failed:
         raise SystemExit(2)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pellucid.cli._app import app, show_path
+from pellucid.cli._app import app
 from pellucid.cli._model import ModelFile, Prediction, Vae
-from pellucid.cli._page import OUT_HELP, AsJson, Picture, deliver, page_path
+from pellucid.cli._page import AsJson, Out, Overwrite, Picture, deliver, page_output
 
 
 def _times(text: str) -> list[int]:
@@ -36,10 +35,8 @@ def noise(
         str | None, typer.Option(help="Schedule of the small steps: linear, cosine, ...")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(help=f"{OUT_HELP} An overview is written next to it, as NAME-overview.png."),
-    ] = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Explain noise: schedules, small steps, types of noise, and the model's estimates."""
@@ -47,9 +44,8 @@ def noise(
     from pellucid.explain.noise import TIMES, NoiseSettings, examine_noise, page
     from pellucid.explain.noise.schedules import schedule_named
     from pellucid.images.load import open_image
-    from pellucid.images.metadata import save_image
 
-    path = page_path(out, as_json, picture, "noise")
+    output = page_output(out, as_json, overwrite)
     settings = NoiseSettings(
         times=TIMES if t is None else _times(t),
         prompt=prompt,
@@ -60,10 +56,4 @@ def noise(
     image = open_image(picture)
     loaded = checkpoints.load(model, prediction=prediction, vae=vae)
     report = examine_noise(loaded, image, picture.name, settings)
-    deliver(report, lambda: page.html(report), path, as_json)
-    if path is not None:
-        # Not the page's own name with .png: that may be the picture that is explained.
-        overview = path.with_name(f"{path.stem}-overview.png")
-        save_image(page.overview(report), overview)
-        if not as_json:
-            show_path(overview)
+    deliver(report, lambda: page.html(report), output, f"{picture.stem}-noise", as_json)

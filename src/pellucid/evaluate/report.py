@@ -37,7 +37,7 @@ def report(
     model: Model,
     art: Path = Path("runs/art64.npz"),
     classifier: Path = Path("runs/classifier/state.pt"),
-    out: Path = Path("runs/evaluation"),
+    out: Path = Path("outputs/evaluation"),
     metrics: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure; ``results.json``, ``results.md`` and the pictures are written to `out`.

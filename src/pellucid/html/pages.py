@@ -150,6 +150,9 @@ def source_code(function: Callable[..., object]) -> str:
     )
 
 
-def write(path: str | Path, text: str) -> None:
-    """Write a page. It appears whole or not at all; ValueError: no such folder, a full disk."""
-    write_text(path, text)
+def write(path: str | Path, text: str, replace: bool = True) -> None:
+    """Write a page. It appears whole or not at all; ValueError: no such folder, a full disk.
+
+    replace: as in `files.new_file`.
+    """
+    write_text(path, text, replace)

