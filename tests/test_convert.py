@@ -140,7 +140,7 @@ def test_conversions_that_are_refused(
     Path(tmp_path, "file").write_text("")
     status, out, err = call("convert", source, tmp_path / words[1], *words[2:])
     assert (status, out) == (2, "") and sentence in err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 # ---------------------------------------------------------------- info
