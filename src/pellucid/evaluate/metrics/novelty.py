@@ -14,16 +14,12 @@ def measure(evaluation: Evaluation, count: int = 40) -> dict[str, float]:
     training = torch.cat([plain, plain.flip(3)]).flatten(1)
     texts = [p.text for p in prompts]
     first = evaluation.pixels(texts).flatten(1)
-    second = evaluation.pixels(texts, seed=500).flatten(1)
     width = training.shape[1] ** 0.5
     nearest = torch.cdist(first, training).amin(1) / width
-    seeds = (first - second).norm(dim=1) / width
     by_concept = plain.flatten(1).view(len(art.concepts), len(art.styles), -1)
     own = by_concept[[evaluation.numbers[p.concept] for p in prompts]]
     styles = torch.stack([torch.pdist(one).mean() for one in own]) / width
     return {
         "distance to the nearest training picture, median": float(nearest.median()),
-        "distance between two seeds, mean": float(seeds.mean()),
         "distance between styles of a concept in training, mean": float(styles.mean()),
-        "seeds / styles": float(seeds.mean() / styles.mean()),
     }
