@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pytest
 import torch
 from torch import nn
 
+from pellucid.cli._bar import show_progress
 from pellucid.data.emoji import Concept, EmojiArt
 from pellucid.evaluate import classifier
 from pellucid.recipes.emoji import RECIPE
@@ -35,7 +36,7 @@ from pellucid.train import lora as train_lora
 from pellucid.train import vae as train_vae
 from pellucid.train.loop import (
     Ema,
-    Report,
+    Run,
     generator_of,
     learning_rate,
     load_state,
@@ -167,13 +168,15 @@ def test_killed_and_resumed_equals_unbroken(
 
 
 def test_a_finished_run_stays_as_it_is(
-    art: Path, unbroken: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    art: Path, unbroken: Callable[[str], dict[str, Any]]
 ) -> None:
     before = unbroken("diffusion")
     options = diffusion_options(art, art.parent / "diffusion")
-    train_diffusion.train(dataclasses.replace(options, resume=True, steps=STEPS - 2), RECIPE)
+    options = dataclasses.replace(options, resume=True, steps=STEPS - 2)
+    lines: list[str] = []
+    train_diffusion.train(options, RECIPE, lambda line, **_: lines.append(line))
     assert_same(before, unbroken("diffusion"))
-    assert "diffusion 1" not in capsys.readouterr().err
+    assert not any("diffusion 1" in line for line in lines)
 
 
 def test_two_runs_with_other_seeds_differ(
@@ -189,16 +192,16 @@ def test_two_runs_with_other_seeds_differ(
 def test_the_parts_that_were_trained_load(
     art: Path, unbroken: Callable[[str], dict[str, Any]]
 ) -> None:
-    vae = train_vae.trained(art.parent / "vae" / "vae.pt", RECIPE)
+    vae = train_vae.trained(art.parent / "vae" / "vae.pt")
     assert vae.to_latents(torch.zeros(1, 3, 64, 64)).shape == (1, 32, 8, 8)
-    clip, tokenizer = train_clip.trained(art.parent / "clip" / "state.pt", RECIPE)
+    clip, tokenizer = train_clip.trained(art.parent / "clip" / "state.pt")
     assert clip.embed_texts(tokenizer(["a frog"])).shape == (1, 192)
 
 
 @pytest.mark.parametrize("trained", [train_vae.trained, train_clip.trained])
 def test_parts_that_were_not_trained(trained: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run `pellucid train"):
-        trained(tmp_path / "state.pt", RECIPE)
+        trained(tmp_path / "state.pt")
 
 
 # ---------------------------------------------------------------- what the loops share
@@ -280,14 +283,22 @@ class Terminal(io.StringIO):
         return True
 
 
+def progress(steps: int, first: int = 0, every: int = 50) -> Iterator[Run]:
+    """A run that reports each of its steps on stderr, as the command line does."""
+    options = loop.RunOptions(steps=steps, batch=8)
+    run = Run("vae", Path("state.pt"), options, {}, say=show_progress, every=every)
+    run.first = first
+    for _ in run.steps():
+        run.report(loss=1.0)
+        yield run
+
+
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", written := Terminal())
     monkeypatch.setattr(loop, "REDRAW", -1.0)
-    report = Report("vae", 4)
-    for step in range(4):
-        report(step, 8, loss=1.0)
-        if step == 1:
-            loop.say("a sheet was drawn")
+    for run in progress(4):
+        if run.step == 1:
+            run.say("a sheet was drawn")
     shown = written.getvalue().split("\r\x1b[K")[1:]
     assert [line.count("━") for line in shown] == [6, 12, 0, 18, 24]
     assert [line.endswith("\n") for line in shown] == [False, False, True, False, True]
@@ -295,9 +306,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_progress_is_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    report = Report("vae", 7, start=2, every=2)
-    for step in range(2, 7):
-        report(step, 8, loss=1.0)
+    list(progress(7, first=2, every=2))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["4/7", "6/7", "7/7"]
     assert not any("\r" in line or "━" in line for line in lines)

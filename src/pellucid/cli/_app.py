@@ -55,7 +55,7 @@ def printable(text: str) -> str:
 
 def show(text: str, err: bool = False) -> None:
     """A text for people, on stdout or stderr."""
-    _clear_line()
+    clear_line()
     typer.echo(printable(text), err=err)
 
 
@@ -69,7 +69,7 @@ def show_path(path: Path | str) -> None:
     if printable(text) != text:
         show(text)
         return
-    _clear_line()
+    clear_line()
     try:
         str(path).encode(sys.stdout.encoding or "utf-8")
         typer.echo(path)
@@ -88,7 +88,7 @@ def report(message: str) -> None:
     show(f"pellucid: {written(message, option_of)}", err=True)
 
 
-def _clear_line() -> None:
+def clear_line() -> None:
     """Erases an unfinished progress bar, where there may be one."""
     if sys.stderr.isatty():
         typer.echo("\r\x1b[K", nl=False, err=True)

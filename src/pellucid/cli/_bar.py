@@ -1,11 +1,16 @@
-"""A progress bar."""
+"""Progress bars."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pellucid.cli._app import printable
+import typer
+
+from pellucid.cli._app import clear_line, printable, show
+
+WIDTH = 24  # of a bar in `show_progress`, in characters
 
 Advance = Callable[..., None]
 """As `rich.progress.Progress.update` of one task: completed=, total=, description=."""
@@ -33,3 +38,18 @@ def bar(description: str, total: float | None = None) -> Iterator[Advance]:
     )
     with progress as shown:
         yield partial(shown.update, shown.add_task(printable(description), total=total))
+
+
+def show_progress(line: str, *, share: float | None = None, kept: bool = True) -> None:
+    """A `pellucid.train.loop.Say`, on stderr: a bar that moves on a terminal, lines elsewhere.
+
+    It has no state, so that a loop can call it in another process.
+    """
+    if share is None or not sys.stderr.isatty():
+        if kept:
+            show(line, err=True)
+        return
+    full = round(WIDTH * share)
+    clear_line()
+    bar = "━" * full + "─" * (WIDTH - full)
+    typer.echo(f"{bar} {printable(line)}", err=True, nl=share == 1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import app, show, show_path
-from pellucid.cli._bar import bar
+from pellucid.cli._bar import bar, show_progress
 from pellucid.cli._files import OUTPUTS, PAGES
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def compare(
     )
     if not data:
         options = _without_missing(options)
-    tasks = prepare(options)
+    tasks = prepare(options, show_progress)
     setups = {name: options.setup(task) for name, task in tasks.items()}
 
     def findings_of(part: Part) -> dict[str, Any] | None:

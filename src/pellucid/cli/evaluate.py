@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app, show_path
+from pellucid.cli._bar import show_progress
 from pellucid.cli._files import OUTPUTS
 from pellucid.cli._model import ModelFile, Prediction, Vae
 from pellucid.plugins import discover
@@ -38,5 +39,5 @@ def evaluate(
     from pellucid.evaluate.report import report
 
     loaded = checkpoints.load(model, prediction=prediction, vae=vae)
-    report(loaded, art, classifier, out, metric or ())
+    report(loaded, art, classifier, out, metric or (), show_progress)
     show_path(out / "results.json")

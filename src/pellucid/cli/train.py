@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import textwrap
 import typing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from pellucid.cli._app import app, show, show_path
+from pellucid.cli._bar import show_progress
 
 KINDS = {
     int: "a whole number",
@@ -20,7 +23,6 @@ KINDS = {
     Path: "a path",
     str: "text",
 }
-YES_OR_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 LOOPS = {
     "lora": ("pellucid.train.lora", "LoraOptions"),
@@ -33,13 +35,6 @@ LOOPS = {
     "pack": ("pellucid.train.pack", "PackOptions"),
 }
 """Name -> the module of the loop and its options."""
-WITHOUT_RECIPE = ("lora", "classifier")
-
-
-def _value(kind: type[Any], text: str) -> Any:
-    if kind is bool:  # bool("False") would be True
-        return YES_OR_NO[text.lower()]
-    return kind(text)
 
 
 def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
@@ -53,8 +48,8 @@ def _options(kind: type[Any], settings: list[str], resume: bool) -> Any:
             known = ", ".join(name for name in names if name != "resume")
             raise ValueError(f"{setting!r} must be NAME=VALUE, where NAME is one of {known}")
         try:
-            values[name] = _value(types[name], text)
-        except (KeyError, ValueError):
+            values[name] = TypeAdapter(types[name]).validate_python(text)
+        except ValidationError:
             raise ValueError(f"{setting!r}: {name} must be {KINDS[types[name]]}") from None
     return kind(**values)
 
@@ -99,10 +94,11 @@ def train(
         return
     recipes = discover("pellucid.recipes")
     design = recipes[choose(recipe, recipes, "recipe")].RECIPE
-    options = _options(kind, settings or [], resume)
+    given = {"options": _options(kind, settings or [], resume), "recipe": design}
+    given["say"] = show_progress
+    taken = inspect.signature(module.train).parameters
     try:
-        show_path(module.train(*([options] if what in WITHOUT_RECIPE else [options, design])))
-    except (
-        UnknownPrediction
-    ) as error:  # the settings here are written as the fields are: prediction=v
+        show_path(module.train(**{name: given[name] for name in taken}))
+    except UnknownPrediction as error:
+        # Settings are written as the fields are, prediction=v, and not as options.
         raise ValueError(str(error)) from error

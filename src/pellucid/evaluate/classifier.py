@@ -16,21 +16,7 @@ from torch.nn import functional as F
 
 from pellucid.data import setting, to_pixels
 from pellucid.data.emoji import EmojiArt, Mix, compose
-from pellucid.train.loop import (
-    BATCH,
-    RATE,
-    SAVE_EVERY,
-    STEPS,
-    Ema,
-    Run,
-    RunOptions,
-    Stateful,
-    autocast,
-    device_of,
-    generator_of,
-    rng_of,
-    trained_state,
-)
+from pellucid.train import loop
 
 MIX = Mix(tinted=0.2, on_color=0.2, pair=0.0)
 
@@ -69,7 +55,7 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class ClassifierOptions(RunOptions):
+class ClassifierOptions(loop.RunOptions):
     """Options of ``pellucid train classifier``."""
 
     art: Path = setting(Path("runs/art64.npz"), "The rendered emoji.")
@@ -77,10 +63,10 @@ class ClassifierOptions(RunOptions):
         Path("runs/classifier"), "A folder for the state of the run, which is the classifier."
     )
     _: KW_ONLY
-    steps: int = setting(1500, STEPS)
-    batch: int = setting(64, BATCH)
-    rate: float = setting(2e-3, RATE)
-    save_every: int = setting(200, SAVE_EVERY)
+    steps: int = setting(1500, loop.STEPS)
+    batch: int = setting(64, loop.BATCH)
+    rate: float = setting(2e-3, loop.RATE)
+    save_every: int = setting(200, loop.SAVE_EVERY)
     seed: int = setting(1, "Of the first weights and the choice of pictures.")
 
 
@@ -95,25 +81,26 @@ def augmented(pixels: Tensor, rng: np.random.Generator, generator: torch.Generat
     return pixels + noise * (chosen * 7 % 1 < 0.5)
 
 
-def train(options: ClassifierOptions) -> Path:
+def train(options: ClassifierOptions, say: loop.Say = loop.silent) -> Path:
     """Run the loop; returns the path of the saved state."""
-    device = device_of(options.device)
+    device = loop.device_of(options.device)
     art = EmojiArt.load(options.art)
     torch.manual_seed(options.seed)
     network = Classifier(len(art.concepts), len(art.styles))
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=0.02)
-    parts: dict[str, Stateful] = {"model": network, "optimizer": optimizer}
-    run = Run("classifier", options.out / "state.pt", options, parts, Ema(network, 0.99))
+    parts: dict[str, loop.Stateful] = {"model": network, "optimizer": optimizer}
+    ema = loop.Ema(network, 0.99)
+    run = loop.Run("classifier", options.out / "state.pt", options, parts, ema, say=say)
     network.train()
     for step in run.steps(optimizer, warmup=100, decay_from=0.4):
-        rng, generator = rng_of(options.seed, step), generator_of(options.seed, step)
+        rng, generator = loop.rng_of(options.seed, step), loop.generator_of(options.seed, step)
         samples = [compose(art, rng, MIX) for _ in range(options.batch)]
         pixels = augmented(to_pixels([s.pixels for s in samples]), rng, generator)
         pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
         things = torch.tensor([s.concepts[0] for s in samples]).to(device)
         styles = torch.tensor([s.style for s in samples]).to(device)
-        with autocast(device):
+        with loop.autocast(device):
             thing, style = network(pixels)
             loss = F.cross_entropy(thing, things, label_smoothing=0.05)
             loss = loss + 0.3 * F.cross_entropy(style, styles)
@@ -129,7 +116,7 @@ def train(options: ClassifierOptions) -> Path:
 
 def trained(path: Path, art: EmojiArt) -> Classifier:
     """The classifier that `train` left at `path`."""
-    state = trained_state(path, "classifier", "classifier")
+    state = loop.trained_state(path, "classifier", "classifier")
     network = Classifier(len(art.concepts), len(art.styles))
     network.load_state_dict(state["ema"])
     return network.eval()

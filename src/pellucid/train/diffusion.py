@@ -23,18 +23,7 @@ from pellucid.guidance import ClassifierFree, as_denoiser
 from pellucid.images.metadata import save_image
 from pellucid.images.pixels import grid, to_pil
 from pellucid.samplers import ddim
-from pellucid.train import token_loss
-from pellucid.train.loop import (
-    STEPS,
-    Ema,
-    Run,
-    RunOptions,
-    Stateful,
-    device_of,
-    generator_of,
-    rng_of,
-    say,
-)
+from pellucid.train import loop, token_loss
 from pellucid.train.objective import Objective, ObjectiveOptions
 from pellucid.train.pool import Encoders, Pool
 from pellucid.train.recipe import Recipe
@@ -46,7 +35,7 @@ PROMPTS = 16  # on a sheet of samples
 
 
 @dataclass(frozen=True)
-class DiffusionOptions(ObjectiveOptions, SourceOptions, RunOptions):
+class DiffusionOptions(ObjectiveOptions, SourceOptions, loop.RunOptions):
     """Options of ``pellucid train diffusion``."""
 
     vae: Path = setting(Path("runs/vae/vae.pt"), "The trained autoencoder.")
@@ -55,7 +44,7 @@ class DiffusionOptions(ObjectiveOptions, SourceOptions, RunOptions):
         Path("runs/diffusion"), "A folder for the state of the run, its pool and its samples."
     )
     _: KW_ONLY
-    steps: int = setting(6000, STEPS)
+    steps: int = setting(6000, loop.STEPS)
     batch: int = setting(32, "Pictures in each update, of each process.")
     pool: int = setting(
         20000, "Pictures whose latents are kept, of a source that composes them; else all."
@@ -90,21 +79,18 @@ class DiffusionOptions(ObjectiveOptions, SourceOptions, RunOptions):
     )
 
 
-def train(options: DiffusionOptions, recipe: Recipe) -> Path:
-    """Run the loop in one or more processes; returns the path of the saved state.
-
-    A killed or interrupted run leaves the state of its last save; with ``resume`` it continues from
-    there, bit for bit as if unbroken (on a CPU, with the same options and number of threads).
-    """
+def train(options: DiffusionOptions, recipe: Recipe, say: loop.Say = loop.silent) -> Path:
+    """Run the loop in one or more processes; returns the path of the saved state."""
     # Mistakes in the options are found before the work begins.
-    device, objective = device_of(options.device), options.objective()
+    device, objective = loop.device_of(options.device), options.objective()
     config = recipe.unet(channels_of(options.channels))
     if options.processes > 1 and device.type != "cpu":
         raise ValueError(f"processes must be 1 on {device}, got {options.processes}")
     source = data.load(options, recipe.mixes["diffusion"], recipe.multiple)
-    encoders = Encoders(options.vae, options.clip, recipe, device)
+    encoders = Encoders(options.vae, options.clip, device)
     options.out.mkdir(parents=True, exist_ok=True)
-    pool = encoders.cached_pool(options.out / "pool.pt", source, options.pool, options.seed)
+    kept = options.out / "pool.pt"
+    pool = encoders.cached_pool(kept, source, options.pool, options.seed, say)
     held = encoders.pool(source, HELD, options.seed + 1, held=True)
     config = replace(
         config,
@@ -118,7 +104,7 @@ def train(options: DiffusionOptions, recipe: Recipe) -> Path:
         options = replace(options, token_loss=0.0)
     prompts = encoders.text(source.prompts(PROMPTS))
     (options.out / "rendezvous").unlink(missing_ok=True)
-    arguments = (options, objective, config, pool, held, encoders.vae, prompts)
+    arguments = (options, objective, config, pool, held, encoders.vae, prompts, say)
     if options.processes == 1:
         learn(0, *arguments)
     else:
@@ -137,9 +123,10 @@ def learn(
     held: Pool,
     vae: VAE,
     prompts: Conditioning,
+    say: loop.Say,
 ) -> None:
     """One process of the run. `prompts`: those of the samples."""
-    world, device = options.processes, device_of(options.device)
+    world, device = options.processes, loop.device_of(options.device)
     if world > 1:
         torch.set_num_threads(1)
         meeting = f"file://{(options.out / 'rendezvous').resolve()}"
@@ -152,13 +139,22 @@ def learn(
     optimizer = torch.optim.AdamW(
         network.parameters(), options.rate, (0.9, 0.99), weight_decay=0.01, fused=True
     )
-    ema = Ema(network, options.ema)
-    parts: dict[str, Stateful] = {"model": network, "optimizer": optimizer}
+    ema = loop.Ema(network, options.ema)
+    parts: dict[str, loop.Stateful] = {"model": network, "optimizer": optimizer}
     facts = {"config": asdict(network.config), "made_of": repr(objective)}
     facts |= {"schedule": asdict(objective.schedule), "prediction": objective.prediction}
     path = options.out / "state.pt"
-    run = Run(
-        "diffusion", path, options, parts, ema, facts=facts, every=100, rank=rank, world=world
+    run = loop.Run(
+        "diffusion",
+        path,
+        options,
+        parts,
+        ema,
+        say=say,
+        facts=facts,
+        every=100,
+        rank=rank,
+        world=world,
     )
     callable_network = torch.compile(network) if options.compiled else network
     average: float | Tensor = 1.0
@@ -187,8 +183,8 @@ def loss_of_step(
 ) -> Tensor:
     """The loss of a batch, scalar. `key`: the step and the process, which give the randomness."""
     step, rank = key
-    rng = rng_of(options.seed, step, rank)
-    generator = generator_of(options.seed, step, rank + 100)
+    rng = loop.rng_of(options.seed, step, rank)
+    generator = loop.generator_of(options.seed, step, rank + 100)
     index = torch.from_numpy(rng.integers(len(pool.latents), size=options.batch))
     dropped = torch.from_numpy(rng.random(options.batch) < options.drop)
     latents, cond = pool.batch(index, dropped)

@@ -25,18 +25,7 @@ from pellucid.gan import (
 )
 from pellucid.images.metadata import save_image
 from pellucid.images.pixels import grid, to_pil
-from pellucid.train.loop import (
-    BATCH,
-    RATE,
-    Ema,
-    Run,
-    RunOptions,
-    Stateful,
-    autocast,
-    device_of,
-    generator_of,
-    rng_of,
-)
+from pellucid.train import loop
 from pellucid.train.recipe import Recipe
 
 BETAS = (0.5, 0.999)  # of Adam; a higher beta1 makes training oscillate (DCGAN, section 4)
@@ -51,7 +40,7 @@ FIGURE_NAMES = {
 
 
 @dataclass(frozen=True)
-class GANOptions(SourceOptions, RunOptions):
+class GANOptions(SourceOptions, loop.RunOptions):
     """Options of ``pellucid train gan``."""
 
     out: Path = setting(
@@ -59,8 +48,8 @@ class GANOptions(SourceOptions, RunOptions):
     )
     _: KW_ONLY
     steps: int = setting(10000, "Updates of each of the two networks.")
-    batch: int = setting(64, BATCH)
-    rate: float = setting(2e-4, RATE)
+    batch: int = setting(64, loop.BATCH)
+    rate: float = setting(2e-4, loop.RATE)
     size: int = setting(
         32, "Pixels on a side of what it draws: 28, 32 or 64. The pictures are scaled to it."
     )
@@ -109,7 +98,7 @@ class Players:
         self.forging = torch.optim.Adam(generator.parameters(), rate, BETAS, fused=True)
         self.judging = torch.optim.Adam(discriminator.parameters(), rate, BETAS, fused=True)
 
-    def parts(self) -> Mapping[str, Stateful]:
+    def parts(self) -> Mapping[str, loop.Stateful]:
         """All that a run saves and restores."""
         names = ("generator", "discriminator", "forging", "judging")
         return {name: getattr(self, name) for name in names}
@@ -131,21 +120,17 @@ def play(
     """
     judge, device = players.discriminator, real.device
     z = torch.randn(len(real), players.latent, generator=random).to(device)
-    with autocast(device) if half else nullcontext():
+    with loop.autocast(device) if half else nullcontext():
         made = players.generator(z, labels)
         on_real, on_made = judge(real, labels).float(), judge(made.detach(), labels).float()
         judged = discriminator_loss(on_real, on_made)
     # The gradient of a gradient needs float32.
     penalty = r1 * r1_penalty(judge, real, labels) if r1 > 0 else 0.0
-    players.judging.zero_grad(set_to_none=True)
-    (judged + penalty).backward()
-    players.judging.step()
+    loop.descend(players.judging, judged + penalty, max_norm=None)
     judge.requires_grad_(False)  # freeze the discriminator during the generator update
-    with autocast(device) if half else nullcontext():
+    with loop.autocast(device) if half else nullcontext():
         forged = generator_loss(judge(made, labels).float())
-    players.forging.zero_grad(set_to_none=True)
-    forged.backward()
-    players.forging.step()
+    loop.descend(players.forging, forged, max_norm=None)
     judge.requires_grad_(True)
     right_real, right_made = accuracies(on_real, on_made)
     return {
@@ -158,7 +143,7 @@ def play(
 
 def draw(source: Source, options: GANOptions, step: int) -> tuple[Tensor, Tensor]:
     """The pictures of a step (B, 3, size, size) in [-1, 1], and their classes (B,)."""
-    batch = source.draw(options.batch, rng_of(options.seed, step))
+    batch = source.draw(options.batch, loop.rng_of(options.seed, step))
     pixels = batch.pixels
     if source.size != options.size:
         pixels = nn.functional.interpolate(pixels, size=options.size, mode="area")
@@ -198,13 +183,9 @@ def draw_samples(generator: Generator, path: Path) -> None:
     save_image(grid(drawn), path)
 
 
-def train(options: GANOptions, recipe: Recipe) -> Path:
-    """Run the loop; returns the path of the trained generator, a model file.
-
-    A killed or interrupted run leaves the state of its last save; with ``resume`` it continues from
-    there, bit for bit as if unbroken (on a CPU, with the same options and number of threads).
-    """
-    device = device_of(options.device)
+def train(options: GANOptions, recipe: Recipe, say: loop.Say = loop.silent) -> Path:
+    """Run the loop; returns the path of the trained generator, a model file."""
+    device = loop.device_of(options.device)
     config_of(options, ())  # reports what is wrong before the pictures are read
     source = data.load(options, recipe.mixes["gan"])
     config = config_of(options, source.classes)
@@ -212,15 +193,15 @@ def train(options: GANOptions, recipe: Recipe) -> Path:
     generator, discriminator = untrained(config)
     generator, discriminator = generator.to(device), discriminator.to(device)
     players = Players(generator, discriminator, config.latent, options.rate)
-    ema = Ema(generator, options.ema)
-    run = Run("gan", options.out / "state.pt", options, players.parts(), ema)
+    ema = loop.Ema(generator, options.ema)
+    run = loop.Run("gan", options.out / "state.pt", options, players.parts(), ema, say=say)
     for step in run.steps():
         pixels, labels = draw(source, options, step)
         figures = play(
             players,
             pixels.to(device),
             labels.to(device) if config.classes else None,
-            generator_of(options.seed, step),
+            loop.generator_of(options.seed, step),
             options.r1,
         )
         run.average()

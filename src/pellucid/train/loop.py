@@ -8,7 +8,6 @@ have.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,8 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """The least and the greatest value of an option of this name, in every loop."""
 
-BAR = 24  # characters of the progress bar
-REDRAW = 0.2  # seconds until it is drawn again
+REDRAW = 0.2  # seconds between two lines of progress on a terminal
 
 # The help of settings whose defaults differ.
 STEPS, BATCH, RATE = "Updates of the network.", "Pictures in each update.", "Peak learning rate."
@@ -73,15 +71,18 @@ class RunOptions:
                 raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
-def say(line: str, *, replaced: bool = False) -> None:
-    """A line of progress, on stderr; stdout is for results.
+class Say(Protocol):
+    """Where a loop reports: the command line shows it.
 
-    replaced: the next line takes its place, on a terminal.
+    share: None for a message; for a line of progress, which the next one may replace, how much of
+    the run is done, 0..1. kept: whether the line stays where none can be replaced, as in a log.
     """
-    terminal = sys.stderr.isatty()
-    erase = "\r\x1b[K" if terminal else ""
-    sys.stderr.write(erase + line + ("" if terminal and replaced else "\n"))
-    sys.stderr.flush()
+
+    def __call__(self, line: str, *, share: float | None = None, kept: bool = True) -> None: ...
+
+
+def silent(line: str, *, share: float | None = None, kept: bool = True) -> None:
+    """Reports nothing."""
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay_from: float) -> float:
@@ -234,6 +235,9 @@ class Stateful(Protocol):
 class Run:
     """One run of a loop: its steps, its learning rate, its saved state and its progress.
 
+    A killed or interrupted run leaves the state of its last save; with `options.resume` it continues
+    from there, bit for bit as if unbroken (on a CPU, with the same options and number of threads).
+
     ::
 
         for step in run.steps(optimizer, warmup=100, decay_from=0.5):
@@ -251,6 +255,7 @@ class Run:
         parts: Mapping[str, Stateful],
         ema: Ema | None = None,
         *,
+        say: Say = silent,
         facts: Mapping[str, Any] | None = None,
         every: int = 50,
         rank: int = 0,
@@ -260,6 +265,7 @@ class Run:
         Args:
             path: the file of the saved state; with `options.resume` it is read here.
             parts: what is saved under which name.
+            say: where the progress is reported.
             facts: further values for the file. "made_of" must be the same when a run is resumed.
             every: steps between two lines of progress in a log.
             rank: the number of this process among `world` of them; only 0 saves and reports.
@@ -267,12 +273,13 @@ class Run:
         Raises:
             ValueError: the saved state cannot be read, or is of a run with other options.
         """
-        self.path, self.options, self.parts, self.ema = path, options, parts, ema
+        self.name, self.path, self.options, self.parts, self.ema = name, path, options, parts, ema
         self.facts, self.rank, self.world = dict(facts or {}), rank, world
+        self.say, self.every = say, every
         self.step = self.first = 0
         if options.resume and (state := load_state(path)):
             self.restore(state)
-        self.progress = Report(name, options.steps, self.first, every, quiet=rank > 0)
+        self.began = self.shown = time.monotonic()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
@@ -315,8 +322,22 @@ class Run:
             self.ema.update()
 
     def report(self, **figures: float | Tensor) -> None:
-        """Show the progress and these figures, if it is time to."""
-        self.progress(self.step, self.options.batch * self.world, **figures)
+        """Report step, speed, time left and these figures, if it is time to."""
+        total, now = self.options.steps, time.monotonic()
+        done = self.step + 1 - self.first
+        kept = done % self.every == 0 or self.step + 1 == total
+        if self.rank > 0 or not (kept or now - self.shown > REDRAW):
+            return
+        self.shown, seconds = now, now - self.began
+        text = "  ".join(f"{key} {float(value):.4f}" for key, value in figures.items())
+        speed = done * self.options.batch * self.world / seconds
+        left = seconds / done * (total - self.step - 1)
+        self.say(
+            f"{self.name} {self.step + 1}/{total}  {text}  {speed:.0f} pictures/s  "
+            f"{left / 60:.1f} min left",
+            share=(self.step + 1) / total,
+            kept=kept,
+        )
 
     def due(self, every: int) -> bool:
         """Whether this is one step in `every`, or the last. 0: never; -1: whenever it is saved."""
@@ -326,38 +347,14 @@ class Run:
 
     def save_if_due(self) -> bool:
         """Save the whole state every `save_every` steps and at the end; whether it was saved."""
-        if not self.due(self.options.save_every):
-            return False
+        due = self.due(self.options.save_every)
+        if due:
+            self.save()
+        return due
+
+    def save(self) -> None:
+        """Save the whole state."""
         state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         if self.ema is not None:
             state |= {"ema": self.ema.weights, "updates": self.ema.updates}
         save_state(self.path, state | self.facts | {"step": self.step + 1})
-        return True
-
-
-class Report:
-    """Progress on stderr: step, speed, time left, and what is measured.
-
-    On a terminal a bar that moves; elsewhere, as in a log, a line every `every` steps.
-    """
-
-    def __init__(self, name: str, steps: int, start: int = 0, every: int = 50, quiet: bool = False):
-        self.name, self.steps, self.start, self.every, self.quiet = name, steps, start, every, quiet
-        self.began = self.shown = time.monotonic()
-
-    def __call__(self, step: int, batch: int, **figures: float | Tensor) -> None:
-        done, now = step + 1 - self.start, time.monotonic()
-        last, terminal = step + 1 == self.steps, sys.stderr.isatty()
-        due = now - self.shown > REDRAW if terminal else done % self.every == 0
-        if self.quiet or not (due or last):
-            return
-        self.shown, seconds = now, now - self.began
-        left = seconds / done * (self.steps - step - 1)
-        text = "  ".join(f"{key} {float(value):.4f}" for key, value in figures.items())
-        full = round(BAR * (step + 1) / self.steps)
-        bar = "━" * full + "─" * (BAR - full) + " " if terminal else ""
-        say(
-            f"{self.name} {bar}{step + 1}/{self.steps}  {text}  {done * batch / seconds:.0f} "
-            f"pictures/s  {left / 60:.1f} min left",
-            replaced=not last,
-        )

@@ -25,22 +25,12 @@ from pellucid.diffusion import Conditioning
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
 from pellucid.runtime import Runtime
-from pellucid.train.loop import (
-    BATCH,
-    SAVE_EVERY,
-    STEPS,
-    Run,
-    RunOptions,
-    device_of,
-    generator_of,
-    rng_of,
-    say,
-)
+from pellucid.train import loop
 from pellucid.train.objective import LossOptions, Objective
 
 
 @dataclass(frozen=True)
-class LoraOptions(LossOptions, RunOptions):
+class LoraOptions(LossOptions, loop.RunOptions):
     """Options of ``pellucid train lora``."""
 
     data: str = setting("", "A folder of pictures with captions, as `data.imagefolder` reads it.")
@@ -58,20 +48,20 @@ class LoraOptions(LossOptions, RunOptions):
         False, "Change the convolutions too, not only attention and its layers (LoCon)."
     )
     _: KW_ONLY
-    steps: int = setting(500, STEPS)
-    batch: int = setting(4, BATCH)
+    steps: int = setting(500, loop.STEPS)
+    batch: int = setting(4, loop.BATCH)
     rate: float = setting(1e-3, "Peak of the learning rate; for Stable Diffusion 1e-4 is usual.")
     drop: float = setting(0.1, "Chance that a caption is replaced by the empty one, for guidance.")
     mirror: bool = setting(True, "Show the pictures mirrored too.")
     size: int = setting(0, "What the pictures are scaled to; 0: what the model draws.")
-    save_every: int = setting(100, SAVE_EVERY)
+    save_every: int = setting(100, loop.SAVE_EVERY)
 
 
 def new_lora(network: nn.Module, rank: int, convs: bool, seed: int) -> dict[str, Change]:
     """A change that is zero, for the weights of all transformers or, with `convs`, of all linear
     layers and convolutions. up begins at zero, down at random (Hu et al. 2021, section 4.1).
     """
-    draw = generator_of(seed, 0)
+    draw = loop.generator_of(seed, 0)
     changes = {}
     for name, module in network.named_modules():
         chosen = convs or "attentions." in name or "transformer_blocks." in name
@@ -154,17 +144,16 @@ def load_pictures(options: LoraOptions, model: Model) -> Folder:
     return Folder.load(Path(options.data), size)
 
 
-def train(options: LoraOptions) -> Path:
+def train(options: LoraOptions, say: loop.Say = loop.silent) -> Path:
     """Run the loop; returns the path of the LoRA.
 
-    A killed run leaves the state of its last save; with ``resume`` it continues from there.
     Raises ValueError: no pictures, an option that makes no sense.
     """
     if options.out.suffix != ".safetensors" or options.out.is_dir():
         raise ValueError(f"out must be a file that ends in .safetensors, got {options.out}")
     if not options.data:
         raise ValueError("data must be a folder of pictures with captions: data=FOLDER")
-    device = device_of(options.device)
+    device = loop.device_of(options.device)
     model = load_model(options, device)
     folder = load_pictures(options, model)
     changes = new_lora(model.backbone, options.rank, options.convs, options.seed)
@@ -178,19 +167,20 @@ def train(options: LoraOptions) -> Path:
     pool = make_pool(model, folder, options.mirror)
     learned, held = folder.split(False), folder.split(True)
     free = {"steps": 0, "save_every": 0, "resume": False}  # may change when a run is resumed
-    run = Run(
+    run = loop.Run(
         "lora",
         # With the ending .state.safetensors a prompt that names the LoRA would find two of them.
         options.out.with_suffix(".state.pt"),
         options,
         {"factors": trained, "optimizer": optimizer},
+        say=say,
         facts={"made_of": repr(asdict(options) | free)},
         every=20,
     )
     say(f"{len(folder.captions)} pictures, {sum(p.numel() for p in trained):,} numbers to learn")
     average: Tensor | None = None
     for step in run.steps(optimizer, warmup=20, decay_from=0.7):
-        rng, generator = rng_of(options.seed, step), generator_of(options.seed, step, 1)
+        rng, generator = loop.rng_of(options.seed, step), loop.generator_of(options.seed, step, 1)
         index = torch.from_numpy(rng.choice(learned, options.batch))
         if options.mirror:
             index += len(folder.captions) * torch.from_numpy(rng.integers(2, size=options.batch))

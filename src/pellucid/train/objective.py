@@ -20,7 +20,7 @@ from pellucid.diffusion import (
 from pellucid.noise import NOISES, draw
 from pellucid.plugins import choose
 from pellucid.schedule import SCHEDULES, Schedule
-from pellucid.train.loop import autocast
+from pellucid.train import loop
 
 BETA_START, BETA_END = 1e-4, 0.02  # of "linear" (Ho et al. 2020, section 4)
 VALIDATION_TIMES = 8
@@ -114,7 +114,7 @@ class Objective:
         weighting: str,
     ) -> Tensor:
         t, eps = t.to(x0.device), eps.to(x0)
-        with autocast(x0.device):
+        with loop.autocast(x0.device):
             return training_loss(
                 network, x0, cond, self.schedule, self.prediction, t, eps, weighting
             )

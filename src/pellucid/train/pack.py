@@ -13,8 +13,8 @@ from pellucid.data import setting
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.schedule import Schedule
 from pellucid.train import clip as train_clip
+from pellucid.train import loop
 from pellucid.train import vae as train_vae
-from pellucid.train.loop import trained_state
 from pellucid.train.recipe import Recipe
 
 
@@ -37,24 +37,22 @@ class PackOptions:
 
 def train(options: PackOptions, recipe: Recipe) -> Path:
     """Write the model with averaged (EMA) weights in half precision; returns its path."""
-    vae = train_vae.trained(options.vae, recipe)
-    clip, tokenizer = train_clip.trained(options.clip, recipe)
-    state = trained_state(options.diffusion, "network", "diffusion")
+    vae = train_vae.trained(options.vae)
+    clip, tokenizer = train_clip.trained(options.clip)
+    state = loop.trained_state(options.diffusion, "network", "diffusion")
     text = clip.text.config
     pooled = text.width if text.projection is None else text.projection
     config = UNetConfig(**state["config"])
     network = UNet(config)
     network.load_state_dict(state["ema"])
-    # A state of Pellucid 0.1 does not say what was learned; that was always rectified flow.
-    schedule = Schedule(**state["schedule"]) if "schedule" in state else Schedule("flow")
     model = Model(
         backbone=network,
         vae=vae,
         text=clip.text,
         vision=clip.vision,
         tokenizer=tokenizer,
-        schedule=schedule,
-        prediction=state.get("prediction", "flow"),
+        schedule=Schedule(**state["schedule"]),
+        prediction=state["prediction"],
         name=options.name,
         text_encoding=TextEncoding(pooled="words" if config.pooled_dim > pooled else "last"),
         defaults=defaults_of(options, recipe.defaults, clip.vision.config.image_size),

@@ -17,10 +17,8 @@ from pellucid.data import Source
 from pellucid.diffusion import Conditioning
 from pellucid.tokenizer import Tokenizer
 from pellucid.train import clip as train_clip
-from pellucid.train import token_loss
+from pellucid.train import loop, token_loss
 from pellucid.train import vae as train_vae
-from pellucid.train.loop import load_state, save_state, say
-from pellucid.train.recipe import Recipe
 from pellucid.vae import VAE
 
 
@@ -59,12 +57,12 @@ class Pool(NamedTuple):
 class Encoders:
     """A trained autoencoder and CLIP, read from their files."""
 
-    def __init__(self, vae: Path, clip: Path, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, vae: Path, clip: Path, device: torch.device) -> None:
         self.files = (vae, clip)
-        self.vae: VAE = train_vae.trained(vae, recipe).to(device)
+        self.vae: VAE = train_vae.trained(vae).to(device)
         self.clip: CLIP
         self.tokenizer: Tokenizer
-        self.clip, self.tokenizer = train_clip.trained(clip, recipe)
+        self.clip, self.tokenizer = train_clip.trained(clip)
         self.clip.to(device)
 
     @torch.no_grad()
@@ -98,13 +96,13 @@ class Encoders:
             empty.pooled,
         )
 
-    def cached_pool(self, path: Path, source: Source, count: int, seed: int) -> Pool:
+    def cached_pool(self, path: Path, source: Source, count: int, seed: int, say: loop.Say) -> Pool:
         """The pool at `path` if it was made from the same parts, else a new one, saved there."""
         written = [str(file.stat().st_mtime_ns) for file in self.files]
         made_of = ["words and boxes", str(count), str(seed), source.identity, *written]
-        if (state := load_state(path)) and state["made_of"] == made_of:
+        if (state := loop.load_state(path)) and state["made_of"] == made_of:
             return Pool(*(state[name] for name in Pool._fields))
         say("encoding pictures and captions")
         pool = self.pool(source, count, seed)
-        save_state(path, pool._asdict() | {"made_of": made_of})
+        loop.save_state(path, pool._asdict() | {"made_of": made_of})
         return pool

@@ -14,37 +14,22 @@ from pellucid import data
 from pellucid.clip import VisionTower
 from pellucid.data import Source, SourceOptions, setting
 from pellucid.train import clip as train_clip
+from pellucid.train import loop
 from pellucid.train.adversary import Critic, FeatureExtractor, feature_loss, generator_loss
-from pellucid.train.loop import (
-    BATCH,
-    SAVE_EVERY,
-    STEPS,
-    Ema,
-    Run,
-    RunOptions,
-    Stateful,
-    autocast,
-    device_of,
-    generator_of,
-    rng_of,
-    save_state,
-    say,
-    trained_state,
-)
 from pellucid.train.recipe import Recipe
 from pellucid.vae import VAE, VAEConfig, psnr
 
 
 @dataclass(frozen=True)
-class VAEOptions(SourceOptions, RunOptions):
+class VAEOptions(SourceOptions, loop.RunOptions):
     """Options of ``pellucid train vae``."""
 
     out: Path = setting(
         Path("runs/vae"), "A folder for the autoencoder, vae.pt, and the state of the run."
     )
     _: KW_ONLY
-    steps: int = setting(1000, STEPS)
-    batch: int = setting(16, BATCH)
+    steps: int = setting(1000, loop.STEPS)
+    batch: int = setting(16, loop.BATCH)
     kl_weight: float = setting(1e-5, "Weight of the distance of latents from unit normal ones.")
     features: str = setting(
         "", "A trained CLIP (its state.pt), by whose features pictures are compared as well."
@@ -52,39 +37,37 @@ class VAEOptions(SourceOptions, RunOptions):
     perceptual: float = setting(0.0, "Weight of that comparison; 0 turns it off.")
     adversarial: float = setting(0.0, "Weight of the adversarial loss; 0 turns it off.")
     adversarial_from: int = setting(500, "The step at which the discriminator comes in.")
-    save_every: int = setting(200, SAVE_EVERY)
+    save_every: int = setting(200, loop.SAVE_EVERY)
 
 
-def train(options: VAEOptions, recipe: Recipe) -> Path:
+def train(options: VAEOptions, recipe: Recipe, say: loop.Say = loop.silent) -> Path:
     """Run the loop; returns the path of the saved autoencoder.
 
-    A killed or interrupted run leaves the state of its last save; with ``resume`` it continues from
-    there, bit for bit as if unbroken (on a CPU, with the same options and number of threads). A run
-    whose steps are done is only completed.
+    A resumed run whose steps are done is only completed.
     """
-    device = device_of(options.device)
+    device = loop.device_of(options.device)
     source = data.load(options, recipe.mixes["vae"], recipe.multiple)
     torch.manual_seed(options.seed)
     vae = VAE(recipe.vae)
     if recipe.vae.shortcut:
-        principal_components(vae, source.draw(500, rng_of(options.seed, 0, 9)).pixels)
+        principal_components(vae, source.draw(500, loop.rng_of(options.seed, 0, 9)).pixels)
     vae.to(device)
-    features = feature_extractor(options, recipe, device)
+    features = feature_extractor(options, device)
     optimizer = torch.optim.AdamW(vae.parameters(), options.rate, (0.9, 0.99), weight_decay=0.01)
-    ema = Ema(vae, 0.998)
+    ema = loop.Ema(vae, 0.998)
     critic = Critic(options.rate / 4, device) if options.adversarial > 0 else None
-    parts: dict[str, Stateful] = {"model": vae, "optimizer": optimizer}
+    parts: dict[str, loop.Stateful] = {"model": vae, "optimizer": optimizer}
     if critic:
         parts |= {"critic": critic.network, "critic_optimizer": critic.optimizer}
-    run = Run("vae", options.out / "state.pt", options, parts, ema)
+    run = loop.Run("vae", options.out / "state.pt", options, parts, ema, say=say)
     vae.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for step in run.steps(optimizer, warmup=100, decay_from=0.4):
-        pixels = source.draw(options.batch, rng_of(options.seed, step)).pixels
+        pixels = source.draw(options.batch, loop.rng_of(options.seed, step)).pixels
         pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
         judge = critic if step >= options.adversarial_from else None
-        with autocast(device):
+        with loop.autocast(device):
             posterior = vae.encode(pixels)
-            decoded = vae.decode(posterior.sample(generator_of(options.seed, step))).float()
+            decoded = vae.decode(posterior.sample(loop.generator_of(options.seed, step))).float()
             loss = (decoded - pixels).square().mean() + 0.1 * F.l1_loss(decoded, pixels)
             kl = posterior.kl().mean() / pixels[0].numel() * 100
             loss = loss + options.kl_weight * kl
@@ -98,12 +81,10 @@ def train(options: VAEOptions, recipe: Recipe) -> Path:
         run.report(loss=loss.detach(), l2=(decoded - pixels).detach().square().mean())
         run.save_if_due()
     vae.load_state_dict(ema.weights)
-    return finish(vae.eval(), source, options)
+    return finish(vae.eval(), source, options, say)
 
 
-def feature_extractor(
-    options: VAEOptions, recipe: Recipe, device: torch.device
-) -> FeatureExtractor | None:
+def feature_extractor(options: VAEOptions, device: torch.device) -> FeatureExtractor | None:
     """That of the CLIP `options.features`. ValueError if a weight is given and no CLIP."""
     if options.perceptual == 0:
         return None
@@ -112,7 +93,7 @@ def feature_extractor(
             f"perceptual is {options.perceptual} and features names no trained CLIP; give one, "
             "such as features=runs/clip/state.pt"
         )
-    clip, _ = train_clip.trained(Path(options.features), recipe)
+    clip, _ = train_clip.trained(Path(options.features))
     assert isinstance(clip.vision, VisionTower)
     return FeatureExtractor(clip.vision.to(device))
 
@@ -137,34 +118,26 @@ def principal_components(vae: VAE, pixels: Tensor) -> None:
 
 
 @torch.no_grad()
-def finish(vae: VAE, source: Source, options: VAEOptions) -> Path:
+def finish(vae: VAE, source: Source, options: VAEOptions, say: loop.Say) -> Path:
     """Report the quality, measure the scale of the latents, and write vae.pt; its path.
 
     The scale travels with the weights (Rombach et al. 2022, appendix G).
     """
     device = next(vae.parameters()).device
-    held = source.draw(64, rng_of(options.seed, 0, 7), held=True).pixels.to(device)
+    held = source.draw(64, loop.rng_of(options.seed, 0, 7), held=True).pixels.to(device)
     say(f"PSNR on held-out pictures {psnr(vae.decode(vae.encode(held).mode()), held):.2f} dB")
-    pixels = source.draw(500, rng_of(options.seed, 0, 8)).pixels
+    pixels = source.draw(500, loop.rng_of(options.seed, 0, 8)).pixels
     latents = torch.cat([vae.encode(part.to(device)).mode() for part in pixels.split(50)])
     scale, shift = 1 / float(latents.std()), float(latents.mean())
     config = replace(vae.config, scaling_factor=scale, shift_factor=shift)
-    state = {"model": vae.state_dict(), "scale": scale, "shift": shift, "config": asdict(config)}
-    save_state(options.out / "vae.pt", state)
+    state = {"model": vae.state_dict(), "config": asdict(config)}
+    loop.save_state(options.out / "vae.pt", state)
     return options.out / "vae.pt"
 
 
-def trained(path: Path, recipe: Recipe) -> VAE:
-    """The autoencoder that `train` left at `path`, on the CPU.
-
-    A file of Pellucid 0.1 does not contain the shape of the network; that of `recipe` is used.
-    """
-    state = trained_state(path, "autoencoder", "vae")
-    if "config" in state:
-        config = VAEConfig(**state["config"])
-    else:
-        scale = {"scaling_factor": state["scale"], "shift_factor": state["shift"]}
-        config = replace(recipe.vae, **scale)
-    vae = VAE(config)
+def trained(path: Path) -> VAE:
+    """The autoencoder that `train` left at `path`, on the CPU."""
+    state = loop.trained_state(path, "autoencoder", "vae")
+    vae = VAE(VAEConfig(**state["config"]))
     vae.load_state_dict(state["model"])
     return vae.eval()

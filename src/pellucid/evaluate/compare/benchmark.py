@@ -23,6 +23,7 @@ from pellucid.evaluate.compare.methods import METHODS
 from pellucid.evaluate.compare.stacked_mnist import StackedMnist
 from pellucid.evaluate.compare.task import Setup, Task
 from pellucid.plugins import choose
+from pellucid.train.loop import Say, silent
 
 TASKS = ("ring", "grid", "stacked-mnist", "emoji")
 TOLERANCE = 0.1  # of the greater number of parameters, by which networks may differ
@@ -82,7 +83,7 @@ class Part(NamedTuple):
 def task_of(name: str, options: CompareOptions) -> Task:
     """The task of this name. ValueError if its data are missing."""
     if name == "stacked-mnist":
-        classifier, _ = digits.trained(digits_of(options))
+        classifier = digits.trained(digits_of(options))
         return StackedMnist(mnist.load(options.digits), classifier)
     if name == "emoji":
         return Emoji(EmojiArt.load(options.art))
@@ -107,13 +108,13 @@ def digits_of(options: CompareOptions) -> Path:
     return options.out / "digits.pt"
 
 
-def prepare(options: CompareOptions) -> dict[str, Task]:
+def prepare(options: CompareOptions, say: Say = silent) -> dict[str, Task]:
     """All tasks, and the classifier of digits that one of them needs, trained if it is missing.
 
     ValueError: data that are missing; networks that are too different to compare.
     """
     if "stacked-mnist" in options.data and not digits_of(options).is_file():
-        digits.train(digits.DigitsOptions(options.digits, digits_of(options)))
+        digits.train(digits.DigitsOptions(options.digits, digits_of(options)), say)
     tasks = {name: task_of(name, options) for name in options.data}
     for task in tasks.values():
         counts = parameters_of(task, options.methods)

@@ -18,16 +18,8 @@ from pellucid.diffusion import Conditioning, predictor, sample_t, training_loss
 from pellucid.evaluate.compare.task import Setup, Task
 from pellucid.samplers import ddim
 from pellucid.schedule import Schedule
+from pellucid.train import loop
 from pellucid.train.gan import Players, play
-from pellucid.train.loop import (
-    Ema,
-    autocast,
-    descend,
-    generator_of,
-    learning_rate,
-    rng_of,
-    set_rate,
-)
 
 SCHEDULE = Schedule("flow")
 PREDICTION = "flow"
@@ -77,14 +69,14 @@ class Gan:
         (generator, discriminator), (task, setup, seed) = networks, trial
         players = Players(generator, discriminator, task.latent, setup.gan_rate)
         for step in range(setup.updates):
-            real = task.draw(setup.batch, rng_of(seed, step))
-            yield play(players, real, None, generator_of(seed, step), half=setup.half)
+            real = task.draw(setup.batch, loop.rng_of(seed, step))
+            yield play(players, real, None, loop.generator_of(seed, step), half=setup.half)
 
     @torch.no_grad()
     def draw(self, networks: Networks, trial: Trial) -> Iterator[Tensor]:
         generator, (task, setup, seed) = networks[0].eval(), trial
         for start, count in batches_of(setup.samples):
-            z = torch.randn(count, task.latent, generator=generator_of(seed, start, 1))
+            z = torch.randn(count, task.latent, generator=loop.generator_of(seed, start, 1))
             with half_precision(setup):
                 yield generator(z).float()
 
@@ -101,19 +93,19 @@ class Diffusion:
     def train(self, networks: Networks, trial: Trial) -> Iterator[dict[str, Tensor]]:
         """The figure: the loss. At the end the network has its averaged weights."""
         (network,), (task, setup, seed) = networks, trial
-        peak, ema = setup.diffusion_rate, Ema(network, setup.ema)
+        peak, ema = setup.diffusion_rate, loop.Ema(network, setup.ema)
         optimizer = torch.optim.AdamW(network.parameters(), peak, (0.9, 0.99), fused=True)
         warmup = setup.updates // 50 + 1
         for step in range(setup.updates):
-            set_rate(optimizer, learning_rate(step, setup.updates, peak, warmup, 0.3))
-            x0 = task.draw(setup.batch, rng_of(seed, step))
-            generator = generator_of(seed, step)
+            loop.set_rate(optimizer, loop.learning_rate(step, setup.updates, peak, warmup, 0.3))
+            x0 = task.draw(setup.batch, loop.rng_of(seed, step))
+            generator = loop.generator_of(seed, step)
             t = sample_t(setup.times, len(x0), SCHEDULE.T, generator)
             eps = torch.randn(x0.shape, generator=generator)
             cond = nothing(len(x0))
             with half_precision(setup):
                 loss = training_loss(network, x0, cond, SCHEDULE, PREDICTION, t, eps).mean()
-            descend(optimizer, loss)
+            loop.descend(optimizer, loss)
             ema.update()
             yield {"loss": loss.detach()}
         network.load_state_dict(ema.weights)
@@ -124,7 +116,7 @@ class Diffusion:
         levels = SCHEDULE.levels(setup.steps, "uniform")
         predict = predictor(networks[0].eval(), PREDICTION)
         for start, count in batches_of(setup.samples):
-            x = torch.randn(count, *task.shape, generator=generator_of(seed, start, 1))
+            x = torch.randn(count, *task.shape, generator=loop.generator_of(seed, start, 1))
             with half_precision(setup):
                 *_, last = ddim.sample(
                     lambda x, level: predict(x, level, nothing(len(x))), x, levels, torch.randn_like
@@ -141,7 +133,7 @@ METHODS: dict[str, Method] = {
 
 def half_precision(setup: Setup) -> AbstractContextManager[object]:
     """bf16 where it is fast, if the setup allows it."""
-    return autocast(torch.device("cpu")) if setup.half else nullcontext()
+    return loop.autocast(torch.device("cpu")) if setup.half else nullcontext()
 
 
 def batches_of(count: int) -> Iterator[tuple[int, int]]:
