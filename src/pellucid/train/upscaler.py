@@ -20,22 +20,7 @@ from torch import Tensor
 from pellucid import cascade
 from pellucid.cascade import Noises, Upscaler, UpscalerConfig
 from pellucid.data import setting
-from pellucid.train.loop import (
-    BATCH,
-    RATE,
-    SAVE_EVERY,
-    STEPS,
-    Ema,
-    Run,
-    RunOptions,
-    Stateful,
-    autocast,
-    device_of,
-    generator_of,
-    rng_of,
-    say,
-    trained_state,
-)
+from pellucid.train import loop
 from pellucid.train.recipe import Recipe
 from pellucid.vae import psnr
 
@@ -44,7 +29,7 @@ MEASURED = 24  # held-out pairs
 
 
 @dataclass(frozen=True)
-class UpscalerOptions(RunOptions):
+class UpscalerOptions(loop.RunOptions):
     """Options of ``pellucid train upscaler``."""
 
     pairs: str = setting(
@@ -55,9 +40,9 @@ class UpscalerOptions(RunOptions):
     out: Path = setting(Path("runs/upscaler"), "A folder for the state of the run.")
     _: KW_ONLY
     held: str = setting("", "Folders of pairs, joined by commas, on which it is only measured.")
-    steps: int = setting(4600, STEPS)
-    batch: int = setting(12, BATCH)
-    rate: float = setting(1e-3, RATE)
+    steps: int = setting(4600, loop.STEPS)
+    batch: int = setting(12, loop.BATCH)
+    rate: float = setting(1e-3, loop.RATE)
     crop: int = setting(24, "Side of a crop of the small picture, a multiple of 8.")
     ema: float = setting(0.998, "Decay of the averaged weights.")
     decay_from: float = setting(0.4, "Fraction of the run at which the learning rate decays.")
@@ -65,7 +50,7 @@ class UpscalerOptions(RunOptions):
         0.15,
         "The largest deviation of the noise on the small picture; half of the crops have none.",
     )
-    save_every: int = setting(200, SAVE_EVERY)
+    save_every: int = setting(200, loop.SAVE_EVERY)
     measure_every: int = setting(1000, "Steps between two measurements; 0: only at the end.")
 
 
@@ -187,7 +172,7 @@ def measure(
     eps = torch.randn(large.shape, generator=torch.Generator().manual_seed(0))
     drawn = []
     for one, own in zip(small.split(4), eps.split(4), strict=True):
-        with autocast(device):
+        with loop.autocast(device):
             *_, last = cascade.sample(network, one.to(device), own.to(device), steps)
         drawn.append(last.large.cpu())
     bicubic = cascade.enlarge(small, network.config.factor).clamp(-1, 1)
@@ -201,13 +186,12 @@ def measure(
     }
 
 
-def train(options: UpscalerOptions, recipe: Recipe) -> Path:
+def train(options: UpscalerOptions, recipe: Recipe, say: loop.Say = loop.silent) -> Path:
     """Run the loop; returns the path of the state.
 
-    A killed run leaves the state of its last save; with ``resume`` it continues from there.
     ValueError: no pairs, or a crop that does not fit them.
     """
-    config, device = recipe.upscaler, device_of(options.device)
+    config, device = recipe.upscaler, loop.device_of(options.device)
     sources = [
         (Pairs.load(path, config.factor), share) for path, share in folders_of(options.pairs)
     ]
@@ -220,17 +204,17 @@ def train(options: UpscalerOptions, recipe: Recipe) -> Path:
     optimizer = torch.optim.AdamW(
         network.parameters(), options.rate, (0.9, 0.99), weight_decay=0.01, fused=True
     )
-    ema = Ema(network, options.ema)
+    ema = loop.Ema(network, options.ema)
     facts = {"config": asdict(config)}
-    parts: dict[str, Stateful] = {"model": network, "optimizer": optimizer}
-    run = Run("upscaler", options.out / "state.pt", options, parts, ema, facts=facts)
+    parts: dict[str, loop.Stateful] = {"model": network, "optimizer": optimizer}
+    run = loop.Run("upscaler", options.out / "state.pt", options, parts, ema, say=say, facts=facts)
     average: float | Tensor = 1.0
     for step in run.steps(optimizer, warmup=100, decay_from=options.decay_from):
-        rng = rng_of(options.seed, step)
+        rng = loop.rng_of(options.seed, step)
         small, large = crops(sources, options.batch, options.crop, config, rng)
-        noises = draw_noises(small, large, options.augment, generator_of(options.seed, step))
+        noises = draw_noises(small, large, options.augment, loop.generator_of(options.seed, step))
         noises = Noises(*(each.to(device) for each in noises))
-        with autocast(device):
+        with loop.autocast(device):
             losses = cascade.training_loss(
                 network, large.to(device), small.to(device), noises, config
             )
@@ -259,7 +243,7 @@ def check_crop(options: UpscalerOptions, config: UpscalerConfig, sources: Sequen
 
 def trained(path: Path) -> Upscaler:
     """The averaged network that `train` left at `path`, on the CPU."""
-    state = trained_state(path, "upscaler", "upscaler")
+    state = loop.trained_state(path, "upscaler", "upscaler")
     network = Upscaler(UpscalerConfig(**state["config"]))
     network.load_state_dict(state["ema"])
     return network.eval()
