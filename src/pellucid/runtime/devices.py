@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
 
 HOME = torch.device("cpu")  # the device that idle parts are offloaded to
 
@@ -38,17 +44,65 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     if device.type == "cpu":
-        try:  # Linux; the names are missing elsewhere
-            with open("/proc/meminfo", encoding="ascii") as lines:
-                found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-            return int(found[0][1]) * 1024
-        except (OSError, IndexError, ValueError):
-            pass
-        try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError, AttributeError):
-            return None
+        known = [
+            free for free in (_machine(), _address_space(), _control_group()) if free is not None
+        ]
+        return min(known, default=None)
     return None
+
+
+def _machine() -> int | None:
+    """What this machine can give without swapping."""
+    try:  # Linux; the names are missing elsewhere
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+        return int(found[0][1]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _address_space() -> int | None:
+    """What `ulimit -v` leaves to this process; None without such a limit."""
+    if resource is None:
+        return None
+    try:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+    return max(limit - used, 0)
+
+
+def _control_group(top: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the limit of the control group (version 2) leaves, as in a container; None without one.
+
+    A limit holds for all groups below it. Pages of files that are not in use can be taken back.
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text("ascii").splitlines()
+        here = next(line.removeprefix("0::/") for line in lines if line.startswith("0::"))
+    except (OSError, ValueError, StopIteration):
+        return None
+    left = []
+    for group in (top / here, *(top / here).parents):
+        if not group.is_relative_to(top):
+            break
+        try:
+            limit = int((group / "memory.max").read_text("ascii"))  # "max" if there is none
+            used = int((group / "memory.current").read_text("ascii"))
+            rows = (row.split() for row in (group / "memory.stat").read_text("ascii").splitlines())
+            idle = next((int(count) for name, count in rows if name == "inactive_file"), 0)
+            left.append(max(limit - used + idle, 0))
+        except (OSError, ValueError):
+            continue
+    return min(left, default=None)
 
 
 def weight_bytes(part: nn.Module) -> int:
