@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import UNet, UNetConfig
+from pellucid.cascade import Upscaler, UpscalerConfig
 from pellucid.checkpoints import CheckpointError, load, save
 from pellucid.clip import TextConfig, TextTower, VisionConfig, VisionTower
 from pellucid.diffusion import Conditioning
+from pellucid.lexicon import Entry, Lexicon
 from pellucid.model import Defaults, Model
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -114,6 +116,36 @@ def test_round_trip(tmp_path: Path, vision: bool) -> None:
         assert all(parameter.requires_grad for parameter in other.parameters())
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def cascaded() -> Model:
+    """With a second stage and a list of words."""
+    stage = Upscaler(UpscalerConfig(factor=2, block_out_channels=(8, 8), embedding=4))
+    words = Lexicon((Entry("🐸", ("frog", "toad"), ("amphibian",)),), ("red",))
+    return dataclasses.replace(tiny(), upscaler=stage, lexicon=words)
+
+
+def test_the_second_stage_and_the_words_are_in_the_file(tmp_path: Path) -> None:
+    model, path = cascaded(), tmp_path / "model.safetensors"
+    assert save(model, path) == ()
+    again = load(path)
+    assert model.upscaler is not None and again.upscaler is not None
+    assert again.upscaler.config == model.upscaler.config
+    torch.testing.assert_close(
+        again.upscaler.state_dict(), model.upscaler.state_dict(), rtol=0, atol=0
+    )
+    assert again.lexicon == model.lexicon
+    facts = checkpoints.describe(path)
+    assert facts["upscaler"] == "makes width and height 2 times as large"
+    assert (facts["things it draws"], facts["other words"]) == (["frog"], ["red"])
+    assert "upscaler" in facts["parameters"]
+
+
+def test_a_list_of_words_that_is_none_is_refused(written: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    rewrite(written, path, facts=lambda facts: facts.update(lexicon={"words": []}))
+    with pytest.raises(CheckpointError, match="not the words of a model"):
+        load(path)
 
 
 def test_half_the_size_as_float16(tmp_path: Path, written: Path) -> None:

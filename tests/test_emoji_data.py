@@ -210,7 +210,7 @@ def test_table_of_concepts() -> None:
     rows = [line.split("\t") for line in lines[1:]]
     assert len(rows) == 380
     assert all(len(row) == 3 and row[2] in ("core", "more") for row in rows)
-    emojis = [emoji._bare(row[0]) for row in rows]
+    emojis = [emoji.bare(row[0]) for row in rows]
     names = [name for row in rows for name in row[1].split(", ")]
     assert len(set(emojis)) == len(emojis)
     assert len(set(names)) == len(names)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pellucid.data import SourceOptions, load, scenes
-from pellucid.data._plurals import plural
 from pellucid.data.emoji import STYLES, Concept, EmojiArt, held_out
+from pellucid.nouns import plural
 
 
 def box_mean(large: np.ndarray, factor: int) -> np.ndarray:

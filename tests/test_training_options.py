@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from pellucid import checkpoints, data
+from pellucid.cascade import UpscalerConfig
 from pellucid.cli.train import _options
 from pellucid.data import SourceOptions, mnist
 from pellucid.data import load as load_source
-from pellucid.data.emoji import Concept, EmojiArt
+from pellucid.data.emoji import EMOJIBASE, Concept, EmojiArt
 from pellucid.data.imagefolder import Folder
 from pellucid.evaluate import classifier
 from pellucid.plugins import discover
@@ -27,6 +28,7 @@ from pellucid.recipes.emoji import RECIPE
 from pellucid.train import clip as train_clip
 from pellucid.train import diffusion as train_diffusion
 from pellucid.train import loop, pack
+from pellucid.train import upscaler as train_upscaler
 from pellucid.train import vae as train_vae
 from pellucid.train.loop import autocast, device_of, load_state
 
@@ -125,6 +127,41 @@ def test_pack_takes_size_and_network_from_what_was_trained(large: Path) -> None:
     assert torch.equal(
         model.backbone.state_dict()["conv_out.bias"].float(), averaged.half().float()
     )
+
+
+def test_pack_with_an_upscaler_and_the_words_of_the_art(large: Path) -> None:
+    rng = np.random.default_rng(0)
+    pairs = large / "pairs"
+    pairs.mkdir()
+    np.save(pairs / "small.npy", rng.integers(0, 255, (2, 8, 8, 3), dtype=np.uint8))
+    np.save(pairs / "large.npy", rng.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8))
+    config = UpscalerConfig(factor=2, block_out_channels=(8,), embedding=4)
+    stage = train_upscaler.train(
+        train_upscaler.UpscalerOptions(
+            pairs=str(pairs), out=large / "upscaler", steps=1, batch=2, crop=8, device="cpu"
+        ),
+        dataclasses.replace(RECIPE, upscaler=config),
+    )
+    table = large / "packages" / EMOJIBASE
+    table.parent.mkdir(parents=True)
+    table.write_text(json.dumps([{"emoji": "x", "tags": ["owl", "bird"]}]), encoding="utf-8")
+    options = pack.PackOptions(
+        vae=large / "vae" / "vae.pt",
+        clip=large / "clip" / "state.pt",
+        diffusion=large / "diffusion" / "state.pt",
+        upscaler=str(stage),
+        art=str(large / "art.npz"),
+        packages=str(large / "packages"),
+        out=large / "cascade.safetensors",
+    )
+    model = checkpoints.load(pack.train(options, RECIPE))
+    assert model.upscaler is not None and model.upscaler.config == config
+    assert (model.defaults.width, model.defaults.height) == (256, 256)
+    assert model.lexicon is not None
+    assert [entry.names for entry in model.lexicon.entries][:2] == [("frog",), ("owl",)]
+    assert [entry.tags for entry in model.lexicon.entries][:2] == [("owl", "bird"), ("bird",)]
+    with pytest.raises(ValueError, match="is not a file"):
+        pack.train(dataclasses.replace(options, packages=str(large)), RECIPE)
 
 
 def test_a_sheet_of_samples_now_and_then_and_at_the_end(large: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Literal
 
 from torch import nn
 
+from pellucid.cascade import Upscaler
 from pellucid.clip import TextTower, VisionTower
+from pellucid.lexicon import Lexicon
 from pellucid.prompt import Emphasis
 from pellucid.schedule import Schedule
 from pellucid.tiny_vae import TinyVAE
@@ -80,6 +82,8 @@ class Model:
     SDXL and SD3, whose vectors are concatenated with the first one's; both share the tokenizer.
     vision: CLIP's other half, for CLIP guidance and for scores; generating does not need it.
     tiny_vae: a faster decoder of the same latents, for previews and where a request asks for it.
+    upscaler: the second stage of a cascade, which makes the pictures of the first one larger.
+    lexicon: the words that it has learned; None: that is not known.
     latents: what is known of the latents of its autoencoder.
     """
 
@@ -94,5 +98,7 @@ class Model:
     text_encoding: TextEncoding = field(default_factory=TextEncoding)
     vision: VisionTower | None = None
     tiny_vae: TinyVAE | None = None
+    upscaler: Upscaler | None = None
+    lexicon: Lexicon | None = None
     defaults: Defaults = field(default_factory=Defaults)
     latents: LatentSpace = field(default_factory=LatentSpace)

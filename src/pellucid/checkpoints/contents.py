@@ -19,6 +19,7 @@ from pellucid.checkpoints.families import Family
 from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
 from pellucid.checkpoints.vae_files import replacement
 from pellucid.clip import TextConfig, TextTower
+from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -104,7 +105,7 @@ class Contents:
     weights are; "vae" may be missing. prediction: None if it is not known. usual_vae: whose scale of
     the latents a replaced autoencoder has that does not say its own. vae_place: where its autoencoder
     should be, for messages. vae_prefix: of the autoencoder's keys, if they share a file with others.
-    unused: keys that are not needed. facts: what only this format can say.
+    unused: keys that are not needed. lexicon: as in `Model`. facts: what only this format can say.
     """
 
     path: Path
@@ -121,6 +122,7 @@ class Contents:
     vae_place: str = ""
     vae_prefix: str = ""
     unused: tuple[str, ...] = ()
+    lexicon: Lexicon | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -187,6 +189,7 @@ class Contents:
             prediction=self.prediction,
             name=self.name,
             text_encoding=self.text_encoding,
+            lexicon=self.lexicon,
             defaults=self.defaults,
             latents=families.latent_space(vae),
         )

@@ -16,7 +16,12 @@ from pellucid.checkpoints.header import CheckpointError
 from pellucid.model import Model
 from pellucid.tokenizer import BOS, EOS
 
-EXTRAS = {"vision": "the vision tower of CLIP", "tiny_vae": "the tiny autoencoder"}
+EXTRAS = {
+    "vision": "the vision tower of CLIP",
+    "tiny_vae": "the tiny autoencoder",
+    "upscaler": "the super-resolution stage",
+    "lexicon": "the list of the words that it has learned",
+}
 
 
 def gather(

@@ -42,6 +42,11 @@ from pellucid.data import (
     to_pixels,
 )
 from pellucid.files import new_file
+from pellucid.lexicon import bare
+from pellucid.nouns import with_article
+
+EMOJIBASE = "emojibase-data/en/data.json"
+"""The names of emoji, in the folder of npm packages."""
 
 STYLES = {
     "flat": "fluent-emoji-flat",
@@ -129,11 +134,6 @@ def _slug(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", ascii_only.replace("'", "")).strip("-")
 
 
-def _bare(emoji: str) -> str:
-    """An emoji without its variation selector, which data sets add or leave out at will."""
-    return emoji.replace("\ufe0f", "").replace("\ufe0e", "")
-
-
 _NOT_A_THING = re.compile(
     r"[^a-z]|^.{1,2}$|..(ing|ed|ous|ful|ive|ly|al|ic|ical|able|less|ish|tive)$"
 )
@@ -176,9 +176,9 @@ def read_concepts(emojibase: Path, extra: bool = False) -> list[Concept]:
 
     extra: those of ``extra_concepts.tsv`` as well.
     """
-    table = {_bare(e["emoji"]): e for e in json.loads(emojibase.read_text(encoding="utf-8"))}
+    table = {bare(e["emoji"]): e for e in json.loads(emojibase.read_text(encoding="utf-8"))}
     entries = [
-        (emoji, tuple(names.split(", ")), table[_bare(emoji)]) for emoji, names, _ in _rows(extra)
+        (emoji, tuple(names.split(", ")), table[bare(emoji)]) for emoji, names, _ in _rows(extra)
     ]
     named = {name for _, names, _ in entries for name in names}
     counts: dict[str, int] = {}
@@ -220,7 +220,7 @@ def render(packages: Path, size: int, extra: bool = False) -> EmojiArt:
     """
     import resvg_py
 
-    emojibase = packages / "emojibase-data" / "en" / "data.json"
+    emojibase = packages / EMOJIBASE
     if not emojibase.is_file():
         raise ValueError(f"{packages}: emojibase-data is missing; `make art` fetches it")
     concepts = read_concepts(emojibase, extra)
@@ -251,16 +251,6 @@ def render(packages: Path, size: int, extra: bool = False) -> EmojiArt:
 
 
 # ---------------------------------------------------------------- captions
-
-
-def with_article(name: str) -> str:
-    """ "frog" -> "a frog", "owl" -> "an owl", "jeans" -> "jeans", "cactus" -> "a cactus"."""
-    head = name.split(" of ")[0].split(" with ")[0]
-    plural = head.endswith("s") and not head.endswith(("ss", "us", "eros"))
-    if plural or name.startswith(("the ", "a ", "an ")):
-        return name
-    vowel = name[0] in "aeiou" and not name.startswith(("uni", "ufo", "eu"))
-    return ("an " if vowel else "a ") + name
 
 
 _PLAIN = ("{a}", "{a}", "{name}", "a picture of {a}", "{a} emoji")

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pellucid.data import GroundedPhrase, SourceOptions
-from pellucid.data._plurals import plural
 from pellucid.data.emoji import (
     COLORS,
     TINTS,
@@ -37,6 +36,7 @@ from pellucid.data.emoji import (
     with_article,
     with_color,
 )
+from pellucid.nouns import plural
 
 KINDS = ("plain", "tint", "ground", "layout", "pair", "colors", "count", "many")
 MOST = 4

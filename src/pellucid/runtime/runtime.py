@@ -45,7 +45,7 @@ class Runtime:
     def parts(self) -> list[nn.Module]:
         """The networks of the model."""
         m = self.model
-        parts = (m.backbone, m.vae, m.text, m.text_2, m.vision, m.tiny_vae)
+        parts = (m.backbone, m.vae, m.text, m.text_2, m.vision, m.tiny_vae, m.upscaler)
         return [part for part in parts if part is not None]
 
     @property

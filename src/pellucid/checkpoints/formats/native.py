@@ -2,7 +2,8 @@
 
 The weights of every part are under the part's name ("backbone.", "vae.", "text.", "vision."). The
 metadata entry "pellucid" is a JSON object: the class and config of every part, the tokenizer, the
-schedule, the prediction, the text encoding ("reading") and the defaults.
+schedule, the prediction, the text encoding ("reading"), the defaults, and the words that the model has
+learned ("lexicon"), if they are known.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from pellucid import plugins
+from pellucid.cascade import Upscaler
 from pellucid.checkpoints import families
 from pellucid.checkpoints.assembly import Part, build, same_names
 from pellucid.checkpoints.contents import Contents
@@ -27,6 +29,7 @@ from pellucid.checkpoints.weights import Source
 from pellucid.checkpoints.writing import gather
 from pellucid.clip import TextTower, VisionTower
 from pellucid.files import write_tensors
+from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.schedule import Schedule
 from pellucid.tiny_vae import TinyVAE
@@ -38,7 +41,7 @@ VERSION = 1
 LONGEST = 200  # letters of another library's message, which may quote the file
 FIELDS = ("name", "prediction", "parts", "schedule", "defaults", "tokenizer")
 REQUIRED = ("backbone", "vae", "text")
-OPTIONAL = ("text_2", "vision", "tiny_vae")
+OPTIONAL = ("text_2", "vision", "tiny_vae", "upscaler")
 
 
 def matches(source: Source) -> bool:
@@ -57,6 +60,8 @@ def examine(source: Source, prediction: str | None = None) -> Contents:
     vae = typing.cast(VAE, parts["vae"].module).config
     try:
         tokenizer = Tokenizer.from_json(json.dumps(facts["tokenizer"]))
+        words = facts.get("lexicon")
+        lexicon = None if words is None else Lexicon.from_json(words)
     except ValueError as error:
         reason = str(error).split("\n")[0][:LONGEST]
         raise CheckpointError(f"{path}: {reason}") from error
@@ -73,6 +78,8 @@ def examine(source: Source, prediction: str | None = None) -> Contents:
         defaults=dataclass_from(path, "defaults", Defaults, facts["defaults"]),
         usual_vae=vae,
         vae_prefix="vae.",
+        lexicon=lexicon,
+        facts=_extra_facts(parts, lexicon),
     )
 
 
@@ -102,6 +109,18 @@ def _title(facts: Mapping[str, Any], parts: Mapping[str, Part], encoding: TextEn
     return f"Pellucid's own, backbone {facts['parts']['backbone'].get('kind')}"
 
 
+def _extra_facts(parts: Mapping[str, Part], lexicon: Lexicon | None) -> dict[str, Any]:
+    """What only some files of this format have."""
+    facts: dict[str, Any] = {}
+    if "upscaler" in parts:
+        factor = typing.cast(Upscaler, parts["upscaler"].module).config.factor
+        facts["upscaler"] = f"makes width and height {factor} times as large"
+    if lexicon is not None:
+        facts["things it draws"] = [entry.names[0] for entry in lexicon.entries if entry.names]
+        facts["other words"] = list(lexicon.words)
+    return facts
+
+
 def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[str, ...]:
     """Write `model` to `path`, whole or not at all; `dtype` None keeps the weights as they are.
     Nothing is left out.
@@ -127,6 +146,8 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
         "defaults": dataclasses.asdict(model.defaults),
         "tokenizer": json.loads(model.tokenizer.to_json()),
     }
+    if model.lexicon is not None:
+        facts["lexicon"] = model.lexicon.to_json()
     write_tensors(path, weights, {ENTRY: json.dumps(facts, ensure_ascii=False)}, CheckpointError)
     return ()
 
@@ -151,6 +172,7 @@ def _kinds(part: str) -> dict[str, type[nn.Module]]:
         "text_2": {"clip_text": TextTower},
         "vision": {"clip_vision": VisionTower},
         "tiny_vae": {"tiny_vae": TinyVAE},
+        "upscaler": {"upscaler": Upscaler},
     }
     if part in fixed:
         return fixed[part]

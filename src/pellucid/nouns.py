@@ -1,4 +1,4 @@
-"""Plurals of the names of things: "cat" -> "cats"."""
+"""English nouns: their articles and plurals."""
 
 from __future__ import annotations
 
@@ -59,6 +59,36 @@ def plural(name: str) -> str | None:
     else:
         head += "s"
     return head + joint + rest
+
+
+_SINGULARS = {many: words for words, many in _IRREGULAR.items() if many != words}
+_SINGULARS |= {"children": "child", "people": "person"}
+
+
+def singulars(word: str) -> list[str]:
+    """The word and what it may be the plural of: "cherries" -> cherries, cherrie, cherri, cherry."""
+    found = [word]
+    if word in _SINGULARS:
+        found.append(_SINGULARS[word])
+    if word.endswith("s") and not word.endswith("ss"):
+        found.append(word[:-1])
+        if word.endswith("es"):
+            found.append(word[:-2])
+        if word.endswith("ies"):
+            found.append(word[:-3] + "y")
+        if word.endswith("ves"):
+            found += [word[:-3] + "f", word[:-3] + "fe"]
+    return found
+
+
+def with_article(name: str) -> str:
+    """ "frog" -> "a frog", "owl" -> "an owl", "jeans" -> "jeans", "cactus" -> "a cactus"."""
+    head = name.split(" of ")[0].split(" with ")[0]
+    many = head.endswith("s") and not head.endswith(("ss", "us", "eros"))
+    if many or name.startswith(("the ", "a ", "an ")):
+        return name
+    vowel = name[0] in "aeiou" and not name.startswith(("uni", "ufo", "eu"))
+    return ("an " if vowel else "a ") + name
 
 
 _ONE_OF_A_KIND = """

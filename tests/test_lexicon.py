@@ -1,0 +1,129 @@
+"""The words that a model has learnt: emoji become words, unknown words are named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pellucid.lexicon import (
+    Entry,
+    Lexicon,
+    Unknown,
+    describe,
+    expand_emoji,
+    unknown_words,
+)
+
+LEXICON = Lexicon(
+    (
+        Entry("🐸", ("frog", "toad"), ("face", "amphibian")),
+        Entry("🐰", ("rabbit", "bunny"), ("face", "pet")),
+        Entry("❤️", ("red heart", "heart"), ("love",)),
+        Entry("🍎", ("red apple", "apple"), ("fruit",)),
+        Entry("👖", ("jeans",), ("clothes",)),
+        Entry("🎸", ("guitar",), ("instrument", "music")),
+        Entry("👍", ("thumbs up",), ("hand",)),
+        Entry("🍒", ("cherries", "cherry"), ("fruit",)),
+        Entry("🍁", ("maple leaf", "leaf"), ()),
+        Entry("🎈", ("hot air balloon",), ()),
+        Entry("🐺", ("wolf",), ()),
+        Entry("🐭", ("mouse",), ()),
+    ),
+    ("red", "blue", "flat", "3d"),
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("🐸 on a blue background", "a frog on a blue background"),
+        ("a 🐸", "a frog"),
+        ("a blue 🐸 on 👖", "a blue frog on jeans"),
+        ("🐸🐰", "a frog and a rabbit"),
+        ("🐸 🐰 🎸", "a frog, a rabbit and a guitar"),
+        ("🐸🐸", "two frogs"),
+        ("three 🐸", "three frogs"),
+        ("three blue 🐸", "three blue frogs"),
+        ("❤ and ❤️", "a red heart and a red heart"),
+        ("👍🏽", "a thumbs up"),
+        ("cat🐸dog", "cat a frog dog"),
+        ("🐸 and 🛸", "a frog and 🛸"),
+        ("🐸\u200d🎸", "🐸\u200d🎸"),
+        ("no emoji", "no emoji"),
+        ("", ""),
+    ],
+)
+def test_emoji_become_words(prompt: str, wanted: str) -> None:
+    assert expand_emoji(prompt, LEXICON) == wanted
+
+
+def test_without_a_lexicon_nothing_changes() -> None:
+    assert expand_emoji("🐸 and more", Lexicon(())) == "🐸 and more"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("two frogs and an apple on a blue background", []),
+        ("an astronaut riding a rabbit", ["astronaut"]),
+        ("a maple leaf, a hot-air balloon, a maple", ["maple"]),
+        ("hot air, air balloons", ["air"]),
+        ("a dark-blue guitar and a blue-ish one", ["ish"]),
+        ("two mice and a frog with 3 wolves", []),
+        ("🐸 and 🛸, 👩‍🚀 and ❤", ["🛸", "👩‍🚀"]),
+        ("a cute, highly detailed 4K photo of many tiny frogs sitting in the sun", ["sun"]),
+        ("a giutar", ["giutar"]),
+        ("Cherries and HEARTS", []),
+        ("a frog's guitar", []),
+        ("three red apples to the left of a bunny, flat style", []),
+        ("an astronaut and an Astronaut", ["astronaut"]),
+    ],
+)
+def test_unknown_words_are_found_once_and_in_order(prompt: str, wanted: list[str]) -> None:
+    assert [u.word for u in unknown_words(prompt, LEXICON)] == wanted
+
+
+def test_the_nearest_by_tag_and_by_spelling() -> None:
+    assert unknown_words("an amphibian", LEXICON) == [Unknown("amphibian", ("frog",))]
+    assert unknown_words("a giutar", LEXICON)[0].nearest == ("guitar",)
+    assert unknown_words("some fruits", LEXICON)[0].nearest == ("red apple", "cherries")
+
+
+def test_the_sentence_names_word_and_neighbours() -> None:
+    assert describe([], "tiny") is None
+    assert describe(unknown_words("a giutar by an astronaut", LEXICON), "tiny") == (
+        "tiny has not learned the words 'giutar' (known: guitar) and 'astronaut'"
+    )
+    assert describe(unknown_words("a zebra", LEXICON), "tiny") == (
+        "tiny has not learned the word 'zebra'"
+    )
+
+
+def test_json_there_and_back() -> None:
+    assert Lexicon.from_json(json.loads(json.dumps(LEXICON.to_json()))) == LEXICON
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        3,
+        {"entries": 3, "words": []},
+        {"entries": [{"emoji": "x"}], "words": []},
+        {"entries": [{"emoji": "x", "names": "frog", "tags": []}], "words": []},
+        {"entries": [{"emoji": "x", "names": [], "tags": []}], "words": [1]},
+    ],
+)
+def test_other_json_is_refused(facts: object) -> None:
+    with pytest.raises(ValueError, match="not the words of a model"):
+        Lexicon.from_json(facts)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_read(text: str) -> None:
+    expand_emoji(text, LEXICON)
+    for unknown in unknown_words(text, LEXICON):
+        assert unknown.word not in LEXICON.known
