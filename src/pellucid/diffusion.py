@@ -203,11 +203,12 @@ def sample_t(
     T: int,
     generator: torch.Generator | None = None,
     *,
+    mean: float = 0.0,
     discrete: bool = False,
 ) -> Tensor:
     """Training times (B,) float32 between 0 and T.
 
-    uniform: every t alike. logit_normal: t / T = sigmoid(n), n ~ N(0, 1), so that the middle,
+    uniform: every t alike. logit_normal: t / T = sigmoid(n), n ~ N(mean, 1), so that the middle,
     where most is to be learnt, comes more often (Esser et al. 2024, eq. 19). discrete: whole t, 0
     .. T-1.
     """
@@ -215,7 +216,7 @@ def sample_t(
     if kind == "uniform":
         u = torch.rand(batch, generator=generator)
     else:
-        u = torch.randn(batch, generator=generator).sigmoid()
+        u = (torch.randn(batch, generator=generator) + mean).sigmoid()
     t = u * T
     return t.floor().clamp(max=T - 1) if discrete else t
 

@@ -29,6 +29,8 @@ LOOPS = {
     "vae": ("pellucid.train.vae", "VAEOptions"),
     "clip": ("pellucid.train.clip", "CLIPOptions"),
     "diffusion": ("pellucid.train.diffusion", "DiffusionOptions"),
+    "decoder": ("pellucid.train.decoder", "DecoderOptions"),
+    "pairs": ("pellucid.train.pairs", "PairsOptions"),
     "upscaler": ("pellucid.train.upscaler", "UpscalerOptions"),
     "gan": ("pellucid.train.gan", "GANOptions"),
     "classifier": ("pellucid.evaluate.classifier", "ClassifierOptions"),

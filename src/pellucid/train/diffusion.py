@@ -62,7 +62,12 @@ class DiffusionOptions(ObjectiveOptions, SourceOptions, loop.RunOptions):
     start: str = setting(
         "",
         'A model file whose network is trained further; "" is a new network. `channels` is then '
-        "that network's.",
+        "that network's, and with `grow` they must be the same.",
+    )
+    grow: bool = setting(
+        False,
+        "Add to the network of `start` what the recipe's has in addition: attention at more levels, "
+        "a wider map. It computes the same at first.",
     )
     compiled: bool = setting(
         False, "Run the network through torch.compile: faster, needs a C++ compiler on a CPU."
@@ -230,7 +235,40 @@ def first_network(options: DiffusionOptions, config: UNetConfig) -> UNet:
             f"({config.in_channels} channels, {config.map_size} wide) and this text "
             f"({config.cross_attention_dim} wide)"
         )
+    if options.grow:
+        widths = ",".join(map(str, kept.config.block_out_channels))
+        if kept.config.block_out_channels != config.block_out_channels:
+            raise ValueError(
+                f"channels must be {widths}, those of the network that grows, "
+                f"got {options.channels}"
+            )
+        more = {
+            name: getattr(config, name) for name in ("transformer_layers", "heads", "map_width")
+        }
+        kept = grown(kept, replace(kept.config, **more))
     return kept.train()
+
+
+@torch.no_grad()
+def grown(old: UNet, config: UNetConfig) -> UNet:
+    """A network of `config` that computes what `old` computes, and has more to learn with.
+
+    As Net2Net (Chen et al. 2015, arXiv:1511.05641): new attention ends in a zero, and further hidden
+    units of the map's MLP have no effect yet. ValueError if something of `old` would be lost.
+    """
+    network = UNet(config)
+    init_for_training(network)
+    mine, theirs = network.state_dict(), old.state_dict()
+    if lost := sorted(theirs.keys() - mine.keys()):
+        raise ValueError(f"the larger network has no {lost[0]}")
+    for name, value in theirs.items():
+        place = mine[name]
+        if any(a < b for a, b in zip(place.shape, value.shape, strict=True)):
+            raise ValueError(f"{name} is {tuple(value.shape)} and would be {tuple(place.shape)}")
+        if place.shape != value.shape and name == "map_embedding.2.weight":
+            place.zero_()
+        place[tuple(slice(n) for n in value.shape)] = value
+    return network
 
 
 @torch.no_grad()

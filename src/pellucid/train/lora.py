@@ -162,7 +162,12 @@ def train(options: LoraOptions, say: loop.Say = loop.silent) -> Path:
     trained = nn.ParameterList(factors(changes))
     optimizer = torch.optim.AdamW(trained, options.rate, weight_decay=0.01)
     objective = Objective(
-        model.schedule, model.prediction, options.weighting, options.noise, options.times
+        model.schedule,
+        model.prediction,
+        options.weighting,
+        options.noise,
+        options.times,
+        options.times_mean,
     )
     pool = make_pool(model, folder, options.mirror)
     learned, held = folder.split(False), folder.split(True)

@@ -40,6 +40,9 @@ class LossOptions:
         f'How often each time is drawn: {", ".join(TIMES)}; "" is logit_normal for a network that '
         "predicts flow, and else uniform.",
     )
+    times_mean: float = setting(
+        0.0, "Mean of logit(t / T), for logit_normal; above 0 noisy times come more often."
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class ObjectiveOptions(LossOptions):
                 "prediction is eps, and the schedule begins at pure noise, where the noise says "
                 "nothing of the picture; choose x0, v or flow, or another schedule"
             )
-        return Objective(schedule, self.prediction, self.weighting, self.noise, self.times)
+        return Objective(
+            schedule, self.prediction, self.weighting, self.noise, self.times, self.times_mean
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ class Objective:
     """A schedule, what is predicted on it, and how errors count. ValueError for an unknown name.
 
     weighting, noise: of `diffusion.WEIGHTINGS` and `noise.NOISES`. times: of `diffusion.TIMES`, or
-    "" for the usual one: logit_normal for flow (Esser et al. 2024), else uniform.
+    "" for the usual one: logit_normal for flow (Esser et al. 2024), else uniform. times_mean: of
+    the logit, for logit_normal.
     """
 
     schedule: Schedule
@@ -80,6 +86,7 @@ class Objective:
     weighting: str = "uniform"
     noise: str = "gaussian"
     times: str = ""
+    times_mean: float = 0.0
 
     def __post_init__(self) -> None:
         choose(self.prediction, PREDICTIONS, "prediction")
@@ -92,7 +99,7 @@ class Objective:
         self, network: Network, x0: Tensor, cond: Conditioning, generator: torch.Generator
     ) -> Tensor:
         """The mean loss at random times, scalar. x0 (B, C, H, W); `generator` is on the CPU."""
-        t = sample_t(self.times, len(x0), self.schedule.T, generator)
+        t = sample_t(self.times, len(x0), self.schedule.T, generator, mean=self.times_mean)
         eps = draw(self.noise, x0.shape[1:], [generator] * len(x0))
         return self._losses(network, x0, cond, t, eps, self.weighting).mean()
 
