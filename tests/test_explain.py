@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from pellucid import checkpoints
-from pellucid.backbones.unet import SD15, UNet
+from pellucid.backbones.mmdit import SD3_MEDIUM
+from pellucid.backbones.unet import SD15, SDXL, UNet, UNetConfig
+from pellucid.diffusion import Conditioning
 from pellucid.explain.run import Explanation, Recorder, explain, page, page_data, recorder
-from pellucid.explain.run.record import project
+from pellucid.explain.run.record import Near, WordSpace, project
+from pellucid.explain.run.sections import in_order, meaning, network
+from pellucid.explain.run.words import compared, whole_words, words_of
+from pellucid.explain.text_vectors import text_vectors
 from pellucid.gan import GAN, GANConfig, Generator
 from pellucid.images.metadata import save_image
 from pellucid.lora import Change, Lora, Matrix, attach
@@ -31,7 +38,7 @@ REQUEST = Request(prompt="a red apple", seed=5, steps=4, guidance=3.0)
 
 @pytest.fixture(scope="module")
 def told(model: Model) -> Explanation:
-    return explain(model, REQUEST, ["a rabbit", "a red apple"])
+    return explain(model, REQUEST, ["rabbit", "apple", "red"])
 
 
 def drawn(model: Model, request: Request) -> list[Progress]:
@@ -142,9 +149,63 @@ def test_looks_between_steps_read_what_they_are_told(model: Model) -> None:
     assert texts == ["red", "apple", "apple", "apple"]
 
 
-def test_near_words(told: Explanation) -> None:
-    (first, cosine), (_, other) = told.near
-    assert first == "a red apple" and cosine == pytest.approx(1) and other < 1
+def test_words_are_compared_with_words(model: Model, told: Explanation) -> None:
+    """Each that means something alone, with words that are encoded alone as well."""
+    red, apple = told.near
+    assert (red.word, apple.word) == ("red", "apple")
+    for near in told.near:
+        (first, cosine), *others = near.others
+        assert first == near.word and cosine == pytest.approx(1)
+        assert all(cosine < 0.999 for _, cosine in others)
+    near, space = compared(model, told.steps[0].words, ["rabbit", "red", "apple"], [("red", "red")])
+    vectors = text_vectors(model, ["rabbit", "red", "apple"])
+    pairs = [float(vectors[i] @ vectors[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert space is not None and space.count == 3 and space.same == pytest.approx(1)
+    assert space.median == pytest.approx(sorted(pairs)[1], abs=1e-5)
+    assert space.low <= space.median <= space.high and len(near) == 2
+    assert compared(model, told.steps[0].words, [], []) == ((), None)
+    assert compared(model, told.steps[0].words, ["rabbit"], [])[1] is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "content"),
+    [
+        ("a red apple", [0, 1, 2], ["red", "apple"]),
+        ("an apple, the (rabbit:1.3) on it", None, ["apple", "rabbit"]),
+        ("the", None, ["the"]),  # it is all there is
+    ],
+)
+def test_which_tokens_are_one_word(
+    model: Model, prompt: str, words: list[int] | None, content: list[str]
+) -> None:
+    tokens = words_of(model, prompt)
+    if words:
+        assert [token.word for token in tokens] == words
+    _, whole = whole_words(model, prompt)
+    assert [token.whole for token in tokens] == [whole[token.word] for token in tokens]
+    assert whole == re.findall(r"\w+|,", re.sub(r"[(]|:1.3[)]", "", prompt))
+    numbers = dict.fromkeys(token.word for token in tokens if token.content)
+    assert [whole[number] for number in numbers] == content
+
+
+@pytest.mark.parametrize(
+    ("same", "nearest", "said", "not_said"),
+    [
+        (0.95, 0.9, ["which words name the same picture", "nearer than 19 of 20"], "judge"),
+        (0.2, 0.7, ["does not know", "as near as two names"], "learnt which words"),
+        (0.95, 0.4, ["no nearer than many pairs"], "nearer than 19"),
+        (None, 0.9, ["nearer than 19 of 20"], "Two names"),
+    ],
+)
+def test_what_is_said_of_clip_follows_from_the_numbers(
+    same: float | None, nearest: float, said: list[str], not_said: str
+) -> None:
+    space = WordSpace(3, -0.4, 0.1, 0.5, same)
+    near = (Near("rabbit", (("rabbit", 1.0), ("bicycle", nearest), ("sun", 0.0))),)
+    text = meaning.learnt(near, space)
+    assert all(words in text for words in said) and not_said not in text
+    assert f"“bicycle”, with {nearest:.2f}" in text
+    assert meaning.learnt((), None) == ""
 
 
 # ---------------------------------------------------------------- attention maps
@@ -401,6 +462,88 @@ def test_too_many_steps_for_the_page(model: Model, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(page, "LIMIT", 1000)
     with pytest.raises(ValueError, match="more than 5 MB"):
         page.page(model, [told])
+
+
+def test_it_opens_where_the_guidance_is_seen(model: Model, told: Explanation) -> None:
+    record = embedded_record(page.page(model, [told])[0])
+    steps = record["runs"][0]["steps"]
+    seen = [step["seen"] if step["alpha"] > 0 else 0 for step in steps]
+    assert record["opening"] == 1 + seen.index(max(seen)) and max(seen) > 0
+    shown = page_data.PageData(model, told).pictures(1)
+    a, b = (np.asarray(shown[name], float) for name in ("cond", "uncond"))
+    assert steps[1]["seen"] == pytest.approx(np.abs(a - b).mean(), abs=0.01)
+    plain = explain(model, REQUEST.model_copy(update={"guidance": 1.0}))
+    record = embedded_record(page.page(model, [plain])[0])
+    assert record["opening"] == 2 and all(s["seen"] == 0 for s in record["runs"][0]["steps"])
+
+
+def test_excerpts_of_the_source_are_python(model: Model, told: Explanation) -> None:
+    text, _ = page.page(model, [told])
+    excerpts = [
+        unescape(code) for code in re.findall(r"<pre tabindex='0'><code>(.*?)</code>", text, re.S)
+    ]
+    assert len(excerpts) >= len(in_order())
+    for excerpt in excerpts:
+        (function,) = ast.parse(excerpt).body
+        assert isinstance(function, ast.FunctionDef)
+        body = excerpt.splitlines()[-1]
+        assert body.startswith("    ")
+
+
+def test_each_section_has_its_box_and_its_place(model: Model, told: Explanation) -> None:
+    text, _ = page.page(model, [told])
+    listed = [section["name"] for section in embedded_record(text)["sections"]]
+    assert listed == re.findall(r'<section id="(\w+)">', text) == list(in_order())
+    orders = [module.SECTION.order for module in in_order().values()]
+    assert orders == sorted(set(orders))
+
+
+def test_a_section_that_a_run_does_not_have_is_left_out(
+    model: Model, told: Explanation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "content", lambda model, run: None)
+    text, _ = page.page(model, [told])
+    assert 'id="network"' not in text and "network.js" not in text
+    assert "network" not in embedded_record(text)["runs"][0]["sections"]
+
+
+@pytest.mark.parametrize("config", [SD15, SDXL])
+def test_the_drawing_of_a_u_net_has_the_shapes_of_the_network(
+    config: UNetConfig, told: Explanation
+) -> None:
+    """Compared with the network itself, run on the meta device."""
+    drawn = network.unet(config, 64, 48)
+    with torch.device("meta"):
+        net = UNet(config)
+        shapes: list[tuple[int, ...]] = []
+        for level in [*net.down_blocks, net.mid_block, *net.up_blocks]:
+            for block in level.resnets:
+                block.register_forward_hook(lambda *a: shapes.append(tuple(a[2].shape[1:])))
+        cond = Conditioning(
+            torch.empty(1, 77, config.cross_attention_dim),
+            torch.empty(1, config.pooled_dim) if config.pooled_dim else None,
+            torch.empty(1, config.size_count) if config.size_conditions else None,
+        )
+        net(torch.empty(1, 4, 48, 64), torch.zeros(1), cond)
+    levels = drawn["levels"]
+    shown = [[level["channels"], *level["size"][::-1]] for level in levels]
+    going_down = [
+        one for one, level in zip(shown, levels, strict=True) for _ in range(level["down"])
+    ]
+    going_up = [one for one, level in zip(shown, levels, strict=True) for _ in range(level["up"])][
+        ::-1
+    ]
+    middle = 2 * shown[-1:]
+    assert [list(shape) for shape in shapes] == [*going_down, *middle, *going_up]
+    for i, level in enumerate(levels):
+        assert level["skips"] == len(net.up_blocks[len(levels) - 1 - i].resnets)
+        depths = [len(a.transformer_blocks) for a in net.down_blocks[i].attentions]
+        assert depths == [level["attention"]] * (level["down"] if level["attention"] else 0)
+
+
+def test_the_drawing_of_a_transformer() -> None:
+    drawn = network.mmdit(SD3_MEDIUM, 128, 96)
+    assert drawn["patches"] == [64, 48] and drawn["layers"] == 24 and drawn["width"] == 1536
 
 
 def test_details_get_less_and_less() -> None:

@@ -43,11 +43,13 @@ def shown(
 two = pytest.mark.parametrize("shown", ["two"], indirect=True)
 
 
-def test_it_opens_early_on_the_way(shown: Any) -> None:
+def test_it_opens_where_the_guidance_is_seen(shown: Any) -> None:
     expect(shown.locator("h1")).to_have_text("How “a red <b>apple</b>” was drawn")
-    expect(shown.locator(STEP)).to_have_value("2")
-    expect(shown.locator("#where")).to_contain_text("Step 2 of 6")
-    expect(shown.locator("section")).to_have_count(9)
+    opening = shown.evaluate("JSON.parse(document.getElementById('record').textContent).opening")
+    expect(shown.locator(STEP)).to_have_value(str(opening))
+    expect(shown.locator("#where")).to_contain_text(f"Step {opening} of 6")
+    expect(shown.locator("#guidance")).to_contain_text("at this step; most at step")
+    expect(shown.locator("section")).to_have_count(11)
     for section in shown.locator("section").all():  # each says where it is in the source, and how
         expect(section.locator(".equation")).not_to_be_empty()
         expect(section.locator("summary").first).to_contain_text(re.compile(r"pellucid/.*\.py"))
@@ -115,23 +117,77 @@ def test_play_and_pause(shown: Any) -> None:
 
 
 def test_words_layers_and_heads(shown: Any) -> None:
+    shown.focus(STEP)
+    shown.keyboard.press("Home")
+    shown.keyboard.press("ArrowRight")
     words = shown.locator("#attention .words button")
     large = shown.locator("#attention figure canvas")
     picture = "(canvas) => canvas.toDataURL()"
-    rest = words.last
-    expect(rest).to_contain_text("rest")
-    rest.click()
-    expect(rest).to_have_attribute("aria-pressed", "true")
-    expect(shown.locator("#attention figcaption")).to_contain_text("rest at step 2, 4×4 positions")
-    before = large.evaluate(picture)
-    words.first.focus()
-    shown.keyboard.press("Enter")
+    expect(words).to_have_count(4)  # "red", "b", "apple", "b": not "a", "<", ">"
+    assert sum(float(text.split(" %")[0]) for text in words.locator("small").all_inner_texts()) == (
+        pytest.approx(100, abs=2)
+    )
     expect(words.first).to_have_attribute("aria-pressed", "true")
+    expect(shown.locator("#attention figcaption")).to_contain_text("red at step 2, 4×4 positions")
+    expect(shown.locator("#attention .small")).to_contain_text(
+        re.compile("words with a map get .* “a” .* and the start, the end and the padding")
+    )
+    before = large.evaluate(picture)
+    words.nth(2).focus()
+    shown.keyboard.press("Enter")
+    expect(words.nth(2)).to_have_attribute("aria-pressed", "true")
+    expect(shown.locator("#attention figcaption")).to_contain_text("apple at step 2")
     averaged = large.evaluate(picture)
     assert averaged != before
     shown.get_by_label("Layer").select_option(index=1)
     shown.get_by_label("Head").select_option(index=2)
     assert large.evaluate(picture) != averaged
+
+
+def test_the_map_has_the_squares_of_the_layer(shown: Any) -> None:
+    """4x4 squares of one colour each, with lines between them: nothing is smoothed."""
+    colours = """(canvas) => {
+      const copy = document.createElement("canvas"), side = canvas.width / 4;
+      copy.width = copy.height = canvas.width;
+      const context = copy.getContext("2d", { willReadFrequently: true });
+      context.drawImage(canvas, 0, 0);
+      const at = (x, y) => context.getImageData(x, y, 1, 1).data.join();
+      const same = [...Array(16).keys()].every((i) => {
+        const [x, y] = [(i % 4) * side, Math.floor(i / 4) * side];
+        return at(x, y) === at(x + side - 2, y + side - 2) && at(x + side - 1, y) === "0,0,0,0";
+      });
+      return [same, getComputedStyle(canvas).imageRendering];
+    }"""
+    canvas = shown.locator("#attention figure canvas")
+    assert canvas.evaluate(colours) == [True, "pixelated"]
+
+
+def test_the_overview_leads_to_every_section(shown: Any) -> None:
+    links = shown.locator("#overview a")
+    expect(links).to_have_count(11)
+    for link in links.all():
+        assert shown.locator(link.get_attribute("href")).count() == 1
+    links.nth(5).click()
+    assert shown.evaluate("location.hash") == "#network"
+    expect(shown.locator("#network h2")).to_be_in_viewport()
+
+
+def test_the_schedule_shows_the_step(shown: Any) -> None:
+    dot = shown.locator("#schedule circle.dot.sigma").nth(3)
+    dot.scroll_into_view_if_needed()
+    dot.click()
+    expect(shown.locator("#where")).to_contain_text("Step 4 of 6")
+    expect(shown.locator("#schedule figcaption")).to_contain_text("Step 4 of 6: t = ")
+    place = "(e) => [e.getAttribute('cx'), e.getAttribute('cy')]"
+    assert shown.locator("#schedule .here.sigma").evaluate(place) == dot.evaluate(place)
+
+
+def test_the_drawing_of_the_network(shown: Any) -> None:
+    titles = shown.locator("#network .block .title").all_text_contents()
+    assert titles == ["8×8 × 8"] * 2 + ["4×4 × 16"] * 2 + ["4×4 × 16: the bottom"]
+    expect(shown.locator("#network .skips")).to_have_count(2)
+    expect(shown.locator("#network .block .mark.time")).to_have_count(5)
+    expect(shown.locator("#network .block .mark.text")).to_have_count(3)
 
 
 def test_strip_and_path_lead_to_their_steps(shown: Any) -> None:
@@ -175,11 +231,10 @@ def test_two_runs_move_together(shown: Any) -> None:
     expect(shown.locator("#guidance .run.b figcaption").last).to_contain_text("None")
     # A word of one is chosen in the other only if it is there.
     chosen = shown.locator("#attention button[aria-pressed=true]")
-    shown.locator("#attention .run.a .words button", has_text="rest").click()
+    shown.locator("#attention .run.a .words button").nth(2).click()
     expect(chosen).to_have_count(2)
-    expect(chosen.last).to_contain_text("rest")
-    shown.locator("#attention .run.a .words button").nth(1).click()
-    expect(chosen.last).to_contain_text("rest")
+    expect(chosen.first).to_contain_text("apple")
+    expect(chosen.last).to_contain_text("rabbit")
 
 
 @pytest.mark.parametrize("shown", ["one", "two"], indirect=True)

@@ -25,6 +25,7 @@ from pellucid.explain import parts_page as page
 from pellucid.explain.autoencoder import RoundTrip
 from pellucid.explain.clip import Similarity
 from pellucid.explain.operations import count_operations, on_meta
+from pellucid.html.numbers import people
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.tokenizer import Tokenizer
@@ -303,7 +304,7 @@ def test_pages_have_everything_and_need_nothing(
     text = page.round_trip_html(trip)
     well_formed(text)
     assert text.count("<img ") == 3 + (trip.colours is not None) + 4
-    assert f"{trip.cost.latent_operations:,}" in text and "40x30" in text
+    assert f">{people(trip.cost.latent_operations)}<" in text and "40x30" in text
     text = page.similarity_html(found)
     well_formed(text)
     assert text.count("rgba(") == 16 and text.count("<img ") == 2 * 2 + 2

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pellucid.html import pages
+from pellucid.html import bundles, pages
+from pellucid.html.bundles import bundle
+from pellucid.html.numbers import people
 from pellucid.html.plots import Plot, Series
 from pellucid.images.data_url import KINDS, to_data_url
 
@@ -40,9 +45,10 @@ def test_a_page_is_well_formed_and_asks_for_nothing(well_formed: Callable[[str],
     text = pages.page("Noise & more", body, script="let a = 1;")
     well_formed(text)
     assert re.findall(r'(?:src|href)="([^"]{0,15})', text) == ["data:,", "data:image/png;"]
-    assert "x&lt;y" in text and "0.1235" in text and "12,345" in text
+    assert "x&lt;y" in text and "0.123<" in text and "12,345" in text
     assert 'width="40" height="20"' in text
-    assert "script-src 'unsafe-inline'" in text and "<script>let a = 1;</script>" in text
+    digest = base64.b64encode(hashlib.sha256(b"let a = 1;").digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text and "<script>let a = 1;</script>" in text
     assert "script" not in pages.page("Still", body)
 
 
@@ -96,7 +102,7 @@ def test_what_a_logarithm_cannot_show_is_left_out() -> None:
 
 def test_ticks_are_round_and_inside() -> None:
     texts = [mark.text for mark in Plot("p", [Series("a", [0, 1000], [-20, 10])]).marks()]
-    assert {"0", "200", "1000", "-20", "-10"} <= set(texts)
+    assert {"0", "200", "1,000", "-20", "-10"} <= set(texts)
     decades = Plot("p", [Series("a", [1, 2], [1e-4, 1e3])], log_y=True).marks()
     assert {"0.0001", "0.01", "1", "100"} <= {mark.text for mark in decades}
 
@@ -132,3 +138,66 @@ def test_a_flat_curve_has_an_axis_all_the_same() -> None:
 def test_wrong_plots_are_named(plot, sentence: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=sentence):
         plot()
+
+
+NUMBERS = {
+    0: "0",
+    7: "7",
+    0.5: "0.5",
+    3.14159: "3.14",
+    31.4159: "31.4",
+    314.159: "314",
+    12345: "12,345",
+    12345.6: "12,346",
+    999.9: "1,000",
+    999_400: "999,400",
+    1_000_000: "1 million",
+    24_600_000.0: "24.6 million",
+    15_724_970_532_864: "15.7 trillion",
+    999_999_999: "1 billion",
+    0.0123: "0.012",
+    0.0001263: "0.0001",
+    -0.0007: "-0.001",
+    2e-5: "0.00002",
+    1e-9: "nearly 0",
+    float("inf"): "∞",
+    float("-inf"): "-∞",
+}
+
+
+@pytest.mark.parametrize(("value", "text"), NUMBERS.items())
+def test_numbers_for_people(value: float, text: str) -> None:
+    assert people(value) == text
+    assert people(float("nan")) == "-"
+
+
+def test_scripts_write_the_same_numbers(tmp_path: Path, open_page: Callable[..., Any]) -> None:
+    numbers = [float(value) for value in NUMBERS if np.isfinite(value)]
+    numbers += [float(f"{m:.3g}") * 10.0**e for e in range(-8, 14) for m in (1, 1.2345, 9.995, 5.5)]
+    said = bundle(
+        'import { people } from "./numbers.js";\ndocument.title = JSON.stringify('
+        + str(numbers)
+        + ".map(people));\n",
+        "html/modules",
+    )
+    pages.write(tmp_path / "a.html", pages.page("Numbers", script=said))
+    assert json.loads(open_page(tmp_path / "a.html").title()) == [people(n) for n in numbers]
+
+
+def test_a_bundle_has_every_module_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "x/a.js": '// One.\nimport { two } from "../y/b.js";\nexport const one = two + 1;\n',
+        "y/b.js": "/** Two\n * lines. */\nexport function make() {}\nexport const two = 2;\n",
+    }
+    monkeypatch.setattr(bundles, "read", files.__getitem__)
+    script = (
+        'import { one } from "./a.js";\nimport { two as deux } from "../y/b.js";\none + deux;\n'
+    )
+    text = bundle(script, "x")
+    assert text.count("const module_y_b =") == 1 == text.count("const module_x_a =")
+    assert text.index("module_y_b =") < text.index("module_x_a =")
+    assert "return { make, two };" in text and "const { two: deux } = module_y_b;" in text
+    assert not re.search(r"import|export|//|lines", text)
+    files["y/b.js"] = 'import { one } from "../x/a.js";\nexport const two = 2;\n'
+    with pytest.raises(ValueError, match=r"x/a.js and y/b.js and x/a.js import each other"):
+        bundle(script, "x")

@@ -108,8 +108,9 @@ def test_pages(words: Model, well_formed: Callable[[str], None]) -> None:
     photo = Image.new("RGB", (40, 30), "red")
     recorder = Recorder(words, Request(prompt=PROMPTS[0], seed=1))
     list(recorder.run())
-    told = recorder.explanation(PROMPTS)
-    assert told.near[0] == (PROMPTS[0], pytest.approx(1))  # of CLIP's vector alone
+    told = recorder.explanation(PROMPTS[0].split())
+    for near in told.near:  # of CLIP's vector alone
+        assert near.others[0] == (near.word, pytest.approx(1))
     assert "</html>" in explained.page(words, [told])[0]
     settings = NoiseSettings((0, 500), prompt=PROMPTS[0])
     well_formed(noise_page.html(examine_noise(words, photo, settings=settings)))

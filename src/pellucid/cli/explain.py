@@ -120,11 +120,11 @@ def _explain(
 
 def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:
     """Draw with a progress bar, watched."""
-    from pellucid.data.emoji import concept_names
+    from pellucid.data.emoji import concept_names, synonyms
     from pellucid.explain.run import Recorder
 
     recorder = Recorder(model, request, adapt)
     with bar(request.prompt[:40]) as advance:
         for progress in recorder.run():
             advance(total=progress.steps, completed=progress.step)
-    return recorder.explanation(concept_names())
+    return recorder.explanation(concept_names(), synonyms())

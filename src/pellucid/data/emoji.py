@@ -171,6 +171,12 @@ def concept_names() -> list[str]:
     return [names.split(", ")[0] for _, names, _ in _rows()]
 
 
+def synonyms() -> list[tuple[str, str]]:
+    """The two commonest names of every concept that has two."""
+    each = [names.split(", ") for _, names, _ in _rows()]
+    return [(names[0], names[1]) for names in each if len(names) > 1]
+
+
 def read_concepts(emojibase: Path, extra: bool = False) -> list[Concept]:
     """``concepts.tsv`` with the slugs and unambiguous keywords of emojibase's ``data.json``.
 

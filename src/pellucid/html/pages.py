@@ -1,13 +1,18 @@
 """Pages that open in any browser: one HTML file with its pictures and plots inside.
 
 A page loads nothing else: its pictures are data: URLs, its plots SVG, its style is inline, and its
-content security policy forbids everything more. Every function here returns HTML. Text is escaped;
-arguments named `content`, `body` or `heads` are HTML already.
+content security policy forbids everything more: no script runs but the page's own, which is named by
+its hash. Every function here returns HTML. Text is escaped; arguments named `content`, `body` or
+`heads` are HTML already.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import inspect
+import json
+import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -15,45 +20,54 @@ from pathlib import Path
 from PIL import Image
 
 from pellucid.files import write_text
-from pellucid.html import plots
+from pellucid.html import bundles, plots
+from pellucid.html.numbers import people
 from pellucid.images.data_url import to_data_url
 
-CSS = """
-:root{color-scheme:light dark}
-body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;
- background:#fdfdfc;color:#1c1c1c}
-h1,h2,h3{line-height:1.2}h2{margin-top:2.5rem;border-bottom:1px solid #8885}
-p{max-width:46rem}code{font:.92em ui-monospace,monospace}
-.row{display:flex;flex-wrap:wrap;gap:.8rem;align-items:flex-end;margin:.8rem 0}
-figure{margin:0;text-align:center}figcaption{font-size:.8rem;opacity:.8}
-img{image-rendering:pixelated;max-width:100%;height:auto;display:block;margin:auto}
-.scroll{overflow-x:auto}table{border-collapse:collapse;margin:.8rem 0}
-th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8883}
-th.text,td.text{text-align:left}
-.gallery th,.gallery td{border:0;padding:1px 2px;text-align:center;font-size:.8rem}
-.gallery img{max-width:none}
-.matrix img{width:48px;height:48px}.matrix td,.matrix th{text-align:center;border:0}
-.matrix th{font-weight:normal;font-size:.8rem;min-width:4.5rem;max-width:9rem;
- overflow-wrap:break-word}
-@media(prefers-color-scheme:dark){body{background:#161616;color:#e8e8e8}}
+LIVELY = """import { hoverPlots } from "./hover.js";
+import { showScrolling } from "./scroll.js";
+hoverPlots();
+showScrolling();
 """
+"""What every page with plots or wide tables does; see `bundle`."""
 
 
-def page(title: str, *body: str, script: str = "", style: str = "") -> str:
-    """A whole HTML document. script: JavaScript that runs at its end; style: additional CSS."""
-    scripts = "script-src 'unsafe-inline'; " if script else ""
-    policy = f"default-src 'none'; img-src data:; {scripts}style-src 'unsafe-inline'"
+def page(title: str, *body: str, script: str = "", style: str = "", data: object = None) -> str:
+    """A whole HTML document.
+
+    script: JavaScript that runs at its end, and the only one that may. style: additional CSS.
+    data: JSON for the script, in the element `#record`.
+    """
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<link rel="icon" href="data:,"><title>{escape(title)}</title>',
-            f"<style>{CSS}{plots.CSS}{style}</style></head><body><h1>{escape(title)}</h1>",
+            f"<style>{bundles.read('html/style.css')}{plots.CSS}{style}</style></head>",
+            f"<body><h1>{escape(title)}</h1>",
             *body,
+            *([] if data is None else [embedded(data)]),
             *([f"<script>{script}</script>"] if script else []),
             "</body></html>\n",
         ]
+    )
+
+
+def embedded(data: object) -> str:
+    """JSON for the scripts of a page. No text in it can end the element or begin another."""
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="record">{text}</script>'
+
+
+def lively(script: str = "", folder: str = "html/modules") -> str:
+    """The script of a page with plots and tables; script: a module that does more, see `bundle`."""
+    return bundles.bundle(LIVELY, "html/modules") + (
+        bundles.bundle(script, folder) if script else ""
     )
 
 
@@ -99,7 +113,7 @@ def shown_height(image: Image.Image, width: int) -> int:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows under a head; floats with four digits, integers with commas, text aligned left.
+    """Rows under a head; numbers as `people` writes them, text aligned left.
 
     Raises ValueError for a row that is not as long as the head.
     """
@@ -116,9 +130,7 @@ def _line(tag: str, cells: Sequence[str], texts: Sequence[bool]) -> str:
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return people(value) if isinstance(value, int | float) else str(value)
 
 
 def matrix(heads: Sequence[str], values: Sequence[Sequence[float]]) -> str:
@@ -140,13 +152,13 @@ def matrix(heads: Sequence[str], values: Sequence[Sequence[float]]) -> str:
 
 
 def source_code(function: Callable[..., object]) -> str:
-    """The source of a function and its location, folded up."""
+    """The source of a function and its location, folded up. A method begins at the margin."""
     lines, number = inspect.getsourcelines(function)
     file = function.__module__.replace(".", "/") + ".py"
     return (
         f"<details class='source'><summary>Source: <code>{file}</code>, "
         f"<code>{function.__qualname__}</code>, line {number}</summary>"
-        f"<pre tabindex='0'><code>{escape(inspect.cleandoc(''.join(lines)))}</code></pre></details>"
+        f"<pre tabindex='0'><code>{escape(textwrap.dedent(''.join(lines)))}</code></pre></details>"
     )
 
 

@@ -5,14 +5,17 @@ A plot becomes a list of marks, and both outputs draw these marks.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from pellucid.html.numbers import people
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Style = Literal["line", "dashed", "dots"]
@@ -112,12 +115,9 @@ class Plot:
 
     def marks(self) -> list[Mark]:
         """Axes, legend and curves, in drawing order."""
-        longest = max(len(one.name) for one in self.series)
-        legend = SAMPLE + LETTER * longest if len(self.series) > 1 else 0
-        left, right = float(LEFT), float(self.width - RIGHT - legend)
-        top, bottom = float(TOP), float(self.height - BOTTOM)
-        x = self._axis("x", left, right)
-        y = self._axis("y", bottom, top)
+        legend = self._legend()
+        x, y = self.axes()
+        left, right, bottom, top = x.start, x.end, y.start, y.end
         marks = [_text(left, 16, self.title, "start")]
         if self.y_label:
             marks.append(_text(left, 34, self.y_label, "start", faint=True))
@@ -126,10 +126,10 @@ class Plot:
             marks.append(_text(middle, self.height - 8, self.x_label, "middle", faint=True))
         for tick, at in zip(x.ticks(), x(x.ticks()), strict=True):
             marks.append(Mark(np.array([[at, top], [at, bottom]]), faint=True))
-            marks.append(_text(at, bottom + 15, f"{tick:.6g}", "middle", faint=True))
+            marks.append(_text(at, bottom + 15, people(tick), "middle", faint=True))
         for tick, at in zip(y.ticks(), y(y.ticks()), strict=True):
             marks.append(Mark(np.array([[left, at], [right, at]]), faint=True))
-            marks.append(_text(left - 6, at + 4, f"{tick:.6g}", "end", faint=True))
+            marks.append(_text(left - 6, at + 4, people(tick), "end", faint=True))
         for number, one in enumerate(self.series):
             color = number % len(LIGHT)
             points = np.stack([x(one.x), y(one.y)], axis=1)
@@ -167,8 +167,37 @@ class Plot:
         drawn = "".join(_svg(mark) for mark in self.marks())
         return (
             f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" role="img" aria-label="{escape(self.title)}">{drawn}</svg>'
+            f'height="{self.height}" role="img" aria-label="{escape(self.title)}" '
+            f'data-plot="{escape(json.dumps(self.data()))}">{drawn}</svg>'
         )
+
+    def data(self) -> dict[str, Any]:
+        """What a page shows where the pointer is (`modules/hover.js`), as JSON values: the x axis
+        in pixels, and the series; None where y is not finite."""
+        x, _ = self.axes()
+        return {
+            "x": {"low": x.low, "high": x.high, "start": x.start, "end": x.end, "log": x.log},
+            "x_label": self.x_label,
+            "series": [
+                {
+                    "name": one.name,
+                    "color": number % len(LIGHT),
+                    "x": [float(f"{value:.4g}") for value in one.x],
+                    "y": [float(f"{v:.4g}") if math.isfinite(v) else None for v in one.y],
+                }
+                for number, one in enumerate(self.series)
+            ],
+        }
+
+    def axes(self) -> tuple[Axis, Axis]:
+        """Of x and of y, inside the margins, left of the legend."""
+        x = self._axis("x", float(LEFT), float(self.width - RIGHT) - self._legend())
+        return x, self._axis("y", float(self.height - BOTTOM), float(TOP))
+
+    def _legend(self) -> float:
+        """The width of the legend in pixels."""
+        longest = max(len(one.name) for one in self.series)
+        return SAMPLE + LETTER * longest if len(self.series) > 1 else 0
 
     def image(self, scale: int = 2) -> Image.Image:
         """The plot as a picture on white, each pixel scale x scale."""
@@ -218,11 +247,13 @@ def _paint(brush: ImageDraw.ImageDraw, mark: Mark, scale: int, font: Font) -> No
 
 
 def _colors(colors: Sequence[str]) -> str:
-    return "".join(f".s{i}{{stroke:{color}}}" for i, color in enumerate(colors))
+    return "".join(
+        f".s{i}{{stroke:{color}}}.k{i}{{background:{color}}}" for i, color in enumerate(colors)
+    )
 
 
 CSS = (
-    ".plot{max-width:100%;height:auto;font:11px system-ui,sans-serif}"
+    ".plot{max-width:100%;height:auto;font:11px system-ui,sans-serif;display:block}"
     ".plot path{fill:none;stroke-width:1.6}.plot path.faint{stroke:#8885;stroke-width:1}"
     ".plot text{fill:currentColor}.plot text.faint{opacity:.75}"
     ".plot .dashed{stroke-dasharray:5 4}.plot .dots{stroke-width:3.2;stroke-linecap:round}"

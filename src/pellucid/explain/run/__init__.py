@@ -4,7 +4,7 @@
     page.write("frog.html", model, [explanation])
 
 `recorder.py` records a run, `record.py` is the result, `words.py` has the prompt's tokens at each
-step, and `page.py` writes the page.
+step, and `page.py` writes the page, a file of `sections/` for each of its sections.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def explain(
 ) -> Explanation:
     """Draw one picture and record the run.
 
-    words: those that the prompt is compared with. adapt: as in `generate`. Raises ValueError as
-    `generate` does, and for a prompt without tokens, more than one picture, and a strength of 0.
+    words: those that the words of the prompt are compared with. adapt: as in `generate`. Raises
+    ValueError as `generate` does, and for a prompt without tokens, more than one picture, and a
+    strength of 0.
     """
     recorder = Recorder(model, request, adapt)
     for _ in recorder.run():

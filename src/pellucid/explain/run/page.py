@@ -1,65 +1,35 @@
 """The page of a run: one HTML file of at most 5 MB that loads nothing else.
 
-``page.html`` is its text, ``page.css`` its style, the ``.js`` files its behaviour. Numbers and
-pictures are embedded as one JSON record (``page_data.py``). Where they would exceed the limit, the
-page gets smaller pictures, then averaged attention maps, then fewer steps, and says so.
+`sections/` has its sections, `page.js` what moves them, `style.css` the style. Numbers and pictures
+are embedded as one JSON record (`page_data.py`; CONTRIBUTING.md says how it looks). Where they would
+exceed the limit, the page gets smaller pictures, then averaged attention maps, then fewer steps, and
+says so.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from textwrap import shorten
 from typing import Any
 
 from torch import Tensor
 
-from pellucid import noise, samplers
-from pellucid.clip import TextTower
-from pellucid.diffusion import to_x0
 from pellucid.explain.run.page_data import PageData, details
 from pellucid.explain.run.record import Explanation, project
-from pellucid.guidance import ClassifierFree
-from pellucid.html import pages
-from pellucid.html.pages import source_code
+from pellucid.explain.run.sections import Content, Section, in_order
+from pellucid.html import bundles, pages
 from pellucid.model import Model
-from pellucid.nn import attend
-from pellucid.pipeline import generate
-from pellucid.tokenizer import Tokenizer
-from pellucid.vae import VAE
 
 LIMIT = 5_000_000
 """Bytes of a page."""
 TITLE = 90  # letters of a prompt in the title
-SCRIPTS = ("draw.js", "parts.js", "attention.js", "path.js", "player.js")
+FOLDER = "explain/run"
 
-# How the estimate follows from the network's output, by prediction; `diffusion.to_x0`.
-X0 = {
-    "eps": "x̂<sub>0</sub> = (x − σ ε̂) / α &emsp; the network predicts the noise ε̂",
-    "x0": "x̂<sub>0</sub> is what the network predicts",
-    "v": "x̂<sub>0</sub> = α x − σ v̂ &emsp; the network predicts v = α ε − σ x<sub>0</sub>",
-    "flow": "x̂<sub>0</sub> = (x − σ û) / (α + σ) &emsp; the network predicts the direction from picture "
-    "to noise, u = ε − x<sub>0</sub>",
-}
-
-
-# How a run starts: from noise alone, or from a picture with added noise.
-START = {
-    False: {
-        "start": "At the start every number in them is random.",
-        "equation_start": "x<sub>T</sub> = σ<sub>T</sub> ε,",
-    },
-    True: {
-        "start": "This run started from a picture: its latents x<sub>0</sub>, with random numbers "
-        "added to all of them.",
-        "equation_start": "x = α x<sub>0</sub> + σ ε,",
-    },
-}
+Part = tuple[Section, list[Content | None]]
+"""A section, and its content for each run."""
 
 
 def write(path: str | Path, model: Model, explanations: Sequence[Explanation]) -> str:
@@ -77,6 +47,7 @@ def page(model: Model, explanations: Sequence[Explanation]) -> tuple[str, str]:
     """The page as text, and what had to be left out."""
     if not 1 <= len(explanations) <= 2:
         raise ValueError(f"explanations must be one or two, got {len(explanations)}")
+    parts = parts_of(model, explanations)
     data = [PageData(model, explanation) for explanation in explanations]
     size = max((each.places for each in explanations), key=math.prod)
     paths, spread = project([trail for each in explanations for trail in each.trails(size)])
@@ -84,54 +55,116 @@ def page(model: Model, explanations: Sequence[Explanation]) -> tuple[str, str]:
         if sum(each.estimated_bytes(detail) for each in data) > LIMIT:
             continue
         runs = [each.data(detail) for each in data]
-        for run, x, x0 in zip(runs, paths[::2], paths[1::2], strict=True):
+        for i, (run, x, x0) in enumerate(zip(runs, paths[::2], paths[1::2], strict=True)):
             run["path"] = {"x": rounded(x), "x0": rounded(x0)}
+            run["sections"] = {
+                name: content.data
+                for name, (_, contents) in parts.items()
+                if (content := contents[i]) is not None
+            }
         left_out = detail.omissions(explanations)
-        text = document(explanations, {"runs": runs, "shares": spread, "note": left_out})
+        record = {"runs": runs, "shares": spread, "note": left_out, "opening": opening(runs)}
+        text = document(explanations, parts, record)
         if len(text.encode()) <= LIMIT:
             return text, left_out
     raise ValueError("even two steps make a page of more than 5 MB; use a shorter prompt")
+
+
+def parts_of(model: Model, explanations: Sequence[Explanation]) -> dict[str, Part]:
+    """The sections that these runs have, in order."""
+    found = {}
+    for name, module in in_order().items():
+        contents = [module.content(model, each) for each in explanations]
+        if any(content is not None for content in contents):
+            found[name] = (module.SECTION, contents)
+    return found
+
+
+def opening(runs: Sequence[Mapping[str, Any]]) -> int:
+    """Where the page opens, counted from 1: the step at which the estimates with the text and without
+    it differ most, as they are shown; without guidance, early in the run. Not at pure noise (alpha
+    = 0), where the text cannot change the noise that is in x."""
+    steps = max(len(run["steps"]) for run in runs)
+    at = [[run["steps"][min(i, len(run["steps"]) - 1)] for run in runs] for i in range(steps)]
+    seen = [sum(step["seen"] * (step["alpha"] > 0) for step in each) for each in at]
+    return 1 + (seen.index(max(seen)) if max(seen) > 0 else round(2 * (steps - 1) / 9))
 
 
 def rounded(points: Tensor) -> list[list[float]]:
     return [[round(value, 4) for value in point] for point in points.tolist()]
 
 
-def document(explanations: Sequence[Explanation], record: dict[str, Any]) -> str:
+def document(
+    explanations: Sequence[Explanation], parts: Mapping[str, Part], record: dict[str, Any]
+) -> str:
     """The HTML with the record inside."""
-    first = explanations[0]
-    sampler = samplers.get(first.request.sampler or "")
-    sources = {
-        "tokens": source_code(Tokenizer.__call__),
-        "meaning": source_code(TextTower.forward),
-        "noise": source_code(noise.draw),
-        "estimate": source_code(to_x0),
-        "guidance": source_code(ClassifierFree.__call__),
-        "attention": source_code(attend),
-        "sampler": source_code(sampler.sample),
-        "path": source_code(project),
-        "decoder": source_code(VAE.decode),
-        "time": source_code(generate),
-    }
-    body = Template(asset("page.html")).substitute(
-        {f"source_{name}": text for name, text in sources.items()},
-        **START[first.request.image is not None],
-        equation_x0=X0[first.prediction],
-        sampler=escape(first.request.sampler or ""),
-        sampler_words=escape(sampler.doc),
-        # A "<" in the prompt must not end the element.
-        record=json.dumps(record, separators=(",", ":")).replace("<", "\\u003c"),
-    )
+    record["sections"] = [
+        {"name": name, "number": number, **vars(section)}
+        for number, (name, (section, _)) in enumerate(parts.items(), start=1)
+    ]
     short = [shorten(each.request.prompt, TITLE, placeholder=" …") for each in explanations]
     prompts = list(dict.fromkeys(f"“{prompt}”" for prompt in short))
     title = f"How {' and '.join(prompts)} {'was' if len(prompts) == 1 else 'were'} drawn"
     if len(prompts) < len(explanations):
         title += ", twice"
     return pages.page(
-        title, body, script="".join(asset(name) for name in SCRIPTS), style=asset("page.css")
+        title,
+        body(parts),
+        script=script(parts),
+        style=bundles.read(f"{FOLDER}/style.css"),
+        data=record,
     )
 
 
-def asset(name: str) -> str:
-    """The text of a file next to this module."""
-    return resources.files("pellucid.explain.run").joinpath(name).read_text(encoding="utf-8")
+def body(parts: Mapping[str, Part]) -> str:
+    """The HTML that the scripts fill: the lead, the overview, the sections, the player."""
+    numbered = enumerate(parts.items(), start=1)
+    return "\n".join(
+        [LEAD, *(section_html(i, name, *part) for i, (name, part) in numbered), PLAYER]
+    )
+
+
+LEAD = """<p class="lead">A diffusion model starts from pure noise and removes a little of it at every
+step. At each step it estimates the finished picture: <em>given these words, what could be behind the
+noise?</em> This page shows one such run, from the words to the pixels. Move the slider at the bottom
+of the window, or press Play, and every part of the page follows.</p>
+<nav id="overview" aria-label="The parts of the chain"></nav>
+<div id="hero" class="runs"></div>
+<p id="note" class="note" hidden></p>
+"""
+
+PLAYER = """<div id="player" role="group" aria-label="The current step">
+<button type="button" id="play" aria-pressed="false">Play</button>
+<label for="step" class="hidden">Step</label>
+<input id="step" type="range" min="1" max="1" value="1" step="1">
+<output id="where" for="step" aria-live="off"></output>
+</div>
+"""
+
+
+def section_html(
+    number: int, name: str, section: Section, contents: Sequence[Content | None]
+) -> str:
+    """The section with its text; its JavaScript fills the element with `data-part`."""
+    content = next(content for content in contents if content is not None)
+    return "\n".join(
+        [
+            f'<section id="{name}">',
+            f'<h2><span class="number">{number}</span> {escape(section.title)}</h2>',
+            content.text,
+            f'<div class="runs" data-part="{name}"></div>',
+            f'<p class="equation">{content.equation}</p>',
+            *(pages.source_code(function) for function in content.sources),
+            "</section>",
+        ]
+    )
+
+
+def script(names: Sequence[str] | Mapping[str, object]) -> str:
+    """The JavaScript of a page with these sections, in one piece."""
+    lines = ['import { pageData } from "../../html/modules/elements.js";']
+    lines += ['import { start } from "./page.js";']
+    lines += [f'import {{ show as {name} }} from "./sections/{name}.js";' for name in names]
+    return bundles.bundle(
+        "\n".join([*lines, f"start(pageData(), {{ {', '.join(names)} }});\n"]), FOLDER
+    )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -19,9 +20,6 @@ from pellucid.images.data_url import to_data_url
 from pellucid.model import Model
 from pellucid.preview import is_quick, preview
 from pellucid.prompt import split_and
-
-NEAR = 12
-"""Nearest words on the page."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,14 @@ class PageData:
         step = self.explanation.steps[i]
         pictures = {name: shrunk(one, detail.side) for name, one in self.pictures(i).items()}
         text = self.explanation.texts().index(step.words)
-        return step_data(i, step, detail) | {"text": text} | pictures
+        return step_data(i, step, detail) | {"text": text, "seen": self.seen(i)} | pictures
+
+    def seen(self, i: int) -> float:
+        """How much the text changes the estimate that is shown: the mean difference of the pixels
+        with the text and without it, of 255."""
+        shown = self.pictures(i)
+        with_text, without = (np.asarray(shown[name], float) for name in ("cond", "uncond"))
+        return round(float(np.abs(with_text - without).mean()), 2)
 
     def estimated_bytes(self, detail: Detail) -> float:
         """About the size of `data`, estimated from a few steps."""
@@ -125,10 +130,19 @@ class PageData:
             "warnings": list(run.warnings),
             "rough": not is_quick(self.model.vae),
             "texts": [
-                [{"text": w.text, "id": w.id, "weight": round(w.weight, 3)} for w in words]
+                [
+                    {
+                        "text": word.text,
+                        "id": word.id,
+                        "weight": round(word.weight, 3),
+                        "word": word.word,
+                        "whole": word.whole,
+                        "content": word.content,
+                    }
+                    for word in words
+                ]
                 for words in run.texts()
             ],
-            "near": [[word, round(cosine, 4)] for word, cosine in run.near[:NEAR]],
             "vectors": signed(run.text.tokens[0, :80, :256]),
             "width": run.text.tokens.shape[2],
             "start": latents(run.start, detail),
@@ -204,7 +218,9 @@ def maps(step: Step, detail: Detail) -> list[Tensor]:
         kept = [weights.mean(0, keepdim=True) for weights in kept]
     if not detail.layers and kept:
         size = max((weights.shape[1:3] for weights in kept), key=lambda size: size[0] * size[1])
-        flat = [F.interpolate(w[0].permute(2, 0, 1)[None], size, mode="bilinear") for w in kept]
+        flat = [
+            F.interpolate(w[0].permute(2, 0, 1)[None], size, mode="nearest-exact") for w in kept
+        ]
         kept = [torch.cat(flat).mean(0).permute(1, 2, 0)[None]]
     return kept
 

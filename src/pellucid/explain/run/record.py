@@ -29,6 +29,34 @@ class Word:
     weight: float
     place: int
     """Its column in the attention maps and its row in the conditioning."""
+    word: int
+    """The number of the word that it is a piece of, counted from 0."""
+    whole: str
+    """That word."""
+    content: bool
+    """Whether it means something: not an article, a preposition, a comma."""
+
+
+@dataclass(frozen=True)
+class Near:
+    """A word of the prompt among other words: their cosines, the nearest first."""
+
+    word: str
+    others: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class WordSpace:
+    """How the cosines of a list of words lie: what is near, and what is not, follows from it."""
+
+    count: int
+    low: float
+    """One pair of different words in 20 has a cosine below this."""
+    median: float
+    high: float
+    """One pair in 20 has a cosine above this."""
+    same: float | None
+    """The mean of pairs of names for one thing; None without such pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +137,10 @@ class Explanation:
     warnings: tuple[str, ...]
     text: Conditioning
     """The conditioning of the first call, a batch of 1."""
-    near: tuple[tuple[str, float], ...]
-    """Other words and the cosine of their text vector and the prompt's, the nearest first."""
+    near: tuple[Near, ...]
+    """The words of the prompt that mean something, each compared with other words."""
+    space: WordSpace | None
+    """Those other words compared with each other; None if fewer than two were given."""
     start: Tensor
     """The noisy latents that the run began with, (C, h, w)."""
     steps: tuple[Step, ...]
@@ -162,7 +192,8 @@ class Explanation:
                 "tokens": packed(self.text.tokens[0]),
                 "pooled": None if pooled is None else packed(pooled[0]),
             },
-            "near": [list(pair) for pair in self.near],
+            "near": [{"word": one.word, "others": [*map(list, one.others)]} for one in self.near],
+            "space": None if self.space is None else vars(self.space),
             "start": packed(self.start),
             "steps": [
                 {

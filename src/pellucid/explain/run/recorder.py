@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pellucid.diffusion import Conditioning
 from pellucid.explain.run.record import Explanation, NetworkCall, Step
-from pellucid.explain.run.words import nearest_words, word_schedule
+from pellucid.explain.run.words import compared, word_schedule
 from pellucid.model import Model
 from pellucid.pipeline import Adapt, Progress, generate, plain
 from pellucid.request import Request, resolve
@@ -174,8 +174,13 @@ class Recorder:
             whole = self.now() - self.began
             self.seconds["rest"] = whole - sum(self.seconds.values())
 
-    def explanation(self, words: Sequence[str] = ()) -> Explanation:
-        """The record of a finished run. words: those that the prompt's vector is compared with.
+    def explanation(
+        self, words: Sequence[str] = (), synonyms: Sequence[tuple[str, str]] = ()
+    ) -> Explanation:
+        """The record of a finished run.
+
+        words: those that the words of the prompt are compared with. synonyms: pairs of names for
+        one thing, which show what the text encoder counts as the same.
 
         ValueError: the run is not finished, or it had no step.
         """
@@ -189,13 +194,15 @@ class Recorder:
             warnings.append(
                 f"{self.original.name} has no cross-attention: its attention maps cannot be shown"
             )
+        near, space = compared(self.original, self.steps[0].words, words, synonyms)
         return Explanation(
             model=self.original.name,
             prediction=self.original.prediction,
             request=last.request,
             warnings=tuple(warnings),
             text=self.text,
-            near=nearest_words(self.original, last.request.prompt, words),
+            near=near,
+            space=space,
             start=self.start,
             steps=tuple(self.steps),
             picture=last.images[0],

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from pellucid.conditioning import chunked
-from pellucid.explain.run.record import Word
+from pellucid.explain.run.record import Near, Word, WordSpace
 from pellucid.explain.text_vectors import text_vectors
 from pellucid.guidance import step_at
 from pellucid.model import Model
@@ -14,6 +16,17 @@ from pellucid.plan import levels_of
 from pellucid.prompt import each_step, parse, split_and, take_loras
 from pellucid.request import ResolvedRequest
 from pellucid.schedule import Level, Schedule
+from pellucid.tokenizer import clean
+
+FUNCTION_WORDS = frozenset(
+    (
+        *("a", "an", "the", "this", "that", "and", "or", "of", "in", "on", "at", "to", "by"),
+        *("for", "with", "from", "as", "is", "are", "it", "its"),
+    )
+)
+"""Words that join others and mean little alone. Their attention is counted, but not shown as maps."""
+MOST_NEAR = 8
+"""Words of a prompt that are compared with others."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +73,75 @@ def word_schedule(model: Model, request: ResolvedRequest) -> WordSchedule:
 def words_of(model: Model, text: str) -> tuple[Word, ...]:
     """The tokens of a prompt of one step, and their places in what the network reads."""
     length = model.tokenizer.context_length
-    return tuple(
-        Word(token.text.strip() or token.text, token.id, token.weight, row * length + place)
+    numbers, words = whole_words(model, text)
+    content = [means_something(word) for word in words]
+    if not any(content):  # a prompt of such words alone: they are all there is
+        content = [True] * len(words)
+    tokens = [
+        (token, row * length + place)
         for row, chunk in enumerate(chunked(model.tokenizer, text))
         for place, token in enumerate(chunk, start=1)  # 0 is the start of the row
+    ]
+    return tuple(
+        Word(
+            text=token.text.strip() or token.text,
+            id=token.id,
+            weight=token.weight,
+            place=place,
+            word=number,
+            whole=words[number],
+            content=content[number],
+        )
+        for (token, place), number in zip(tokens, numbers, strict=True)
     )
 
 
-def nearest_words(model: Model, prompt: str, words: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    """`words` and the cosine of each one's text vector and the prompt's, the nearest first.
+def whole_words(model: Model, text: str) -> tuple[list[int], list[str]]:
+    """For each token of a prompt of one step the number of the word that it is a piece of, and the
+    words. Letters and digits with nothing between them are one word."""
+    numbers: list[int] = []
+    words: list[str] = []
+    for run in (run for part in parse(text) for run in part):
+        read = clean(run.text)
+        first = end = -1  # where the present word begins and ends
+        for piece in model.tokenizer.pieces(run.text):
+            stop = piece.start + len(piece.text)
+            # Two pieces of one letter's bytes overlap.
+            if not 0 <= piece.start <= end or not read[first:stop].strip().isalnum():
+                words.append("")
+                first = piece.start
+            end = max(stop, end) if first < piece.start else stop
+            words[-1] = read[first:end].strip()
+            numbers.append(len(words) - 1)
+    return numbers, words
 
-    Weights in the prompt do not count.
+
+def means_something(word: str) -> bool:
+    """Whether a word is more than an article, a preposition, a comma."""
+    return word.lower() not in FUNCTION_WORDS and any(letter.isalnum() for letter in word)
+
+
+def compared(
+    model: Model, words: Sequence[Word], others: Sequence[str], synonyms: Sequence[tuple[str, str]]
+) -> tuple[tuple[Near, ...], WordSpace | None]:
+    """The words of a prompt that mean something compared with `others`, and these with each other.
+
+    synonyms: pairs of names for one thing. Words are compared as words: each is encoded alone.
     """
-    if not words:
-        return ()
-    text = split_and(take_loras(prompt)[0])[0][0]
-    plain = " ".join(run.text for part in parse(each_step(text, 1)[0]) for run in part)
-    vectors = text_vectors(model, [plain, *words])
-    cosines = (vectors[1:] @ vectors[0]).tolist()
-    return tuple(sorted(zip(words, cosines, strict=True), key=lambda pair: -pair[1]))
+    if not others:
+        return (), None
+    own = list(dict.fromkeys(word.whole for word in words if word.content))[:MOST_NEAR]
+    texts = [*own, *others, *(name for pair in synonyms for name in pair)]
+    vectors = text_vectors(model, texts)
+    mine, theirs, pairs = vectors.split([len(own), len(others), 2 * len(synonyms)])
+    near = []
+    for word, cosines in zip(own, (mine @ theirs.T).tolist(), strict=True):
+        ranked = sorted(zip(others, cosines, strict=True), key=lambda pair: -pair[1])
+        near.append(Near(word, tuple(ranked)))
+    if len(others) < 2:
+        return tuple(near), None
+    row, column = torch.triu_indices(len(others), len(others), offset=1)
+    each = (theirs @ theirs.T)[row, column]
+    low, median, high = each.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
+    same = float((pairs[::2] * pairs[1::2]).sum(1).mean()) if synonyms else None
+    return tuple(near), WordSpace(len(others), low, median, high, same)

@@ -1,6 +1,10 @@
 // The path of the latents and of the estimate in a plane.
+import { svg } from "../../../html/modules/drawing.js";
+import { el } from "../../../html/modules/elements.js";
+import { percent } from "../../../html/modules/numbers.js";
 
-function pathPlot(place) {
+export function show(place, page) {
+  const { runs, names } = page;
   const [width, height, edge] = [640, 380, 42];
   const points = runs.flatMap((run) => [...run.path.x, ...run.path.x0]);
   const low = [0, 1].map((k) => Math.min(...points.map((p) => p[k])));
@@ -14,8 +18,8 @@ function pathPlot(place) {
   plot.append(
     svg("line", { class: "axis", x1: edge / 2, y1: height - 20, x2: width - edge / 2, y2: height - 20 }),
     svg("line", { class: "axis", x1: 24, y1: edge / 2, x2: 24, y2: height - edge / 2 }),
-    svg("text", { x: width - edge / 2, y: height - 5, "text-anchor": "end" }, `first component, ${percent(record.shares[0])} of the variance`),
-    svg("text", { x: 19, y: edge / 2, "text-anchor": "end", transform: `rotate(-90 19 ${edge / 2})` }, `second, ${percent(record.shares[1])}`),
+    svg("text", { x: width - edge / 2, y: height - 5, "text-anchor": "end" }, `first component, ${percent(page.record.shares[0])} of the variance`),
+    svg("text", { x: 19, y: edge / 2, "text-anchor": "end", transform: `rotate(-90 19 ${edge / 2})` }, `second, ${percent(page.record.shares[1])}`),
   );
   const here = [];
   // Two runs of one seed start at one point, which gets one label.
@@ -28,7 +32,7 @@ function pathPlot(place) {
     );
     run.steps.forEach((step, k) => {
       const [cx, cy] = at(run.path.x[step.number]);
-      const dot = svg("circle", { class: `dot ${side}`, cx, cy, r: 4, onclick: () => go(k + 1) });
+      const dot = svg("circle", { class: `dot ${side}`, cx, cy, r: 4, onclick: () => page.go(k + 1) });
       dot.append(svg("title", {}, `after step ${step.number}`));
       plot.append(dot);
     });
@@ -43,8 +47,8 @@ function pathPlot(place) {
     label(run.path.x[run.count], `${owner}picture`, 16);
     const [now, estimated] = [svg("circle", { class: `here ${side}`, r: 7 }), svg("rect", { class: `here ${side}`, width: 11, height: 11 })];
     here.push(estimated, now);
-    updates.push(() => {
-      const step = stepOf(run);
+    page.follow(() => {
+      const step = page.stepOf(run);
       const [cx, cy] = at(run.path.x[step.number]);
       now.setAttribute("cx", cx);
       now.setAttribute("cy", cy);
@@ -54,6 +58,6 @@ function pathPlot(place) {
     });
   });
   plot.append(...here);
-  const legend = el("ul", { class: "legend" }, el("li", {}, "● x after the current step"), el("li", {}, "■ its estimate x̂₀"), el("li", {}, "dots: the other steps"));
-  place.append(plot, legend);
+  const legend = el("ul", { class: "legend" }, el("li", {}, "● x after the current step"), el("li", {}, "■ its estimate x̂₀"), el("li", {}, "dots: the other steps; choose one to go there"));
+  place.append(el("div", { class: "run" }, plot, legend));
 }

@@ -1,0 +1,39 @@
+"""Cross-attention: where each word acts."""
+
+from __future__ import annotations
+
+from html import escape
+
+from pellucid.explain.run.record import Explanation
+from pellucid.explain.run.recorder import MAP_SIDE
+from pellucid.explain.run.sections._section import Content, Section
+from pellucid.model import Model
+from pellucid.nn import attend
+
+SECTION = Section(70, "loop", "Attention: where each word acts", "Attention", "where words act")
+
+
+def content(model: Model, run: Explanation) -> Content:
+    small = dict.fromkeys(w.whole for step in run.steps for w in step.words if not w.content)
+    listed = ", ".join(f"“{text}”" for text in small)
+    little = (
+        f"Tokens that mean little alone ({escape(listed)}) get a share too, and so do"
+        if small
+        else "So do"
+    )
+    return Content(
+        "<p>The words reach the picture through cross-attention: at every position of the picture "
+        f"each token gets a share, and the shares add up to 1. {little} the start, the end and the "
+        "padding of the row, often the largest; what has no map is given in words. The maps "
+        "are normalised over the words that mean something: a word’s percentage is its part of what "
+        "these words get together, and its map shows how that is distributed over the positions. 1× "
+        "is the word’s own average: a map of one colour says that the word acts everywhere "
+        "alike.</p>"
+        "<p>A map has as many squares as the layer has positions. It is laid over the estimate of "
+        "the step without smoothing: inside a square nothing is known. Layers of more than "
+        f"{MAP_SIDE}×{MAP_SIDE} positions are averaged to that. Choose a word to enlarge its "
+        "map.</p>",
+        "share = softmax(Q K<sup>T</sup> / √d) &emsp; Q: positions of the picture, K: tokens of the "
+        "prompt",
+        [attend],
+    )

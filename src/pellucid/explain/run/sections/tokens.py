@@ -1,0 +1,20 @@
+"""The words become tokens."""
+
+from __future__ import annotations
+
+from pellucid.explain.run.record import Explanation
+from pellucid.explain.run.sections._section import Content, Section
+from pellucid.model import Model
+from pellucid.tokenizer import Tokenizer
+
+SECTION = Section(10, "text", "The words become numbers", "Tokens", "words to numbers")
+
+
+def content(model: Model, run: Explanation) -> Content:
+    return Content(
+        "<p>The tokenizer splits the prompt into known pieces, the tokens, and gives each its "
+        "number. An unknown word is split into smaller pieces. A weight other than 1 makes a token "
+        "count more or less than the others.</p>",
+        "row = start, token<sub>1</sub>, token<sub>2</sub>, …, token<sub>n</sub>, end, padding",
+        [Tokenizer.__call__],
+    )
