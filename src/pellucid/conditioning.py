@@ -163,7 +163,7 @@ def encode_prompts(
     Raises ValueError for a layer that does not exist, and for weights that `chunked` refuses.
     """
     model, settings = runtime.model, runtime.model.text_encoding
-    towers = [model.text] if model.text_2 is None else [model.text, model.text_2]
+    towers = list(model.towers.values())
     layer = layer_of(model, towers, clip_skip)
     how = settings.emphasis if emphasis is None else emphasis
     each = [chunked(model.tokenizer, prompt) for prompt in prompts]
@@ -248,7 +248,7 @@ def _sized(
 ) -> Conditioning:
     """SDXL's size conditions: original size, top and left of the crop, target size; the refiner's
     fifth and last is an aesthetic score (Podell et al. 2023, section 2.2)."""
-    config: Any = getattr(model.backbone, "config", None)
+    config = model.config
     if not getattr(config, "size_conditions", False):
         return cond
     score = NEGATIVE_AESTHETIC_SCORE if negative else AESTHETIC_SCORE

@@ -210,7 +210,7 @@ def sees_masks(model: Model) -> bool:
     Raises ValueError for a number of input channels that is neither that nor x's own.
     """
     latent = model.vae.config.latent_channels
-    config = getattr(model.backbone, "config", None)
+    config = model.config
     channels = getattr(config, "in_channels", latent)
     if channels == 2 * latent:
         raise ValueError(

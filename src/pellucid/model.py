@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -102,3 +102,13 @@ class Model:
     lexicon: Lexicon | None = None
     defaults: Defaults = field(default_factory=Defaults)
     latents: LatentSpace = field(default_factory=LatentSpace)
+
+    @property
+    def towers(self) -> dict[str, TextTower]:
+        """The text towers that it has, under the names of their fields."""
+        return {"text": self.text} | ({} if self.text_2 is None else {"text_2": self.text_2})
+
+    @property
+    def config(self) -> Any:
+        """The config of the backbone; None if that has none."""
+        return getattr(self.backbone, "config", None)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.clip import TextTower
 from pellucid.lora import sharing
 from pellucid.model import Model
 
@@ -38,9 +37,7 @@ def with_words(model: Model, embeddings: Sequence[Embedding]) -> Model:
     """
     if not embeddings:
         return model
-    towers: dict[str, TextTower] = {"text": model.text}
-    if model.text_2 is not None:
-        towers["text_2"] = model.text_2
+    towers = model.towers
     # All towers read the same numbers, so a word has the same row in each table.
     first = max(tower.config.vocab_size for tower in towers.values())
     numbers: dict[str, range] = {}

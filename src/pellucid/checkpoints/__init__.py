@@ -3,45 +3,19 @@
 This is the facade, for the rest of the program; nothing inside of the package imports it.
 """
 
+from pellucid.checkpoints.embedding_files import load_embeddings
+from pellucid.checkpoints.gan_files import holds_gan, load_gan, save_gan
 from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
+from pellucid.checkpoints.lora.changes import load_lora, save_lora
+from pellucid.checkpoints.lora.description import describe_lora
 from pellucid.checkpoints.models import (
     describe,
-    describe_lora,
     embedded,
-    holds_gan,
     load,
-    load_embeddings,
-    load_gan,
-    load_lora,
-    load_tiny_vae,
-    load_vae,
     save,
-    save_gan,
-    save_lora,
-    tiny_vae_of,
     type_of,
     writable_formats,
     writes_folder,
 )
-
-__all__ = [
-    "CheckpointError",
-    "UnknownPrediction",
-    "describe",
-    "describe_lora",
-    "embedded",
-    "holds_gan",
-    "load",
-    "load_embeddings",
-    "load_gan",
-    "load_lora",
-    "load_tiny_vae",
-    "load_vae",
-    "save",
-    "save_gan",
-    "save_lora",
-    "tiny_vae_of",
-    "type_of",
-    "writable_formats",
-    "writes_folder",
-]
+from pellucid.checkpoints.tiny_vae_files import load_tiny_vae, tiny_vae_of
+from pellucid.checkpoints.vae_files import load_vae

@@ -27,17 +27,20 @@ _ALONE = ("emb_params", "emp_params")  # the second is OneTrainer's spelling
 _MARK = "<embed>"  # in cloneofsimo's metadata, for a key that is a word
 
 
-def read(paths: Sequence[Path], model: Model) -> tuple[Embedding, ...]:
-    """The words in all of `paths`, with vectors for `model`.
+def load_embeddings(paths: Sequence[str | Path], model: Model) -> tuple[Embedding, ...]:
+    """The words in files of textual inversion; `textual_inversion.with_words` adds them to `model`.
 
     A word may be in two files, one for each text tower, as diffusers' trainer of SDXL writes them.
-    Raises CheckpointError: not an embedding, vectors of another width than the model's.
+    Raises CheckpointError: no such file, not an embedding, vectors of another width than the model's.
     """
-    towers = {"text": model.text} | ({} if model.text_2 is None else {"text_2": model.text_2})
-    widths = {part: tower.config.width for part, tower in towers.items()}
+    files = [Path(path) for path in paths]
+    for path in files:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file; expected a textual-inversion embedding")
+    widths = {part: tower.config.width for part, tower in model.towers.items()}
     words: dict[str, dict[str, Tensor]] = {}
     last: dict[str, Path] = {}
-    for path in paths:
+    for path in files:
         for word, vectors in words_in(path):
             known = words.setdefault(word, {})
             for part, tensor in vectors.items():
@@ -159,8 +162,7 @@ def _rows(path: Path, word: str, vectors: Tensor) -> Tensor:
 
 def _checked(path: Path, model: Model, vectors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """`vectors`, if they are for the towers that the model has."""
-    towers = {"text": model.text} | ({} if model.text_2 is None else {"text_2": model.text_2})
-    needed = {part: tower.config.width for part, tower in towers.items()}
+    needed = {part: tower.config.width for part, tower in model.towers.items()}
     shapes = {part: tuple(tensor.shape) for part, tensor in vectors.items()}
     if any(len(shape) not in (1, 2) or 0 in shape for shape in shapes.values()):
         raise CheckpointError(f"{path}: its vectors have the shape {next(iter(shapes.values()))}")

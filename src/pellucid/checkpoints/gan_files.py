@@ -69,10 +69,19 @@ def _part(source: Source, facts: dict[str, Any]) -> Part:
     return part
 
 
-def read(
-    source: Source, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+def holds_gan(path: str | Path) -> bool:
+    """Whether `path` is a GAN's file, which `load_gan` reads and `load` does not."""
+    return matches(Source(Path(path)))
+
+
+def load_gan(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> GAN:
-    """The GAN in a file. Raises CheckpointError that names the first wrong keys."""
+    """The GAN in the file `path`, on `device`, in eval mode.
+
+    Raises CheckpointError: no such file, a diffusion model or another thing, keys that do not fit.
+    """
+    source = Source(Path(path))
     facts = _facts(source)
     part = _part(source, facts)
     fill(part, device, dtype)
@@ -80,9 +89,10 @@ def read(
     return GAN(part.module, str(facts["name"]))
 
 
-def write(gan: GAN, path: Path) -> None:
-    """Write the generator to `path`, whole or not at all. Raises CheckpointError."""
-    weights = gather(path, {"generator": (gan.generator, same_names(gan.generator))}, None)
+def save_gan(gan: GAN, path: str | Path) -> None:
+    """Write `gan` to `path`, whole or not at all. Raises CheckpointError if it cannot be written."""
+    parts = {"generator": (gan.generator, same_names(gan.generator))}
     config = dataclasses.asdict(gan.generator.config)
     facts = {"version": VERSION, "name": gan.name, "config": config}
-    write_tensors(path, weights, {ENTRY: json.dumps(facts, ensure_ascii=False)}, CheckpointError)
+    metadata = {ENTRY: json.dumps(facts, ensure_ascii=False)}
+    write_tensors(path, gather(Path(path), parts, None), metadata, CheckpointError)

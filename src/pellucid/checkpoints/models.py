@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,12 @@ from pellucid.checkpoints.assembly import size
 from pellucid.checkpoints.contents import Contents
 from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import not_a_model, what_is
-from pellucid.checkpoints.lora import changes as lora_changes
 from pellucid.checkpoints.lora import description as lora_description
 from pellucid.checkpoints.settings import class_of
-from pellucid.checkpoints.weights import Source, Weights
+from pellucid.checkpoints.weights import Source, Weights, existing
 from pellucid.diffusion import PREDICTIONS
-from pellucid.gan import GAN
-from pellucid.lora import Lora
 from pellucid.model import Model
 from pellucid.plugins import choose
-from pellucid.textual_inversion import Embedding
-from pellucid.tiny_vae import TinyVAE
-from pellucid.vae import VAE, VAEConfig
 
 # Files and folders that are not models, each with `matches(source)` and `describe(source)`.
 OTHERS: tuple[Any, ...] = (tiny_vae_files, gan_files, vae_files, embedding_files, lora_description)
@@ -64,23 +57,16 @@ def load(
     keys that are missing, unknown or of the wrong shape, no autoencoder, one with other latents;
     UnknownPrediction.
     """
-    source = _source(embedded() if path is None else path, "a checkpoint")
+    source = existing(embedded() if path is None else path, "a checkpoint")
     contents = _examine(source, prediction)
     if vae is not None:
-        contents = contents.with_vae(_source(vae, "an autoencoder").path)
+        contents = contents.with_vae(existing(vae, "an autoencoder").path)
     return contents.read(device, dtype)
 
 
 def embedded() -> Path:
     """The path of the model that ships with the package."""
     return Path(__file__).parents[1] / "weights" / "emoji.safetensors"
-
-
-def _source(path: str | Path, expected: str) -> Source:
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; expected {expected}")
-    return Source(path)
 
 
 def _examine(source: Source, prediction: str | None) -> Contents:
@@ -132,7 +118,7 @@ def describe(path: str | Path, prediction: str | None = None) -> dict[str, Any]:
     Other known things are described too, under "kind": an autoencoder, a LoRA, an embedding, a GAN,
     ... Raises CheckpointError for what cannot be read.
     """
-    source = _source(path, "a checkpoint")
+    source = existing(path, "a checkpoint")
     if _format(source) is not None:
         return _describe_model(_examine(source, prediction))
     for other in OTHERS:
@@ -219,106 +205,3 @@ def writes_folder(to: str) -> bool:
     """Whether `save` writes a folder in this format. ValueError for an unknown one."""
     form = plugins.discover(formats.__name__)[choose(to, writable_formats(), "format")]
     return getattr(form, "WRITES_FOLDER", False)
-
-
-# ---------------------------------------------------------------- parts, and what changes a model
-
-
-def load_vae(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    like: VAEConfig | None = None,
-) -> VAE:
-    """The autoencoder in a file or folder of its own, or in a whole model's.
-
-    like: whose scale and shift of the latents it has if `path` is a file, which does not say
-    them. Raises CheckpointError: no such file, no whole autoencoder in it.
-    """
-    return vae_files.read(_source(path, "an autoencoder").path, device, dtype, like)
-
-
-def load_tiny_vae(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    of: VAEConfig | None = None,
-) -> TinyVAE:
-    """The tiny autoencoder in `path`: TAESD's own files, or a file or folder of diffusers'.
-
-    of: the config of the autoencoder that it is to imitate. Raises CheckpointError: no such file,
-    another kind of file, latents of another kind than `of` has, no decoder although `of` is given.
-    """
-    expected = "a tiny autoencoder" if of is None else tiny_vae_files.expected(of)
-    path = _source(path, expected).path
-    tiny = tiny_vae_files.read(path, device, dtype)
-    if of is not None and tiny.config.latent_channels != of.latent_channels:
-        raise CheckpointError(
-            f"{path} is for {tiny.config.latent_channels} latent channels, and the model has "
-            f"{of.latent_channels}; expected {expected}"
-        )
-    if of is not None and tiny.decoder is None:
-        raise CheckpointError(f"{path} is the encoder alone; expected {expected}")
-    return tiny
-
-
-def tiny_vae_of(model: Model, path: str | Path) -> TinyVAE | None:
-    """The tiny autoencoder that is next to the model's file or folder `path`, or in it, under its
-    published name, such as taesd_decoder.safetensors; None if there is none."""
-    found = tiny_vae_files.next_to(Path(path), model.vae.config)
-    return None if found is None else load_tiny_vae(found, of=model.vae.config)
-
-
-def load_lora(path: str | Path, model: Model) -> Lora:
-    """The LoRA in a file, for `model`; `lora.attach` applies it. Its tensors stay in the file until
-    they are used, so it must not be overwritten.
-
-    Raises CheckpointError: no such file, not a LoRA, incomplete, of another family.
-    """
-    return lora_changes.read(Path(path), model)
-
-
-def save_lora(
-    lora: Lora, model: Model, path: str | Path, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a LoRA of `model` as one safetensors file with kohya's keys, which A1111 and diffusers
-    read too. Raises CheckpointError if it is not a plain LoRA, or cannot be written."""
-    lora_changes.write(lora, model, Path(path), metadata or {})
-
-
-def describe_lora(path: str | Path) -> dict[str, Any]:
-    """What can be said of a LoRA from its file alone. Raises CheckpointError if it is not one."""
-    return lora_description.facts_of(Path(path))
-
-
-def load_embeddings(paths: Sequence[str | Path], model: Model) -> tuple[Embedding, ...]:
-    """The words in files of textual inversion; `textual_inversion.with_words` adds them to `model`.
-
-    A word may be in two files, one for each text tower.
-    Raises CheckpointError: no such file, not an embedding, of another family.
-    """
-    files = [Path(path) for path in paths]
-    for path in files:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is not a file; expected a textual-inversion embedding")
-    return embedding_files.read(files, model)
-
-
-def holds_gan(path: str | Path) -> bool:
-    """Whether `path` is a GAN's file, which `load_gan` reads and `load` does not."""
-    return gan_files.matches(Source(Path(path)))
-
-
-def load_gan(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> GAN:
-    """The GAN in the file `path`, on `device`, in eval mode.
-
-    Raises CheckpointError: no such file, a diffusion model or another thing, keys that do not fit.
-    """
-    return gan_files.read(Source(Path(path)), device, dtype)
-
-
-def save_gan(gan: GAN, path: str | Path) -> None:
-    """Write `gan` to `path`, whole or not at all. Raises CheckpointError if it cannot be written."""
-    gan_files.write(gan, Path(path))

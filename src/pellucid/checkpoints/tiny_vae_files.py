@@ -21,7 +21,8 @@ from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import TINY_VAE
 from pellucid.checkpoints.settings import Settings, class_of
 from pellucid.checkpoints.weight_files import weights_of
-from pellucid.checkpoints.weights import Source, Weights, open_weights
+from pellucid.checkpoints.weights import Source, Weights, existing, open_weights
+from pellucid.model import Model
 from pellucid.tiny_vae import BLOCKS, TinyVAE, TinyVAEConfig
 from pellucid.vae import VAEConfig
 
@@ -67,9 +68,14 @@ class TinyVAEFile:
     first: int
 
     def part(self) -> Part:
-        """The network on the meta device, with the location of each parameter."""
+        """The network on the meta device, with the location of each parameter.
+
+        Raises CheckpointError if the keys do not fit.
+        """
         network = build(self.path, "tiny autoencoder", TinyVAE, self.config)
-        return Part(network, self.weights, locations(network, self.prefixes, self.first))
+        part = Part(network, self.weights, locations(network, self.prefixes, self.first))
+        compare(self.path, {"tiny autoencoder": part}, UNUSED)
+        return part
 
 
 def matches(source: Source) -> bool:
@@ -80,20 +86,49 @@ def matches(source: Source) -> bool:
     return bool(names) and all(KEY.match(name) for name in names)
 
 
-def read(path: Path, device: str | torch.device, dtype: torch.dtype) -> TinyVAE:
-    """The tiny autoencoder in a file or folder. Raises CheckpointError."""
-    part = examine(path).part()
-    compare(path, {"tiny autoencoder": part}, UNUSED)
+def load_tiny_vae(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    of: VAEConfig | None = None,
+) -> TinyVAE:
+    """The tiny autoencoder in `path`: TAESD's own files, or a file or folder of diffusers'.
+
+    of: the config of the autoencoder that it is to imitate. Raises CheckpointError: no such file,
+    another kind of file, latents of another kind than `of` has, no decoder although `of` is given.
+    """
+    kind = "a tiny autoencoder" if of is None else expected(of)
+    part = examine(existing(path, kind).path).part()
     fill(part, device, dtype)
-    assert isinstance(part.module, TinyVAE)
-    return part.module
+    tiny = part.module
+    assert isinstance(tiny, TinyVAE)
+    if of is not None and tiny.config.latent_channels != of.latent_channels:
+        raise CheckpointError(
+            f"{path} is for {tiny.config.latent_channels} latent channels, and the model has "
+            f"{of.latent_channels}; expected {kind}"
+        )
+    if of is not None and tiny.decoder is None:
+        raise CheckpointError(f"{path} is the encoder alone; expected {kind}")
+    return tiny
+
+
+def tiny_vae_of(model: Model, path: str | Path) -> TinyVAE | None:
+    """The tiny autoencoder that is next to the model's file or folder `path`, or in it, under its
+    published name, such as taesd_decoder.safetensors; None if there is none."""
+    name = families.latent_space(model.vae.config).tiny_vae
+    if name is None:
+        return None
+    path = Path(path)
+    folders = (path, path.parent) if path.is_dir() else (path.parent,)
+    files = (folder / f"{name}{ending}" for folder in folders for ending in ENDINGS)
+    found = next((file for file in files if file.is_file()), None)
+    return None if found is None else load_tiny_vae(found, of=model.vae.config)
 
 
 def describe(source: Source) -> dict[str, Any]:
     """What `pellucid info` reports of a file or folder."""
-    path, found = source.path, examine(source.path)
+    found = examine(source.path)
     part = found.part()
-    compare(path, {"tiny autoencoder": part}, UNUSED)
     halves = [half for half in ("encoder", "decoder") if getattr(found.config, half)]
     return {
         "kind": TINY_VAE,
@@ -146,13 +181,3 @@ def expected(of: VAEConfig) -> str:
     name = families.latent_space(of).tiny_vae
     kind = f"a tiny autoencoder for {of.latent_channels} latent channels"
     return kind if name is None else f"{kind}, {name}_decoder.safetensors"
-
-
-def next_to(path: Path, of: VAEConfig) -> Path | None:
-    """The published file for this autoencoder that is next to a model, or in its folder."""
-    name = families.latent_space(of).tiny_vae
-    if name is None:
-        return None
-    folders = (path, path.parent) if path.is_dir() else (path.parent,)
-    files = (folder / f"{name}{ending}" for folder in folders for ending in ENDINGS)
-    return next((file for file in files if file.is_file()), None)

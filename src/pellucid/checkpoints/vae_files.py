@@ -29,7 +29,7 @@ from pellucid.checkpoints.key_names import (
 from pellucid.checkpoints.settings import Settings, class_of
 from pellucid.checkpoints.shapes import under, vae_config
 from pellucid.checkpoints.weight_files import weights_of
-from pellucid.checkpoints.weights import Source, open_weights
+from pellucid.checkpoints.weights import Source, existing, open_weights
 from pellucid.vae import VAE, VAEConfig
 
 CLASS = "AutoencoderKL"  # diffusers' name
@@ -43,11 +43,18 @@ def matches(source: Source) -> bool:
     return what_is(source.keys) == VAE_ALONE
 
 
-def read(
-    path: Path, device: str | torch.device, dtype: torch.dtype, like: VAEConfig | None = None
+def load_vae(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    like: VAEConfig | None = None,
 ) -> VAE:
-    """The autoencoder in `path`, as `part` finds it."""
-    found, _ = part(path, like)
+    """The autoencoder in a file or folder of its own, or in a whole model's.
+
+    like: whose scale and shift of the latents it has if `path` is a file, which does not say
+    them. Raises CheckpointError: no such file, no whole autoencoder in it.
+    """
+    found, _ = part(existing(path, "an autoencoder").path, like)
     fill(found, device, dtype)
     assert isinstance(found.module, VAE)
     return found.module

@@ -101,6 +101,14 @@ class Source:
         return {} if isinstance(self._opened, CheckpointError) else self._opened.metadata
 
 
+def existing(path: str | Path, expected: str) -> Source:
+    """A file or folder that is there. CheckpointError, which says what was `expected`, if not."""
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; expected {expected}")
+    return Source(path)
+
+
 def open_weights(path: Path) -> Weights:
     """The tensors in `path`: a safetensors file, an index of several, or a pickle.
 

@@ -67,7 +67,7 @@ def check_has_place(path: Path, layout: str, model: Model, tokenizer: bool) -> N
 
     tokenizer: whether the layout stores a tokenizer, which must be of CLIP's kind.
     """
-    unet, vae = getattr(model.backbone, "config", None), model.vae.config
+    unet, vae = model.config, model.vae.config
     own = {
         "the map that its U-Net draws from the text": getattr(unet, "map_channels", 0) > 0,
         "FiLM in its U-Net": getattr(unet, "film", False),

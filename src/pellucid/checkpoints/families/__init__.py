@@ -237,10 +237,12 @@ def of_model(model: Model) -> Family | None:
 
     None for any other model: its text encoding leaves the padding to its tokenizer.
     """
-    if not model.text_encoding.pads:
-        return None
-    towers = [tower for tower in (model.text, model.text_2) if tower is not None]
-    return of_configs(getattr(model.backbone, "config", None), [tower.config for tower in towers])
+    return nearest_to(model) if model.text_encoding.pads else None
+
+
+def nearest_to(model: Model) -> Family | None:
+    """As `of_configs`, of the configs of a model, whatever its text encoding."""
+    return of_configs(model.config, [tower.config for tower in model.towers.values()])
 
 
 def by_context(kind: type, width: int) -> Family | None:

@@ -211,7 +211,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
     """
     if path.exists() and not (path / INDEX).is_file():
         raise CheckpointError(f"{path} exists and is not such a folder; it was left alone")
-    kind = backbones.of_config(getattr(model.backbone, "config", None))
+    kind = backbones.of_config(model.config)
     if kind is None:
         known = ", ".join(kind.class_name for kind in backbones.known())
         raise CheckpointError(
@@ -219,8 +219,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
             f"{type(model.backbone).__name__}"
         )
     check_has_place(path, "diffusers' layout", model, tokenizer=True)
-    towers = [tower for tower in (model.text, model.text_2) if tower is not None]
-    family = families.of_configs(model.backbone.config, [tower.config for tower in towers])
+    family, towers = families.nearest_to(model), list(model.towers.values())
     if family is None:
         raise CheckpointError(
             f"{path} was not written: no known family has a {kind.title} and {len(towers)} text "

@@ -293,8 +293,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
             f"{type(model.backbone).__name__}"
         )
     check_has_place(path, "the original layout", model, tokenizer=False)
-    towers = {name: tower for name in TEXTS if (tower := getattr(model, name)) is not None}
-    family = families.of_configs(model.backbone.config, [t.config for t in towers.values()])
+    family, towers = families.nearest_to(model), model.towers
     assert family is not None  # some family has a U-Net and as many towers
     networks: dict[str, nn.Module] = {"backbone": model.backbone, "vae": model.vae, **towers}
     locations = _locations(path, networks, family)

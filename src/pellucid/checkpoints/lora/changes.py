@@ -24,12 +24,15 @@ BIASES = ("diff_b", "up_bias")  # what changes a bias and not a weight
 FIRST = 3  # how many changes that do not fit an error names
 
 
-def read(path: Path, model: Model) -> Lora:
-    """The LoRA in `path` for `model`; its tensors stay in the file until they are used.
+def load_lora(path: str | Path, model: Model) -> Lora:
+    """The LoRA in a file, for `model`; `lora.attach` applies it. Its tensors stay in the file until
+    they are used, so it must not be overwritten.
 
     A change that does not fit the model is left out, and its keys are among the `unmatched`.
-    Raises CheckpointError: not a LoRA, incomplete, of another family, nothing in it fits.
+    Raises CheckpointError: no such file, not a LoRA, incomplete, of another family, nothing in it
+    fits.
     """
+    path = Path(path)
     found = examine(path)
     theirs, ours = family_of(found), family_of_model(model)
     title = f"this LoRA is for {theirs}, the model is {ours or model.name}"
@@ -114,8 +117,11 @@ def _for_more_channels(change: Change, shape: torch.Size, network: nn.Module) ->
     return Change("full", (Matrix(padded),))
 
 
-def write(lora: Lora, model: Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a LoRA of `model` with the keys of kohya's trainer, whole or not at all.
+def save_lora(
+    lora: Lora, model: Model, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a LoRA of `model` as one safetensors file with the keys of kohya's trainer, which A1111
+    and diffusers read too; whole or not at all.
 
     Raises CheckpointError for changes of other kinds than plain LoRA, and if it cannot be written.
     """
@@ -133,7 +139,7 @@ def write(lora: Lora, model: Model, path: Path, metadata: Mapping[str, str]) -> 
             weights[f"{key}.lora_down.weight"] = matrix.b.detach().cpu().contiguous()
             weights[f"{key}.lora_up.weight"] = matrix.a.detach().cpu().contiguous()
             weights[f"{key}.alpha"] = torch.tensor(change.scale * len(matrix.b))
-    write_tensors(path, weights, metadata, CheckpointError)
+    write_tensors(path, weights, metadata or {}, CheckpointError)
 
 
 # ---------------------------------------------------------------- from tensors to changes

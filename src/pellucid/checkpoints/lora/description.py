@@ -47,12 +47,10 @@ def family_of(found: LoraFile) -> str | None:
 
 def family_of_model(model: Model) -> str | None:
     """The title of the model's family; None if its size is not the published one."""
-    config = getattr(model.backbone, "config", None)
-    if isinstance(config, UNetConfig):
-        family = families.by_context(UNetConfig, config.cross_attention_dim)
+    if isinstance(model.config, UNetConfig):
+        family = families.by_context(UNetConfig, model.config.cross_attention_dim)
     else:
-        towers = [tower for tower in (model.text, model.text_2) if tower is not None]
-        family = families.of_configs(config, [tower.config for tower in towers])
+        family = families.nearest_to(model)
     return None if family is None else family.title
 
 
@@ -81,12 +79,12 @@ TAGS = 12  # how many tags of the training pictures are reported
 
 def describe(source: Source) -> dict[str, Any]:
     """What `pellucid info` reports of a file."""
-    return {"kind": LORA} | facts_of(source.path)
+    return {"kind": LORA} | describe_lora(source.path)
 
 
-def facts_of(path: Path) -> dict[str, Any]:
-    """What `pellucid lora` reports of a file. Raises CheckpointError if it is not a LoRA."""
-    found = examine(path)
+def describe_lora(path: str | Path) -> dict[str, Any]:
+    """What can be said of a LoRA from its file alone. Raises CheckpointError if it is not one."""
+    found = examine(Path(path))
     metadata = found.weights.metadata
     types = {type_name(stored.dtype) for stored in found.weights.values()}
     facts: dict[str, Any] = {
