@@ -27,6 +27,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+# Nor must the tests read the settings of whoever runs them.
+for variable in [name for name in os.environ if name.startswith("PELLUCID_")]:
+    del os.environ[variable]
+os.environ["PELLUCID_CONFIG"] = os.devnull
+os.environ["XDG_DATA_HOME"] = os.devnull
+
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pellucid import checkpoints
+from pellucid.folders import Folder, name_of
 from pellucid.lora import Weighted, attach
 from pellucid.model import Model
-from pellucid.plugins import choose
 from pellucid.prompt import take_loras
 from pellucid.request import Request
 from pellucid.textual_inversion import Embedding, with_words
 
-SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
 SHOWN = 3  # keys or words that a warning names
 
 
@@ -57,35 +57,22 @@ def adapt(
 
 
 def find(name: str, folder: Path | None) -> Path:
-    """The LoRA that a prompt names: a file in `folder` or below by its name, or by the end of its
-    path in `folder`, with its ending or without it; "\\" is "/".
-
-    Raises ValueError that lists the nearest names, or the files that share the name.
-    """
+    """The LoRA that a prompt names, in `folder` or below, as `Folder.find` does."""
     if folder is None:
         raise ValueError(
             f"the prompt names the LoRA {name!r}, and no folder of LoRAs is given (lora_folder)"
         )
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; expected one with LoRAs")
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in SUFFIXES and path.is_file():
-            files.setdefault(path.stem, []).append(path)
-    if not files:
-        raise ValueError(f"{folder} has no LoRA in it; the prompt names {name!r}")
+    return Folder(folder, "LoRA").find(name)
 
-    def named(path: Path) -> tuple[str, str]:
-        inside = path.relative_to(folder)
-        return f"/{inside.as_posix()}", f"/{inside.with_suffix('').as_posix()}"
 
-    end = "/" + name.replace("\\", "/")
-    every = [path for paths in files.values() for path in paths]
-    whole = [path for path in every if end in named(path)]  # it may be the end of another one too
-    found = whole or [path for path in every if any(n.endswith(end) for n in named(path))]
-    if not found:
-        found = files[choose(name, files, f"LoRA in {folder} named")]
-    if len(found) > 1:
-        listed = ", ".join(path.relative_to(folder).as_posix() for path in found)
-        raise ValueError(f"there are {len(found)} LoRAs named {name!r} in {folder}: {listed}")
-    return found[0]
+def embeddings_named(request: Request, folder: Path) -> tuple[str, ...]:
+    """The embeddings in `folder` that the prompts have as a word, other than the request's own."""
+    prompts = "\n".join((*request.prompts, request.negative_prompt))
+    own = {name_of(Path(path)) for path in request.embeddings}
+    found = Folder(folder, "embedding").files()
+    return tuple(
+        str(path)
+        for path in found
+        if (word := name_of(path)) not in own
+        and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompts, re.IGNORECASE)
+    )

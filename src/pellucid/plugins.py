@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 
@@ -14,7 +16,12 @@ class Plugins(Mapping[str, ModuleType]):
 
     def __init__(self, package: str) -> None:
         self.package = package
-        folders = importlib.import_module(package).__path__
+        loaded = sys.modules.get(package)
+        if loaded is None:  # the names of samplers do not need torch
+            spec = importlib.util.find_spec(package)
+            folders = [] if spec is None else list(spec.submodule_search_locations or ())
+        else:
+            folders = list(loaded.__path__)
         found = (module.name for module in pkgutil.iter_modules(folders))
         self.names = tuple(sorted(name for name in found if not name.startswith("_")))
 

@@ -32,7 +32,7 @@ def _run() -> None:
         check_working_folder()
         for command in plugins.discover(__name__).values():
             assert command.__doc__  # importing it has put the command into the application
-        status = app(standalone_mode=False)
+        status = app(prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()  # a full disk behind a ">" fails here, where it can be reported
         if status == 130:  # Typer swallows Ctrl-C and returns this
             raise KeyboardInterrupt

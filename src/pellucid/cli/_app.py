@@ -24,7 +24,6 @@ app = typer.Typer(
     help="A text-to-image diffusion system that people can see through.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli._bar import bar
-from pellucid.cli._files import Output, stem_of
+from pellucid.cli._files import Output
 from pellucid.cli._like import ModelFiles, Recorded, flag_of
 from pellucid.cli._model import open_model
 
@@ -194,5 +194,5 @@ def _keep_latents(
     records = [record(request.alone(i)) for i in range(len(latents))]
     about = {"requests": json.dumps(records)}
     ending = ".latents.safetensors"
-    path = output.folder / f"{stem_of(request.prompt, request.seed)}{ending}"
+    path = output.folder / f"{output.stem(records[0])}{ending}"
     return output.save(partial(save_latents, latents=latents, about=about), path, ending)

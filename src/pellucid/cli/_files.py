@@ -1,8 +1,8 @@
 """Where the results of a command go, and what they are called.
 
-One rule for all commands: into the folder `outputs`, or where --out says, which is a folder or a
-file. In a folder a file is named after what it shows, and a name that is taken gets a number. A file
-that exists is replaced only with --overwrite.
+One rule for all commands: into the folder `outputs`, or that of the user's settings, or where --out
+says, which is a folder or a file. In a folder a file is named after what it shows, and a name that is
+taken gets a number. A file that exists is replaced only with --overwrite.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pellucid.cli._app import report
 from pellucid.files import check_writable, save_new
+from pellucid.output_names import DEFAULT, checked, name_for
+from pellucid.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,29 +41,44 @@ class Output:
 
     folder: Path
     file: Path | None = None
+    name: str = DEFAULT
+    """The pattern of names in the folder."""
     overwrite: bool = False
     failed: bool = False
     """Whether a file could not be written where it was asked for."""
 
     @classmethod
-    def of(cls, out: str, count: int = 1, overwrite: bool = False, film: bool = False) -> Self:
-        """What --out says of pictures, checked before the work.
+    def of(
+        cls,
+        out: str | None,
+        count: int = 1,
+        overwrite: bool = False,
+        film: bool = False,
+        name: str | None = None,
+    ) -> Self:
+        """What --out and --name say of pictures, checked before the work; None: as the settings say.
 
-        ValueError: nothing can be written there.
+        ValueError: nothing can be written there, or it is no pattern.
         """
         from pellucid.images.metadata import FORMATS
 
-        return cls._of(out, tuple(FORMATS), count, overwrite, film)
+        pattern = load_settings().settings.name if name is None else checked(name)
+        output = cls._of(out, tuple(FORMATS), count, overwrite, film)
+        if output.file is not None and name is not None:
+            raise ValueError(f"--name is for a folder, and --out names the file {out}")
+        output.name = pattern
+        return output
 
     @classmethod
-    def of_page(cls, out: str, overwrite: bool = False) -> Self:
+    def of_page(cls, out: str | None, overwrite: bool = False) -> Self:
         """What --out says of a page; as `of`."""
         return cls._of(out, PAGES, 1, overwrite, False)
 
     @classmethod
     def _of(
-        cls, out: str, endings: tuple[str, ...], count: int, overwrite: bool, film: bool
+        cls, out: str | None, endings: tuple[str, ...], count: int, overwrite: bool, film: bool
     ) -> Self:
+        out = str(load_settings().settings.outputs) + os.sep if out is None else out
         path = Path(out)
         if not _names_a_file(out, endings):
             check_writable(path / f"new{endings[0]}")
@@ -72,7 +89,11 @@ class Output:
             check_writable(name)
             if os.path.lexists(name) and not overwrite:
                 raise ValueError(f"{name} exists; --overwrite replaces it")
-        return cls(path.parent, path, overwrite)
+        return cls(path.parent, path, overwrite=overwrite)
+
+    def stem(self, record: Mapping[str, Any]) -> str:
+        """The name of a picture with this record, without its ending."""
+        return name_for(record, self.name)
 
     def save_picture(self, image: Image, record: Mapping[str, Any] | None, stem: str) -> Path:
         """Write a picture with its record, named `stem` unless --out names a file; its path."""
@@ -126,14 +147,6 @@ def _names_a_file(out: str, endings: tuple[str, ...]) -> bool:
             f"--out must be a folder or a file that ends in {', '.join(endings)}, got {out}"
         )
     return suffix in endings
-
-
-def stem_of(prompt: str, seed: int) -> str:
-    """A picture's name without its ending: the first words of its prompt, and its seed."""
-    words = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
-    short = words[:60].encode()[:150].decode(errors="ignore")  # a file name has at most 255 bytes
-    # In a locale that is not UTF-8, Python writes names in another encoding.
-    return os.fsdecode(f"{short.strip('-') or 'unconditional'}-{seed}".encode())
 
 
 def save_film(

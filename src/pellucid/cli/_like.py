@@ -9,13 +9,16 @@ and settings that do not exist here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._model import open_model
+from pellucid.cli._model import default_model, find, open_model
+from pellucid.folders import name_of
+from pellucid.settings import load_settings
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -53,11 +56,15 @@ class ModelFiles:
 
     def record(self, request: Request, name: str) -> dict[str, Any]:
         """What a picture is stored with: its request, the model's name, the files that mattered."""
+        from pellucid import checkpoints
+
         used = {key: getattr(self, field) for field, key in recorded_as().items()}
         if request.decoder != "tiny":
             del used["tiny_vae"]
         if not request.lora_tags:
             del used["lora_folder"]
+        if self.model == checkpoints.embedded():
+            del used["model_file"]
         files = {key: str(value) for key, value in used.items() if value is not None}
         return request.record() | {"model": name} | files
 
@@ -126,6 +133,61 @@ class Recorded:
         name = name[:SHOWN]
         option = f"--{what.lower()} FILE"
         return f"{self.picture} was made with the {what} {name}; choose it with {option}"
+
+
+def with_settings(
+    recorded: Recorded, files: ModelFiles, asked: Mapping[str, Any]
+) -> tuple[ModelFiles, dict[str, Any]]:
+    """The files of a run, and its request: what is missing is taken from the user's settings.
+
+    What a picture records is whole, so that of the settings it only gets the folder of models, where
+    a model of which another program recorded the name may be.
+    """
+    from pellucid import checkpoints
+    from pellucid.presets import preset
+
+    if recorded.picture is not None:
+        if files.model is None and recorded.model not in (None, checkpoints.embedded().stem):
+            with suppress(ValueError):  # a warning says later that it is missing
+                path = load_settings().settings.folder("models").find(str(recorded.model))
+                files = replace(files, model=path)
+        return files, {**recorded.request, **asked}
+    files = replace(files, model=default_model()) if files.model is None else files
+    name = name_of(checkpoints.embedded() if files.model is None else files.model)
+    defaults = load_settings().settings.defaults_of(name)
+    if prediction := defaults.pop("prediction", None):
+        files = replace(files, prediction=files.prediction or prediction)
+    vae, tiny_vae = defaults.pop("vae", None), defaults.pop("tiny_vae", None)
+    if vae is not None and files.vae is None:
+        files = replace(files, vae=find("vaes", vae))
+    if tiny_vae is not None and files.tiny_vae is None:
+        files = replace(files, tiny_vae=find("vaes", tiny_vae))
+    own = defaults.pop("preset", None)
+    if files.model is not None and checkpoints.holds_gan(files.model):
+        return files, dict(asked)
+    return files, {**(preset(own).given() if own else {}), **defaults, **asked}
+
+
+def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request]:
+    """The same, with paths for the names of LoRAs, embeddings and the refiner, with the folder of the
+    LoRAs that prompts name, and with the embeddings whose names the prompts have.
+
+    ValueError: a file that does not exist.
+    """
+    from pellucid.adapters import embeddings_named
+
+    own = load_settings().settings
+    loras = [(str(find("loras", name)), *weights) for name, *weights in request.loras]
+    embeddings = tuple(str(find("embeddings", name)) for name in request.embeddings)
+    changes: dict[str, Any] = {"loras": tuple(loras), "embeddings": embeddings}
+    if request.refiner is not None:
+        changes["refiner"] = str(find("models", request.refiner))
+    request = request.model_copy(update=changes)
+    found = embeddings_named(request, own.embeddings)
+    request = request.model_copy(update={"embeddings": embeddings + found})
+    if files.lora_folder is None and request.lora_tags:
+        files = replace(files, lora_folder=own.loras)
+    return files, request
 
 
 def flag_of(name: str) -> str:

@@ -7,27 +7,72 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pellucid.cli._complete import SHIPPED, names_in
+from pellucid.settings import load_settings
+
 if TYPE_CHECKING:
     from pellucid.model import Model
 
 
-def _in_box(help: str) -> Any:
-    return typer.Option(help=help, rich_help_panel="Model")
+def _in_box(help: str, **more: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel="Model", **more)
 
 
+def find(field: str, name: str) -> Path:
+    """The file that an option names, as `Settings.path_of` finds it."""
+    if field == "models" and name == SHIPPED and not Path(name).exists():
+        from pellucid import checkpoints
+
+        return checkpoints.embedded()
+    return load_settings().settings.path_of(field, name)
+
+
+def default_model() -> Path | None:
+    """The model of the settings. None: the one that ships."""
+    name = load_settings().settings.model
+    return None if name is None else find("models", name)
+
+
+def named(field: str) -> dict[str, Any]:
+    """What an option needs that takes a path, or a name in the folder of the settings."""
+
+    def found(context: typer.Context, value: Path | None) -> Path | None:
+        if value is None or context.resilient_parsing:
+            return value
+        return find(field, str(value))
+
+    return {"callback": found, "autocompletion": names_in(field)}
+
+
+def _or_default(context: typer.Context, value: Path | None) -> Path | None:
+    if context.resilient_parsing:
+        return value
+    return default_model() if value is None else find("models", str(value))
+
+
+MODEL_HELP = (
+    "A model: a file, a diffusers folder, or a name in the folder of models. Default: that of your "
+    "settings, else the small model that ships with Pellucid."
+)
 ModelFile = Annotated[
-    Path | None, _in_box("A model file; without it the small model that ships with Pellucid.")
+    Path | None,
+    _in_box(MODEL_HELP, callback=_or_default, autocompletion=names_in("models")),
 ]
+ModelOrLike = Annotated[Path | None, _in_box(MODEL_HELP, **named("models"))]
+"""For a command that has --like; without both it is `default_model`."""
 Prediction = Annotated[
     str | None,
     _in_box("What the network predicts, eps or v, if the file does not say it (SD2)."),
 ]
 Vae = Annotated[
-    Path | None, _in_box("A file or folder whose autoencoder is used instead of the model's.")
+    Path | None,
+    _in_box("A file or folder whose autoencoder is used instead of the model's.", **named("vaes")),
 ]
 TinyVae = Annotated[
     Path | None,
-    _in_box("The tiny autoencoder, a file or folder, if it is not next to the model."),
+    _in_box(
+        "The tiny autoencoder, a file or folder, if it is not next to the model.", **named("vaes")
+    ),
 ]
 Device = Annotated[str, _in_box("cpu, cuda, cuda:1, mps; auto is a GPU if there is one.")]
 Dtype = Annotated[
@@ -36,7 +81,8 @@ Dtype = Annotated[
 LoraFolder = Annotated[
     Path | None,
     typer.Option(
-        help="The folder of the LoRAs that <lora:name:weight> in a prompt names.",
+        help="The folder of the LoRAs that <lora:name:weight> in a prompt names. Default: that of "
+        "your settings.",
         rich_help_panel="On the model",
         exists=True,
         file_okay=False,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from pellucid import request as fields
+from pellucid.cli._complete import values_of
 from pellucid.request import Request, declared
 
 PANELS = ("", "Model", fields.MODEL, fields.START, fields.MASK, fields.SECOND, fields.STEER)
@@ -112,6 +113,7 @@ class RequestOption:
             info: Any = typer.Option(
                 *self.flag.split(),
                 help=text,
+                autocompletion=values_of(self.names[0], kind),
                 metavar=None if self.form in ("", "FILE") else self.form.split()[-1],
                 rich_help_panel=declared(self.request, self.names[0])["group"] or None,
             )

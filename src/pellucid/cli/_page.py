@@ -29,7 +29,7 @@ def page_output(out: str | None, as_json: bool, overwrite: bool) -> Output | Non
     """Where the page goes, checked before the work; None: no page. Errors as in `Output.of`."""
     if out is None and as_json:
         return None
-    return Output.of_page(OUTPUTS if out is None else out, overwrite)
+    return Output.of_page(out, overwrite)
 
 
 def deliver(

@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app, report, show_path
-from pellucid.cli._model import SHORT, Prediction, Vae
+from pellucid.cli._model import SHORT, Prediction, Vae, named
 from pellucid.files import check_writable
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A model's file or folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A model's file or folder.", **named("models"))
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to write.")],
     to: Annotated[
         str,

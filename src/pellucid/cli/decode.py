@@ -20,7 +20,12 @@ def decode(
     file: Annotated[Path, typer.Argument(help="Latents, as `generate` keeps them.")],
     model: ModelFile = None,
     vae: Vae = None,
-    out: Annotated[str, typer.Option(help="Folder for the pictures.")] = OUTPUTS,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Folder for the pictures. Default: that of your settings, else {OUTPUTS}."
+        ),
+    ] = None,
 ) -> None:
     """Decode latents that an earlier run could not decode, in float32.
 
@@ -33,7 +38,7 @@ def decode(
     from pellucid.request import Request
     from pellucid.runtime import Runtime
 
-    output = Output.of(f"{out}/")
+    output = Output.of(None if out is None else f"{out}/")
     latents, about = load_latents(file)
     records = [of_record(file, record) for record in _records(file, about, len(latents))]
     files, warnings = ModelFiles(model, vae=vae), list[str]()

@@ -12,11 +12,11 @@ import typer
 
 from pellucid.cli._app import app, report, show_json, show_path
 from pellucid.cli._bar import bar
-from pellucid.cli._files import stem_of
-from pellucid.cli._like import Like, ModelFiles, read_like
-from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, Vae
+from pellucid.cli._like import Like, ModelFiles, read_like, with_named, with_settings
+from pellucid.cli._model import Device, Dtype, LoraFolder, ModelOrLike, Prediction, Vae
 from pellucid.cli._options import takes_request
 from pellucid.cli._page import AsJson, Out, Overwrite, page_output
+from pellucid.output_names import name_for
 
 if TYPE_CHECKING:
     from pellucid.explain.run import Explanation
@@ -46,7 +46,7 @@ def explain(
     versus_guidance: Annotated[
         float | None, typer.Option(help="Another guidance scale, side by side.")
     ] = None,
-    model: ModelFile = None,
+    model: ModelOrLike = None,
     vae: Vae = None,
     prediction: Prediction = None,
     device: Device = "auto",
@@ -72,12 +72,12 @@ def explain(
     output = page_output(out, as_json, overwrite)
     recorded = read_like(like)
     files, warnings = recorded.over(ModelFiles(model, prediction, vae, None, lora_folder))
-    fields = {**recorded.request, **asked}
+    files, fields = with_settings(recorded, files, asked)
     if fields.pop("refiner", recorded.refiner) is not None:
         fields.pop("refiner_at", None)
         recorded = replace(recorded, refiner=None)
         warnings.append(f"{like} was made with a refiner; this explains a run without it")
-    request = Request.model_validate(fields)
+    files, request = with_named(files, Request.model_validate(fields))
     loaded = files.open(device, dtype)
     warnings += recorded.missing(files, loaded.name, request)
     runs = _explain(loaded, files.lora_folder, request, versus, versus_guidance)
@@ -90,7 +90,7 @@ def explain(
     text, left_out = page.page(loaded, runs)
     if left_out:
         report(left_out)
-    stem = stem_of(runs[0].request.prompt, runs[0].request.seed)
+    stem = name_for(runs[0].request.record())
     path = output.save_page(text, f"{stem}-explain")
     if not as_json:
         show_path(path)

@@ -18,9 +18,9 @@ from pellucid.cli._draw import (
     draw_with_diffusion,
     draw_with_gan,
 )
-from pellucid.cli._files import OUTPUTS, OVERWRITE, Output, save_film, stem_of
-from pellucid.cli._like import Like, ModelFiles, read_like
-from pellucid.cli._model import Device, Dtype, LoraFolder, ModelFile, Prediction, TinyVae, Vae
+from pellucid.cli._files import OUTPUTS, OVERWRITE, Output, save_film
+from pellucid.cli._like import Like, ModelFiles, read_like, with_named, with_settings
+from pellucid.cli._model import Device, Dtype, LoraFolder, ModelOrLike, Prediction, TinyVae, Vae
 from pellucid.cli._options import option_of, takes_request
 from pellucid.cli._process import held_signals
 from pellucid.messages import written
@@ -46,7 +46,7 @@ def generate(
         ),
     ] = None,
     like: Like = None,
-    model: ModelFile = None,
+    model: ModelOrLike = None,
     vae: Vae = None,
     prediction: Prediction = None,
     tiny_vae: TinyVae = None,
@@ -57,8 +57,19 @@ def generate(
         bool, _in_panel(MODEL, "Add LoRAs at every step: slower, less memory.", "--live-lora")
     ] = False,
     out: Annotated[
-        str, _in_panel(OUTPUT, "A folder, or a file that ends in .png, .jpg or .webp.")
-    ] = OUTPUTS,
+        str | None,
+        _in_panel(
+            OUTPUT,
+            "A folder, or a file that ends in .png, .jpg or .webp. Default: the folder of your "
+            f"settings, else {OUTPUTS}.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        _in_panel(
+            OUTPUT, "Names of pictures in the folder, such as {date}/{seed}-{prompt}.", "--name"
+        ),
+    ] = None,
     overwrite: Annotated[bool, _in_panel(OUTPUT, OVERWRITE, "--overwrite")] = False,
     grid: Annotated[
         bool, _in_panel(OUTPUT, "Also write all pictures side by side as one.", "--grid")
@@ -84,14 +95,14 @@ def generate(
     settings = Settings(device, dtype, live_lora, film, preview, show)
     if preset is not None:
         asked = preset_named(preset).given() | asked
-    asked = {**recorded.request, **asked}
+    files, asked = with_settings(recorded, files, asked)
     is_gan = files.model is not None and holds_gan(files.model)
     if is_gan:
         check_gan_options(files, asked, settings)
     elif "prompt" not in asked:
         raise ValueError('generate needs a prompt, such as: pellucid generate "a rabbit"')
-    request = Request.model_validate(asked)
-    output = Output.of(out, request.count, overwrite, film)
+    files, request = with_named(files, Request.model_validate(asked))
+    output = Output.of(out, request.count, overwrite, film, name)
     drawn: Generator[Drawn]
     if is_gan:
         drawn = draw_with_gan(files, request, settings)
@@ -147,7 +158,7 @@ class Results:
         from pellucid.images.terminal import draw_in_terminal
 
         image, record = drawn.images[i], drawn.records[i]
-        target = self.output.save_picture(image, record, stem_of(record["prompt"], record["seed"]))
+        target = self.output.save_picture(image, record, self.output.stem(record))
         paths = self.shown({"path": str(target)})
         if self.settings.film and drawn.model is not None:
             preview = self.settings.preview
@@ -162,8 +173,7 @@ class Results:
         """Writes all pictures side by side as one."""
         from pellucid.images.pixels import grid
 
-        first = self.images[0]["request"]
-        stem = f"{stem_of(first['prompt'], first['seed'])}-grid"
+        stem = f"{self.output.stem(self.images[0]['request'])}-grid"
         self.grid = self.shown({"grid": str(self.output.save_picture(grid(images), None, stem))})
 
     def shown(self, paths: dict[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from pellucid.cli._app import app, show, show_json
 from pellucid.cli._model import Prediction
+from pellucid.settings import KINDS, load_settings
 
 if TYPE_CHECKING:
     from pellucid.images.metadata import Metadata
@@ -30,7 +32,7 @@ def info(
     from pellucid.images.load import is_picture
     from pellucid.images.metadata import read_metadata
 
-    path = checkpoints.embedded() if file is None else file
+    path = checkpoints.embedded() if file is None else _found(file)
     facts: dict[str, Any]
     if is_picture(path):
         found = read_metadata(path)
@@ -52,6 +54,15 @@ def info(
     width = max(map(len, facts)) + 1
     for name, value in facts.items():
         show(f"{name + ':':<{width}} {_text(value)}")
+
+
+def _found(file: Path) -> Path:
+    """The file, or the one of this name in a folder of the settings; else the path as it is."""
+    own = load_settings().settings
+    for field in () if file.exists() else KINDS:
+        with suppress(ValueError):
+            return own.path_of(field, str(file))
+    return file
 
 
 def _said(found: Metadata) -> dict[str, Any]:

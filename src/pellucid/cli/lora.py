@@ -9,14 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli._app import app, show, show_json
-from pellucid.cli._model import Vae, open_parts
+from pellucid.cli._model import Vae, named, open_parts
 
 
 @app.command()
 def lora(
-    file: Annotated[Path, typer.Argument(help="A LoRA.")],
+    file: Annotated[Path, typer.Argument(help="A LoRA.", **named("loras"))],
     model: Annotated[
-        Path | None, typer.Option(help="A model file; also shows which keys of the LoRA match it.")
+        Path | None,
+        typer.Option(
+            help="A model; also shows which keys of the LoRA match it.", **named("models")
+        ),
     ] = None,
     vae: Vae = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,

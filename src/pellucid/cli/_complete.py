@@ -1,0 +1,44 @@
+"""What a shell completes: the names of models, LoRAs and samplers. Torch is not imported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args, get_origin
+
+from pellucid.plugins import discover
+from pellucid.settings import load_settings
+
+Complete = Callable[[str], list[str]]
+"""The words that begin as typed."""
+
+SHIPPED = "emoji"  # how --model names the model that ships, where another one is the default
+IN_FOLDERS = {"loras": "loras", "embeddings": "embeddings", "refiner": "models"}
+"""Fields of a request that name files, and their folders in the settings."""
+
+
+def names_in(folder: str) -> Complete:
+    """The names in a folder of the settings."""
+
+    def names() -> list[str]:
+        try:
+            found = load_settings().settings.folder(folder).names()
+        except ValueError:  # a command says what is wrong with the settings
+            return []
+        return found + ([SHIPPED] if folder == "models" else [])
+
+    return lambda incomplete: _beginning(incomplete, names())
+
+
+def values_of(field: str, kind: Any) -> Complete | None:
+    """The values of a field of a request with this type; None: it takes any."""
+    if field in IN_FOLDERS:
+        return names_in(IN_FOLDERS[field])
+    if field == "sampler":
+        return lambda incomplete: _beginning(incomplete, discover("pellucid.samplers"))
+    if get_origin(kind) is Literal:
+        return lambda incomplete: _beginning(incomplete, get_args(kind))
+    return None
+
+
+def _beginning(begun: str, words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.lower().startswith(begun.lower())]
