@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from pellucid import checkpoints
+from pellucid import checkpoints, hires
 from pellucid.folders import Folder, name_of
 from pellucid.lora import Weighted, attach
 from pellucid.model import Model
 from pellucid.prompt import take_loras
 from pellucid.request import Request
+from pellucid.runtime import devices
 from pellucid.textual_inversion import Embedding, with_words
 
 SHOWN = 3  # keys or words that a warning names
@@ -53,6 +55,10 @@ def adapt(
             keys = "1 key does" if count == 1 else f"{count} keys do"
             warnings.append(f"{path}: {keys} not match anything in this model: {first}{more}")
     words += bundled.values()
+    if request.hires is not None and hires.is_file(request.hires_upscaler):
+        device = devices.device_of(model.vae)
+        enlarger = checkpoints.load_upscaler(request.hires_upscaler, device)
+        model = replace(model, enlarger=enlarger)
     return with_words(attach(model, loras, live), words), tuple(dict.fromkeys(warnings))
 
 

@@ -26,14 +26,22 @@ LATENT = {
 # Pictures are decoded, enlarged and encoded again.
 PICTURE = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 UPSCALERS = (*LATENT, *PICTURE)
+FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # what the file of an upscaler ends in
 
 
 def resolve(name: str) -> str:
     """The public name for one of A1111's: "Latent (bicubic)" -> "latent_bicubic".
 
-    ValueError lists the choices, nearest first.
+    The file of an upscaler stays as it is. ValueError lists the choices, nearest first.
     """
+    if is_file(name):
+        return name
     return choose(re.sub(r"\W+", "_", name.lower()).strip("_"), UPSCALERS, "hires upscaler")
+
+
+def is_file(name: str) -> bool:
+    """Whether it is the file of an upscaler (`Model.enlarger`)."""
+    return name.lower().endswith(FILES)
 
 
 def enlarge_latents(latents: Tensor, width: int, height: int, name: str) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 
 from pellucid import hires, inpaint
@@ -17,6 +18,7 @@ from pellucid.preview import pictures
 from pellucid.request import ResolvedRequest, SecondPass, unit_of
 from pellucid.runtime import Runtime
 from pellucid.schedule import Level
+from pellucid.upscale import enlarged
 
 
 class Begin(NamedTuple):
@@ -101,7 +103,10 @@ def enlarge(
     if second.upscaler in hires.LATENT:
         x0 = hires.enlarge_latents(latents, width // down, height // down, second.upscaler)
         return (width, height), x0
-    filter = hires.PICTURE[second.upscaler]
     drawn = pictures(runtime, latents, request.decoder)
+    filter = hires.PICTURE.get(second.upscaler, Image.Resampling.LANCZOS)
+    if hires.is_file(second.upscaler):
+        assert model.enlarger is not None  # `adapt` has opened it
+        drawn = [enlarged(model.enlarger, picture) for picture in drawn]
     larger = [to_tensor(picture.resize((width, height), filter)) for picture in drawn]
     return (width, height), runtime.encode(torch.stack(larger))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -15,6 +15,9 @@ from pellucid.schedule import Schedule
 from pellucid.tiny_vae import TinyVAE
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE
+
+if TYPE_CHECKING:
+    from pellucid import upscale
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Model:
     vision: CLIP's other half, for CLIP guidance and for scores; generating does not need it.
     tiny_vae: a faster decoder of the same latents, for previews and where a request asks for it.
     upscaler: the second stage of a cascade, which makes the pictures of the first one larger.
+    enlarger: what enlarges a picture before its second pass, where a request names a file for that.
     lexicon: the words that it has learned; None: that is not known.
     latents: what is known of the latents of its autoencoder.
     """
@@ -99,6 +103,7 @@ class Model:
     vision: VisionTower | None = None
     tiny_vae: TinyVAE | None = None
     upscaler: Upscaler | None = None
+    enlarger: upscale.Upscaler | None = None
     lexicon: Lexicon | None = None
     defaults: Defaults = field(default_factory=Defaults)
     latents: LatentSpace = field(default_factory=LatentSpace)

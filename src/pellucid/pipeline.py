@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid import inpaint, latents, samplers
+from pellucid import hires, inpaint, latents, samplers
 from pellucid.conditioning import StepConditioning, conditioning_schedule
 from pellucid.diffusion import Network, predictor
 from pellucid.guidance import (
@@ -161,10 +161,12 @@ def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
     """The model as it is, for a request without LoRAs and embeddings; ValueError for others."""
     named = [path for path, *_ in request.loras] + list(request.embeddings)
     named += [tag.name for tag in request.lora_tags]
+    if request.hires is not None and hires.is_file(request.hires_upscaler):
+        named.append(request.hires_upscaler)
     if named:
         raise ValueError(
-            f"the request names {named[0]!r}, and no `adapt` is given that opens LoRAs and "
-            "embeddings, such as adapters.adapt"
+            f"the request names {named[0]!r}, and no `adapt` is given that opens LoRAs, "
+            "embeddings and upscalers, such as adapters.adapt"
         )
     return model, ()
 

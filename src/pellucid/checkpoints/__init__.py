@@ -18,4 +18,5 @@ from pellucid.checkpoints.models import (
     writes_folder,
 )
 from pellucid.checkpoints.tiny_vae_files import load_tiny_vae, tiny_vae_of
+from pellucid.checkpoints.upscaler_files import load_upscaler
 from pellucid.checkpoints.vae_files import load_vae

@@ -10,6 +10,8 @@ EMBEDDING = "a textual-inversion embedding"
 VAE_ALONE = "a VAE alone"
 TINY_VAE = "a tiny autoencoder (TAESD) alone"
 
+UPSCALER = "an upscaler (ESRGAN)"
+
 _PATTERNS: tuple[tuple[str, str], ...] = (
     (
         r"(lora_(unet|te\d?|transformer)_|.*\.(lora_[AB]|lora_down|lora_up)\.)",
@@ -28,6 +30,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"(first_stage_model\.|vae\.|)(encoder\.down|decoder\.up)", VAE_ALONE),
     (r"(encoder\.layers|decoder\.layers)\.\d+\.", TINY_VAE),
     (r"\d+\.(conv\.\d+\.)?(weight|bias)$", TINY_VAE),
+    (r"(params(_ema)?\.)?(body\.0\.rdb1\.|RRDB_trunk\.0\.|model\.1\.sub\.0\.RDB1)", UPSCALER),
     (r"(down_blocks|up_blocks|mid_block|input_blocks)\.", "a U-Net alone"),
     (r"(text_model\.|transformer\.resblocks\.)", "a text encoder alone"),
 )

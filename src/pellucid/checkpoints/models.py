@@ -21,6 +21,7 @@ from pellucid.checkpoints import (
     formats,
     gan_files,
     tiny_vae_files,
+    upscaler_files,
     vae_files,
 )
 from pellucid.checkpoints.assembly import size
@@ -35,7 +36,9 @@ from pellucid.model import Model
 from pellucid.plugins import choose
 
 # Files and folders that are not models, each with `matches(source)` and `describe(source)`.
-OTHERS: tuple[Any, ...] = (tiny_vae_files, gan_files, vae_files, embedding_files, lora_description)
+OTHERS: tuple[Any, ...] = (
+    *(tiny_vae_files, gan_files, vae_files, upscaler_files, embedding_files, lora_description),
+)
 
 
 def load(

@@ -53,6 +53,7 @@ class Parameters(Inert):
 
 
 # Classes that the original Stable Diffusion .ckpt files name. They hold no weights.
+SETS = ("params_ema", "params")  # of BasicSR: the weights, and their average
 IGNORED = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.model_checkpoint",
@@ -174,6 +175,12 @@ def _flat(path: Path, content: Any) -> dict[str, Tensor]:
     """The tensors of a checkpoint, which may be under "state_dict", next to a trainer's own data."""
     inner = content.get("state_dict") if isinstance(content, dict) else None
     found = inner if isinstance(inner, dict) else content
+    if isinstance(found, dict):
+        sets = {n: found[n] for n in SETS if isinstance(found.get(n), dict)}
+        if sets:
+            found = {
+                f"{n}.{key}": value for n, inside in sets.items() for key, value in inside.items()
+            }
     if isinstance(found, dict) and "string_to_param" in found:
         raise CheckpointError(f"{path} is a pickle of a textual-inversion embedding, not a model")
     if not isinstance(found, dict) or not found:

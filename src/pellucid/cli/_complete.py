@@ -12,7 +12,12 @@ Complete = Callable[[str], list[str]]
 """The words that begin as typed."""
 
 SHIPPED = "emoji"  # how --model names the model that ships, where another one is the default
-IN_FOLDERS = {"loras": "loras", "embeddings": "embeddings", "refiner": "models"}
+IN_FOLDERS = {
+    "loras": "loras",
+    "embeddings": "embeddings",
+    "refiner": "models",
+    "hires_upscaler": "upscalers",
+}
 """Fields of a request that name files, and their folders in the settings."""
 
 

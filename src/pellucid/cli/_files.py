@@ -84,7 +84,7 @@ class Output:
             check_writable(path / f"new{endings[0]}")
             return cls(path)
         if count > 1:
-            raise ValueError(f"--out must be a folder if --count is {count}, got the file {out}")
+            raise ValueError(f"--out must be a folder for {count} pictures, got the file {out}")
         for name in (path, *(_names_of_film(path) if film else ())):
             check_writable(name)
             if os.path.lexists(name) and not overwrite:
@@ -95,12 +95,21 @@ class Output:
         """The name of a picture with this record, without its ending."""
         return name_for(record, self.name)
 
-    def save_picture(self, image: Image, record: Mapping[str, Any] | None, stem: str) -> Path:
-        """Write a picture with its record, named `stem` unless --out names a file; its path."""
+    def save_picture(
+        self,
+        image: Image,
+        record: Mapping[str, Any] | None,
+        stem: str,
+        texts: Mapping[str, str] | None = None,
+    ) -> Path:
+        """Write a picture with its record, named `stem` unless --out names a file; its path.
+
+        texts: as in `save_image`.
+        """
         from pellucid.images.metadata import save_image
 
         path = self.folder / f"{stem}.png" if self.file is None else self.file
-        return self.save(partial(save_image, image, request=record), path)
+        return self.save(partial(save_image, image, request=record, texts=texts), path)
 
     def save_page(self, text: str, stem: str) -> Path:
         """Write a page, named `stem` unless --out names a file; its path."""

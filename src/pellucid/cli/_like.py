@@ -151,7 +151,8 @@ def with_settings(
             with suppress(ValueError):  # a warning says later that it is missing
                 path = load_settings().settings.folder("models").find(str(recorded.model))
                 files = replace(files, model=path)
-        return files, {**recorded.request, **asked}
+        fields = {**recorded.request, **asked}
+        return files, fields | _upscaler(fields)
     files = replace(files, model=default_model()) if files.model is None else files
     name = name_of(checkpoints.embedded() if files.model is None else files.model)
     defaults = load_settings().settings.defaults_of(name)
@@ -165,7 +166,26 @@ def with_settings(
     own = defaults.pop("preset", None)
     if files.model is not None and checkpoints.holds_gan(files.model):
         return files, dict(asked)
-    return files, {**(preset(own).given() if own else {}), **defaults, **asked}
+    fields = {**(preset(own).given() if own else {}), **defaults, **asked}
+    return files, fields | _upscaler(fields)
+
+
+def _upscaler(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The field hires_upscaler with the path of the file that it names; {} if it names none."""
+    from pellucid import hires
+
+    name = asked.get("hires_upscaler")
+    if not isinstance(name, str):
+        return {}
+    try:
+        if not hires.is_file(hires.resolve(name)):
+            return {}
+    except ValueError as unknown:
+        try:
+            return {"hires_upscaler": str(find("upscalers", name))}
+        except ValueError as error:
+            raise ValueError(f"{unknown}; or a file: {error}") from None
+    return {"hires_upscaler": str(find("upscalers", name))}
 
 
 def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request]:

@@ -49,6 +49,14 @@ def open_image(source: Source) -> Image.Image:
     return image
 
 
+def open_with_alpha(source: Source) -> Image.Image:
+    """As `open_image`, but RGBA if the picture may be transparent somewhere."""
+    image = to_srgb(_upright(source))
+    image = image.convert("RGBA") if has_alpha(image) else _flatten(image)
+    image.info.clear()
+    return image
+
+
 def open_mask(source: Source) -> Mask:
     """The mask in a file.
 

@@ -6,6 +6,7 @@ Written are Pellucid's JSON and the text of A1111; read is what many programs wr
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from pellucid.images.parameters import write_parameters
 from pellucid.plugins import discover
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+KEY = re.compile("[ -~]{1,79}")  # of a text in a PNG
 
 # EXIF tags: A1111's text is where other programs expect it, the JSON next to it.
 IMAGE_DESCRIPTION = 0x010E
@@ -41,14 +44,21 @@ def save_image(
     path: str | Path,
     request: Mapping[str, Any] | None = None,
     replace: bool = True,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a picture in the format of its suffix (.png, .jpg, .webp), with the request inside.
 
-    request: plain JSON values under Pellucid's names. The file appears whole or not at all; replace
-    as in `files.new_file`. Raises ValueError: another suffix, no such folder, a full disk, a request
-    too long for JPEG (64 kB).
+    request: plain JSON values under Pellucid's names. texts: others' texts by their keys; only a PNG
+    has room for them. The file appears whole or not at all; replace as in `files.new_file`. Raises
+    ValueError: another suffix, no such folder, a full disk, a request too long for JPEG (64 kB).
     """
     kind, options = format_of(Path(path), request)
+    if kind == "JPEG" and image.mode == "RGBA":
+        raise ValueError(f"{path}: a JPEG cannot be transparent; use .png or .webp")
+    if kind == "PNG" and texts:
+        info = options.setdefault("pnginfo", PngImagePlugin.PngInfo())
+        for key, text in texts.items():
+            info.add_text(key, _encodable(text))
     with new_file(path, replace=replace) as temporary:
         image.save(temporary, kind, **options)
 
@@ -87,6 +97,25 @@ def read_metadata(path: str | Path) -> Metadata:
     if not isinstance(request, dict) or ("pellucid" not in texts and "prompt" not in request):
         request = None
     return Metadata(request, a1111.text_of(texts), _settings(texts))
+
+
+def upscaled(
+    path: str | Path, upscaler: str, scale: float
+) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """What a picture that is enlarged from the one at `path` is stored with: the request and the
+    texts for `save_image`.
+
+    Pellucid's record says by what it was enlarged; A1111's text does in that program's words.
+    """
+    found = read_metadata(path)
+    if found.request is not None:
+        return found.request | {"upscaled": {"by": upscaler, "scale": scale}}, {}
+    texts = {k: t for k, t in read_texts(path).items() if KEY.fullmatch(k)}
+    parameters = found.parameters or texts.get("parameters")
+    if parameters is not None:
+        more = f"Postprocess upscale by: {scale:g}, Postprocess upscaler: {upscaler}"
+        texts["parameters"] = f"{parameters}, {more}"
+    return None, texts
 
 
 def _settings(texts: Mapping[str, str]) -> Settings | None:
