@@ -22,10 +22,11 @@ from pellucid.backbones.mmdit import SD3_MEDIUM
 from pellucid.backbones.unet import SD15, SDXL, UNet, UNetConfig
 from pellucid.diffusion import Conditioning
 from pellucid.explain.run import Explanation, Recorder, explain, page, page_data, recorder
-from pellucid.explain.run.record import Near, WordSpace, project
+from pellucid.explain.run.record import Near, project
 from pellucid.explain.run.sections import in_order, meaning, network
 from pellucid.explain.run.words import compared, whole_words, words_of
 from pellucid.explain.text_vectors import text_vectors
+from pellucid.explain.word_space import WordSpace
 from pellucid.gan import GAN, GANConfig, Generator
 from pellucid.images.metadata import save_image
 from pellucid.lora import Change, Lora, Matrix, attach
@@ -200,7 +201,7 @@ def test_which_tokens_are_one_word(
 def test_what_is_said_of_clip_follows_from_the_numbers(
     same: float | None, nearest: float, said: list[str], not_said: str
 ) -> None:
-    space = WordSpace(3, -0.4, 0.1, 0.5, same)
+    space = WordSpace(count=3, low=-0.4, median=0.1, high=0.5, same=same)
     near = (Near("rabbit", (("rabbit", 1.0), ("bicycle", nearest), ("sun", 0.0))),)
     text = meaning.learnt(near, space)
     assert all(words in text for words in said) and not_said not in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,23 @@ def test_a_text_that_is_cut_is_told(model: Model, well_formed: Callable[[str], N
     well_formed(text)
     assert "Too long for tiny" in text and "The nearest words" not in text
     assert text.count("<i>no words</i>") == 2  # a row and a column
+
+
+def test_texts_are_compared_with_words(found: Similarity, model: Model) -> None:
+    _, rabbit = found.text_nearest
+    assert rabbit[0].word == "a rabbit" and rabbit[0].cosine == pytest.approx(1)
+    assert found.space is not None and found.space.count == 4 and found.space.same is None
+    text = page.similarity_html(found)
+    assert "Two different words of the 4 have a median cosine" in text
+    assert all(sentence in text for sentence in found.space.sentences())
+    other = rabbit[1]
+    assert (
+        f"The nearest other word to “a rabbit” is “{other.word}”, with {other.cosine:.2f}" in text
+    )
+    for i, picture in enumerate(found.pictures):
+        best = max((2, 3), key=lambda j: found.cosines[i][j])
+        said = f"“{found.texts[best - 2]}” is nearest to {picture.name}"
+        assert escape(said) in text
 
 
 def test_models_and_numbers_that_cannot_be_compared(model: Model) -> None:

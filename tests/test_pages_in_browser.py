@@ -99,3 +99,148 @@ def test_curves_have_the_colours_of_their_series(
         ".map((p) => getComputedStyle(p).stroke)"
     )
     assert len(set(strokes)) == 7 and "none" not in strokes
+
+
+# ---------------------------------------------------------------- controls
+
+
+def move(tab: Any, name: str, key: str) -> str:
+    """Press a key on the slider of this name; what it says then."""
+    slider = tab.get_by_label(name, exact=True).first
+    slider.focus()
+    tab.keyboard.press(key)
+    return str(slider.get_attribute("aria-valuetext"))
+
+
+def test_any_t_of_any_schedule(files: dict[str, Path], open_page: Callable[..., Any]) -> None:
+    """The browser computes x = alpha x0 + sigma eps; at t = 0 of flow that is the picture."""
+    tab = open_page(files["noise"])
+    panel = tab.locator("[data-control=schedule]")
+    assert move(tab, "t", "Home") == "t = 0"
+    assert "flow" in tab.get_by_label("Schedule", exact=True).get_attribute("aria-valuetext")
+    same = """async (panel) => {
+      const pixels = (source) => {
+        const canvas = document.createElement("canvas");
+        canvas.width = source.naturalWidth ?? source.width;
+        canvas.height = source.naturalHeight ?? source.height;
+        const context = canvas.getContext("2d", { willReadFrequently: true });
+        context.drawImage(source, 0, 0);
+        return context.getImageData(0, 0, canvas.width, canvas.height).data;
+      };
+      const [a, b] = [pixels(panel.querySelector("img")), pixels(panel.querySelector("canvas"))];
+      return [a.length, Math.max(...a.map((v, i) => Math.abs(v - b[i])))];
+    }"""
+    count, largest = panel.evaluate(same)
+    assert count == 4 * 40 * 30 and largest <= 1
+    assert move(tab, "t", "End") == "t = 1000"
+    assert panel.evaluate(same)[1] > 30
+    assert panel.locator("figcaption").all_inner_texts()[:2] == ["0 × picture", "+ 1 × noise"]
+    names = {move(tab, "Schedule", key) for key in ("Home", "ArrowRight", "End")}
+    assert names == {"linear", "scaled_linear", "zero_terminal_snr"}
+
+
+def test_steps_types_and_estimates_have_sliders(
+    files: dict[str, Path], open_page: Callable[..., Any]
+) -> None:
+    tab = open_page(files["noise"])
+    for name, slider in (("steps", "t"), ("types", "Type"), ("estimates", "t")):
+        panel = tab.locator(f"[data-control={name}]")
+        seen = set()
+        for key in ("Home", "End"):
+            panel.get_by_label(slider, exact=True).focus()
+            tab.keyboard.press(key)
+            seen.add(panel.locator("img").first.get_attribute("src"))
+        assert len(seen) == 2
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "noise"])
+def test_two_pictures_under_a_slider(
+    name: str, files: dict[str, Path], open_page: Callable[..., Any]
+) -> None:
+    tab = open_page(files[name])
+    assert move(tab, "Divide", "Home") == "0 %"
+    shown = "(e) => getComputedStyle(e).clipPath"
+    upper = tab.locator(".stage img").nth(1)
+    hidden = upper.evaluate(shown)
+    stage = tab.locator(".stage").bounding_box()
+    tab.mouse.click(stage["x"] + stage["width"] * 0.75, stage["y"] + 10)
+    assert tab.get_by_label("Divide").get_attribute("aria-valuetext") == "75 %"
+    assert upper.evaluate(shown) != hidden
+    before = upper.get_attribute("src")
+    tab.get_by_label("Left").select_option(index=2)
+    assert upper.get_attribute("src") != before
+
+
+def test_the_numbers_of_a_place_of_the_latents(
+    files: dict[str, Path], open_page: Callable[..., Any]
+) -> None:
+    tab = open_page(files["autoencoder"])
+    panel = tab.locator("[data-control=values]")
+    panel.locator(".pointed").focus()
+    before = panel.locator(".told").inner_text()
+    tab.keyboard.press("ArrowRight")
+    assert panel.locator(".told").inner_text() != before
+    assert panel.locator(".cells b").count() == 4
+    assert all(text.strip() for text in panel.locator(".cells b").all_inner_texts())
+
+
+def test_a_curve_says_its_values(files: dict[str, Path], open_page: Callable[..., Any]) -> None:
+    tab = open_page(files["noise"])
+    plot = tab.locator("svg.plot").first
+    plot.focus()
+    tab.keyboard.press("Home")
+    said = tab.locator(".values").first
+    assert "t = 0" in said.inner_text() and "linear 1" in said.inner_text()
+    tab.keyboard.press("End")
+    assert "flow (model's) 0" in said.inner_text()
+    box = plot.bounding_box()
+    tab.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+    assert "t = 0" not in said.inner_text()
+
+
+def test_two_of_the_table_have_an_angle(
+    files: dict[str, Path], open_page: Callable[..., Any]
+) -> None:
+    tab = open_page(files["clip"])
+    told = tab.locator("[data-control=angle] .told")
+    cell = tab.locator(".matrix tr").nth(2).locator("td").nth(1)  # a text and itself
+    cell.click()
+    assert told.inner_text() == "“a rabbit” and “a rabbit”: cosine 1.00, an angle of 0°."
+    tab.keyboard.press("ArrowRight")
+    assert told.inner_text().startswith("“a rabbit” and “an apple”: cosine ")
+    assert move(tab, "Show from", "Home") == "cosine -1.00: 9 of 9"
+
+
+def test_wide_tables_show_that_they_scroll(
+    files: dict[str, Path], open_page: Callable[..., Any]
+) -> None:
+    tab = open_page(files["noise"], width=360)
+    wide = tab.locator(".scroll.right").first
+    assert wide.get_attribute("tabindex") == "0"
+    assert tab.locator(".hint:visible").first.inner_text() == "← scrolls sideways →"
+    wide.evaluate("(e) => e.scrollTo(e.scrollWidth, 0)")
+    tab.wait_for_function("document.querySelector('.scroll.left') !== null")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_control_has_a_name(
+    name: str, files: dict[str, Path], open_page: Callable[..., Any]
+) -> None:
+    tab = open_page(files[name])
+    nameless = """() => [...document.querySelectorAll("input, select, img, canvas, [role=img]")]
+      .filter((e) => !e.labels?.length && !e.hasAttribute("aria-label") && !e.hasAttribute("alt"))
+      .length"""
+    assert tab.evaluate(nameless) == 0
+
+
+def test_a_page_cannot_run_what_is_not_its_own(model: Model, tmp_path: Path, browser: Any) -> None:
+    """Names and texts are data: a script that comes with them does not run."""
+    evil = '"><img src=x onerror="window.hit=1"><script>window.hit=1</script>'
+    picture = Image.new("RGB", (16, 16), "red")
+    found = clip.compare_pictures(model, [(evil, picture)], [evil, "a rabbit"], [evil, "red"])
+    pages.write(tmp_path / "evil.html", similarity_html(found))
+    tab = browser.new_page()
+    tab.goto((tmp_path / "evil.html").as_uri())
+    assert tab.evaluate("window.hit") is None
+    assert tab.evaluate("document.querySelectorAll('[onerror]').length") == 0
+    tab.close()

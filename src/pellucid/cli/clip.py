@@ -40,20 +40,22 @@ def clip(
     output = page_output(out, as_json, overwrite)
     named = [(picture.name, open_image(picture)) for picture in pictures]
     loaded = open_parts(model, vae)
-    found = compare_pictures(loaded, named, text or [], _words(words, loaded))
+    found = compare_pictures(loaded, named, text or [], *_words(words, loaded))
     for given, end in zip(found.texts, found.left_out, strict=True):
         if end:
             report(f"{given[:40]!r} is too long for {found.model}; left out: {end[:40]!r}")
     deliver(found, lambda: similarity_html(found), output, f"{pictures[0].stem}-clip", as_json)
 
 
-def _words(source: str, model: Model) -> list[str]:
+def _words(source: str, model: Model) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words to search, and pairs of names for one thing where they are known."""
     if source == "vocabulary":
-        return model.tokenizer.whole_words()
+        return model.tokenizer.whole_words(), []
     if source == "concepts":
-        from pellucid.data.emoji import concept_names, with_article
+        from pellucid.data.emoji import concept_names, synonyms, with_article
 
-        return [with_article(name) for name in concept_names()]
+        pairs = [(with_article(name), with_article(other)) for name, other in synonyms()]
+        return [with_article(name) for name in concept_names()], pairs
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"--words must be concepts, vocabulary or a file of words, got {source!r}")
@@ -64,4 +66,4 @@ def _words(source: str, model: Model) -> list[str]:
     found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise ValueError(f"{source} contains no words; write one word per line")
-    return found
+    return found, []

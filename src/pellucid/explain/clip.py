@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pellucid.clip import VisionTower
 from pellucid.explain.text_vectors import text_vectors, unit_length
+from pellucid.explain.word_space import WordSpace, flat, word_space
 from pellucid.html.records import Picture, Record
 from pellucid.images.pixels import fit, to_tensor
 from pellucid.model import Model
@@ -49,6 +50,10 @@ class Similarity(Record):
     """The end of each text that exceeded the context; None if nothing was cut."""
     words: int
     """The number of words that were searched for the nearest."""
+    text_nearest: tuple[tuple[NearWord, ...], ...]
+    """The words nearest to each text."""
+    space: WordSpace | None
+    """The words compared with each other; None for fewer than two."""
     cosines: tuple[tuple[float, ...], ...]
     """(n, n) for the n pictures and texts in this order."""
 
@@ -59,8 +64,10 @@ def compare_pictures(
     pictures: Sequence[tuple[str, Image.Image]],
     texts: Sequence[str] = (),
     words: Sequence[str] = (),
+    synonyms: Sequence[tuple[str, str]] = (),
 ) -> Similarity:
-    """Compare all with all. pictures: (name, picture); words: to find the nearest among.
+    """Compare all with all. pictures: (name, picture); words: to find the nearest among; synonyms:
+    pairs of names for one thing.
 
     Raises ValueError: a model without a vision tower, or whose text tower does not project to the
     space of pictures; no picture; more than `MOST_ITEMS` in all.
@@ -75,17 +82,25 @@ def compare_pictures(
     squares = [fit(image, side, side) for _, image in pictures]
     pixels = torch.stack([to_tensor(square) for square in squares])
     picture_vectors = unit_length(tower(pixels.to(next(tower.parameters()))))
-    vectors = torch.cat([picture_vectors, text_vectors(model, texts)])
-    nearest = nearest_words(picture_vectors, words, text_vectors(model, words))
+    words_and_texts = text_vectors(model, [*words, *texts, *flat(synonyms)])
+    word_vectors, written, pairs = words_and_texts.split(
+        [len(words), len(texts), 2 * len(synonyms)]
+    )
+    vectors = torch.cat([picture_vectors, written])
+    nearest = nearest_words(vectors, words, word_vectors)
     return Similarity(
         model=model.name,
         pictures=tuple(
             ComparedPicture(name=name, size=image.size, picture=square, nearest=near)
-            for (name, image), square, near in zip(pictures, squares, nearest, strict=True)
+            for (name, image), square, near in zip(
+                pictures, squares, nearest[: len(pictures)], strict=True
+            )
         ),
         texts=tuple(texts),
         left_out=tuple(model.tokenizer.cut(text) for text in texts),
         words=len(words),
+        text_nearest=tuple(nearest[len(pictures) :]),
+        space=word_space(word_vectors, pairs),
         cosines=tuple(tuple(line) for line in (vectors @ vectors.T).tolist()),
     )
 
@@ -105,13 +120,13 @@ def vision_tower(model: Model) -> VisionTower:
 
 
 def nearest_words(
-    pictures: Tensor, words: Sequence[str], word_vectors: Tensor
+    vectors: Tensor, words: Sequence[str], word_vectors: Tensor
 ) -> list[tuple[NearWord, ...]]:
-    """The `NEAREST` words of each picture, the nearest first.
+    """The `NEAREST` words of each picture or text, the nearest first.
 
-    pictures (N, D), word_vectors (len(words), D), each of length 1.
+    vectors (N, D), word_vectors (len(words), D), each of length 1.
     """
-    found = (pictures @ word_vectors.T).topk(min(NEAREST, len(words)))
+    found = (vectors @ word_vectors.T).topk(min(NEAREST, len(words)))
     return [
         tuple(NearWord(word=words[i], cosine=c) for i, c in zip(indices, cosines, strict=True))
         for indices, cosines in zip(found.indices.tolist(), found.values.tolist(), strict=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from pellucid.explain.autoencoder import Cost, RoundTrip
-from pellucid.explain.clip import ComparedPicture, Similarity
+from pellucid.explain.clip import ComparedPicture, NearWord, Similarity
+from pellucid.explain.word_space import WordSpace
+from pellucid.html.bundles import bundle, read
+from pellucid.html.numbers import people
 from pellucid.html.pages import (
+    control,
     figure,
     img,
     matrix,
@@ -19,7 +24,9 @@ from pellucid.html.pages import (
     table,
 )
 
+FOLDER = "explain"
 SMALLEST = 320  # width in pixels at which smaller pictures are shown
+SAME = 0.999  # a cosine above this: the text itself
 CHANNEL = 112
 LOSSLESS = 2**18  # pixels; larger pictures are compressed with loss, or the page would be large
 
@@ -39,6 +46,7 @@ def round_trip_html(trip: RoundTrip) -> str:
         section(
             "Encoded and decoded",
             source("vae.py", "z = s · encode(x),  x' = decode(z / s),  PSNR = 10 lg(4 / MSE)"),
+            control("compare"),
             row(
                 picture(trip.picture, "the picture", width, kind),
                 picture(trip.decoded, f"encoded and decoded: PSNR {trip.psnr:.2f} dB", width, kind),
@@ -53,16 +61,23 @@ def round_trip_html(trip: RoundTrip) -> str:
                 "below its mean, white three above."
             ),
             row(*(picture(one, "estimated colours, linear", SMALLEST) for one in colours)),
+            control("values"),
             row(
                 *(
                     picture(
                         one.picture, f"{number}: {one.mean:+.2f} ± {one.deviation:.2f}", CHANNEL
                     )
                     for number, one in enumerate(trip.channels)
-                )
+                ),
+                name="channels",
             ),
         ),
         section("What they save and cost", *_cost(trip.cost)),
+        script=bundle(read(f"{FOLDER}/autoencoder.js"), FOLDER),
+        data={
+            "channels": [{"mean": one.mean, "deviation": one.deviation} for one in trip.channels],
+            "largest": max(abs(one.mean) + 3 * one.deviation for one in trip.channels) or 1.0,
+        },
     )
 
 
@@ -98,8 +113,8 @@ def _cost(cost: Cost) -> list[str]:
             ],
         ),
         paragraph(
-            f"The price: {cost.encode:,} operations to encode a picture, {cost.decode:,} to decode "
-            "one, and what the round trip above loses."
+            f"The price: {people(cost.encode)} operations to encode a picture, "
+            f"{people(cost.decode)} to decode one, and what the round trip above loses."
         ),
     ]
 
@@ -114,32 +129,89 @@ def similarity_html(found: Similarity) -> str:
         for text, end in zip(found.texts, found.left_out, strict=True)
         if end
     ]
-    nearest = section(
-        "The nearest words",
-        paragraph(f"Of {found.words:,} words, with their cosines."),
-        row(*(_nearest(one) for one in found.pictures)),
-    )
     heads = [img(one.picture, one.name, 48) + escape(one.name) for one in found.pictures]
     heads += [escape(text) if text.strip() else "<i>no words</i>" for text in found.texts]
+    names = [one.name for one in found.pictures]
     return page(
-        "CLIP: " + ", ".join(one.name for one in found.pictures),
+        "CLIP: " + ", ".join(names),
         section(
             "Similarity",
             source("clip.py", "cos(a, b) = a · b / (|a| |b|)"),
             paragraph(
                 f"The cosine of every two vectors of the model {found.model}: 1 is the same "
-                "direction, 0 is unrelated. A stronger colour means a larger cosine."
+                "direction, 0 is unrelated. A stronger colour means a larger cosine. Choose a cell "
+                "to see the angle of its two."
             ),
             *cut,
+            *(paragraph(sentence) for sentence in _matches(found)),
+            control("angle"),
+            ANGLE,
+            control("above"),
             matrix(heads, found.cosines),
         ),
-        *([nearest] if found.words else []),
+        *([_words(found)] if found.words else []),
+        script=bundle(read(f"{FOLDER}/clip.js"), FOLDER),
+        data={
+            "pictures": len(names),
+            "names": [*names, *(text or "no words" for text in found.texts)],
+            "cosines": [[round(cosine, 4) for cosine in line] for line in found.cosines],
+        },
     )
+
+
+ANGLE = """<svg id="angle" class="angle" viewBox="0 0 100 100" hidden role="img"
+aria-label="The angle of the two"><circle cx="50" cy="50" r="44"></circle>
+<line class="first" x1="50" y1="50" x2="94" y2="50"></line>
+<line class="second" x1="50" y1="50" x2="94" y2="50"></line></svg>"""
+
+
+def _matches(found: Similarity) -> list[str]:
+    """For each picture the nearest of the texts."""
+    count = len(found.pictures)
+    if len(found.texts) < 2:
+        return []
+    said = []
+    for one, cosines in zip(found.pictures, found.cosines, strict=False):
+        best = max(range(len(found.texts)), key=lambda i: cosines[count + i])
+        said.append(
+            f"Of the texts, “{found.texts[best] or 'no words'}” is nearest to {one.name}, with "
+            f"{cosines[count + best]:.2f}."
+        )
+    return said
+
+
+def _words(found: Similarity) -> str:
+    """The words nearest to each picture and to each text, and what they say of this CLIP."""
+    said = [] if found.space is None else _learnt(found, found.space)
+    texts = zip(found.texts, found.text_nearest, strict=True)
+    return section(
+        "The nearest words",
+        paragraph(f"Of {found.words:,} words, with their cosines. {' '.join(said)}"),
+        row(*(_nearest(one) for one in found.pictures)),
+        *(
+            [paragraph("Texts are compared with words, so words with words:")]
+            if found.texts
+            else []
+        ),
+        row(*(figure(_near(nearest), text or "no words") for text, nearest in texts)),
+    )
+
+
+def _learnt(found: Similarity, space: WordSpace) -> list[str]:
+    said = space.sentences()
+    for text, nearest in zip(found.texts, found.text_nearest, strict=True):
+        others = [near for near in nearest if near.cosine < SAME]
+        if others:
+            said.append(space.neighbour(text, others[0].word, others[0].cosine))
+    return said
 
 
 def _nearest(found: ComparedPicture) -> str:
     width, height = found.size
     side = found.picture.width
     caption = f"{found.name}: {width}x{height}, its middle at {side}x{side}"
-    words = table(("word", "cosine"), [(near.word, near.cosine) for near in found.nearest])
-    return figure(picture(found.picture, caption, max(side, 160)) + words)
+    return figure(picture(found.picture, caption, max(side, 160)) + _near(found.nearest))
+
+
+def _near(nearest: Sequence[NearWord]) -> str:
+    return table(("word", "cosine"), [(near.word, f"{near.cosine:.2f}") for near in nearest])

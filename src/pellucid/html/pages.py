@@ -24,13 +24,6 @@ from pellucid.html import bundles, plots
 from pellucid.html.numbers import people
 from pellucid.images.data_url import to_data_url
 
-LIVELY = """import { hoverPlots } from "./hover.js";
-import { showScrolling } from "./scroll.js";
-hoverPlots();
-showScrolling();
-"""
-"""What every page with plots or wide tables does; see `bundle`."""
-
 
 def page(title: str, *body: str, script: str = "", style: str = "", data: object = None) -> str:
     """A whole HTML document.
@@ -64,11 +57,17 @@ def embedded(data: object) -> str:
     return f'<script type="application/json" id="record">{text}</script>'
 
 
-def lively(script: str = "", folder: str = "html/modules") -> str:
-    """The script of a page with plots and tables; script: a module that does more, see `bundle`."""
-    return bundles.bundle(LIVELY, "html/modules") + (
-        bundles.bundle(script, folder) if script else ""
-    )
+def lively(script: str = "lively();", folder: str = "html/modules") -> str:
+    """The script of a page whose plots and tables answer. script: a module that calls `lively`
+    itself, with its controls; folder: what its imports are relative to."""
+    if folder == "html/modules":
+        script = f'import {{ lively }} from "./lively.js";\n{script}\n'
+    return bundles.bundle(script, folder)
+
+
+def control(name: str) -> str:
+    """A panel that the page's script fills with the control of this name."""
+    return f'<div class="panel" data-control="{name}"></div>'
 
 
 def section(heading: str, *content: str) -> str:
@@ -85,9 +84,9 @@ def source(file: str, equation: str) -> str:
     return f"<p><code>{escape(equation)}</code> &emsp; <small>{escape(file)}</small></p>"
 
 
-def row(*content: str) -> str:
-    """Figures side by side, wrapped to the width of the window."""
-    return f'<div class="row">{"".join(content)}</div>'
+def row(*content: str, name: str = "") -> str:
+    """Figures side by side, wrapped to the width of the window. name: a class, for scripts."""
+    return f'<div class="{f"row {name}".strip()}">{"".join(content)}</div>'
 
 
 def figure(content: str, caption: str = "") -> str:
@@ -113,14 +112,19 @@ def shown_height(image: Image.Image, width: int) -> int:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows under a head; numbers as `people` writes them, text aligned left.
+    """Rows under a head; numbers as `people` writes them. Text that does not begin with a
+    digit is aligned left.
 
     Raises ValueError for a row that is not as long as the head.
     """
-    texts = [isinstance(value, str) for value in rows[0]] if rows else [True] * len(head)
+    texts = [_is_text(value) for value in rows[0]] if rows else [True] * len(head)
     lines = [_line("th", head, texts)]
     lines += [_line("td", [_cell(value) for value in line], texts) for line in rows]
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not value[:1].isdigit()
 
 
 def _line(tag: str, cells: Sequence[str], texts: Sequence[bool]) -> str:

@@ -13,7 +13,9 @@ from pellucid.evaluate.compare.benchmark import CompareOptions, Part
 from pellucid.evaluate.compare.methods import METHODS
 from pellucid.files import write_text
 from pellucid.html import pages
-from pellucid.html.pages import figure, paragraph, picture, row, section, table
+from pellucid.html.bundles import bundle, read
+from pellucid.html.numbers import people
+from pellucid.html.pages import control, figure, paragraph, picture, row, section, table
 from pellucid.html.plots import Plot, Series
 from pellucid.images.metadata import save_image
 from pellucid.train.gan import FIGURE_NAMES
@@ -22,6 +24,7 @@ HEAD = (
     *("method", "parameters", "modes", "good modes", "KL to uniform", "good", "precision"),
     *("recall", "apart", "failed", "CPU seconds"),
 )
+FOLDER = "evaluate/compare"
 SHOWN = 3  # seeds whose samples are on the page
 LINE = 16  # pixels, of the picture's text
 LOSSES = FIGURE_NAMES | {"loss": "loss"}
@@ -47,7 +50,7 @@ def html(options: CompareOptions, results: Mapping[str, Any]) -> str:
     ]
     for name, one in results["data"].items():
         body.append(section(one["title"], *contents(options, name, one)))
-    return pages.page(names, *body)
+    return pages.page(names, *body, script=bundle(read(f"{FOLDER}/page.js"), FOLDER))
 
 
 def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list[str]:
@@ -57,27 +60,26 @@ def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list
     return [
         *(paragraph(sentence) for sentence in one["verdict"]),
         paragraph(
-            f"Each method saw {recipe['seen']:,} pictures or points in batches of {recipe['batch']} "
-            f"and drew {recipe['samples']:,}, with {recipe['seeds']} "
+            f"Each method saw {people(recipe['seen'])} pictures or points in batches of "
+            f"{recipe['batch']} and drew {people(recipe['samples'])}, with {recipe['seeds']} "
             f"{'seed' if recipe['seeds'] == 1 else 'seeds'}. A sample is good if "
             f"{one['good']}. Precision and recall compare {one['features']}. Apart is how far a "
             "sample is from the nearest other one, divided by the same of real ones."
         ),
         table(HEAD, rows(one)),
         *([paragraph(one["published"])] if one["published"] else []),
-        row(picture(real, "the data")),
-        *(
-            row(
-                *(
-                    picture(
-                        picture_of(options, Part(name, m, seed)), f"{METHODS[m].title}, seed {seed}"
-                    )
-                    for seed in range(shown)
-                )
-            )
-            for m in options.methods
-        ),
+        control("samples"),
+        row(picture(real, "the data"), *samples(options, name, shown), name="samples"),
         row(*(figure(plot.svg()) for plot in plots(options, one))),
+    ]
+
+
+def samples(options: CompareOptions, name: str, shown: int) -> list[str]:
+    """What the methods drew, with their first seeds."""
+    parts = [Part(name, method, seed) for method in options.methods for seed in range(shown)]
+    return [
+        picture(picture_of(options, part), f"{METHODS[part.method].title}, seed {part.seed}")
+        for part in parts
     ]
 
 
@@ -100,9 +102,9 @@ def rows(one: Mapping[str, Any]) -> list[Sequence[object]]:
 
 def figures(coverage: Mapping[str, Any]) -> tuple[str, ...]:
     """Modes, good modes, KL, good, precision, recall and apart as text."""
-    modes = (f"{coverage[name]:.4g}" for name in ("modes", "good_modes"))
-    fractions = (f"{coverage[name]:.3f}" for name in ("good", "precision", "recall", "apart"))
-    return (*modes, f"{coverage['kl']:.3f}", *fractions)
+    modes = (people(coverage[name]) for name in ("modes", "good_modes"))
+    fractions = (f"{coverage[name]:.2f}" for name in ("good", "precision", "recall", "apart"))
+    return (*modes, people(coverage["kl"]), *fractions)
 
 
 def plots(options: CompareOptions, one: Mapping[str, Any]) -> list[Plot]:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from PIL import Image
 from pydantic import Field
+from torch import Tensor
 
 from pellucid.explain.noise.estimate import Estimate, Estimates, estimate_from_each
 from pellucid.explain.noise.noise_types import NoiseType, Spectrum, measure_noise_types, spectrum
@@ -119,3 +120,8 @@ def examine_noise(
         spectrum=spectrum(x0),
         estimates=estimate_from_each(model, image, times, settings.prompt, settings.guidance, seed),
     )
+
+
+def first_noise(picture: Image.Image, seed: int) -> Tensor:
+    """The noise that every schedule adds to the picture of a report, (3, H, W)."""
+    return draw("gaussian", (3, picture.height, picture.width), generators(seed, 1))[0]

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from PIL import Image
 
-from pellucid.explain.noise import NoiseReport
+from pellucid.explain.noise import NoiseReport, first_noise
 from pellucid.explain.noise.schedules import ScheduleCurves
+from pellucid.html.bundles import bundle, read
 from pellucid.html.gallery import Gallery
-from pellucid.html.pages import figure, page, paragraph, picture, row, section, source, table
+from pellucid.html.pages import (
+    control,
+    figure,
+    page,
+    paragraph,
+    picture,
+    row,
+    section,
+    source,
+    table,
+)
 from pellucid.html.plots import Plot, Series
+from pellucid.images.data_url import to_data_url
+from pellucid.images.pixels import to_pil
 
 # How the estimate follows from the network's output; `diffusion.to_x0`.
 X0 = {
@@ -19,6 +34,8 @@ X0 = {
     "v": "x0 = (α · x − σ · v) / (α² + σ²),  the network predicts v = α · ε − σ · x0",
     "flow": "x0 = (x − σ · u) / (α + σ),  the network predicts u = ε − x0",
 }
+NOISE_RANGE = 4.0  # beyond it a number of the noise is one in 16,000
+FOLDER = "explain/noise"
 SNR_RANGE = (-12.0, 12.0)  # beyond it either picture or noise is invisible
 POWER_RANGE = (1e-4, 1e4)  # a flat picture has no power, which a logarithm cannot show
 
@@ -39,7 +56,56 @@ def html(report: NoiseReport) -> str:
         _trajectory(report),
         _noise_types(report),
         _estimates(report),
+        script=bundle(read(f"{FOLDER}/page.js"), FOLDER),
+        data=data(report),
     )
+
+
+def data(report: NoiseReport) -> dict[str, Any]:
+    """What the controls of the page need that is not on it, as JSON values."""
+    return {
+        "picture": to_data_url(report.picture),
+        # As a picture: 0 is grey, black and white are -NOISE_RANGE and NOISE_RANGE.
+        "noise": to_data_url(to_pil(first_noise(report.picture, report.seed) / NOISE_RANGE)),
+        "noiseRange": NOISE_RANGE,
+        "schedules": [
+            {
+                "name": one.name,
+                "about": one.about,
+                "t": rounded(one.t),
+                "alpha": rounded(one.alpha),
+                "sigma": rounded(one.sigma),
+                "left": rounded(one.left),
+            }
+            for one in report.schedules
+        ],
+        "moments": [
+            m.model_dump(mode="json", exclude={"jump", "steps"}) for m in report.trajectory.moments
+        ],
+        "types": [
+            {
+                "name": kind.name,
+                "about": kind.about,
+                "facts": {
+                    "variance": kind.variance,
+                    "brightness ±": kind.brightness,
+                    "neighbours": kind.neighbours,
+                    "slope": kind.spectrum.slope if math.isfinite(kind.spectrum.slope) else None,
+                },
+            }
+            for kind in report.noise_types
+        ],
+        "estimates": [
+            {"t": one.t, "error": one.error, "psnr": one.psnr if math.isfinite(one.psnr) else None}
+            for one in report.estimates.by_time
+        ],
+        "decoded": to_data_url(report.estimates.decoded),
+    }
+
+
+def rounded(values: Sequence[float]) -> list[float | None]:
+    """With four digits, for JSON, which has no infinity."""
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]
 
 
 def _sizes(report: NoiseReport) -> str:
@@ -60,8 +126,9 @@ def _schedules(report: NoiseReport) -> str:
         paragraph(
             "A schedule defines how much picture, α, and how much noise, σ, there is at each t. "
             "All but flow keep α² + σ² = 1. The share of the picture is its part of the variance "
-            "of x."
+            "of x. Move the two sliders: the first goes through t, the second through the schedules."
         ),
+        control("schedule"),
         row(*(figure(plot.svg()) for plot in curves(report.schedules))),
         table(("schedule", "what"), [(one.name, one.about) for one in report.schedules]),
         paragraph("The same picture and the same noise under each schedule:"),
@@ -80,6 +147,7 @@ def _trajectory(report: NoiseReport) -> str:
             "variance agree with the equation up to the precision of measuring a picture of this "
             "size (±, one standard deviation)."
         ),
+        control("steps"),
         trajectory(report).html(),
         table(
             (
@@ -111,6 +179,7 @@ def _noise_types(report: NoiseReport) -> str:
             "draws, neighbours the correlation of adjacent pixels (-1 to 1), slope the exponent of "
             "the power law: 0 for white noise, about -2 for photographs."
         ),
+        control("types"),
         noise_types(report).html(),
         row(figure(spectra(report).svg())),
         table(
@@ -136,7 +205,7 @@ def _estimates(report: NoiseReport) -> str:
         )
     parts = []
     if found.by_time:
-        parts += [estimates(report).html()]
+        parts += [control("estimates"), estimates(report).html()]
         parts += [row(figure(errors(report).svg()), figure(quality(report).svg()))]
     if len(found.by_time) < len(report.times):
         parts += [

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pellucid.diffusion import Conditioning, eps_from_x0
+from pellucid.explain.word_space import WordSpace
 from pellucid.images.data_url import to_data_url
 from pellucid.request import ResolvedRequest
 from pellucid.schedule import Level
@@ -43,20 +44,6 @@ class Near:
 
     word: str
     others: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class WordSpace:
-    """How the cosines of a list of words lie: what is near, and what is not, follows from it."""
-
-    count: int
-    low: float
-    """One pair of different words in 20 has a cosine below this."""
-    median: float
-    high: float
-    """One pair in 20 has a cosine above this."""
-    same: float | None
-    """The mean of pairs of names for one thing; None without such pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +180,7 @@ class Explanation:
                 "pooled": None if pooled is None else packed(pooled[0]),
             },
             "near": [{"word": one.word, "others": [*map(list, one.others)]} for one in self.near],
-            "space": None if self.space is None else vars(self.space),
+            "space": None if self.space is None else self.space.model_dump(),
             "start": packed(self.start),
             "steps": [
                 {

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from pellucid.conditioning import chunked
-from pellucid.explain.run.record import Near, Word, WordSpace
+from pellucid.explain.run.record import Near, Word
 from pellucid.explain.text_vectors import text_vectors
+from pellucid.explain.word_space import WordSpace, flat, word_space
 from pellucid.guidance import step_at
 from pellucid.model import Model
 from pellucid.plan import levels_of
@@ -131,17 +130,11 @@ def compared(
     if not others:
         return (), None
     own = list(dict.fromkeys(word.whole for word in words if word.content))[:MOST_NEAR]
-    texts = [*own, *others, *(name for pair in synonyms for name in pair)]
+    texts = [*own, *others, *flat(synonyms)]
     vectors = text_vectors(model, texts)
     mine, theirs, pairs = vectors.split([len(own), len(others), 2 * len(synonyms)])
     near = []
     for word, cosines in zip(own, (mine @ theirs.T).tolist(), strict=True):
         ranked = sorted(zip(others, cosines, strict=True), key=lambda pair: -pair[1])
         near.append(Near(word, tuple(ranked)))
-    if len(others) < 2:
-        return tuple(near), None
-    row, column = torch.triu_indices(len(others), len(others), offset=1)
-    each = (theirs @ theirs.T)[row, column]
-    low, median, high = each.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
-    same = float((pairs[::2] * pairs[1::2]).sum(1).mean()) if synonyms else None
-    return tuple(near), WordSpace(len(others), low, median, high, same)
+    return tuple(near), word_space(theirs, pairs)

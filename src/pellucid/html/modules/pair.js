@@ -20,7 +20,7 @@ export function pair(pictures, { width = 480, first = 0, second = 1, name = "Div
     name,
     max: 100,
     value: 50,
-    words: (at) => `${at} % ${pictures[chosen[0]].name}, ${100 - at} % ${pictures[chosen[1]].name}`,
+    words: (at) => `${at} %`,
     change: (at) => stage.style.setProperty("--at", `${at}%`),
   });
   const follow = (event) => {

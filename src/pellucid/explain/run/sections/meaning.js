@@ -17,7 +17,7 @@ export function show(place, page) {
       choose(0);
       if (near.length > 1) card.append(menu({ name: "Word", options: near.map((one) => one.word), change: choose }));
       card.append(title, bars);
-      if (space) card.append(el("p", { class: "small" }, "The mark in each bar is the middle of all pairs of words."));
+      if (space) card.append(el("p", { class: "small" }, "The mark in each bar is the median of all pairs of words."));
     }
     const [rows, width] = run.vectors.shape;
     const strip = { shape: [1, rows, width], largest: run.vectors.largest, data: run.vectors.data };

@@ -6,13 +6,13 @@ from html import escape
 from typing import Any
 
 from pellucid.clip import TextTower
-from pellucid.explain.run.record import Explanation, Near, WordSpace
+from pellucid.explain.run.record import Explanation, Near
 from pellucid.explain.run.sections._section import Content, Section
+from pellucid.explain.word_space import WordSpace
 from pellucid.model import Model
 
 NEAREST = 8  # on the page, for each word
 SAME = 0.999  # a cosine above this: the text itself
-APART = 0.2  # names of one thing are this much nearer than other words, or they are not told apart
 
 SECTION = Section(20, "text", "The numbers become vectors", "Text encoder", "numbers to meaning")
 
@@ -46,31 +46,10 @@ def learnt(near: tuple[Near, ...], space: WordSpace | None) -> str:
     """What the cosines on the page say about this text encoder, as HTML; every claim is computed."""
     if space is None or not near:
         return ""
-    said = [
-        f"Here single words are compared with {space.count:,} words that are the names of things. "
-        f"Two different ones of these have a cosine of {space.median:.2f} in the middle of all "
-        f"pairs; nine pairs in ten lie between {space.low:.2f} and {space.high:.2f}."
-    ]
-    if space.same is not None:
-        said.append(f"Two names for one thing have {space.same:.2f} on average.")
-        if space.same > space.median + APART:
-            said.append("So it learnt which words name the same picture.")
-        else:
-            said.append("So it does not know which words name the same thing.")
+    said = ["Here single words are compared with words that are the names of things."]
+    said += space.sentences()
     for one in near[:2]:
         others = [(text, cosine) for text, cosine in one.others if cosine < SAME]
         if others:
-            said.append(_neighbour(one.word, *others[0], space))
+            said.append(space.neighbour(one.word, *others[0]))
     return f"<p>{escape(' '.join(said))}</p>"
-
-
-def _neighbour(word: str, other: str, cosine: float, space: WordSpace) -> str:
-    start = f"The nearest other word to “{word}” is “{other}”, with {cosine:.2f}"
-    if space.same is not None and cosine >= space.same:
-        return (
-            f"{start}: as near as two names for one thing. The encoder never learnt what words "
-            "mean, only which pictures they go with."
-        )
-    if cosine <= space.high:
-        return f"{start}: no nearer than many pairs that have nothing to do with each other."
-    return f"{start}: nearer than 19 of 20 pairs."
