@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.explain.run import explain, page
 from pellucid.model import Model
 from pellucid.request import Request
@@ -266,3 +268,25 @@ def test_everything_that_can_be_used_has_a_name(shown: Any) -> None:
     shown.keyboard.press("Tab")
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert shown.evaluate(outline) == "solid"
+
+
+def test_a_transformer_has_its_own_drawing(
+    model: Model, tmp_path: Path, open_page: Callable[..., Any]
+) -> None:
+    config = MMDiTConfig(
+        in_channels=4,
+        out_channels=4,
+        layers=2,
+        heads=2,
+        head_width=8,
+        cross_attention_dim=16,
+        pooled_dim=12,
+        sample_size=8,
+        max_patches=8,
+    )
+    other = replace(model, backbone=MMDiT(config).eval().requires_grad_(False), name="mmdit")
+    page.write(tmp_path / "mmdit.html", other, [explain(other, REQUEST)])
+    tab = open_page(tmp_path / "mmdit.html")
+    drawing = " ".join(tab.locator("#network svg text").all_text_contents())
+    assert "2 layers, each:" in drawing and "16 patches × 16" in drawing
+    expect(tab.locator("#attention .small")).to_contain_text("the other positions of the picture")

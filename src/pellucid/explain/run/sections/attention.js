@@ -117,7 +117,7 @@ function attention(run, which, page) {
       el("span", { class: "scale", "aria-hidden": "true" }, "0×", el("i"), `${people(Math.max(2, high))}×`),
       spread(low, high),
     );
-    others.textContent = othersSaid(all(), whole, measure);
+    others.textContent = othersSaid(all(), whole, measure, run.sections.attention.rest);
   });
   return [el("div", { class: "attend" }, el("figure", {}, large, words), el("div", {}, list, others))];
 }
@@ -129,14 +129,14 @@ function spread(low, high) {
 }
 
 /** The shares of everything that has no map, in words. */
-function othersSaid(words, whole, measure) {
+function othersSaid(words, whole, measure, restName) {
   const small = new Map();
   for (const word of words) if (!word.content) small.set(word.text, (small.get(word.text) ?? 0) + measure(word).mean);
   const rest = 1 - whole - [...small.values()].reduce((a, b) => a + b, 0);
   const listed = [...small].map(([text, share]) => `“${text}” ${percent(share)}`).join(", ");
   return (
     `On average over the positions, the words with a map get ${percent(whole)} of the attention here` +
-    `${listed ? `, ${listed}` : ""}, and the start, the end and the padding of the row ${percent(Math.max(0, rest))}. The percentages of the words are parts of their ${percent(whole)}.`
+    `${listed ? `, ${listed}` : ""}, and ${restName} ${percent(Math.max(0, rest))}. The percentages of the words are parts of their ${percent(whole)}.`
   );
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from pellucid.backbones.mmdit import MMDiTConfig
 from pellucid.explain.run.record import Explanation
 from pellucid.explain.run.recorder import MAP_SIDE
 from pellucid.explain.run.sections._section import Content, Section
@@ -12,19 +13,22 @@ from pellucid.nn import attend
 
 SECTION = Section(70, "loop", "Attention: where each word acts", "Attention", "where words act")
 
+# What the last column of the maps adds up; by whether the patches attend to each other as well.
+REST = {
+    False: "the start, the end and the padding of the row",
+    True: "the start, the end and the padding of the row, and the other positions of the picture",
+}
+
 
 def content(model: Model, run: Explanation) -> Content:
     small = dict.fromkeys(w.whole for step in run.steps for w in step.words if not w.content)
     listed = ", ".join(f"“{text}”" for text in small)
-    little = (
-        f"Tokens that mean little alone ({escape(listed)}) get a share too, and so do"
-        if small
-        else "So do"
-    )
+    rest = REST[isinstance(model.backbone.config, MMDiTConfig)]
+    little = f"tokens that mean little alone ({escape(listed)}), " if small else ""
     return Content(
         "<p>The words reach the picture through cross-attention: at every position of the picture "
-        f"each token gets a share, and the shares add up to 1. {little} the start, the end and the "
-        "padding of the row, often the largest; what has no map is given in words. The maps "
+        "each token gets a share, and the shares add up to 1. What is no word of its own gets a "
+        f"share too, often the largest: {little}{rest}. It is given in words. The maps "
         "are normalised over the words that mean something: a word’s percentage is its part of what "
         "these words get together, and its map shows how that is distributed over the positions. 1× "
         "is the word’s own average: a map of one colour says that the word acts everywhere "
@@ -36,4 +40,5 @@ def content(model: Model, run: Explanation) -> Content:
         "share = softmax(Q K<sup>T</sup> / √d) &emsp; Q: positions of the picture, K: tokens of the "
         "prompt",
         [attend],
+        {"rest": rest},
     )

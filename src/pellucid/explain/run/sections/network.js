@@ -39,7 +39,7 @@ function arrow(points, name = "") {
 }
 
 const times = (size) => size.join("×");
-const blocks = (count, attention) => `${count} residual${attention ? ` + ${count === 1 ? "" : `${count} × `}text attention${attention > 1 ? `, ${attention} deep` : ""}` : count === 1 ? " block" : " blocks"}`;
+const blocks = (count, attention) => `${count} residual${attention ? ` + ${count} attention${attention > 1 ? `, ${attention} deep` : ""}` : count === 1 ? " block" : " blocks"}`;
 
 function unet(shape) {
   const [box, high, step, down, top] = [232, 50, 78, 26, 74];
@@ -75,7 +75,7 @@ function unet(shape) {
   const middle = y + step;
   const wide = 268;
   drawing.append(
-    block(WIDTH / 2 - wide / 2, middle, wide, high, `${times(last.size)} × ${last.channels}: the bottom`, `2 residual${shape.mid ? ` + text attention${shape.mid > 1 ? `, ${shape.mid} deep` : ""}` : " blocks"}`, marks(shape.mid)),
+    block(WIDTH / 2 - wide / 2, middle, wide, high, `${times(last.size)} × ${last.channels}: the bottom`, `2 residual${shape.mid ? ` + 1 attention${shape.mid > 1 ? `, ${shape.mid} deep` : ""}` : " blocks"}`, marks(shape.mid)),
     arrow([[x + box / 2, y + high], [x + box / 2, middle + high / 2], [WIDTH / 2 - wide / 2, middle + high / 2]]),
     arrow([[WIDTH / 2 + wide / 2, middle + high / 2], [WIDTH - x - box / 2, middle + high / 2], [WIDTH - x - box / 2, y + high]]),
   );
@@ -84,7 +84,7 @@ function unet(shape) {
     svg("circle", { class: "mark time", cx: 10, cy: height - 26, r: 5.5 }),
     svg("text", { x: 22, y: height - 22 }, `time t${pooled} → ${shape.time} numbers, to every residual block`),
     svg("circle", { class: "mark text", cx: 10, cy: height - 6, r: 5.5 }),
-    svg("text", { x: 22, y: height - 2 }, `text: ${shape.tokens} tokens of ${shape.textWidth} numbers, to every text attention`),
+    svg("text", { x: 22, y: height - 2 }, `text: ${shape.tokens} tokens of ${shape.textWidth} numbers, to every attention`),
   );
   const text = shape.levels.filter((level) => level.attention).map((level) => times(level.size));
   const said = `The text has cross-attention at ${text.length ? text.join(", ") : "no level"}${shape.mid ? ` and at the bottom, ${times(last.size)}` : ""}${shape.map ? `; it also draws ${shape.map} channels of the input` : ""}.`;
