@@ -9,10 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pellucid.cli._app import report
 from pellucid.cli._bar import bar
 from pellucid.cli._files import Output
+from pellucid.cli._jobs import Job, Jobs, Made, missing
 from pellucid.cli._like import ModelFiles, Recorded, flag_of
 from pellucid.cli._model import open_model
+from pellucid.messages import text_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,34 +94,70 @@ def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Ge
 
 
 def draw_with_diffusion(
-    files: ModelFiles, request: Request, settings: Settings, recorded: Recorded, output: Output
+    jobs: Jobs, settings: Settings, recorded: Recorded, output: Output, made: Made | None = None
 ) -> Generator[Drawn]:
-    """A run, batch after batch, with a progress bar. Latents that cannot be decoded are kept."""
-    from pellucid.adapters import adapt
-    from pellucid.images.metadata import format_of
+    """All jobs, batch after batch, with a progress bar. Latents that cannot be decoded are kept.
+
+    made: the pictures that are there already and are not drawn again. A line of a file that cannot
+    be drawn is reported, and the next ones are drawn.
+    """
     from pellucid.plugins import choose
     from pellucid.preview import PREVIEWS
-    from pellucid.request import chosen_seed, resolve
 
     choose(settings.preview, PREVIEWS, "preview")
-    model = files.open(settings.device, settings.dtype)
+    model = jobs.files.open(settings.device, settings.dtype)
+    for job in jobs:
+        try:
+            yield from _draw_job(job, model, settings, recorded, output, made)
+        except ValueError as error:
+            if job.place is None:
+                raise
+            report(f"{job.place}: {text_of(error)}")
+            output.failed = True
+
+
+def _draw_job(
+    job: Job,
+    model: Model,
+    settings: Settings,
+    recorded: Recorded,
+    output: Output,
+    made: Made | None,
+) -> Generator[Drawn]:
+    """The pictures of one job that are not made yet."""
+    from pellucid.adapters import adapt
+    from pellucid.images.metadata import format_of
+    from pellucid.request import chosen_seed, resolve
+
+    files, request = job.files, job.request
     refiner = None
     if request.refiner is not None:
         refiner = _open_refiner(Path(request.refiner), files, settings)
     warnings = recorded.missing(files, model.name, request)
     warnings += _without_effect(files, request, settings)
     adapted = partial(adapt, folder=files.lora_folder, live=settings.live_lora)
-    record = partial(files.record, name=model.name)
+    seeded = request.seed not in (None, -1)
     # Chosen here, so that the record of latents that are kept has the seed of the run.
     request = request.model_copy(update={"seed": chosen_seed(request)})
+
+    def record(request: Request) -> dict[str, Any]:
+        template = {} if job.template is None else {"template": job.template}
+        return files.record(request, model.name) | template
+
+    parts = [request]
+    if made is not None:
+        parts, there = missing(request, resolve(model, request), seeded, made, record)
+        for path in there:
+            report(f"{path} is there already")
     if output.file is not None:  # an error comes now, not after the work is done
         format_of(output.file, record(resolve(model, request)))
     keep = partial(_keep_latents, record, output)
-    for steps in _run(model, request, adapted, refiner, keep, settings.film):
-        last = steps[-1]
-        assert last.images is not None
-        records = [record(last.request.alone(i)) for i in range(len(last.images))]
-        yield Drawn(last.images, records, [*warnings, *last.warnings], steps, model)
+    for part in parts:
+        for steps in _run(model, part, adapted, refiner, keep, settings.film):
+            last = steps[-1]
+            assert last.images is not None
+            records = [record(last.request.alone(i)) for i in range(len(last.images))]
+            yield Drawn(last.images, records, [*warnings, *last.warnings], steps, model)
 
 
 def _open_refiner(path: Path, files: ModelFiles, settings: Settings) -> Model:

@@ -30,6 +30,8 @@ Like = Annotated[
 ]
 OF_MODEL = ("prediction", "vae", "tiny_vae")
 """What is opened for one model and is of no use to another."""
+ABOUT = ("template", "upscaled")
+"""What is recorded of how a request or a picture came about, and is not repeated."""
 MOST, SHOWN = 20, 80  # names that a warning shows, and letters of each
 
 
@@ -245,7 +247,7 @@ def of_record(picture: Path, record: Mapping[str, Any]) -> Recorded:
         if not isinstance(record.get(key, ""), str):
             raise ValueError(f"{picture} records {key} {record[key]!r}, which must be a text")
     files = {name: record[key] for name, key in names.items() if key in record}
-    others = {*names.values(), "model"}
+    others = {*names.values(), "model", *ABOUT}
     fields, unknown = _fields({name: v for name, v in record.items() if name not in others})
     model = None if "model" in files else record.get("model")
     return Recorded(picture, fields, files, model, unused=tuple(unknown))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +20,8 @@ from pellucid.cli._draw import (
     draw_with_gan,
 )
 from pellucid.cli._files import OUTPUTS, OVERWRITE, Output, save_film
-from pellucid.cli._like import Like, ModelFiles, read_like, with_named, with_settings
+from pellucid.cli._jobs import Jobs, Made, read_prompts
+from pellucid.cli._like import Like, ModelFiles, read_like, with_settings
 from pellucid.cli._model import Device, Dtype, LoraFolder, ModelOrLike, Prediction, TinyVae, Vae
 from pellucid.cli._options import option_of, takes_request
 from pellucid.cli._process import held_signals
@@ -34,17 +36,64 @@ def _in_panel(panel: str, help: str, *flags: str) -> Any:
     return typer.Option(*flags, help=help, rich_help_panel=panel)
 
 
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        help="Recommended settings of a few-step model (lcm, turbo, lightning, hyper, ...). "
+        "Other options override them."
+    ),
+]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        help="A file with a prompt, or JSON with fields of a request, in each line; - is stdin.",
+        metavar="FILE",
+    ),
+]
+Dynamic = Annotated[
+    bool,
+    typer.Option(
+        "--dynamic", help="Draw variations: {red|blue}, 2$$ of them, __animal__ from a list."
+    ),
+]
+LiveLora = Annotated[
+    bool, _in_panel(MODEL, "Add LoRAs at every step: slower, less memory.", "--live-lora")
+]
+Out = Annotated[
+    str | None,
+    _in_panel(
+        OUTPUT,
+        "A folder, or a file that ends in .png, .jpg or .webp. Default: the folder of your "
+        f"settings, else {OUTPUTS}.",
+    ),
+]
+Name = Annotated[
+    str | None,
+    _in_panel(OUTPUT, "Names of pictures in the folder, such as {date}/{seed}-{prompt}.", "--name"),
+]
+Resume = Annotated[
+    bool,
+    _in_panel(OUTPUT, "Leave out pictures that the folder has: with the same record.", "--resume"),
+]
+Overwrite = Annotated[bool, _in_panel(OUTPUT, OVERWRITE, "--overwrite")]
+Grid = Annotated[bool, _in_panel(OUTPUT, "Also write all pictures side by side as one.", "--grid")]
+Film = Annotated[
+    bool, _in_panel(OUTPUT, "Also write all steps, as a strip and as a film.", "--film")
+]
+Preview = Annotated[
+    str, _in_panel(OUTPUT, "How a film shows a step: linear, tiny, vae; auto is a fast one.")
+]
+Show = Annotated[bool, _in_panel(OUTPUT, "Also draw the pictures in the terminal.", "--show")]
+AsJson = Annotated[bool, _in_panel(OUTPUT, "Results as JSON on stdout.", "--json")]
+
+
 @app.command()
 @takes_request()
 def generate(
     asked: dict[str, Any],
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Recommended settings of a few-step model (lcm, turbo, lightning, hyper, ...). "
-            "Other options override them."
-        ),
-    ] = None,
+    preset: PresetName = None,
+    prompts: Prompts = None,
+    dynamic: Dynamic = False,
     like: Like = None,
     model: ModelOrLike = None,
     vae: Vae = None,
@@ -53,37 +102,16 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     lora_folder: LoraFolder = None,
-    live_lora: Annotated[
-        bool, _in_panel(MODEL, "Add LoRAs at every step: slower, less memory.", "--live-lora")
-    ] = False,
-    out: Annotated[
-        str | None,
-        _in_panel(
-            OUTPUT,
-            "A folder, or a file that ends in .png, .jpg or .webp. Default: the folder of your "
-            f"settings, else {OUTPUTS}.",
-        ),
-    ] = None,
-    name: Annotated[
-        str | None,
-        _in_panel(
-            OUTPUT, "Names of pictures in the folder, such as {date}/{seed}-{prompt}.", "--name"
-        ),
-    ] = None,
-    overwrite: Annotated[bool, _in_panel(OUTPUT, OVERWRITE, "--overwrite")] = False,
-    grid: Annotated[
-        bool, _in_panel(OUTPUT, "Also write all pictures side by side as one.", "--grid")
-    ] = False,
-    film: Annotated[
-        bool, _in_panel(OUTPUT, "Also write all steps, as a strip and as a film.", "--film")
-    ] = False,
-    preview: Annotated[
-        str, _in_panel(OUTPUT, "How a film shows a step: linear, tiny, vae; auto is a fast one.")
-    ] = "auto",
-    show: Annotated[
-        bool, _in_panel(OUTPUT, "Also draw the pictures in the terminal.", "--show")
-    ] = False,
-    as_json: Annotated[bool, _in_panel(OUTPUT, "Results as JSON on stdout.", "--json")] = False,
+    live_lora: LiveLora = False,
+    out: Out = None,
+    name: Name = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    grid: Grid = False,
+    film: Film = False,
+    preview: Preview = "auto",
+    show: Show = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw pictures from words."""
     from pellucid.checkpoints import holds_gan
@@ -93,21 +121,27 @@ def generate(
     recorded = read_like(like)
     files, warnings = recorded.over(ModelFiles(model, prediction, vae, tiny_vae, lora_folder))
     settings = Settings(device, dtype, live_lora, film, preview, show)
+    if prompts is not None and "prompt" in asked:
+        raise ValueError(f"give a prompt or --prompts, not both, got {asked['prompt']!r}")
     if preset is not None:
         asked = preset_named(preset).given() | asked
     files, asked = with_settings(recorded, files, asked)
     is_gan = files.model is not None and holds_gan(files.model)
     if is_gan:
         check_gan_options(files, asked, settings)
-    elif "prompt" not in asked:
-        raise ValueError('generate needs a prompt, such as: pellucid generate "a rabbit"')
-    files, request = with_named(files, Request.model_validate(asked))
-    output = Output.of(out, request.count, overwrite, film, name)
+        if prompts is not None or dynamic or resume:
+            raise ValueError(f"{files.model} is a GAN; prompts, dynamic and resume are for others")
+    else:
+        check_prompt(asked, prompts, dynamic, resume)
+    lines = () if prompts is None else read_prompts(prompts)
+    jobs = Jobs(files, asked, prompts, lines, dynamic)
+    output = Output.of(out, jobs.count(), overwrite, film, name)
+    made = Made.of(output.folder) if resume else None
     drawn: Generator[Drawn]
     if is_gan:
-        drawn = draw_with_gan(files, request, settings)
+        drawn = draw_with_gan(files, Request.model_validate(asked), settings)
     else:
-        drawn = draw_with_diffusion(files, request, settings, recorded, output)
+        drawn = draw_with_diffusion(jobs, settings, recorded, output, made)
     results = Results(output, settings, as_json)
     for warning in warnings:
         results.warn(warning)
@@ -115,6 +149,28 @@ def generate(
         results.deliver(drawn, with_grid=grid)
     if output.failed:
         raise SystemExit(2)
+
+
+def check_prompt(
+    asked: Mapping[str, Any], prompts: str | None, dynamic: bool, resume: bool
+) -> None:
+    """ValueError: there is no prompt, or the name of a file in place of it. A message where a prompt
+    has variations that are not drawn."""
+    from pellucid.variations import varied
+
+    prompt = asked.get("prompt")
+    if resume and dynamic and asked.get("seed") in (None, -1):
+        raise ValueError("--resume with --dynamic needs a --seed, which decides the variations")
+    if prompt is None and prompts is None:
+        raise ValueError('generate needs a prompt, such as: pellucid generate "a rabbit"')
+    if not isinstance(prompt, str):
+        return
+    if prompt.startswith("@") and Path(prompt[1:]).is_file():
+        raise ValueError(
+            f"the prompt is {prompt!r}; --prompts {prompt[1:]} draws each line of the file"
+        )
+    if not dynamic and varied(prompt):
+        report("the prompt is drawn as it is written; --dynamic draws its variations")
 
 
 @dataclass
@@ -127,6 +183,8 @@ class Results:
     images: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     grid: dict[str, str] = field(default_factory=dict)
+    first: dict[str, Any] | None = None
+    """What the first picture is stored with."""
 
     def deliver(self, drawn: Iterable[Drawn], with_grid: bool) -> None:
         """Writes each picture when it is finished. with_grid: also all pictures as one."""
@@ -165,7 +223,9 @@ class Results:
             paths |= self.shown(
                 save_film(self.output, drawn.model, drawn.steps, i, target, preview)
             )
-        self.images.append({**paths, "seed": record["seed"], "request": record})
+        self.first = record if self.first is None else self.first
+        if self.as_json:
+            self.images.append({**paths, "seed": record["seed"], "request": record})
         if self.settings.show:
             typer.echo(draw_in_terminal(image, 48), err=True)
 
@@ -173,7 +233,7 @@ class Results:
         """Writes all pictures side by side as one."""
         from pellucid.images.pixels import grid
 
-        stem = f"{self.output.stem(self.images[0]['request'])}-grid"
+        stem = f"{self.output.stem(self.first or {})}-grid"
         self.grid = self.shown({"grid": str(self.output.save_picture(grid(images), None, stem))})
 
     def shown(self, paths: dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,223 @@
+"""What one command draws: one request, the lines of a file of prompts, or a request for each variation
+of a prompt; and which of the pictures are there already."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from pellucid import messages
+from pellucid.cli._like import ModelFiles, with_named
+from pellucid.cli._options import option_of
+from pellucid.plugins import nearest
+
+if TYPE_CHECKING:
+    from pellucid.request import Request, ResolvedRequest
+
+LARGEST = 64_000_000  # bytes of a file of prompts
+SHOWN = 5  # names that a message lists
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request, with the files that it needs."""
+
+    files: ModelFiles
+    request: Request
+    template: str | None = None
+    """The prompt before its variations were drawn."""
+    place: str | None = None
+    """The line that it is from, for messages."""
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs of a command, made when they are needed: a file may have very many lines.
+
+    lines: the fields of each line, and its number; None: there is no file. dynamic: draw the
+    variations of the prompts.
+    """
+
+    files: ModelFiles
+    asked: Mapping[str, Any]
+    file: str | None = None
+    lines: tuple[tuple[int, Mapping[str, Any]], ...] = ()
+    dynamic: bool = False
+
+    def __iter__(self) -> Iterator[Job]:
+        if self.file is None:
+            yield from self._of_fields({}, None)
+        for number, fields in self.lines:
+            place = f"{self.file}, line {number}"
+            try:
+                yield from self._of_fields(fields, place)
+            except ValueError as error:
+                raise ValueError(f"{place}: {_sentence(error)}") from error
+
+    def count(self) -> int:
+        """How many pictures there are. ValueError: a line that is wrong, named by its number."""
+        return sum(job.request.count for job in self)
+
+    def _of_fields(self, fields: Mapping[str, Any], place: str | None) -> Iterator[Job]:
+        from pellucid.request import Request, chosen_seed
+
+        request = Request.model_validate({**self.asked, **fields})
+        if not self.dynamic:
+            files, request = with_named(self.files, request)
+            yield Job(files, request, None, place)
+            return
+        first = chosen_seed(request)
+        for i in range(request.count):
+            drawn, template = _drawn(request, first + (i if request.walk is None else 0))
+            part = drawn.model_copy(update={"seed": first}).part(i, 1)
+            files, part = with_named(self.files, part)
+            yield Job(files, part, template, place)
+
+
+def _drawn(request: Request, seed: int) -> tuple[Request, str | None]:
+    """The request with the variations of its prompts drawn, and its prompt before that."""
+    from pellucid.settings import load_settings
+    from pellucid.variations import draw
+
+    folder = load_settings().settings.wildcards
+    texts = {n: draw(getattr(request, n), seed, folder) for n in ("prompt", "negative_prompt")}
+    changed = texts["prompt"] != request.prompt
+    valid = type(request).model_validate(dict(request) | texts)
+    return valid, request.prompt if changed else None
+
+
+def read_prompts(name: str) -> tuple[tuple[int, dict[str, Any]], ...]:
+    """The lines of a file of prompts, "-": of standard input, each with its number.
+
+    A line is a prompt, or a JSON object with fields of a request; blank lines and those that begin
+    with "#" are left out. ValueError names the line that is wrong.
+    """
+    text = _read(name)
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if line and not line.startswith("#"):
+            lines.append((number, _fields(line, f"{name}, line {number}")))
+    if not lines:
+        raise ValueError(f"{name} has no prompts in it")
+    return tuple(lines)
+
+
+def _read(name: str) -> str:
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(LARGEST + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from error
+    if len(data) > LARGEST:
+        raise ValueError(f"{name} is too large: more than {LARGEST // 1_000_000} MB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeError as error:
+        line = data[: error.start].count(b"\n") + 1  # type: ignore[attr-defined]
+        raise ValueError(f"{name}, line {line}: the text must be UTF-8") from error
+
+
+def _fields(line: str, place: str) -> dict[str, Any]:
+    from pellucid.request import Request
+
+    if not line.startswith('{"'):
+        return {"prompt": line}
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} begins as JSON and is not valid: {error}") from error
+    for field_name in fields:
+        if field_name not in Request.model_fields:
+            near = ", ".join(nearest(field_name, Request.model_fields)[:SHOWN])
+            raise ValueError(f"{place}: unknown field {field_name!r}; nearest: {near}")
+    return dict(fields)
+
+
+def _sentence(error: ValueError) -> str:
+    from pellucid.request import Request
+
+    if isinstance(error, ValidationError):
+        return messages.sentence(error, Request, option_of)
+    return messages.written(messages.text_of(error), option_of)
+
+
+# ---------------------------------------------------------------- what is there already
+
+
+@dataclass
+class Made:
+    """The pictures in a folder, by what they record.
+
+    A picture is the one that a job would make if it records the same request, model and files: the
+    same seed where the request has one, any seed where it has none. Each counts once.
+    """
+
+    folder: Path
+    found: dict[str, list[Path]] = field(default_factory=dict)
+    taken: set[Path] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, folder: Path) -> Made:
+        """Reads what the pictures in a folder, and below it, record."""
+        from pellucid.images.metadata import FORMATS, read_metadata
+
+        made = cls(folder)
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in FORMATS and path.is_file():
+                try:
+                    record = read_metadata(path).request
+                except ValueError:
+                    continue
+                if record is not None:
+                    made.found.setdefault(_key(record), []).append(path)
+                    made.found.setdefault(_key(record, seed=False), []).append(path)
+        return made
+
+    def take(self, record: Mapping[str, Any], seed: bool) -> Path | None:
+        """A picture with this record that was not taken yet. seed: whether it counts."""
+        paths = self.found.get(_key(record, seed), [])
+        while paths:
+            path = paths.pop()
+            if path not in self.taken:
+                self.taken.add(path)
+                return path
+        return None
+
+
+def _key(record: Mapping[str, Any], seed: bool = True) -> str:
+    kept = {name: value for name, value in record.items() if seed or name != "seed"}
+    return ("seed " if seed else "any ") + json.dumps(kept, sort_keys=True)
+
+
+def missing(
+    request: Request,
+    resolved: ResolvedRequest,
+    seeded: bool,
+    made: Made,
+    record: Callable[[ResolvedRequest], dict[str, Any]],
+) -> tuple[list[Request], list[Path]]:
+    """The parts of a request that are not made yet, and the pictures of the others.
+
+    seeded: whether the request was given a seed. resolved: as the model carries it out.
+    """
+    there: list[Path] = []
+    left: list[int] = []
+    for i in range(request.count):
+        path = made.take(record(resolved.alone(i)), seeded)
+        if path is None:
+            left.append(i)
+        else:
+            there.append(path)
+    if not seeded and request.walk is None:
+        return ([request.part(0, len(left))] if left else []), there
+    return [request.part(i, 1) for i in left] if there else [request], there
