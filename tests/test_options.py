@@ -66,7 +66,8 @@ def test_each_field_says_what_it_is() -> None:
 
 def test_names_in_the_help_are_those_of_the_code() -> None:
     """They are written there, because the code imports torch, which --help must not wait for."""
-    for field, names in (("noise", noise.NOISES), ("hires_upscaler", hires.UPSCALERS)):
+    upscalers = (*hires.UPSCALERS, "or a file of the ESRGAN family")
+    for field, names in (("noise", noise.NOISES), ("hires_upscaler", upscalers)):
         assert Request.model_fields[field].description == f"{', '.join(names)}."
 
 
