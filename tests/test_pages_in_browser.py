@@ -196,6 +196,11 @@ def test_a_curve_says_its_values(files: dict[str, Path], open_page: Callable[...
     box = plot.bounding_box()
     tab.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
     assert "t = 0" not in said.inner_text()
+    line = tab.locator(".cursor").first.bounding_box()
+    assert (
+        line["height"] == pytest.approx(box["height"])
+        and abs(line["x"] - box["x"] - box["width"] / 3) < 5
+    )
 
 
 def test_two_of_the_table_have_an_angle(

@@ -124,7 +124,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and not value[:1].isdigit()
+    return isinstance(value, str) and not value.startswith((*"0123456789-∞",))
 
 
 def _line(tag: str, cells: Sequence[str], texts: Sequence[bool]) -> str:

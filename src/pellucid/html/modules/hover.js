@@ -23,6 +23,7 @@ function hoverPlot(plot) {
   const show = (i) => {
     now = Math.max(0, Math.min(grid.length - 1, i));
     line.hidden = false;
+    line.style.height = `${plot.getBoundingClientRect().height}px`;
     line.style.left = `${(100 * at(grid[now])) / width}%`;
     const values = series.map((one) => {
       const k = nearest(one.x, grid[now]);
