@@ -26,6 +26,7 @@ except ImportError:  # Windows: what a killed process left stays there
     flock = None  # type: ignore[assignment]
 
 HIDDEN = ".pellucid-"  # the names of the hidden folders begin with this
+LEAST_ROOM = 2_000_000  # bytes that are left on the disk before anything is written
 LONGEST_NAME = 255  # bytes, of most file systems
 
 
@@ -108,6 +109,11 @@ def check_writable(path: Path, error: type[ValueError] = ValueError) -> None:
     there = next((folder for folder in path.parents if os.path.lexists(folder)), Path())
     if not there.is_dir():
         raise error(f"{path} cannot be written: {there} is a file and not a folder")
+    free = shutil.disk_usage(there).free
+    if free < LEAST_ROOM:
+        raise error(
+            f"{path} cannot be written: {there} has only {free // 1000} kB left on its disk"
+        )
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as refused:

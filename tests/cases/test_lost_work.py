@@ -17,7 +17,7 @@ import pytest
 from inputs import environment, run, unprivileged
 from PIL import Image
 
-from pellucid import cli, pipeline
+from pellucid import checkpoints, cli, pipeline
 
 Draw = Callable[..., tuple[int, str, str]]
 
@@ -392,3 +392,28 @@ def test_ctrl_c_while_modules_are_imported(module: str, tmp_path: Path) -> None:
     assert b"Traceback" not in done.stderr and b"Error" not in done.stderr, done.stderr
     assert done.returncode in (130, -2)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_is_named_before_the_work(
+    refused: Any, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(checkpoints, "load", None)  # it is not called
+    said = refused("generate", "x", "--model", model_file)
+    assert "outputs/new.png cannot be written: . has only 1 kB left on its disk" in said
+
+
+def test_a_lora_that_is_missing_is_named_before_the_model_is_loaded(
+    refused: Any, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "ink.safetensors").touch()
+    monkeypatch.setattr(checkpoints, "load", None)
+    words = ("generate", "x", "--model", model_file)
+    for more in (("--lora", "no"), ("--embedding", "no"), ("--vae", "no"), ("--refiner", "no")):
+        assert "no does not exist" in refused(*words, *more)
+    said = refused("generate", "<lora:no:1>", "--model", model_file, "--lora-folder", "loras")
+    assert "unknown LoRA in loras named 'no'; choices, nearest first: ink" in said

@@ -108,7 +108,7 @@ def draw_with_diffusion(
     model = jobs.files.open(settings.device, settings.dtype)
     for job in jobs:
         try:
-            yield from _draw_job(job, model, settings, recorded, output, made)
+            yield from draw_job(job, model, settings, recorded, output, made)
         except ValueError as error:
             if job.place is None:
                 raise
@@ -116,7 +116,7 @@ def draw_with_diffusion(
             output.failed = True
 
 
-def _draw_job(
+def draw_job(
     job: Job,
     model: Model,
     settings: Settings,

@@ -58,7 +58,7 @@ class Jobs:
             try:
                 yield from self._of_fields(fields, place)
             except ValueError as error:
-                raise ValueError(f"{place}: {_sentence(error)}") from error
+                raise ValueError(f"{place}: {sentence_of(error)}") from error
 
     def count(self) -> int:
         """How many pictures there are. ValueError: a line that is wrong, named by its number."""
@@ -143,7 +143,8 @@ def _fields(line: str, place: str) -> dict[str, Any]:
     return dict(fields)
 
 
-def _sentence(error: ValueError) -> str:
+def sentence_of(error: ValueError) -> str:
+    """The message of an error, with the names of options."""
     from pellucid.request import Request
 
     if isinstance(error, ValidationError):
@@ -165,6 +166,8 @@ class Made:
     folder: Path
     found: dict[str, list[Path]] = field(default_factory=dict)
     taken: set[Path] = field(default_factory=set)
+    last: Path | None = None
+    """The picture that was taken last."""
 
     @classmethod
     def of(cls, folder: Path) -> Made:
@@ -190,6 +193,7 @@ class Made:
             path = paths.pop()
             if path not in self.taken:
                 self.taken.add(path)
+                self.last = path
                 return path
         return None
 

@@ -197,6 +197,7 @@ def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request
     ValueError: a file that does not exist.
     """
     from pellucid.adapters import embeddings_named
+    from pellucid.adapters import find as find_lora
 
     own = load_settings().settings
     loras = [(str(find("loras", name)), *weights) for name, *weights in request.loras]
@@ -209,6 +210,9 @@ def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request
     request = request.model_copy(update={"embeddings": embeddings + found})
     if files.lora_folder is None and request.lora_tags:
         files = replace(files, lora_folder=own.loras)
+    if files.lora_folder is not None:
+        for tag in request.lora_tags:  # an error comes now, not after the model is loaded
+            find_lora(tag.name, files.lora_folder)
     return files, request
 
 

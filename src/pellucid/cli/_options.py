@@ -107,7 +107,7 @@ class RequestOption:
             text += f" Choices: {', '.join(get_args(kind))}."
         if shown := self._default():
             text += f" Default: {shown}."
-        if _repeats(kind):
+        if repeats(kind):
             given, text = list[given], f"{text} Repeatable."
         if self.flag.startswith("-"):
             info: Any = typer.Option(
@@ -194,7 +194,7 @@ def _bare(annotation: Any) -> Any:
     return annotation
 
 
-def _repeats(kind: Any) -> bool:
+def repeats(kind: Any) -> bool:
     return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
 
 
