@@ -79,13 +79,14 @@ def prepare(request: ResolvedRequest, unit: int) -> Canvas:
     """The canvas of a request with a picture to start from.
 
     unit: the network draws multiples of this many pixels; a picture of another size is extended at
-    its right and bottom edges, and cropped at the end. Raises ValueError: a mask that cannot be
+    its right and bottom edges, and cropped at the end. With an upscaler the picture is made smaller
+    for the network. Raises ValueError: a mask that cannot be
     read, a mask of another size than the picture, a mask that marks nothing.
     """
     assert request.picture is not None
-    picture, full = request.picture, (request.width, request.height)
+    picture, full, drawn = request.picture, (request.width, request.height), request.drawn_size
     if not request.masked:
-        return Canvas(fit(picture, *full), None, (0, 0, *full), full)
+        return Canvas(fit(picture, *full), None, (0, 0, *full), drawn)
     left, top, right, bottom = request.extend
     small, box = picture.size, (-left, -top, picture.width + right, picture.height + bottom)
     picture = crop(picture, box)
@@ -99,8 +100,10 @@ def prepare(request: ResolvedRequest, unit: int) -> Canvas:
         raise ValueError(f"{request.mask}: the mask is empty: no pixel is white or transparent")
     if request.only_masked:
         return Canvas(
-            picture, mask, around(marked, request.padding, full, picture.size), full, warnings
+            picture, mask, around(marked, request.padding, full, picture.size), drawn, warnings
         )
+    if drawn != full:
+        return Canvas(picture, mask, (0, 0, *full), drawn, warnings)
     size = (-(-full[0] // unit) * unit, -(-full[1] // unit) * unit)
     return Canvas(picture, mask, (0, 0, *size), size, warnings)
 

@@ -39,7 +39,7 @@ def first_pass(
     runtime: Runtime, request: ResolvedRequest, canvas: Canvas | None, level: Level
 ) -> Begin:
     """Noise, or the picture with noise."""
-    size = (request.width, request.height) if canvas is None else canvas.size
+    size = request.drawn_size if canvas is None else canvas.size
     streams = streams_of(request.seeds)
     noise = first_noise(runtime, request, size, streams)
     # Stable Diffusion's own samplers begin with noise of deviation 1, k-diffusion's with sigma.

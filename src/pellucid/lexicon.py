@@ -264,15 +264,14 @@ def nearest(word: str, lexicon: Lexicon) -> tuple[str, ...]:
     """Names of things that go with the word, then those that are spelled like it."""
     forms = set(singulars(word))
     chosen = [e.names[0] for e in lexicon.entries if forms & set(e.tags)]
-    spelled: dict[str, str] = {}
-    for entry in lexicon.entries:
-        for name in entry.names:
-            for part in words_of(name):
-                if len(part) > 2:
-                    spelled.setdefault(part, name)
-    chosen += [
-        spelled[part] for part in difflib.get_close_matches(word, spelled, NEAREST, cutoff=ALIKE)
-    ]
+    spelled = {
+        part: entry.names[0]
+        for entry in reversed(lexicon.entries)
+        for name in entry.names
+        for part in words_of(name)
+        if len(part) > 2
+    }
+    chosen += [spelled[part] for part in difflib.get_close_matches(word, spelled, NEAREST, ALIKE)]
     return tuple(dict.fromkeys(chosen))[:NEAREST]
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is used for fields that a request leaves open. width and height are pixels."""
+    """What is used for fields that a request leaves open. width and height are pixels of the
+    result, after the upscaler of a model that has one."""
 
     steps: int = 20
     guidance: float = 5.0
@@ -117,3 +118,9 @@ class Model:
     def config(self) -> Any:
         """The config of the backbone; None if that has none."""
         return getattr(self.backbone, "config", None)
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """Width and height in pixels that the backbone draws by default, before any upscaler."""
+        factor = 1 if self.upscaler is None else self.upscaler.config.factor
+        return self.defaults.width // factor, self.defaults.height // factor

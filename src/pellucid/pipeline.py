@@ -25,10 +25,11 @@ from pellucid.guidance import (
     Recorded,
     clip_guidance,
 )
+from pellucid.images.pixels import to_pil
 from pellucid.inpaint import Canvas
 from pellucid.latents import Begin
 from pellucid.model import Model
-from pellucid.noise import source
+from pellucid.noise import draw, source
 from pellucid.plan import (
     check_clip_guidance,
     check_refiner,
@@ -37,7 +38,7 @@ from pellucid.plan import (
     split_at_refiner,
     warnings_of,
 )
-from pellucid.preview import decoder_of, pictures
+from pellucid.preview import decoder_of
 from pellucid.request import Request, ResolvedRequest, resolve, unit_of
 from pellucid.runtime import Runtime
 from pellucid.runtime.devices import free_memory
@@ -148,7 +149,7 @@ def batch_size(runtime: Runtime, request: ResolvedRequest) -> int:
     """How many pictures to draw at once: as many as are faster together, and fit in half of the
     memory that is free."""
     scale = 1 if request.second_pass is None else request.second_pass.scale
-    width, height = round(request.width * scale), round(request.height * scale)
+    width, height = (round(side * scale) for side in request.drawn_size)
     count, pixels = CPU_BATCH if runtime.device.type == "cpu" else GPU_BATCH
     count = min(count, pixels // (width * height))
     free = free_memory(runtime.device)
@@ -284,8 +285,31 @@ def finished(
     runtime: Runtime, request: ResolvedRequest, canvas: Canvas | None, x: Tensor, drawn: bool
 ) -> list[Image.Image]:
     """The pictures of the last step; where no step was drawn, the one to start from."""
-    if canvas is None:
-        return pictures(runtime, x, request.decoder)
-    if not drawn:
+    if canvas is not None and not drawn:
         return [canvas.picture] * len(x)
-    return [canvas.paste(picture) for picture in pictures(runtime, x, request.decoder)]
+    pixels = runtime.decode(decoder_of(runtime.model, request.decoder), x).float()
+    if runtime.model.upscaler is not None:
+        scale = 1 if request.second_pass is None else request.second_pass.scale
+        size = round(request.width * scale), round(request.height * scale)
+        images = enlarged(runtime, pixels, size, request.seeds)
+    else:
+        images = [to_pil(picture) for picture in pixels]
+    return images if canvas is None else [canvas.paste(picture) for picture in images]
+
+
+def enlarged(
+    runtime: Runtime, pixels: Tensor, size: tuple[int, int], seeds: Sequence[int]
+) -> list[Image.Image]:
+    """Pixels (B, 3, h, w) as pictures of this width and height, by the model's upscaler.
+
+    It runs as often as needed, and what is then too large is reduced. Its noise depends on each
+    picture's seed alone.
+    """
+    upscaler = runtime.model.upscaler
+    assert upscaler is not None
+    factor, streams = upscaler.config.factor, latents.streams_of(seeds)
+    while pixels.shape[3] < size[0] or pixels.shape[2] < size[1]:
+        height, width = (side * factor for side in pixels.shape[2:])
+        pixels = runtime.enlarge(pixels, draw("gaussian", (3, height, width), streams))
+    images = [to_pil(picture) for picture in pixels]
+    return [each.resize(size, Image.Resampling.LANCZOS) for each in images]

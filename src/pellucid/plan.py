@@ -7,11 +7,13 @@ should be warned of.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 
 from pellucid import hires, inpaint, samplers
 from pellucid.conditioning import add_up, long_prompt_warning, weighted_prompts
 from pellucid.guidance import progress
+from pellucid.lexicon import describe, unknown_words
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.preview import decoder_of
@@ -20,6 +22,7 @@ from pellucid.request import Request, ResolvedRequest, draws_any_size, unit_of
 from pellucid.schedule import MAX_STEPS, Level
 
 SHOWN = 3  # texts of a prompt that the warnings name
+SYNTAX = re.compile(r"\b(?:AND|BREAK)\b")  # words of a prompt that are no text
 
 
 def levels_of(model: Model, request: ResolvedRequest) -> list[list[Level]]:
@@ -156,8 +159,8 @@ def warnings_of(
 
 
 def prompt_warnings(model: Model, request: Request, counts: Sequence[int]) -> list[str]:
-    """Brackets without a partner, texts that no step uses, and long prompts. counts: the steps of
-    each pass."""
+    """Brackets without a partner, texts that no step uses, long prompts, and words that the model has
+    not learned. counts: the steps of each pass."""
     prompts = list(dict.fromkeys((*request.prompts, request.negative_prompt)))
     warnings = [check(prompt) for prompt in prompts for check in (unbalanced, left_out)]
     warnings += [
@@ -168,6 +171,12 @@ def prompt_warnings(model: Model, request: Request, counts: Sequence[int]) -> li
         for text in unread(part, *counts)[:SHOWN]
     ]
     warnings += [long_prompt_warning(model.tokenizer, prompt, *counts) for prompt in prompts]
+    if model.lexicon is not None:
+        words = [word.lower() for word in model.tokenizer.words]
+        texts = (SYNTAX.sub(" ", take_loras(prompt)[0]) for prompt in request.prompts)
+        warnings.append(
+            describe(unknown_words(" . ".join(texts), model.lexicon, words), model.name)
+        )
     if request.emphasis is not None and not any(set("([") & set(prompt) for prompt in prompts):
         warnings.append(FieldMessage("{emphasis} does nothing: no prompt has a weight"))
     if request.walk is not None and request.count == 1 and len(set(request.walk_span)) > 1:
@@ -208,6 +217,16 @@ def guidance_warnings(
 def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> list[str]:
     """A decoder that is not used, too little strength for a step, a size that had to change."""
     warnings = []
+    (width, height), own = request.drawn_size, model.drawn_size
+    if (
+        model.upscaler is not None
+        and not draws_any_size(model)
+        and width * own[1] != height * own[0]
+    ):
+        warnings.append(
+            f"{model.name} was trained on pictures of {own[0]}x{own[1]}; what it draws at "
+            f"{request.width}x{request.height} is distorted"
+        )
     if request.decoder == "tiny" and decoder_of(model, "tiny") is model.vae:
         warnings.append(f"decoder tiny does nothing: the autoencoder of {model.name} is as fast")
     if request.start is None:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from pellucid.lexicon import expand_emoji
 from pellucid.messages import FieldMessage
 from pellucid.plugins import choose
 from pellucid.prompt import Emphasis, LoraTag, split_and, take_loras
@@ -142,7 +143,11 @@ class Request(BaseModel):
     spacing: str | None = option(
         "How the steps are spaced: karras, uniform, ...", flag="--spacing --schedule"
     )
-    width: Side | None = option("Size in pixels.", flag="--size", form="WIDTHxHEIGHT")
+    width: Side | None = option(
+        "Size in pixels; a model with an upscaler draws at its own size and enlarges to this one.",
+        flag="--size",
+        form="WIDTHxHEIGHT",
+    )
     """None, with a picture to start from: its own width; the model's if that is small."""
     height: Side | None = option("Size in pixels.", flag="--size", form="WIDTHxHEIGHT")
 
@@ -401,6 +406,9 @@ class ResolvedRequest(Request):
     width: int
     """Of the result before a second pass; with only_masked, of the part that is drawn."""
     height: int
+    drawn_size: tuple[int, int] = Field(default=(0, 0), exclude=True)
+    """Width and height that the backbone draws in the first pass; with an upscaler not those of the
+    result. It is not part of the record, which determines it."""
     seed: int
     picture: Image.Image | None = Field(default=None, exclude=True, repr=False)
     """`image`, opened; it is not part of the record."""
@@ -437,14 +445,15 @@ def chosen_seed(request: Request) -> int:
 
 
 def resolve(model: Model, request: Request) -> ResolvedRequest:
-    """The request with the model's defaults, a seed and plain names filled in, its image opened.
+    """The request with the model's defaults, a seed and plain names filled in, its image opened, and
+    its emoji as words.
 
     Raises ValueError: a size that the model cannot draw, an image that cannot be read.
     """
     from pellucid import samplers
     from pellucid.images.load import open_image
 
-    d = model.defaults
+    request, d = in_words(model, request), model.defaults
     name, spacing = samplers.resolve(d.sampler if request.sampler is None else request.sampler)
     if request.spacing is not None:
         spacing = request.spacing
@@ -461,6 +470,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         ),
         "width": width,
         "height": height,
+        "drawn_size": drawn_size_of(model, width, height),
         "seed": chosen_seed(request),
         "picture": picture,
     }
@@ -472,9 +482,23 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     return ResolvedRequest.model_validate(dict(request) | filled)
 
 
+def in_words(model: Model, request: Request) -> Request:
+    """The request with the emoji in its prompts as words, for a model that lists what it has learned."""
+    words = model.lexicon
+    if words is None:
+        return request
+    each = {
+        name: expand_emoji(text, words)
+        for name in ("prompt", "negative_prompt", "walk")
+        if (text := getattr(request, name)) is not None
+    }
+    mix = tuple((expand_emoji(text, words), weight) for text, weight in request.mix)
+    return request.model_copy(update={**each, "mix": mix})
+
+
 def draws_any_size(model: Model) -> bool:
     """Whether a picture to start from keeps its own size."""
-    return min(model.defaults.width, model.defaults.height) >= ANY_SIZE
+    return min(model.drawn_size) >= ANY_SIZE
 
 
 def unit_of(model: Model) -> int:
@@ -483,13 +507,25 @@ def unit_of(model: Model) -> int:
     return model.vae.config.downsample * patch
 
 
+def drawn_size_of(model: Model, width: int, height: int) -> tuple[int, int]:
+    """Width and height that the backbone draws for a result of this size.
+
+    With an upscaler, the shorter side is always the model's own, and the ratio of the sides is that of
+    the result, as far as the backbone allows it.
+    """
+    if model.upscaler is None:
+        return width, height
+    scale, unit = min(model.drawn_size) / min(width, height), unit_of(model)
+    return round(width * scale / unit) * unit, round(height * scale / unit) * unit
+
+
 def size_of(model: Model, request: Request, picture: Image.Image | None) -> tuple[int, int]:
     """Width and height of the result before a second pass; with only_masked, of the part.
 
     picture: the request's image. ValueError for a size that is not a multiple of the unit, unless
-    it is exactly that of a picture of which only a part is drawn.
+    it is exactly that of a picture of which only a part is drawn, or an upscaler makes it.
     """
-    d, unit = model.defaults, unit_of(model)
+    d, unit = model.defaults, 1 if model.upscaler is not None else unit_of(model)
     own, exact = (d.width, d.height), False
     if picture is not None and not request.only_masked:
         left, top, right, bottom = request.extend

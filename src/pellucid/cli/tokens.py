@@ -38,7 +38,7 @@ def tokens(
     for warning in (unbalanced(prompt), left_out(prompt)):
         if warning is not None:
             report(warning)
-    facts = {"model": loaded.name} | _report(loaded.tokenizer, prompt, resolved.steps)
+    facts = {"model": loaded.name} | _report(loaded.tokenizer, resolved.prompt, resolved.steps)
     if as_json:
         show_json(json.dumps(facts, indent=1))
         return

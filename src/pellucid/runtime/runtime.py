@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from pellucid import tiling
+from pellucid import cascade, tiling
 from pellucid.clip import TextOutput, TextTower
 from pellucid.model import Model
 from pellucid.runtime import devices
@@ -111,6 +111,22 @@ class Runtime:
         work = decoder.working_bytes(width, height) // 4 if isinstance(decoder, VAE) else 0
         self._bring(decoder, work)
         return self._finite("the decoder", decoder, run, latents)
+
+    def enlarge(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Pixels (B, 3, h, w) in [-1, 1] -> (B, 3, H, W), by the model's upscaler.
+
+        noise: (B, 3, H, W), where it begins. Raises NotFinite; ValueError if the model has no upscaler.
+        """
+        upscaler = self.model.upscaler
+        if upscaler is None:
+            raise ValueError(f"{self.model.name} has no upscaler")
+
+        def run() -> Tensor:
+            *_, last = cascade.sample(upscaler, pixels.to(self.device), noise.to(self.device))
+            return last.large
+
+        self._bring(upscaler)
+        return self._finite("the upscaler", upscaler, run)
 
     def tile_size(self, vae: VAE, width: int, height: int) -> int | None:
         """The positions in a tile where a whole picture would not fit in memory; None where it does,

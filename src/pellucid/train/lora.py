@@ -137,7 +137,7 @@ def load_model(options: LoraOptions, device: torch.device) -> Model:
 
 def load_pictures(options: LoraOptions, model: Model) -> Folder:
     """The folder `data`. ValueError for a size that the model cannot draw."""
-    size = model.defaults.width if options.size == 0 else options.size
+    size = model.drawn_size[0] if options.size == 0 else options.size
     unit = 8 * model.vae.config.downsample  # so that every level of the network halves evenly
     if size < unit or size % unit:
         raise ValueError(f"size must be a multiple of {unit}, such as {4 * unit}, got {size}")

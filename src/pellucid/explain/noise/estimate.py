@@ -75,7 +75,7 @@ def estimate_from_each(
     says nothing about x0. Raises ValueError for a guidance that is not finite.
     """
     request = resolve(model, Request(prompt=prompt, guidance=guidance, seed=seed))
-    size = (request.width, request.height)
+    size = request.drawn_size
     picture = fit(image, *size)
     pixels = to_tensor(picture)
     runtime = Runtime(model)  # its warnings are not shown: the page has no place for them
