@@ -37,6 +37,7 @@ def test_each_how_to_names_a_test_that_is_there() -> None:
         "model family",
         "data source",
         "metric",
+        "section of the page of a run",
         "option",
         "command",
         "noise",
