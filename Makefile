@@ -99,14 +99,21 @@ build/mnist/.installed: Makefile
 runs/art64.npz: | $(VENV)/.installed-dev build/art/.installed
 	$(BIN)/pellucid data emoji --packages $(ART) --out $@
 
-# The shipped model from nothing, on two cores. Each part leaves its state in
+runs/art256.npz: | $(VENV)/.installed-dev build/art/.installed
+	$(BIN)/pellucid data emoji --packages $(ART) --size 256 --out $@
+
+# A model like the shipped one from nothing, and a second stage that enlarges to 256x256, on two cores. Each part leaves its state in
 # runs/, and a second `make emoji-model` goes on where the first was stopped.
-emoji-model: $(VENV)/.installed-dev runs/art64.npz
+emoji-model: $(VENV)/.installed-dev runs/art64.npz runs/art256.npz
 	$(BIN)/pellucid train vae --resume
 	$(BIN)/pellucid train clip --resume
 	$(BIN)/pellucid train diffusion --resume steps=80000 pool=80000 ema=0.999
+	$(BIN)/pellucid train pack core=True art=runs/art64.npz packages=$(ART) out=runs/emoji64.safetensors
+	$(BIN)/pellucid train pairs --resume kind=clean core=True model=runs/emoji64.safetensors out=runs/pairs/clean
+	$(BIN)/pellucid train pairs --resume core=True model=runs/emoji64.safetensors out=runs/pairs/redrawn
+	$(BIN)/pellucid train upscaler --resume pairs=runs/pairs/clean:0.4,runs/pairs/redrawn:0.6
+	$(BIN)/pellucid train pack core=True art=runs/art64.npz packages=$(ART) upscaler=runs/upscaler/state.pt
 	$(BIN)/pellucid train classifier --resume
-	$(BIN)/pellucid train pack
 	$(BIN)/pellucid evaluate --model runs/emoji.safetensors
 	@echo "The model is runs/emoji.safetensors; the figures and the sheet are in outputs/evaluation/."
 
