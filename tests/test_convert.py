@@ -16,9 +16,9 @@ from torch import Tensor
 from pellucid import checkpoints
 from pellucid.checkpoints import load, save, tokenizer_files
 from pellucid.checkpoints.formats import ldm
-from pellucid.cli._model import open_model
 from pellucid.images.latent_file import save_latents
 from pellucid.model import Model
+from pellucid.opening import open_model
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from references import NAMES, make_lora, model_of

@@ -316,3 +316,46 @@ def weighted_prompts(request: Request) -> list[tuple[str, float]]:
 def add_up(prompts: Sequence[tuple[Any, float]]) -> bool:
     """Whether the weights add up to 1, so that the negative prompt counts in guidance alone."""
     return math.isclose(sum(weight for _, weight in prompts), 1)
+
+
+# ---------------------------------------------------------------- reading a prompt
+
+
+def reading(tokenizer: Tokenizer, prompt: str, steps: int) -> dict[str, Any]:
+    """What `conditioning_schedule` makes of a prompt, as plain values: its prompts with their weights,
+    the texts that their steps use, and the chunks and tokens of each. ValueError for weights that
+    make no sense."""
+    text, loras = take_loras(prompt)
+    prompts = []
+    for part, weight in split_and(text):
+        check_weight(part, weight)
+        each = each_step(part, steps)
+        readings = [
+            {
+                "steps": _ranges([step for step, at in enumerate(each, start=1) if at == distinct]),
+                "text": distinct,
+                "chunks": [
+                    [{"token": t.text, "id": t.id, "weight": round(t.weight, 6)} for t in chunk]
+                    for chunk in chunked(tokenizer, distinct)
+                ],
+            }
+            for distinct in dict.fromkeys(each)
+        ]
+        prompts.append({"weight": weight, "readings": readings})
+    return {
+        "chunk_size": tokenizer.context_length - 2,
+        "steps": steps,
+        "loras": [lora._asdict() for lora in loras],
+        "prompts": prompts,
+    }
+
+
+def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising numbers as ranges: 1, 2, 3, 7 -> (1, 3), (7, 7)."""
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges

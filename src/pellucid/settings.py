@@ -91,6 +91,8 @@ class Settings(BaseModel):
     """Where results are written without --out."""
     name: Annotated[str, AfterValidator(output_names.checked)] = output_names.DEFAULT
     """The pattern of the names of pictures, as `output_names` reads it."""
+    serve: dict[str, Any] = Field(default_factory=dict)
+    """The table of `pellucid serve`, which checks it (`serve.configuration`)."""
     defaults: dict[str, ModelDefaults] = Field(default_factory=dict)
     """By the name of a model, or a pattern of names such as "sdxl*"."""
 

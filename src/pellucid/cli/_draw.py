@@ -14,7 +14,6 @@ from pellucid.cli._bar import bar
 from pellucid.cli._files import Output
 from pellucid.cli._jobs import Job, Jobs, Made, missing
 from pellucid.cli._like import ModelFiles, Recorded, flag_of
-from pellucid.cli._model import open_model
 from pellucid.messages import text_of
 
 if TYPE_CHECKING:
@@ -163,6 +162,7 @@ def draw_job(
 def _open_refiner(path: Path, files: ModelFiles, settings: Settings) -> Model:
     """The refiner; --prediction counts for it too, but only where its file does not say."""
     from pellucid.checkpoints import UnknownPrediction
+    from pellucid.opening import open_model
 
     open_it = partial(open_model, path, vae=files.vae, device=settings.device, dtype=settings.dtype)
     try:

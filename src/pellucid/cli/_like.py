@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli._model import default_model, find, open_model
+from pellucid.cli._model import default_model, find
 from pellucid.folders import name_of
 from pellucid.settings import load_settings
 
@@ -47,6 +47,8 @@ class ModelFiles:
 
     def open(self, device: str, dtype: str) -> Model:
         """The model with its other files; errors as in `open_model`."""
+        from pellucid.opening import open_model
+
         return open_model(
             self.model,
             prediction=self.prediction,

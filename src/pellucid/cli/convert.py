@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app, report, show_path
-from pellucid.cli._model import SHORT, Prediction, Vae, named
+from pellucid.cli._model import Prediction, Vae, named
 from pellucid.files import check_writable
 
 
@@ -36,6 +36,7 @@ def convert(
 ) -> None:
     """Write a model in another layout: diffusers' folder, the original file, or Pellucid's own."""
     from pellucid import checkpoints
+    from pellucid.opening import SHORT
     from pellucid.runtime.precision import DTYPES
 
     known = SHORT | {name: name for name in DTYPES}

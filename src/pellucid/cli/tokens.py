@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
 from pellucid.cli._app import app, report, show, show_json
 from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._options import takes_request
-
-if TYPE_CHECKING:
-    from pellucid.tokenizer import Tokenizer
 
 
 @app.command()
@@ -27,6 +24,7 @@ def tokens(
 ) -> None:
     """Every token of a prompt, its number and weight, its chunk, and the steps that use it."""
     from pellucid import checkpoints
+    from pellucid.conditioning import reading
     from pellucid.prompt import left_out, unbalanced
     from pellucid.request import Request, resolve
     from pellucid.textual_inversion import with_words
@@ -38,53 +36,12 @@ def tokens(
     for warning in (unbalanced(prompt), left_out(prompt)):
         if warning is not None:
             report(warning)
-    facts = {"model": loaded.name} | _report(loaded.tokenizer, resolved.prompt, resolved.steps)
+    facts = {"model": loaded.name} | reading(loaded.tokenizer, resolved.prompt, resolved.steps)
     if as_json:
         show_json(json.dumps(facts, indent=1))
         return
     for line in _lines(facts):
         show(line)
-
-
-def _report(tokenizer: Tokenizer, prompt: str, steps: int) -> dict[str, Any]:
-    """What `conditioning.conditioning_schedule` makes of a prompt, as plain values."""
-    from pellucid.conditioning import check_weight, chunked
-    from pellucid.prompt import each_step, split_and, take_loras
-
-    text, loras = take_loras(prompt)
-    prompts = []
-    for part, weight in split_and(text):
-        check_weight(part, weight)
-        each = each_step(part, steps)
-        readings = [
-            {
-                "steps": _ranges([step for step, at in enumerate(each, start=1) if at == distinct]),
-                "text": distinct,
-                "chunks": [
-                    [{"token": t.text, "id": t.id, "weight": round(t.weight, 6)} for t in chunk]
-                    for chunk in chunked(tokenizer, distinct)
-                ],
-            }
-            for distinct in dict.fromkeys(each)
-        ]
-        prompts.append({"weight": weight, "readings": readings})
-    return {
-        "chunk_size": tokenizer.context_length - 2,
-        "steps": steps,
-        "loras": [lora._asdict() for lora in loras],
-        "prompts": prompts,
-    }
-
-
-def _ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Rising numbers as ranges: 1, 2, 3, 7 -> (1, 3), (7, 7)."""
-    ranges: list[tuple[int, int]] = []
-    for number in numbers:
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1] = (ranges[-1][0], number)
-        else:
-            ranges.append((number, number))
-    return ranges
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pellucid.cli._app import app, report, show_json, show_path
 from pellucid.cli._bar import bar
 from pellucid.cli._complete import names_in
 from pellucid.cli._files import OUTPUTS, OVERWRITE, Output
-from pellucid.cli._model import SHORT, Device, Dtype, find
+from pellucid.cli._model import Device, Dtype, find
 
 if TYPE_CHECKING:
     from pellucid.upscale import Upscaler
@@ -91,6 +91,7 @@ def open_upscaler(name: str | None, device: str, dtype: str) -> Upscaler:
     import torch
 
     from pellucid import checkpoints
+    from pellucid.opening import SHORT
     from pellucid.runtime.devices import choose_device
     from pellucid.runtime.precision import choose_dtype
     from pellucid.upscale import FILTERS, Filter

@@ -1,0 +1,89 @@
+"""``pellucid serve``: the HTTP interfaces."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from pellucid.cli._app import app, report, show, show_json
+from pellucid.messages import sentence
+from pellucid.settings import load_settings
+
+VARIABLES = "PELLUCID_SERVE_"
+NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def _option(help: str, *flags: str) -> Any:
+    return typer.Option(*flags, help=help)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, _option("Address; beyond this machine, a token is made.")] = None,
+    port: Annotated[int | None, _option("Port; 0 takes a free one. Default: 7860.")] = None,
+    data: Annotated[Path | None, _option("Folder of the queue, history and pictures.")] = None,
+    models: Annotated[
+        list[Path] | None, _option("A folder of models. Default: that of your settings.")
+    ] = None,
+    loras: Annotated[Path | None, _option("The folder of LoRAs.")] = None,
+    embeddings: Annotated[Path | None, _option("The folder of embeddings.")] = None,
+    device: Annotated[list[str] | None, _option("cpu, cuda, ...; a worker for each.")] = None,
+    dtype: Annotated[str | None, _option("float32, float16 or bfloat16.")] = None,
+    log: Annotated[str | None, _option("The form of the log on stderr: text or json.")] = None,
+    print_config: Annotated[
+        bool, _option("Show all settings as JSON, and end.", "--print-config")
+    ] = False,
+) -> None:
+    """Serve pictures over HTTP, to programs and to a browser on this machine.
+
+    Settings are options, environment variables such as PELLUCID_SERVE_QUEUE_LIMIT, and the table
+    [serve] of the file of settings, in this precedence; --print-config shows all of them.
+    """
+    if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"serve needs {', '.join(absent)}; install the extra: pip install 'pellucid[serve]'"
+        )
+    from pellucid.serve.configuration import Configuration
+    from pellucid.serve.server import run
+
+    loaded = load_settings()
+    mine = loaded.settings
+    given: dict[str, Any] = {
+        "models": (mine.models,),  # the folders of all commands
+        "loras": mine.loras,
+        "embeddings": mine.embeddings,
+        **mine.serve,
+    }
+    given |= {
+        variable.removeprefix(VARIABLES).lower(): os.environ[variable]
+        for variable in loaded.unused
+        if variable.startswith(VARIABLES)
+    }
+    options = {
+        "host": host,
+        "port": port,
+        "data": data,
+        "models": models and tuple(models),
+        "loras": loras,
+        "embeddings": embeddings,
+        "devices": device and tuple(device),
+        "dtype": dtype,
+        "log": log,
+    }
+    given |= {name: value for name, value in options.items() if value is not None}
+    try:
+        configuration = Configuration.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(sentence(error, Configuration)) from None
+    if print_config:
+        shown = configuration.model_dump(mode="json")
+        shown["token"] = shown["token"] and "(set)"
+        show_json(json.dumps(shown, indent=1))
+        return
+    run(configuration, show, report)

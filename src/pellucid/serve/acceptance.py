@@ -1,0 +1,190 @@
+"""Whether a job can be done, decided before it waits; and the files that its names stand for."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pellucid import hires
+from pellucid.messages import FieldMessage
+from pellucid.plan import check_clip_guidance, levels_of, sampler_options, warnings_of
+from pellucid.preview import is_quick
+from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve
+from pellucid.serve.configuration import Configuration
+from pellucid.serve.library import Library, ModelFile
+from pellucid.serve.pictures import Pictures
+from pellucid.serve.queue import Job, Kind
+from pellucid.serve.worker import ModelSpec, Task
+
+
+class Asked(NamedTuple):
+    """A new job as an interface asks for it. In `request`, files are named.
+
+    image, mask: of the store of pictures. loras, embeddings, refiner: of the library. versus: the
+    request of a second run, which an explanation compares.
+    """
+
+    request: Request
+    model: str | None = None
+    kind: Kind = "generate"
+    api: str = "native"
+    previews: bool = False
+    versus: Request | None = None
+    priority: int = 0
+    grid: str | None = None
+
+
+class Acceptance:
+    """Checks jobs against the limits and the models of a server."""
+
+    def __init__(self, limits: Configuration, library: Library, pictures: Pictures) -> None:
+        self.limits = limits
+        self.library = library
+        self.pictures = pictures
+
+    @property
+    def default_model(self) -> str:
+        """The name of the model for jobs that name none. ValueError: there is none at all."""
+        if self.limits.model is not None:
+            return self.limits.model
+        names = [file.name for file in self.library.models()]
+        if not names:
+            raise ValueError("this server has no model; start it with a folder of models")
+        return names[0]
+
+    def job(self, asked: Asked) -> Job:
+        """The job, with a seed. ValueError: it cannot be done, and why."""
+        file = self.library.model(self.default_model if asked.model is None else asked.model)
+        # With a seed, a job that runs again makes the same picture.
+        request = asked.request.model_copy(update={"seed": chosen_seed(asked.request)})
+        versus = (
+            None if asked.versus is None else asked.versus.model_copy(update={"seed": request.seed})
+        )
+        resolved, warnings = self.checked(file, request)
+        if asked.kind == "explain":
+            for each in (request, versus):
+                if each is not None and each.count != 1:
+                    raise ValueError(
+                        FieldMessage(
+                            "{count} must be 1 to explain a picture, got {n}", n=each.count
+                        )
+                    )
+        options: dict[str, Any] = {"previews": asked.previews}
+        if versus is not None:
+            self.checked(file, versus)
+            options["versus"] = _given(versus)
+        return Job(
+            kind=asked.kind,
+            api=asked.api,
+            model=file.name,
+            request=_given(request),
+            resolved=resolved.record() | _names(request),
+            options=options,
+            warnings=warnings,
+            priority=asked.priority,
+            grid=asked.grid,
+            work=float(resolved.steps * resolved.count * pixels(resolved)),
+        )
+
+    def checked(self, file: ModelFile, request: Request) -> tuple[ResolvedRequest, list[str]]:
+        """The request with the model's defaults, and warnings. ValueError, as in `job`."""
+        if request.refiner is not None:
+            self.library.model(request.refiner)
+        located = self.located(request)
+        outline = file.outline
+        resolved = resolve(outline, located)
+        limits = self.limits
+        _at_most("count", resolved.count, limits.count_limit)
+        _at_most("steps", resolved.steps, limits.step_limit)
+        if resolved.second_pass is not None:
+            _at_most("hires_steps", resolved.second_pass.steps, limits.step_limit)
+        if pixels(resolved) > limits.pixel_limit:
+            raise ValueError(
+                f"a picture must have at most {limits.pixel_limit:,} pixels on this server, got "
+                f"{pixels(resolved):,}"
+            )
+        check_clip_guidance(outline, resolved)
+        sampler_options(resolved)
+        passes = levels_of(outline, resolved)
+        for tag in request.lora_tags:
+            self.library.lora(tag.name)
+        if resolved.decoder == "tiny" and outline.tiny_vae is None and is_quick(outline.vae):
+            resolved = resolved.model_copy(update={"decoder": "vae"})  # it has the same effect
+        named = resolved.model_copy(update=_names(request))
+        return resolved, [str(each) for each in warnings_of(outline, request, named, None, passes)]
+
+    def located(self, request: Request) -> Request:
+        """The request with paths in place of names. ValueError: nothing has such a name."""
+        library = self.library
+        if hires.is_file(request.hires_upscaler):  # a client names no file
+            raise ValueError(
+                FieldMessage(
+                    "{hires_upscaler} must be one of {all}", all=", ".join(hires.UPSCALERS)
+                )
+            )
+        places: dict[str, Any] = {
+            "loras": tuple((str(library.lora(name)), *w) for name, *w in request.loras),
+            "embeddings": tuple(str(library.embedding(name)) for name in request.embeddings),
+        }
+        for field in ("image", "mask"):
+            name = getattr(request, field)
+            if name is None:
+                continue
+            path = self.pictures.path(name)
+            if path is None:
+                raise ValueError(
+                    FieldMessage(
+                        f"{{{field}}}: there is no picture {{name!r}} here", name=name[:80]
+                    )
+                )
+            places[field] = str(path)
+        if request.refiner is not None:
+            places["refiner"] = str(library.model(request.refiner).path)
+        return request.model_copy(update=places)
+
+    def task(self, job: Job) -> Task:
+        """The job for a worker, with its files where they are now. ValueError: one is gone."""
+        request = Request.model_validate(job.request)
+        versus = job.options.get("versus")
+        return Task(
+            id=job.id,
+            kind=job.kind,
+            request=self.located(request),
+            named=_names(request),
+            model=_spec(self.library.model(job.model)),
+            refiner=None if request.refiner is None else _spec(self.library.model(request.refiner)),
+            versus=None if versus is None else self.located(Request.model_validate(versus)),
+            previews=bool(job.options.get("previews")),
+        )
+
+
+def pixels(request: ResolvedRequest) -> int:
+    """Pixels of the largest picture of a run."""
+    scale = 1.0 if request.second_pass is None else request.second_pass.scale
+    return round(request.width * scale) * round(request.height * scale)
+
+
+def _given(request: Request) -> dict[str, Any]:
+    """The fields that differ from their defaults, as JSON values."""
+    return request.model_dump(mode="json", exclude_defaults=True)
+
+
+def _names(request: Request) -> dict[str, Any]:
+    """The fields of a request that name files."""
+    files = ("image", "mask", "loras", "embeddings", "refiner")
+    given = request.model_dump(mode="json", include=set(files))
+    return {name: value for name, value in given.items() if value not in (None, [])}
+
+
+def _spec(file: ModelFile) -> ModelSpec:
+    return ModelSpec(file.name, file.path, file.version, file.prediction)
+
+
+def _at_most(field: str, given: int, most: int) -> None:
+    if given > most:
+        raise ValueError(
+            FieldMessage(
+                f"{{{field}}} must be at most {{most}} on this server, got {{given}}",
+                most=most,
+                given=given,
+            )
+        )

@@ -1,0 +1,112 @@
+"""What a model can do, as data: its fields, their limits and choices, and its own defaults.
+
+Everything is derived from the declarations of `Request` and from the model, so a client needs no
+table of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from pellucid import hires, samplers
+from pellucid.inpaint import sees_masks
+from pellucid.model import Model
+from pellucid.noise import NOISES
+from pellucid.plan import check_clip_guidance
+from pellucid.preview import is_quick
+from pellucid.request import Request, declared, draws_any_size, resolve, unit_of
+from pellucid.schedule import SPACINGS
+from pellucid.serve.configuration import Configuration
+
+
+def capabilities(model: Model, limits: Configuration) -> dict[str, Any]:
+    """What clients need to know of a model, as JSON values."""
+    d = model.defaults
+    return {
+        "name": model.name,
+        "prediction": model.prediction,
+        "schedule": model.schedule.name,
+        "defaults": vars(d),
+        "size": {
+            "unit": unit_of(model),
+            "any": draws_any_size(model),
+            "pixel_limit": limits.pixel_limit,
+        },
+        "prompt": {
+            "chunk": model.tokenizer.context_length - 2,
+            "vocabulary": model.tokenizer.vocab_size,
+        },
+        "inpainting_model": sees_masks(model),
+        "fields": [
+            _field(name, model, limits) for name in Request.model_fields if _has(model, name)
+        ],
+        "samplers": [_sampler(name) for name in samplers.names()],
+    }
+
+
+def _has(model: Model, name: str) -> bool:
+    """Whether a field can do something with this model."""
+    if name == "clip_guidance":
+        return _accepts_clip_guidance(model)
+    if name == "decoder":  # an autoencoder that is fast needs no tiny one
+        return not is_quick(model.vae)
+    return True
+
+
+def _accepts_clip_guidance(model: Model) -> bool:
+    try:
+        check_clip_guidance(
+            model, resolve(model, Request(clip_guidance=1.0, sampler="ddim", seed=0))
+        )
+    except ValueError:
+        return False
+    return True
+
+
+def _field(name: str, model: Model, limits: Configuration) -> dict[str, Any]:
+    """A field of a request: what it does, what it may be, and what it is by default."""
+    schema = Request.model_json_schema()["properties"][name]
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    kind = kinds[0]
+    facts = {
+        "name": name,
+        "help": schema["description"],
+        "group": declared(Request, name)["group"],
+        "needs": declared(Request, name)["needs"],
+        "type": kind.get("type"),
+        "default": vars(model.defaults).get(name, schema.get("default")),
+        "minimum": kind.get("minimum", kind.get("exclusiveMinimum")),
+        "maximum": kind.get("maximum", kind.get("exclusiveMaximum")),
+        "choices": _choices(name, kind),
+    }
+    most = {
+        "steps": limits.step_limit,
+        "hires_steps": limits.step_limit,
+        "count": limits.count_limit,
+    }
+    if name in most:
+        facts["maximum"] = most[name]
+    return facts
+
+
+def _choices(name: str, kind: dict[str, Any]) -> list[str] | None:
+    known = {
+        "sampler": samplers.names,
+        "spacing": lambda: ["automatic", *SPACINGS],
+        "noise": lambda: list(NOISES),
+        "hires_upscaler": lambda: list(hires.UPSCALERS),
+    }
+    return list(known[name]()) if name in known else kind.get("enum")
+
+
+def _sampler(name: str) -> dict[str, Any]:
+    """A sampler, with one sentence on what it does."""
+    sampler = samplers.get(name)
+    return {
+        "name": name,
+        "aliases": list(sampler.spec.aliases),
+        "help": sampler.doc.split("\n\n")[0].replace("\n", " "),
+        "order": sampler.spec.order,
+        "options": [n for n in inspect.signature(sampler.sample).parameters if n == "eta"],
+    }

@@ -1,0 +1,534 @@
+"""The engine: jobs are accepted, drawn by worker processes one after another, and watched.
+
+It knows nothing of HTTP. A thread per worker takes the next job from the queue, hands it to its
+process, and stores what comes back. Whoever watches gets an event for each change.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pellucid.files import write_text
+from pellucid.serve import worker
+from pellucid.serve.acceptance import Acceptance, Asked
+from pellucid.serve.configuration import Configuration
+from pellucid.serve.library import Library
+from pellucid.serve.pictures import Pictures
+from pellucid.serve.queue import ENDED, Job, Queue, State
+from pellucid.serve.worker import Cancel, Draw, Ended, Show, Step, Task
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows: nothing hinders a second server
+    flock = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+CRASHES = 2
+"""How often a job may be in a worker that ends unexpectedly."""
+SHUTDOWN = "the server is stopping"
+
+
+class QueueFull(ValueError):
+    """No more jobs are accepted now. seconds: when to try again."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class Event(NamedTuple):
+    """Something has happened to a job, or to the queue.
+
+    kind: "job": its state or its marks changed. "step": data is a `worker.Step`. "queue": its order
+    or its pause changed, and `id` is empty. "deleted": the job is gone. "stopping": the server stops.
+    """
+
+    kind: Literal["job", "step", "queue", "deleted", "stopping"]
+    id: str = ""
+    step: Step | None = None
+
+
+@dataclass
+class Live:
+    """A job that is drawn now. steps: those with previews so far."""
+
+    began: float = field(default_factory=time.monotonic)
+    last: Step | None = None
+    steps: list[Step] = field(default_factory=list)
+
+    def seconds_left(self) -> float | None:
+        """Until it is done; None: no step is done yet. A batch of pictures is done at once."""
+        if self.last is None or self.last.of == 0:
+            return None
+        share = (self.last.first + self.last.step / max(self.last.steps, 1)) / self.last.of
+        spent = time.monotonic() - self.began
+        return spent * (1 - share) / share if 0 < share < 1 else 0.0
+
+
+class Engine:
+    """One queue and its workers. Its methods are safe to use from several threads.
+
+    Raises ValueError: the data folder cannot be used, or another server uses it.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        folder = configuration.data
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock_file = _locked(folder)
+        self.pictures = Pictures(folder / "pictures")
+        self.library = Library(
+            configuration.models,
+            configuration.loras,
+            configuration.embeddings,
+            configuration.predictions,
+        )
+        self.acceptance = Acceptance(configuration, self.library, self.pictures)
+        self.queue = Queue(folder / "queue.sqlite")
+        self.live: dict[str, Live] = {}
+        self.stopping = False
+        self.changed = threading.Condition()
+        self._watchers: set[Callable[[Event], None]] = set()
+        self._pace: dict[str, float] = {}  # seconds per unit of work, by model
+        self._crashes: dict[str, int] = {}
+        self.workers = [_Worker(self, device) for device in configuration.devices]
+
+    # ------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Go on with the queue; jobs that a killed server was drawing wait again."""
+        again = self.queue.requeue()
+        if again:
+            log.info("%d jobs that were interrupted wait again", again)
+        for each in self.workers:
+            each.start()
+
+    def stop_soon(self) -> None:
+        """Accept no more jobs, and begin none."""
+        with self.changed:
+            self.stopping = True
+            self.changed.notify_all()
+        self.publish(Event("stopping"))
+
+    def stop(self) -> None:
+        """Let running jobs finish for a while; those that do not wait for the next start."""
+        self.stop_soon()
+        deadline = time.monotonic() + self.configuration.stop_seconds
+        for each in self.workers:
+            each.join(max(0.0, deadline - time.monotonic()))
+        for each in self.workers:
+            each.kill()
+        for each in self.workers:
+            each.join(10)
+        again = self.queue.requeue()
+        if again:
+            log.info("%d jobs were stopped and wait for the next start", again)
+        self.queue.close()
+        if self._lock_file is not None:
+            self._lock_file.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether jobs are accepted and every worker is there."""
+        return not self.stopping and all(each.is_alive() for each in self.workers)
+
+    # ------------------------------------------------------------ jobs
+
+    def submit(self, *asked: Asked) -> list[Job]:
+        """Accept jobs, all or none; they are on the disk afterwards.
+
+        Raises ValueError: one of them cannot be done; QueueFull.
+        """
+        if self.stopping:
+            raise QueueFull(SHUTDOWN, 10)
+        waiting = self.queue.count_waiting()
+        if waiting + len(asked) > self.configuration.queue_limit:
+            seconds = max(1, round(self.seconds_waiting() / max(waiting, 1)))
+            raise QueueFull(
+                f"{waiting} jobs wait, and at most {self.configuration.queue_limit} may", seconds
+            )
+        jobs = [self.acceptance.job(each) for each in asked]
+        self.queue.add(jobs)
+        self._notify()
+        for job in jobs:
+            self.publish(Event("job", job.id))
+        self.publish(Event("queue"))
+        return jobs
+
+    def cancel(self, id: str, keep: bool = False) -> bool:
+        """End a job that waits, or have it stopped after its step; False: it has ended already.
+
+        keep: the pictures so far become its pictures.
+        """
+        with self.changed:
+            drawing = next((each for each in self.workers if id in each.open), None)
+            if drawing is not None:
+                drawing.send(Cancel(id, keep))
+                return True
+        return self.end(Ended(id, "cancelled"))
+
+    def leave(self, id: str) -> None:
+        """Cancel a job that nobody waits for any more; when the server stops, it goes on later."""
+        if not self.stopping:
+            self.cancel(id)
+
+    def retry(self, id: str) -> bool:
+        """Draw again what failed or was cancelled; False: it did neither."""
+        if not self.queue.retry(id):
+            return False
+        self._crashes.pop(id, None)
+        self._notify()
+        self.publish(Event("job", id))
+        self.publish(Event("queue"))
+        return True
+
+    def move(self, id: str, place: int) -> bool:
+        """Give a waiting job another place; False: it does not wait."""
+        if not self.queue.move(id, place):
+            return False
+        self.publish(Event("queue"))
+        return True
+
+    def mark(self, id: str, **values: Any) -> bool:
+        """Set marks, as `Queue.mark`."""
+        if not self.queue.mark(id, **values):
+            return False
+        self.publish(Event("job", id))
+        return True
+
+    def forget(self, id: str) -> bool:
+        """Delete a job of the bin and its files for good; False: it is not in the bin."""
+        job = self.queue.job(id)
+        if job is None or job.deleted is None or job.state not in ENDED:
+            return False
+        for name in self.queue.forget(id):
+            self.pictures.remove(name)
+        for path in (self._steps_file(id), self.explanation(id)):
+            path.unlink(missing_ok=True)
+        self.publish(Event("deleted", id))
+        return True
+
+    def show(self, id: str) -> None:
+        """Have previews made of a job that is drawn, from its next step on."""
+        with self.changed:
+            for each in self.workers:
+                if id in each.open:
+                    each.send(Show(id))
+
+    @property
+    def paused(self) -> bool:
+        """Whether waiting jobs are held; running ones go on."""
+        return self.queue.fact("paused") == "yes"
+
+    @paused.setter
+    def paused(self, held: bool) -> None:
+        self.queue.remember("paused", "yes" if held else "no")
+        self._notify()
+        self.publish(Event("queue"))
+
+    # ------------------------------------------------------------ what is known of a job
+
+    def steps(self, id: str) -> list[dict[str, Any]]:
+        """The previews of each step, of a job that was asked for with previews."""
+        live = self.live.get(id)
+        if live is not None:
+            return [step._asdict() for step in live.steps]
+        try:
+            found: list[dict[str, Any]] = json.loads(self._steps_file(id).read_text("utf-8"))
+        except (OSError, ValueError):
+            return []
+        return found
+
+    def keep_grid(self, id: str, grid: dict[str, Any]) -> None:
+        """Store the cells of a grid."""
+        self.queue.remember(f"grid {id}", json.dumps(grid))
+
+    def grid(self, id: str) -> dict[str, Any] | None:
+        """What `keep_grid` has stored; None: there is no such grid."""
+        stored = self.queue.fact(f"grid {id}")
+        return None if stored is None else json.loads(stored)
+
+    def explanation(self, id: str) -> Path:
+        """The page of a job that explains; it is there when the job is done."""
+        return self.configuration.data / "explanations" / f"{id}.html"
+
+    def _steps_file(self, id: str) -> Path:
+        return self.configuration.data / "steps" / f"{id}.json"
+
+    def seconds_left(self, job: Job) -> float | None:
+        """How long a running job still needs; None: not known yet."""
+        live = self.live.get(job.id)
+        if live is None:
+            return None
+        if (left := live.seconds_left()) is not None:
+            return left
+        pace = self._pace.get(job.model)
+        spent = time.monotonic() - live.began
+        return None if pace is None else max(0.0, pace * job.work - spent)
+
+    def places(self) -> dict[str, tuple[int, float | None]]:
+        """Of each waiting job: its place, 1 is the next, and the seconds until it is done."""
+        before: float | None = 0.0
+        for job in self.queue.running():
+            left = self.seconds_left(job)
+            before = None if before is None or left is None else before + left
+        places = {}
+        for place, (id, model, work) in enumerate(self.queue.order(), start=1):
+            pace = self._pace.get(model)
+            before = None if before is None or pace is None else before + pace * work
+            places[id] = (place, None if before is None else before / len(self.workers))
+        return places
+
+    def seconds_waiting(self) -> float:
+        """About how long the whole queue takes."""
+        known = [seconds for _, seconds in self.places().values() if seconds is not None]
+        return max(known, default=0.0)
+
+    # ------------------------------------------------------------ events
+
+    @contextmanager
+    def watch(self, take: Callable[[Event], None]) -> Iterator[None]:
+        """Calls `take` with every event in the block. It must return at once."""
+        self._watchers.add(take)
+        try:
+            yield
+        finally:
+            self._watchers.discard(take)
+
+    def publish(self, event: Event) -> None:
+        """Tell all who watch."""
+        for take in tuple(self._watchers):
+            take(event)
+
+    def wait(self, id: str, timeout: float | None = None) -> Job | None:
+        """The job when it has ended; None: there is none, or it took longer than `timeout`."""
+        ended = threading.Event()
+
+        def take(event: Event) -> None:
+            if event.id == id and event.kind in ("job", "deleted"):
+                job = self.queue.job(id)
+                if job is None or job.state in ENDED:
+                    ended.set()
+
+        with self.watch(take):
+            take(Event("job", id))
+            ended.wait(timeout)
+        job = self.queue.job(id)
+        return job if job is not None and job.state in ENDED else None
+
+    # ------------------------------------------------------------ for the workers
+
+    def next_jobs(self) -> list[Job]:
+        """The job, or the equal jobs, to draw now; waits for one. Empty: the engine stops."""
+        while True:
+            with self.changed:
+                jobs = [] if self.paused or self.stopping else self.queue.next(1)
+                if self.stopping:
+                    return []
+                if not jobs:
+                    self.changed.wait()
+                    continue
+            taken = set(self.queue.take([job.id for job in jobs]))
+            jobs = [job for job in jobs if job.id in taken]
+            for job in jobs:
+                self.live[job.id] = Live()
+                self.publish(Event("job", job.id))
+            if jobs:
+                self.publish(Event("queue"))
+                return jobs
+
+    def stepped(self, step: Step) -> None:
+        """A worker has done a step."""
+        live = self.live.get(step.id)
+        if live is None:  # it was cancelled just before it was handed over
+            return
+        live.last = step
+        if step.x:
+            live.steps.append(step)
+        self.publish(Event("step", step.id, step))
+
+    def end(self, ended: Ended) -> bool:
+        """Store how a job ended; False: it had ended already."""
+        live = self.live.get(ended.id)
+        job = self.queue.job(ended.id)
+        if live is not None and live.steps:
+            self._keep_steps(ended.id, live.steps)
+        warnings = None
+        if job is not None:
+            warnings = list(dict.fromkeys([*job.warnings, *ended.warnings]))
+        done = self.queue.finish(ended.id, ended.state, ended.error, ended.pictures, warnings)
+        self.live.pop(ended.id, None)
+        self._crashes.pop(ended.id, None)
+        if done and job is not None:
+            if ended.state == "done" and live is not None and job.work:
+                spent = (time.monotonic() - live.began) / job.work
+                before = self._pace.get(job.model, spent)
+                self._pace[job.model] = 0.7 * before + 0.3 * spent
+            log.info("job ended", extra={"job": ended.id, "state": ended.state, "api": job.api})
+            self.publish(Event("job", ended.id))
+        return done
+
+    def crashed(self, ids: list[str], reason: str) -> None:
+        """The worker of these jobs has ended: they run once more, the second time they fail."""
+        if self.stopping:
+            return
+        for id in ids:
+            self._crashes[id] = self._crashes.get(id, 0) + 1
+            if self._crashes[id] >= CRASHES:
+                self.end(Ended(id, "failed", reason))
+            else:
+                self.live.pop(id, None)
+                self.queue.requeue([id])
+                self.publish(Event("job", id))
+        self._notify()
+
+    def _keep_steps(self, id: str, steps: list[Step]) -> None:
+        path = self._steps_file(id)
+        path.parent.mkdir(exist_ok=True)
+        with suppress(ValueError):  # a full disk: the picture is worth more than its previews
+            write_text(path, json.dumps([step._asdict() for step in steps]))
+
+    def _notify(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+
+class _Worker(threading.Thread):
+    """The thread that hands jobs to one worker process."""
+
+    def __init__(self, engine: Engine, device: str) -> None:
+        super().__init__(name=f"worker on {device}", daemon=True)
+        self.engine = engine
+        self.device = device
+        self.open: set[str] = set()
+        """The jobs that the process has and that have not ended."""
+        self._sending = threading.Lock()
+        self._process: Any = None
+        self._connection: Connection | None = None
+
+    def run(self) -> None:
+        """Draw until the engine stops."""
+        self._begin()
+        while jobs := self.engine.next_jobs():
+            try:
+                self._draw(jobs)
+            except Exception:
+                log.exception("the engine failed")
+                self.kill()
+                for job in jobs:
+                    self.engine.end(Ended(job.id, "failed", "internal error of the engine"))
+        self.kill()
+
+    def send(self, message: Draw | Cancel | Show) -> None:
+        """Say something to the process; nothing happens if it has ended."""
+        with self._sending, suppress(OSError, AttributeError):
+            self._connection.send(message)  # type: ignore[union-attr]
+
+    def kill(self) -> None:
+        """End the process now."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _begin(self) -> None:
+        """Start the process, or start it again."""
+        configuration = self.engine.configuration
+        settings = worker.Settings(
+            self.device,
+            configuration.dtype,
+            configuration.model_bytes,
+            configuration.data,
+            configuration.loras,
+        )
+        spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(
+            target=worker.main, args=(theirs, settings), name=self.name, daemon=True
+        )
+        process.start()
+        theirs.close()
+        with self._sending:
+            if self._connection is not None:
+                self._connection.close()
+            self._process, self._connection = process, ours
+
+    def _draw(self, jobs: list[Job]) -> None:
+        """Have jobs drawn, and wait for their end."""
+        tasks = [task for job in jobs if (task := self._task(job)) is not None]
+        if not tasks:
+            return
+        if not self._process.is_alive():
+            self._begin()
+        with self.engine.changed:
+            self.open = {task.id for task in tasks}
+        self.send(Draw(tasks))
+        limit = self.engine.configuration.second_limit
+        deadline = time.monotonic() + limit * len(tasks)
+        connection = self._connection
+        assert connection is not None
+        try:
+            while self.open:
+                if not connection.poll(max(0.0, deadline - time.monotonic())):
+                    self._too_long(limit)
+                    return
+                self._read(connection.recv())
+        except (EOFError, OSError):
+            self._process.join(10)
+            code = self._process.exitcode
+            with self.engine.changed:
+                lost, self.open = sorted(self.open), set()
+            reason = f"the worker process ended unexpectedly (exit status {code})"
+            log.error("%s", reason, extra={"jobs": lost})
+            self.engine.crashed(lost, reason)
+            if not self.engine.stopping:
+                self._begin()
+
+    def _task(self, job: Job) -> Task | None:
+        """None: a file that it names is gone, and it has failed."""
+        try:
+            return self.engine.acceptance.task(job)
+        except ValueError as error:
+            self.engine.end(Ended(job.id, "failed", str(error)))
+            return None
+
+    def _read(self, message: Step | Ended) -> None:
+        if isinstance(message, Step):
+            self.engine.stepped(message)
+            return
+        with self.engine.changed:
+            self.open.discard(message.id)
+        self.engine.end(message)
+
+    def _too_long(self, limit: float) -> None:
+        self.kill()
+        self._process.join(10)
+        with self.engine.changed:
+            lost, self.open = sorted(self.open), set()
+        for id in lost:
+            self.engine.end(Ended(id, "failed", f"it took longer than {limit:g} seconds"))
+        self._begin()
+
+
+def _locked(folder: Path) -> Any:
+    """The lock of a data folder, held as long as it is open. ValueError: another server has it."""
+    file = (folder / "lock").open("w")
+    if flock is not None:
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except OSError:
+            file.close()
+            raise ValueError(f"{folder} is in use by another server") from None
+    return file
+
+
+__all__ = ["Asked", "Engine", "Event", "QueueFull", "State"]

@@ -1,0 +1,65 @@
+"""The models that a worker keeps in memory: by size, the least recently used goes first."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import fields
+
+from torch import Tensor, nn
+
+from pellucid.model import Model
+from pellucid.runtime.devices import choose_device, empty_cache
+
+
+class Kept:
+    """Models by key, together at most `limit` bytes; the one that is used is always kept."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._models: OrderedDict[Hashable, Model] = OrderedDict()
+
+    def get(self, key: Hashable, load: Callable[[], Model]) -> Model:
+        """The model of a key, loaded if it is not there."""
+        if key in self._models:
+            self._models.move_to_end(key)
+            return self._models[key]
+        model = load()
+        self._models[key] = model
+        self.shrink()
+        return model
+
+    def shrink(self) -> None:
+        """Let models go until the rest fits."""
+        gone = False
+        while len(self._models) > 1 and self.size() > self.limit:
+            self._models.popitem(last=False)
+            gone = True
+        if gone:
+            give_back_memory()
+
+    def size(self) -> int:
+        """Bytes of all weights; what models share counts once."""
+        tensors: dict[int, Tensor] = {}
+        for model in self._models.values():
+            for each in fields(model):
+                part = getattr(model, each.name)
+                if isinstance(part, nn.Module):
+                    tensors |= {t.data_ptr(): t for t in (*part.parameters(), *part.buffers())}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+
+def give_back_memory() -> None:
+    """Return memory that is no longer used to the system."""
+    gc.collect()
+    empty_cache(choose_device("auto"))
+    if sys.platform == "linux":  # glibc keeps freed memory for later
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

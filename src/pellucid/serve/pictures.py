@@ -1,0 +1,132 @@
+"""The store of pictures: each file is named by the SHA-256 of its bytes, whoever it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pellucid.files import new_file
+from pellucid.images.load import open_header, open_image
+from pellucid.images.metadata import FORMATS, format_of
+
+DECODERS = 2
+"""Pictures of clients that are decoded at once, which bounds the memory."""
+NAME = re.compile("[0-9a-f]{64}")
+MEDIA = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "AVIF": "image/avif",
+    "GIF": "image/gif",
+    "TIFF": "image/tiff",
+    "BMP": "image/bmp",
+}
+
+
+class Pictures:
+    """The pictures in a folder. Safe to use from several processes.
+
+    A file is on the disk when a method returns its name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._decoding = threading.Semaphore(DECODERS)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path | None:
+        """The file of a picture; None: there is none of this name, whatever it is."""
+        if not NAME.fullmatch(name):
+            return None
+        path = self._path(name)
+        return path if path.is_file() else None
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / name
+
+    def add(self, data: bytes) -> str:
+        """Store the bytes of a picture; its name."""
+        name = hashlib.sha256(data).hexdigest()
+        path = self._path(name)
+        if path.is_file():
+            return name
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            _synchronise(self.folder)
+        with new_file(path) as temporary, temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _synchronise(path.parent)
+        return name
+
+    def add_upload(self, data: bytes, pixel_limit: int) -> tuple[str, tuple[int, int]]:
+        """Store a picture that a client has sent; its name, its width and height.
+
+        ValueError: no picture, damaged, more than `pixel_limit` pixels (checked before it is
+        decoded).
+        """
+        header, _ = open_header(io.BytesIO(data))
+        with header:
+            width, height = header.size
+        if width * height > pixel_limit:
+            raise ValueError(
+                f"the picture must have at most {pixel_limit:,} pixels, got {width}x{height}"
+            )
+        with self._decoding:
+            decoded = open_image(io.BytesIO(data))
+        return self.add(data), decoded.size
+
+    def add_image(self, image: Image.Image, record: Mapping[str, Any], kind: str = "png") -> str:
+        """Store a picture with what made it inside; its name."""
+        return self.add(encoded(image, kind, record))
+
+    def remove(self, name: str) -> None:
+        """Delete a picture, if it is there."""
+        path = self.path(name)
+        if path is not None:
+            with suppress(OSError):
+                path.unlink()
+
+
+def encoded(
+    image: Image.Image,
+    kind: str = "png",
+    record: Mapping[str, Any] | None = None,
+    quality: int | None = None,
+) -> bytes:
+    """A picture as the bytes of a file. kind: png, jpeg or webp. quality: 0 to 100, of the last two."""
+    suffix = f".{kind}"
+    if suffix not in FORMATS:
+        raise ValueError(f"format must be one of png, jpeg, webp, got {kind!r}")
+    form, options = format_of(Path(f"picture{suffix}"), record)
+    if quality is not None and form != "PNG":
+        options |= {"quality": quality, "lossless": False}
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def media_type(path: Path) -> str:
+    """The media type of a stored picture."""
+    with Image.open(path) as image:
+        return MEDIA.get(str(image.format), "application/octet-stream")
+
+
+def _synchronise(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    with suppress(OSError):  # Windows cannot open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,302 @@
+"""The process that draws: it gets tasks over a pipe, and reports each step and each result.
+
+It runs the same loop as the command line, ``for progress in generate_in_batches(...)``. Between
+steps it reads what came over the pipe, so cancelling is to stop iterating. It ends when the pipe
+closes: a worker never outlives its server.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from pellucid.adapters import adapt
+from pellucid.data.emoji import concept_names
+from pellucid.explain.run import Explanation, Recorder, page
+from pellucid.files import write_text
+from pellucid.images.data_url import to_data_url
+from pellucid.messages import text_of
+from pellucid.model import Model
+from pellucid.opening import open_model
+from pellucid.pipeline import Progress, generate_in_batches
+from pellucid.preview import preview
+from pellucid.request import Request
+from pellucid.serve.models_kept import Kept
+from pellucid.serve.pictures import Pictures
+from pellucid.serve.queue import Kind, Picture, State
+
+log = logging.getLogger(__name__)
+
+PREVIEW_SIDE = 256
+"""Previews have at most this many pixels on a side."""
+
+
+class ModelSpec(NamedTuple):
+    """A model to open. name: as clients know it. version: changes when the file does."""
+
+    name: str
+    path: Path
+    version: tuple[int, int]
+    prediction: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job, with files in place of names.
+
+    request: with paths. named: the fields of it that name files, as the client named them, which is
+    what a picture records. versus: a second run, to explain both.
+    """
+
+    id: str
+    kind: Kind
+    request: Request
+    named: Mapping[str, Any]
+    model: ModelSpec
+    refiner: ModelSpec | None = None
+    versus: Request | None = None
+    previews: bool = False
+
+
+class Draw(NamedTuple):
+    """To a worker: draw these."""
+
+    tasks: list[Task]
+
+
+class Cancel(NamedTuple):
+    """To a worker: stop drawing this job of the last `Draw`. keep: with the pictures so far."""
+
+    id: str
+    keep: bool = False
+
+
+class Show(NamedTuple):
+    """To a worker: report previews of this job of the last `Draw` from now on."""
+
+    id: str
+
+
+class Step(NamedTuple):
+    """From a worker: a step is done. first: the index of the first picture that is
+    drawn now. of: how many the job has."""
+
+    id: str
+    step: int
+    steps: int
+    first: int
+    of: int
+    x: list[str]
+    """The noisy latents of each picture, as data: URLs; empty without previews."""
+    x0: list[str]
+    """The estimates of the results, likewise."""
+
+
+class Ended(NamedTuple):
+    """From a worker: a job has ended. Its pictures are stored."""
+
+    id: str
+    state: State
+    error: str | None = None
+    pictures: Sequence[Picture] = ()
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker needs to know. folder: of the server's data."""
+
+    device: str
+    dtype: str
+    model_bytes: int
+    folder: Path
+    lora_folder: Path | None
+
+
+class _Cancelled(Exception):
+    """The job was cancelled."""
+
+
+def main(connection: Connection, settings: Settings) -> None:
+    """The life of a worker process."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the server, which ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the server is gone
+        Worker(connection, settings).run()
+
+
+@dataclass
+class Worker:
+    """Draws what comes over `connection`, until that closes."""
+
+    connection: Connection
+    settings: Settings
+    cancelled: dict[str, bool] = field(default_factory=dict)
+    """Job -> whether its pictures so far are kept."""
+    shown: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.kept = Kept(self.settings.model_bytes)
+        self.pictures = Pictures(self.settings.folder / "pictures")
+
+    def run(self) -> None:
+        """Draw task after task. Raises EOFError when the server has closed the pipe."""
+        while True:
+            self.read(self.connection.recv())
+
+    def read(self, message: Draw | Cancel | Show) -> None:
+        """Do what the server says."""
+        if isinstance(message, Cancel):
+            self.cancelled[message.id] = message.keep
+        elif isinstance(message, Show):
+            self.shown.add(message.id)
+        else:
+            self.cancelled.clear()  # of a run before
+            self.shown = {task.id for task in message.tasks if task.previews}
+            for task in message.tasks:
+                self.connection.send(self.ended(task))
+
+    def ended(self, task: Task) -> Ended:
+        """Draw, and say how it ended; an error never ends the worker."""
+        try:
+            return self.explain(task) if task.kind == "explain" else self.draw(task)
+        except _Cancelled:
+            return Ended(task.id, "cancelled")
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except ValueError as error:
+            return Ended(task.id, "failed", without_paths(text_of(error), task, self.settings))
+        except Exception as error:
+            # Torch raises a RuntimeError on the CPU and a subclass on a GPU.
+            if isinstance(error, MemoryError | RuntimeError) and "memory" in repr(error).lower():
+                self.kept.shrink()
+                return Ended(task.id, "failed", "not enough memory; use a smaller size or count")
+            log.exception("job %s failed", task.id)
+            reason = without_paths(f"{type(error).__name__}: {error}", task, self.settings)
+            return Ended(task.id, "failed", f"internal error: {reason}")
+
+    def draw(self, task: Task) -> Ended:
+        """All pictures of a job."""
+        model, refiner = self.opened(task.model), None
+        if task.refiner is not None:
+            refiner = self.opened(task.refiner)
+        made: list[Picture] = []
+        warnings: tuple[str, ...] = ()
+        for progress in self.steps(task, model, refiner):
+            try:
+                self.report(task, model, progress, len(made), task.request.count)
+            except _Cancelled:
+                if not self.cancelled[task.id]:
+                    raise
+                made += self.store(task, progress)
+                reason = f"interrupted after step {progress.step} of {progress.steps}"
+                return Ended(task.id, "cancelled", reason, made)
+            warnings = progress.warnings
+            made += self.store(task, progress)
+        said = [without_paths(warning, task, self.settings) for warning in warnings]
+        return Ended(task.id, "done", None, made, said)
+
+    def steps(self, task: Task, model: Model, refiner: Model | None) -> Iterator[Progress]:
+        """The run."""
+        adapted = partial(adapt, folder=self.settings.lora_folder)
+        return generate_in_batches(model, task.request, adapted, refiner)
+
+    def store(self, task: Task, progress: Progress) -> list[Picture]:
+        """The pictures of the last step of a batch, stored with their requests inside; of an earlier
+        step, the estimates."""
+        last = progress.step == progress.steps
+        images = progress.images
+        if images is None:
+            images = [] if last or task.id not in self.cancelled else self.estimates(task, progress)
+        made = []
+        for i, image in enumerate(images):
+            request = progress.request.alone(i)
+            record = request.record() | dict(task.named) | {"model": task.model.name}
+            if not last:
+                record["interrupted_after"] = progress.step
+            name = self.pictures.add_image(image, record)
+            made.append(Picture(name, request.seed, *image.size))
+        return made
+
+    def estimates(self, task: Task, progress: Progress) -> list[Image.Image]:
+        """What the pictures of a step are expected to be."""
+        return preview(self.opened(task.model), progress.x0, "vae")
+
+    def report(self, task: Task, model: Model, progress: Progress, first: int, count: int) -> None:
+        """Tell the server of a step, and read what it says. Raises _Cancelled."""
+        while self.connection.poll():
+            self.read(self.connection.recv())
+        if task.id in self.cancelled:
+            raise _Cancelled
+        x: list[str] = []
+        x0: list[str] = []
+        if task.id in self.shown:
+            x, x0 = ([_small(p) for p in preview(model, z)] for z in (progress.x, progress.x0))
+        self.connection.send(Step(task.id, progress.step, progress.steps, first, count, x, x0))
+
+    def opened(self, spec: ModelSpec) -> Model:
+        """A model, kept for the next job."""
+        device, dtype = self.settings.device, self.settings.dtype
+        load = partial(
+            open_model, spec.path, prediction=spec.prediction, device=device, dtype=dtype
+        )
+        return self.kept.get((spec.path, spec.version, spec.prediction), load)
+
+    def explain(self, task: Task) -> Ended:
+        """The page of a run, or of two."""
+        model = self.opened(task.model)
+        requests = [task.request] + ([] if task.versus is None else [task.versus])
+        runs: list[Explanation] = []
+        for request in requests:
+            recorder = Recorder(model, request, partial(adapt, folder=self.settings.lora_folder))
+            for progress in recorder.run():
+                self.report(task, model, progress, len(runs), len(requests))
+            runs.append(recorder.explanation(concept_names()))
+        text, left_out = page.page(model, runs)
+        folder = self.settings.folder / "explanations"
+        folder.mkdir(exist_ok=True)
+        write_text(folder / f"{task.id}.html", text)
+        made = []
+        for run in runs:
+            record = run.request.record() | dict(task.named) | {"model": task.model.name}
+            name = self.pictures.add_image(run.picture, record)
+            made.append(Picture(name, run.request.seed, *run.picture.size))
+        warnings = [text for run in runs for text in run.warnings] + (
+            [left_out] if left_out else []
+        )
+        said = [without_paths(warning, task, self.settings) for warning in dict.fromkeys(warnings)]
+        return Ended(task.id, "done", None, made, said)
+
+
+def without_paths(text: str, task: Task, settings: Settings) -> str:
+    """A message for a client: with names in place of the server's paths."""
+    specs = [task.model] + ([] if task.refiner is None else [task.refiner])
+    places = {str(spec.path): spec.name for spec in specs}
+    for path, *_ in task.request.loras:
+        places[path] = Path(path).stem
+    places |= {path: Path(path).stem for path in task.request.embeddings}
+    if settings.lora_folder is not None:
+        places[str(settings.lora_folder)] = "the LoRA folder"
+    for name in ("image", "mask"):
+        if (path := getattr(task.request, name)) is not None:
+            places[path] = f"the {name}"
+    for place in sorted(places, key=len, reverse=True):
+        text = text.replace(place, places[place])
+    return text
+
+
+def _small(image: Image.Image) -> str:
+    small = image.copy()
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return to_data_url(small, "JPEG")
