@@ -76,6 +76,7 @@ def test_without_a_lexicon_nothing_changes() -> None:
         ("🐸 and 🛸, 👩‍🚀 and ❤", ["🛸", "👩‍🚀"]),
         ("a cute, highly detailed 4K photo of many tiny frogs sitting in the sun", ["sun"]),
         ("a giutar", ["giutar"]),
+        ("a burning guitar, a fire-breathing frog and a beard", ["fire", "beard"]),
         ("Cherries and HEARTS", []),
         ("a frog's guitar", []),
         ("three red apples to the left of a bunny, flat style", []),

@@ -46,14 +46,17 @@ jumped fly flies flying flew swim swims swimming swam sleep sleeps sleeping slep
 drink drinks drinking drank play plays playing played dance dances dancing danced sing sings singing
 read reads reading cook cooks cooking smile smiles smiling smiled laugh laughing laughed cry cries
 crying fall falls falling float floats floating hang hangs hanging hug hugs hugging kiss kissing fight
-fighting chase chasing drive drives driving climb climbs climbing look carry carries carrying carried
+fighting breathe breathing burn burns burning erupt erupts erupting explode exploding
+bloom blooming melt melting
+chase chasing drive drives driving climb climbs climbing look carry carries carrying carried
 cover covered filled surrounded shaped colored coloured made grow growing shining shine glow glowing
 waving wave throw throwing catch catching watch watching talk talking work working write writing open
 closed opened facing hidden wrapped topped
 small big large tiny little huge great giant gigantic enormous massive mini miniature long short tall
 high low deep wide narrow thick thin fat slim heavy light dark bright pale vivid deep soft hard round
 square flat curved straight new old young ancient modern vintage retro classic future futuristic
-beautiful pretty cute adorable lovely nice good best better bad ugly handsome gorgeous stunning amazing
+beautiful pretty cute kawaii adorable lovely nice good best better bad ugly handsome gorgeous
+stunning amazing
 awesome cool perfect wonderful fantastic magical magic mystical mysterious epic dramatic dreamy funny
 silly happy sad angry mad scared scary spooky creepy evil friendly sleepy tired lazy grumpy surprised
 excited calm cozy cosy shiny glossy glittery sparkly sparkling matte rough smooth fluffy furry fuzzy
@@ -265,11 +268,10 @@ def nearest(word: str, lexicon: Lexicon) -> tuple[str, ...]:
     forms = set(singulars(word))
     chosen = [e.names[0] for e in lexicon.entries if forms & set(e.tags)]
     spelled = {
-        part: entry.names[0]
+        name: entry.names[0]
         for entry in reversed(lexicon.entries)
         for name in entry.names
-        for part in words_of(name)
-        if len(part) > 2
+        if " " not in name
     }
     chosen += [spelled[part] for part in difflib.get_close_matches(word, spelled, NEAREST, ALIKE)]
     return tuple(dict.fromkeys(chosen))[:NEAREST]
