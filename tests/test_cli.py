@@ -114,7 +114,7 @@ def test_json_and_info(
         (["--strength", "2"], "strength"),
         (["--steps"], "--steps"),
         (["a second prompt"], "a second prompt"),
-        (["--count", "2", "--out", "a.png"], "--count is 2"),
+        (["--count", "2", "--out", "a.png"], "--out must be a folder for 2 pictures"),
         (["--size", "big"], "WIDTHxHEIGHT"),
         (["--size", "0"], "width"),
         (["--mix", "frog:much"], "TEXT:WEIGHT"),
