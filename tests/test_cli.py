@@ -357,7 +357,7 @@ def test_ctrl_c_is_130_and_leaves_nothing(
     def stopped(*_: object) -> list[Image.Image]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "pictures", stopped)
+    monkeypatch.setattr(pipeline, "finished", stopped)
     words = ("generate", "a rabbit", "--model", model_file, "--out", tmp_path / "out")
     status, out, err = call(*words)
     assert status == 130
@@ -370,7 +370,7 @@ def test_memory_that_does_not_suffice(
     def full(*_: object) -> list[Image.Image]:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
 
-    monkeypatch.setattr(pipeline, "pictures", full)
+    monkeypatch.setattr(pipeline, "finished", full)
     assert "memory" in refused("generate", "a rabbit", "--model", model_file)
 
 
