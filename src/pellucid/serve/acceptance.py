@@ -91,7 +91,16 @@ class Acceptance:
             self.library.model(request.refiner)
         located = self.located(request)
         outline = file.outline
-        resolved = resolve(outline, located)
+        try:
+            resolved = resolve(outline, located)
+        except ValueError as error:
+            places = {str(getattr(located, n)): n for n in ("image", "mask")}
+            if not any(place in str(error) for place in places):
+                raise
+            text = str(error)
+            for place, name in places.items():
+                text = text.replace(place, name)
+            raise ValueError(text) from None
         limits = self.limits
         _at_most("count", resolved.count, limits.count_limit)
         _at_most("steps", resolved.steps, limits.step_limit)

@@ -39,9 +39,12 @@ class ModelFile:
     def outline(self) -> Model:
         """The model without its weights: shapes, settings, tokenizer. A request is checked with it.
 
-        Raises CheckpointError: it is not a model, or is damaged.
+        Raises ValueError: it is not a model, or is damaged. The message has its name, not its path.
         """
-        return checkpoints.load(self.path, "meta", None, self.prediction)
+        try:
+            return checkpoints.load(self.path, "meta", None, self.prediction)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(self.path), self.name)) from error
 
 
 class Library:
