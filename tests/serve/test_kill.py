@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-KILLS = int(os.environ.get("PELLUCID_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("SERVE_TEST_KILLS", "2"))
 JOBS = 6
 
 
@@ -34,7 +34,7 @@ def served(data: Path, models: Path) -> Iterator[tuple[str, subprocess.Popen[str
         "--device",
         "cpu",
     ]
-    environment = os.environ | {"PELLUCID_SERVE_MODEL": "tiny", "PELLUCID_SERVE_BATCH": "1"}
+    environment = os.environ | {"PELLUCID_SERVE_MODEL": "tiny"}
     process = subprocess.Popen(
         [sys.executable, "-m", "pellucid", *words],
         stdout=subprocess.PIPE,

@@ -178,14 +178,14 @@ def test_config_has_one_precedence(
     call: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "config.toml"
-    file.write_text("[serve]\nport = 1111\nbatch = 2\nqueue_limit = 7\n")
+    file.write_text("[serve]\nport = 1111\ncount_limit = 2\nqueue_limit = 7\n")
     monkeypatch.setenv("PELLUCID_CONFIG", str(file))
-    monkeypatch.setenv("PELLUCID_SERVE_BATCH", "3")
+    monkeypatch.setenv("PELLUCID_SERVE_COUNT_LIMIT", "3")
     monkeypatch.setenv("PELLUCID_SERVE_NAMES", "a.example,b.example")
     status, out, _ = call("serve", "--port", "2222", "--print-config")
     shown = json.loads(out)
     assert status == 0
-    assert (shown["port"], shown["batch"], shown["queue_limit"]) == (2222, 3, 7)
+    assert (shown["port"], shown["count_limit"], shown["queue_limit"]) == (2222, 3, 7)
     assert shown["names"] == ["a.example", "b.example"]
     assert "port must be between 0 and 65535" in refused("serve", "--port", "99999")
     monkeypatch.setenv("PELLUCID_SERVE_PORTT", "1")

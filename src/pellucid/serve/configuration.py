@@ -51,7 +51,6 @@ class Configuration(BaseModel):
     model_bytes: int = _setting(
         "Bytes of models that a worker keeps; the least recently used goes first.", 8 * GIB, ge=0
     )
-    batch: int = _setting("How many equal jobs are drawn together at most.", 8, ge=1, le=64)
 
     queue_limit: int = _setting("Jobs that may wait.", 1000, ge=1, le=100_000)
     pixel_limit: int = _setting("Pixels of a picture that is drawn.", 2048 * 2048, ge=64)

@@ -330,7 +330,7 @@ class Engine:
     # ------------------------------------------------------------ for the workers
 
     def next_jobs(self) -> list[Job]:
-        """The job, or the equal jobs, to draw now; waits for one. Empty: the engine stops."""
+        """The job to draw now; waits for one. Empty: the engine stops."""
         while True:
             with self.changed:
                 jobs = [] if self.paused or self.stopping else self.queue.next(1)

@@ -1,0 +1,105 @@
+"""What a server costs over a direct call, and how it holds with many clients: prints a report.
+
+python benchmarks/serve.py ADDRESS     of a running `pellucid serve`, such as http://127.0.0.1:7860/
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.request import Request, urlopen
+
+from pellucid import checkpoints
+from pellucid.pipeline import generate
+from pellucid.request import Request as Wanted
+
+PICTURES, JOBS, CLIENTS = 10, 200, 16
+
+
+def call(address: str, path: str, body: Any = None, timeout: float = 600) -> Any:
+    """The JSON of a reply."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    with urlopen(Request(address + path, data, headers), timeout=timeout) as reply:
+        return json.loads(reply.read() or b"null")
+
+
+def native(address: str, request: dict[str, Any]) -> float:
+    """Seconds from asking to the end of a job."""
+    began = time.perf_counter()
+    id = call(address, "api/jobs", {"request": request})["id"]
+    with urlopen(f"{address}api/jobs/{id}/events") as events:
+        for _ in events:
+            pass
+    return time.perf_counter() - began
+
+
+def overhead(address: str) -> None:
+    """The same pictures by both ways, in turn, so that a busy machine slows both."""
+    model = checkpoints.load()
+    fields = {"prompt": "a rabbit", "seed": 1}
+    direct, served = [], []
+    for _ in range(PICTURES + 1):
+        began = time.perf_counter()
+        for _ in generate(model, Wanted(**fields)):
+            pass
+        direct.append(time.perf_counter() - began)
+        served.append(native(address, fields))
+    middle = [statistics.median(times[1:]) for times in (direct, served)]
+    print(f"a picture: direct {middle[0]:.3f} s, served {middle[1]:.3f} s (median of {PICTURES})")
+
+
+def load(address: str) -> None:
+    """Many clients of all interfaces at once, some of which cancel or go away."""
+    chance, waits = random.Random(0), list[float]()
+    done = threading.Event()
+
+    def healthy() -> None:
+        while not done.wait(0.2):
+            began = time.perf_counter()
+            urlopen(f"{address}healthz").read()
+            waits.append(time.perf_counter() - began)
+
+    def one(number: int) -> None:
+        kind = chance.choice(("native", "openai", "a1111", "cancel", "leave"))
+        fields = {"prompt": "a rabbit", "seed": number % 7, "steps": 5}
+        try:
+            if kind == "openai":
+                call(address, "v1/images/generations", fields)
+            elif kind == "a1111":
+                call(address, "sdapi/v1/txt2img", fields)
+            elif kind == "leave":
+                call(address, "v1/images/generations", fields, timeout=0.5)
+            else:
+                id = call(address, "api/jobs", {"request": fields})["id"]
+                if kind == "cancel":
+                    call(address, f"api/jobs/{id}/cancel", {})
+        except OSError:  # it went away, was cancelled, or came too late to cancel
+            pass
+
+    before = call(address, "api/jobs?limit=1")["total"]
+    threading.Thread(target=healthy, daemon=True).start()
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        list(clients.map(one, range(JOBS)))
+    while (state := call(address, "api/queue"))["waiting"] or state["running"]:
+        time.sleep(0.5)
+    done.set()
+    total = call(address, "api/jobs?limit=1")["total"] - before
+    states = {
+        name: call(address, f"api/jobs?limit=1&state={name}")["total"]
+        for name in ("queued", "running", "done", "failed", "cancelled")
+    }
+    waits.sort()
+    print(f"{JOBS} requests of {CLIENTS} clients: {total} jobs; in all {states}")
+    print(f"healthz: 95th percentile {waits[int(0.95 * len(waits))] * 1000:.1f} ms of {len(waits)}")
+
+
+if __name__ == "__main__":
+    overhead(sys.argv[1])
+    load(sys.argv[1])
