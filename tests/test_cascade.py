@@ -126,6 +126,26 @@ def test_the_loss_of_the_truth_is_zero_and_it_is_weighted_by_time() -> None:
     torch.testing.assert_close(loss, torch.zeros(2))
     loss = cascade.training_loss(off, large, small, noises, SMALL)
     torch.testing.assert_close(loss, 1 / (u.square() + 0.05))
+    loss = cascade.training_loss(off, large, small, noises, SMALL, power=1)
+    torch.testing.assert_close(loss, (u.square() + 0.05).rsqrt())
+    with pytest.raises(ValueError, match="power must be 1 or 2, got 3"):
+        upscaler.UpscalerOptions(power=3)
+
+
+def test_sharpening_adds_the_finest_detail_and_nothing_to_flat_parts(network: Upscaler) -> None:
+    step = torch.zeros(1, 3, 8, 8)
+    step[..., 4:] = 0.3
+    sharp = cascade.sharpened(step, 1.0)
+    edge = torch.tensor([0, 0, 0, -0.1, 0.4, 0.3, 0.3, 0.3])
+    torch.testing.assert_close(sharp, edge.expand(1, 3, 8, 8))
+    assert torch.equal(cascade.sharpened(step, 0.0), step)
+    small, noise = drawn(1, 3, 8, 8).clamp(-1, 1), drawn(1, 3, 32, 32, seed=1)
+    *_, soft = sample(network, small, noise)
+    network.config = replace(SMALL, sharpen=1.0)
+    *_, last = sample(network, small, noise)
+    torch.testing.assert_close(last.large, cascade.sharpened(soft.large, 1.0))
+    with pytest.raises(ValueError, match="sharpen must be at least 0, got -1"):
+        UpscalerConfig(sharpen=-1)
 
 
 def test_the_waves_repeat_with_the_grid() -> None:

@@ -47,6 +47,7 @@ class UpscalerConfig:
     embedding: int = 64  # width of the sinusoids of t and of the noise on the small picture
     residual_scale: float = 8.0  # brings the residual to about unit deviation
     period: int = 8  # pixels of the small picture after which a generator's grid repeats; 0: none
+    sharpen: float = 0.0  # how much of its finest detail is added to a picture once more
 
     def __post_init__(self) -> None:
         if self.factor < 2:
@@ -55,6 +56,8 @@ class UpscalerConfig:
             raise ValueError("block_out_channels must have at least one level, got none")
         if self.layers_per_block < 1:
             raise ValueError(f"layers_per_block must be at least 1, got {self.layers_per_block}")
+        if self.sharpen < 0:
+            raise ValueError(f"sharpen must be at least 0, got {self.sharpen}")
 
 
 class ChannelNorm(nn.Module):
@@ -222,19 +225,22 @@ def training_loss(
     small: Tensor,
     noises: Noises,
     config: UpscalerConfig,
+    power: int = 2,
 ) -> Tensor:
-    """The weighted squared error of each pair, (B,).
+    """The weighted error of each pair, (B,): squared, or as `power` says.
 
     The network estimates the residual; the squared error is divided by u^2 + 0.05. Without the 0.05
-    that would be the error of the velocity, (r - r') / u. large (B, 3, H, W); small (B, 3, h, w).
+    that would be the error of the velocity, (r - r') / u. With power 1 it is the absolute error,
+    over the root of that (SR3, equation 6); its best answer is a median, in which an edge whose
+    place is uncertain stays an edge. large (B, 3, H, W); small (B, 3, h, w).
     """
     u = noises.u.view(-1, 1, 1, 1)
     seen = small + noises.augment.view(-1, 1, 1, 1) * noises.eps_small
     residual = to_residual(large, seen, config)
     x = (1 - u) * residual + u * noises.eps
     estimate = network(x, noises.u * SCHEDULE.T, seen, noises.augment)
-    error = (estimate.float() - residual).square().flatten(1).mean(1)
-    return error / (noises.u.square() + 0.05)
+    error = (estimate.float() - residual).abs().pow(power).flatten(1).mean(1)
+    return error / (noises.u.square() + 0.05) ** (power / 2)
 
 
 # ---------------------------------------------------------------- sampling
@@ -246,6 +252,15 @@ class Step(NamedTuple):
     x: Tensor  # (B, 3, H, W): the noisy residual that the step began with
     large: Tensor  # (B, 3, H, W) in [-1, 1]: the picture, as it is estimated from x
     level: Level  # that was reached
+
+
+def sharpened(pictures: Tensor, amount: float) -> Tensor:
+    """`amount` times the finest detail of (B, 3, H, W), their difference from a 3x3 mean, is added.
+
+    An estimate is between all pictures that fit, and so softer than each of them.
+    """
+    mean = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return (pictures + amount * (pictures - mean)).clamp(-1, 1)
 
 
 def sample(
@@ -274,5 +289,5 @@ def sample(
         t = torch.full((len(small),), now.t, device=small.device)
         residual = network(x.to(dtype), t, small.to(dtype), added).to(x.dtype)
         eps = (x - now.alpha * residual) / now.sigma
-        yield Step(x, to_large(residual, small, config), after)
+        yield Step(x, sharpened(to_large(residual, small, config), config.sharpen), after)
         x = after.alpha * residual + after.sigma * eps

@@ -46,12 +46,20 @@ class UpscalerOptions(loop.RunOptions):
     crop: int = setting(24, "Side of a crop of the small picture, a multiple of 8.")
     ema: float = setting(0.998, "Decay of the averaged weights.")
     decay_from: float = setting(0.4, "Fraction of the run at which the learning rate decays.")
+    power: int = setting(
+        1, "The loss: 1, the absolute error, or 2, the squared one, which gives softer edges."
+    )
     augment: float = setting(
         0.15,
         "The largest deviation of the noise on the small picture; half of the crops have none.",
     )
     save_every: int = setting(200, loop.SAVE_EVERY)
     measure_every: int = setting(1000, "Steps between two measurements; 0: only at the end.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.power not in (1, 2):
+            raise ValueError(f"power must be 1 or 2, got {self.power}")
 
 
 class Pairs(NamedTuple):
@@ -216,7 +224,7 @@ def train(options: UpscalerOptions, recipe: Recipe, say: loop.Say = loop.silent)
         noises = Noises(*(each.to(device) for each in noises))
         with loop.autocast(device):
             losses = cascade.training_loss(
-                network, large.to(device), small.to(device), noises, config
+                network, large.to(device), small.to(device), noises, config, options.power
             )
         run.update(optimizer, losses.mean())
         average = 0.99 * average + 0.01 * losses.detach().mean()
