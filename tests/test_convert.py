@@ -181,7 +181,7 @@ def test_info_of_every_layout(to: str, files: dict[str, Path], call: Any, tmp_pa
     assert told["family"] == "Stable Diffusion XL"
     assert told["schedule"]["name"] == "scaled_linear" and "shift" not in told["schedule"]
     assert told["defaults"]["width"] == 1024
-    assert told["runs here on"].startswith(("cpu, float32: ", "cuda", "mps"))
+    assert told["runs here on"].startswith(("cpu, float32: ", "cpu, bfloat16: ", "cuda", "mps"))
     lines = call("info", path)[1].splitlines()
     assert len(lines) == len(told)
     assert any(line.startswith("parameters:") and "text_2" in line for line in lines)

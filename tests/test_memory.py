@@ -310,7 +310,8 @@ def test_who_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("device", "file", "bfloat16", "wanted"),
     [
-        ("cpu", torch.float16, True, torch.float32),
+        ("cpu", torch.float16, True, torch.bfloat16),
+        ("cpu", torch.float32, False, torch.float32),
         ("cuda", torch.float16, True, torch.float16),
         ("cuda", torch.bfloat16, True, torch.bfloat16),
         ("cuda", torch.float32, True, torch.bfloat16),
@@ -327,6 +328,7 @@ def test_rule_of_number_types(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
+    monkeypatch.setattr(precision, "native_bfloat16", lambda: bfloat16)
     choice = choose_dtype(torch.device(device), "auto", file)
     assert choice.dtype == wanted
     assert str(choice).startswith(f"{device}, {str(wanted)[6:]}: ")
@@ -496,7 +498,17 @@ def test_latents_are_kept_when_the_decoder_fails(
     file, sound = tmp_path / "broken.safetensors", tmp_path / "sound.safetensors"
     checkpoints.save(broken, file)
     save_file(model.vae.state_dict(), sound)
-    words = ("--prediction", "v", "--count", 2, "--steps", 1, "--out", tmp_path)
+    words = (
+        "--prediction",
+        "v",
+        "--count",
+        2,
+        "--steps",
+        1,
+        "--out",
+        tmp_path,
+        "--exact",
+    )  # as decode
     told = refused("generate", "a rabbit", "--model", file, "--seed", 3, *words)
     kept = tmp_path / "a-rabbit-3.latents.safetensors"
     assert str(kept) in told and "pellucid decode" in told
@@ -517,7 +529,8 @@ def test_latents_are_kept_when_the_decoder_fails(
         assert record is not None
         assert (record["vae"], record["model_file"]) == (str(sound), str(file))
     # With them in hand --like makes the same again.
-    assert call("generate", "--like", out.split()[0], "--out", tmp_path / "again.png")[0] == 0
+    words = ("generate", "--exact", "--like", out.split()[0], "--out", tmp_path / "again.png")
+    assert call(*words)[0] == 0
     again = Image.open(tmp_path / "again.png")
     assert again.tobytes() == Image.open(out.split()[0]).tobytes()
     file.unlink()

@@ -90,7 +90,7 @@ def first_noise(
         offset = other - request.seed
         towards = draw(request.noise, shape, streams_of(seed + offset for seed in request.seeds))
         noise = slerp(noise, towards, request.variation_strength)
-    return noise.to(runtime.device, runtime.dtype)
+    return noise.to(runtime.device, runtime.latent_dtype)
 
 
 def enlarge(

@@ -7,6 +7,7 @@ format going from a picture (B, C, h, w) to its tokens (B, h*w, C) and back copi
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Protocol
 
@@ -119,6 +120,12 @@ MAP_BYTES = 2**28
 """A map of attention that is larger than this is not formed whole where that can be avoided."""
 
 
+BLOCK = 2**20
+"""Places of a block of a map for each thread: 2 MB in bfloat16, about what a core's cache holds."""
+BLOCK_PLACES = 2**14
+"""A smaller map is not worth a loop."""
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, record: AttentionRecorder | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v ("Attention is all you need", equation 1).
 
@@ -131,7 +138,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, record: AttentionRecorder | None = N
     if record is None:
         # On a CPU the backward pass of the fused kernel is slow in bfloat16: 22% of a training
         # step.
-        slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad
+        on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
+        if on_cpu and not q.requires_grad and q.shape[-2] * k.shape[-2] >= BLOCK_PLACES:
+            return attend_in_blocks(q, k, v)
+        slow = on_cpu and q.requires_grad
         if not slow if map_bytes <= MAP_BYTES else avoids_map(q, k, v):
             return F.scaled_dot_product_attention(q, k, v)
     rows = max(1, q.shape[-2] * MAP_BYTES // max(map_bytes, 1))
@@ -145,6 +155,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, record: AttentionRecorder | None = N
     if record is not None:
         record.append(torch.cat(maps, dim=-2) if len(maps) > 1 else maps[0])
     return torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
+
+
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As `attend`, a block of one head's queries at a time: for bfloat16 on a CPU.
+
+    There the fused kernel does not use the processor's bfloat16 for its products. On an AMD EPYC
+    (Zen 5), blocks that stay in the cache take half its time for 4,096 places and 40 numbers a head.
+    """
+    queries, keys = q.shape[-2], k.shape[-2]
+    rows = max(1, min(queries, BLOCK * torch.get_num_threads() // keys))
+    out = torch.empty(q.transpose(1, 2).shape, dtype=q.dtype).transpose(1, 2)
+    q = q / math.sqrt(q.shape[-1])
+    products, weights = torch.empty(2, rows, keys, dtype=q.dtype)
+    for image, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        across, values = k[image, head].T, v[image, head]
+        for begin in range(0, queries, rows):
+            part = q[image, head, begin : begin + rows]
+            score, weight = products[: len(part)], weights[: len(part)]
+            torch.softmax(torch.mm(part, across, out=score), -1, out=weight)
+            out[image, head, begin : begin + rows] = weight @ values
+    return out
 
 
 def avoids_map(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 
 from pellucid import checkpoints
+from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.runtime.devices import choose_device
 from pellucid.runtime.precision import choose_dtype
+from pellucid.runtime.threads import threads_for
 
 # The types as people name them, and as torch does.
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+MAX_THREADS = 1024
 
 
 def open_model(
@@ -23,18 +26,28 @@ def open_model(
     tiny_vae: Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    threads: int | None = None,
 ) -> Model:
     """The model in `path`, None: the one that ships.
 
     vae: the autoencoder that it gets. tiny_vae: a tiny autoencoder; None: one next to the model.
+    threads: of this process from now on; None: as many as suit the model.
     Raises ValueError: a device that is not there, an unknown type, a file that is no model.
     """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ValueError(
+            FieldMessage(f"{{threads}} must be between 1 and {MAX_THREADS}, got {threads}")
+        )
     path = checkpoints.embedded() if path is None else path
     where = choose_device(device)
     # On a CPU the file's type changes nothing, and its header need not be read twice.
     stored = torch.float32 if where.type == "cpu" else checkpoints.type_of(path)
     choice = choose_dtype(where, SHORT.get(dtype, dtype), stored)
+    if threads is not None:
+        torch.set_num_threads(threads)
     model = checkpoints.load(path, where, choice.dtype, prediction, vae)
+    if threads is None:
+        torch.set_num_threads(threads_for(model))
     if tiny_vae is not None:
         model.tiny_vae = checkpoints.load_tiny_vae(tiny_vae, where, choice.dtype, model.vae.config)
     elif model.tiny_vae is None:

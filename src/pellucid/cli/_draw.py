@@ -34,6 +34,8 @@ class Settings:
 
     device: str = "auto"
     dtype: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
     live_lora: bool = False
     film: bool = False
     preview: str = "auto"
@@ -104,7 +106,7 @@ def draw_with_diffusion(
     from pellucid.preview import PREVIEWS
 
     choose(settings.preview, PREVIEWS, "preview")
-    model = jobs.files.open(settings.device, settings.dtype)
+    model = jobs.files.open(settings.device, settings.dtype, settings.threads)
     for job in jobs:
         try:
             yield from draw_job(job, model, settings, recorded, output, made)
@@ -127,6 +129,8 @@ def draw_job(
     from pellucid.adapters import adapt
     from pellucid.images.metadata import format_of
     from pellucid.request import chosen_seed, resolve
+    from pellucid.runtime import Runtime
+    from pellucid.runtime.backends import choose_backend, prepared
 
     files, request = job.files, job.request
     refiner = None
@@ -134,7 +138,8 @@ def draw_job(
         refiner = _open_refiner(Path(request.refiner), files, settings)
     warnings = recorded.missing(files, model.name, request)
     warnings += _without_effect(files, request, settings)
-    adapted = partial(adapt, folder=files.lora_folder, live=settings.live_lora)
+    backend = choose_backend(settings.backend, Runtime(model).device)
+    adapted = prepared(partial(adapt, folder=files.lora_folder, live=settings.live_lora), backend)
     seeded = request.seed not in (None, -1)
     # Chosen here, so that the record of latents that are kept has the seed of the run.
     request = request.model_copy(update={"seed": chosen_seed(request)})

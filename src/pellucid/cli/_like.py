@@ -45,7 +45,7 @@ class ModelFiles:
     tiny_vae: Path | None = None
     lora_folder: Path | None = None
 
-    def open(self, device: str, dtype: str) -> Model:
+    def open(self, device: str, dtype: str, threads: int | None = None) -> Model:
         """The model with its other files; errors as in `open_model`."""
         from pellucid.opening import open_model
 
@@ -56,6 +56,7 @@ class ModelFiles:
             tiny_vae=self.tiny_vae,
             device=device,
             dtype=dtype,
+            threads=threads,
         )
 
     def record(self, request: Request, name: str) -> dict[str, Any]:

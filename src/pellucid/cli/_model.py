@@ -78,6 +78,20 @@ Device = Annotated[str, _in_box("cpu, cuda, cuda:1, mps; auto is a GPU if there 
 Dtype = Annotated[
     str, _in_box("float32, float16 or bfloat16; `pellucid info` shows what auto chooses.")
 ]
+Backend = Annotated[
+    str,
+    _in_box("How the network is computed: eager, int8; `pellucid info` shows what auto chooses."),
+]
+Threads = Annotated[
+    int | None, _in_box("CPU threads, at least 1. Default: chosen by the size of the model.")
+]
+Fast = Annotated[
+    bool, typer.Option("--fast", help="Faster, a little less exact.", rich_help_panel="Model")
+]
+Exact = Annotated[
+    bool,
+    typer.Option("--exact", help="As exact as float32 is; slower.", rich_help_panel="Model"),
+]
 LoraFolder = Annotated[
     Path | None,
     typer.Option(
@@ -88,6 +102,20 @@ LoraFolder = Annotated[
         file_okay=False,
     ),
 ]
+
+def computed(dtype: str, backend: str, fast: bool, exact: bool) -> tuple[str, str]:
+    """The number type and the backend that --fast and --exact stand for, or those that were given.
+
+    ValueError for two that contradict each other.
+    """
+    if fast and exact:
+        raise ValueError("--fast and --exact cannot be combined")
+    short = "--fast" if fast else "--exact"
+    if (fast or exact) and backend != "auto":
+        raise ValueError(f"{short} chooses the backend; it cannot be combined with --backend")
+    if exact and dtype != "auto":
+        raise ValueError("--exact chooses the number type; it cannot be combined with --dtype")
+    return ("float32" if exact else dtype), ("fast" if fast else "eager" if exact else backend)
 
 
 def open_parts(path: Path | None, vae: Path | None = None) -> Model:

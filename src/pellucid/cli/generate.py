@@ -22,7 +22,20 @@ from pellucid.cli._draw import (
 from pellucid.cli._files import OUTPUTS, OVERWRITE, Output, save_film
 from pellucid.cli._jobs import Jobs, Made, read_prompts
 from pellucid.cli._like import Like, ModelFiles, read_like, with_settings
-from pellucid.cli._model import Device, Dtype, LoraFolder, ModelOrLike, Prediction, TinyVae, Vae
+from pellucid.cli._model import (
+    Backend,
+    Device,
+    Dtype,
+    Exact,
+    Fast,
+    LoraFolder,
+    ModelOrLike,
+    Prediction,
+    Threads,
+    TinyVae,
+    Vae,
+    computed,
+)
 from pellucid.cli._options import option_of, takes_request
 from pellucid.cli._process import held_signals
 from pellucid.messages import written
@@ -101,6 +114,10 @@ def generate(
     tiny_vae: TinyVae = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    threads: Threads = None,
+    fast: Fast = False,
+    exact: Exact = False,
     lora_folder: LoraFolder = None,
     live_lora: LiveLora = False,
     out: Out = None,
@@ -120,7 +137,8 @@ def generate(
 
     recorded = read_like(like)
     files, warnings = recorded.over(ModelFiles(model, prediction, vae, tiny_vae, lora_folder))
-    settings = Settings(device, dtype, live_lora, film, preview, show)
+    dtype, backend = computed(dtype, backend, fast, exact)
+    settings = Settings(device, dtype, backend, threads, live_lora, film, preview, show)
     if prompts is not None and "prompt" in asked:
         raise ValueError(f"give a prompt or --prompts, not both, got {asked['prompt']!r}")
     if preset is not None:

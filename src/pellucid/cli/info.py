@@ -81,14 +81,18 @@ def _said(found: Metadata) -> dict[str, Any]:
 
 
 def _choice(types: dict[str, int]) -> str:
-    """The device and number type that `auto` chooses, and why."""
+    """The device, number type and backend that `auto` chooses, and why."""
     import torch
 
+    from pellucid.runtime.backends import choose_backend
     from pellucid.runtime.devices import choose_device
     from pellucid.runtime.precision import choose_dtype
 
     stored: torch.dtype = getattr(torch, next(iter(types)))
-    return str(choose_dtype(choose_device("auto"), "auto", stored))
+    device = choose_device("auto")
+    auto, fast = (choose_backend(name, device).name for name in ("auto", "fast"))
+    choice = choose_dtype(device, "auto", stored)
+    return f"{choice}; backend {auto}, with --fast {fast}"
 
 
 def _text(value: Any) -> str:

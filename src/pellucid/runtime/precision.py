@@ -7,6 +7,7 @@ again, that part alone, in float32.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -38,15 +39,18 @@ def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> Ch
     """The number type to compute in.
 
     name: "auto" or one of `DTYPES`. file_dtype: that of most of the file's weights. The rule of
-    "auto": float32 on a CPU; on CUDA the file's own type if it is a half one that the GPU supports,
-    else bfloat16, else float16; on Apple's GPUs float16. ValueError for an unknown name.
+    "auto": on a CPU bfloat16 if its products are native there, else float32; on CUDA the file's own
+    type if it is a half one that the GPU supports, else bfloat16, else float16; on Apple's GPUs
+    float16. ValueError for an unknown name.
     """
     if name != "auto":
         if name not in DTYPES:
             raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {name!r}")
         return Choice(device, DTYPES[name], "as requested")
     if device.type == "cpu":
-        return Choice(device, torch.float32, "the fastest type on a CPU")
+        if native_bfloat16():
+            return Choice(device, torch.bfloat16, "this CPU computes it faster than float32")
+        return Choice(device, torch.float32, "the fastest type on this CPU")
     if device.type == "cuda":
         if file_dtype == torch.float16:
             return Choice(device, torch.float16, "the file's own type")
@@ -58,6 +62,23 @@ def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> Ch
     if device.type == "mps":
         return Choice(device, torch.float16, "half the memory, and fast on Apple's GPUs")
     return Choice(device, torch.float32, "unknown device type")
+
+
+BFLOAT16_ISA = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AMX", "AVX10", "DEFAULT", "ALL")
+"""Values of ONEDNN_MAX_CPU_ISA that allow instructions for bfloat16, and what contains them."""
+
+
+def native_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16, and oneDNN may use them.
+
+    Without them bfloat16 is slower than float32: 2.7 times in a training step.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    if not any(isa in limit for isa in BFLOAT16_ISA):
+        return False
+    # torch 2.10 and newer
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 class NotFinite(ValueError):

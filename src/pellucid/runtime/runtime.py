@@ -50,8 +50,13 @@ class Runtime:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number type of the backbone, and so of the latents."""
+        """The number type of the backbone, and so of the text's vectors."""
         return dtype_of(self.model.backbone)
+
+    @property
+    def latent_dtype(self) -> torch.dtype:
+        """The number type of the latents: at least float32, as rounding adds up from step to step."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     @property
     def network(self) -> Float32Fallback:
@@ -81,7 +86,7 @@ class Runtime:
         return self._finite(name, tower, run)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w) of `dtype`. Raises NotFinite."""
+        """Pixels (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w). Raises NotFinite."""
         vae = self.model.vae
         height, width = pixels.shape[2:]
         self._bring(vae, vae.working_bytes(width, height) // 4)
@@ -92,7 +97,7 @@ class Runtime:
                 pixels.to(self.device, dtype_of(vae)), tile_size=self.tile_size(vae, width, height)
             ),
         )
-        return latents.to(self.dtype)
+        return latents.to(self.latent_dtype)
 
     def decode(self, decoder: VAE | TinyVAE, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> pixels (B, 3, H, W), by one of the model's decoders.

@@ -1,0 +1,22 @@
+"""Every operation by itself, as PyTorch has it; works everywhere."""
+
+from __future__ import annotations
+
+import torch
+
+from pellucid.model import Model
+
+HELP = "every operation by itself; works everywhere"
+
+
+def unsuitable(device: torch.device) -> str | None:
+    """Why this cannot be used on a device: always None."""
+    return None
+
+
+def prepare(model: Model) -> Model:
+    """The same model, its convolutions in channels_last, which is the fast layout on a CPU."""
+    for part in (model.backbone, model.vae, model.tiny_vae):
+        if part is not None:
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
