@@ -401,8 +401,9 @@ def report(found: Mapping[str, Any]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `make bench` from [benchmarks.json](benchmarks.json). Machine: {where['processor']}, "
-        f"{where['cores']} cores, {', '.join(where['instructions']) or 'no special instructions'}; "
+        "Written by `make bench` from [benchmarks.json](benchmarks.json). "
+        f"Machine: {where['processor']}, {where['cores']} cores, "
+        f"{', '.join(where['instructions']) or 'no special instructions'}; "
         f"Python {where['python']}, {versions}; load before the run {where['load before']:.1f}. "
         "What is compared took turns; weights of Stable Diffusion are random.",
     ]
@@ -446,7 +447,7 @@ def _more(data: Mapping[str, Any]) -> list[str]:
 
 def plot(found: Mapping[str, Any]) -> str | None:
     """A bar for each way to compute a step of SD1.5."""
-    from pellucid.html.plots import escape
+    from html import escape
 
     if "seconds" not in found.get("unet", {}):
         return None
