@@ -8,13 +8,14 @@ OUT ?= outputs/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format format-check lint types contract docs notebook art digits emoji-model emoji-model-gpu clean
+.PHONY: help demo bench test check format format-check lint types contract docs notebook art digits emoji-model emoji-model-gpu clean
 
 help:
 	@echo "make demo         a few pictures from the shipped model, in $(OUT)"
 	@echo "make test         the tests"
 	@echo "make check        format, lint, types, import contract, tests"
 	@echo "make format       format the code (ruff)"
+	@echo "make bench        all measurements of speed, into docs/BENCHMARKS.md (20 minutes)"
 	@echo "make docs         the documentation's site, in build/docs"
 	@echo "make notebook     the notebook of the whole chain, run, as build/chain.ipynb"
 	@echo "make art          fetch the emoji art that the shipped model learns from (needs npm)"
@@ -64,6 +65,9 @@ types: $(VENV)/.installed-dev
 
 contract: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/bench.py
 
 # Its pictures are drawn and its notebook is run on the way; a warning stops it.
 docs: $(VENV)/.installed-dev

@@ -19,6 +19,7 @@ from pellucid.checkpoints.formats import ldm
 from pellucid.images.latent_file import save_latents
 from pellucid.model import Model
 from pellucid.opening import open_model
+from pellucid.runtime.precision import native_bfloat16
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from references import NAMES, make_lora, model_of
@@ -274,7 +275,8 @@ def test_another_autoencoder(files: dict[str, Path], tmp_path: Path) -> None:
     start = "first_stage_model."
     alone = {k.removeprefix(start): w + 1 for k, w in stored.items() if k.startswith(start)}
     save_file(alone, tmp_path / "vae.safetensors")
-    model = open_model(files["sdxl"], vae=tmp_path / "vae.safetensors", device="cpu")
+    given = {"vae": tmp_path / "vae.safetensors", "device": "cpu", "dtype": "float32"}
+    model = open_model(files["sdxl"], **given)
     assert model.vae.config == load(files["sdxl"]).vae.config  # the model's scale of latents
     assert torch.equal(model.vae.decoder.conv_in.bias, alone["decoder.conv_in.bias"])
     alone["decoder.conv_in.weight"] = torch.zeros(64, 16, 3, 3)
@@ -293,7 +295,10 @@ def test_another_autoencoder(files: dict[str, Path], tmp_path: Path) -> None:
 
 def test_device_and_type(files: dict[str, Path]) -> None:
     path = files["sd1"]
-    assert next(open_model(path, device="cpu").backbone.parameters()).dtype == torch.float32
+    auto = torch.bfloat16 if native_bfloat16() else torch.float32
+    assert next(open_model(path, device="cpu").backbone.parameters()).dtype == auto
+    exact = open_model(path, device="cpu", dtype="float32")
+    assert next(exact.backbone.parameters()).dtype == torch.float32
     half = open_model(path, device="cpu", dtype="bf16")
     assert next(half.backbone.parameters()).dtype == torch.bfloat16
     assert checkpoints.type_of(path) == torch.float32

@@ -103,6 +103,7 @@ LoraFolder = Annotated[
     ),
 ]
 
+
 def computed(dtype: str, backend: str, fast: bool, exact: bool) -> tuple[str, str]:
     """The number type and the backend that --fast and --exact stand for, or those that were given.
 
