@@ -21,7 +21,9 @@ def threads_for(model: Model) -> int:
     """How many threads suit a model at its own size; as many as are set if OMP_NUM_THREADS is."""
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()
-    side = model.vae.config.downsample
+    # A second stage draws from pictures of the first one's size.
+    factor = 1 if model.upscaler is None else model.upscaler.config.factor
+    side = model.vae.config.downsample * factor
     places = (model.defaults.width // side) * (model.defaults.height // side)
     parameters = sum(parameter.numel() for parameter in model.backbone.parameters())
     return 1 if parameters * places <= SMALL else torch.get_num_threads()
