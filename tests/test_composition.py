@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.data import scenes
-from pellucid.data._plurals import plural
 from pellucid.data.emoji import STYLES, TINTS, Concept, EmojiArt, concept_names
 from pellucid.data.scenes import COUNTS, Scene, Thing
 from pellucid.evaluate.evaluation import Evaluation
 from pellucid.evaluate.metrics import composition, seams
+from pellucid.nouns import plural
 
 NAMES = concept_names()
 SMALL = 8  # pixels of the thumbnails by which things are known

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid.data._plurals import plural
 from pellucid.data.emoji import TINTS, with_article, with_color
 from pellucid.data.scenes import COUNTS
 from pellucid.evaluate.evaluation import Evaluation, read_prompts
 from pellucid.evaluate.metrics.attributes import dominant_hue
+from pellucid.nouns import plural
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, 0..1."""
