@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ from pellucid.html.plots import Series
 from pellucid.images.metadata import save_image
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
-from pellucid.pipeline import Progress, Request, generate, pictures
+from pellucid.pipeline import Progress, Request, generate
+from pellucid.preview import pictures
 from pellucid.runtime import Runtime
 from pellucid.schedule import Schedule
 from pellucid.train.gan import Players, play
@@ -137,6 +139,13 @@ def of_forward(model: Model) -> Figures:
     yield "forward-jump", sheet(cells, 6)
 
 
+def first_stage(model: Model) -> Model:
+    """The model without what makes its pictures larger."""
+    width, height = model.drawn_size
+    small = replace(model.defaults, width=width, height=height)
+    return replace(model, upscaler=None, defaults=small)
+
+
 def of_unet(model: Model) -> Figures:
     unet = model.backbone
     level = model.schedule.level(500)
@@ -168,7 +177,9 @@ def of_unet(model: Model) -> Figures:
     maps: list[Tensor] = []
     x = add_noise(x0, eps, level.alpha, level.sigma)
     unet(x, torch.tensor([level.t]), encode_prompts(Runtime(model), [PAIR]), record=maps)
-    attention = torch.stack([layer[0].mean(0) for layer in maps]).mean(0)  # (h, w, L)
+    largest = max(layer.shape[2] for layer in maps)  # where places are finest
+    fine = [layer[0].mean(0) for layer in maps if layer.shape[2] == largest]
+    attention = torch.stack(fine).mean(0)  # (h, w, L)
     cells = [Cell(picture, "the picture")]
     (chunk,) = chunked(model.tokenizer, PAIR)
     for position, token in enumerate(chunk, 1):  # the row begins with the start token
@@ -277,7 +288,7 @@ def draw_all(folder: Path) -> None:
     """Draw all figures into `folder` as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # for tiny tensors more threads are slower
-    model = checkpoints.load()
+    model = first_stage(checkpoints.load())
     with torch.no_grad():
         for page in PAGES:
             for name, image in page(model):
