@@ -42,8 +42,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 demo: $(VENV)/.installed
 	@$(BIN)/pellucid generate "a rabbit" --seed 1 --out $(OUT)
 	@$(BIN)/pellucid generate "a slice of pizza" --seed 1 --out $(OUT)
-	@$(BIN)/pellucid generate "a red heart on a blue background" --seed 1 --out $(OUT)
-	@echo "The pictures are in $(OUT)/. Now your own words: $(BIN)/pellucid generate \"a frog\""
+	@$(BIN)/pellucid generate "an owl" --seed 1 --out $(OUT)
+	@$(BIN)/pellucid generate "a rocket" --seed 1 --out $(OUT)
+	@$(BIN)/pellucid generate "a panda" --seed 1 --out $(OUT)
+	@$(BIN)/pellucid generate "a strawberry" --seed 1 --out $(OUT)
+	@echo "The pictures are in $(OUT)/. Now your own words: $(BIN)/pellucid generate \"a frog\" --show"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n auto

@@ -110,10 +110,13 @@ def test_further_ways_are_learned_and_packed(
         "times": "logit_normal",
     }
     options = replace(options, out=tmp_path, steps=60, sample_every=60, **fields)
-    state = train_diffusion.train(options, TINY)
+    drawn_with = load(train_diffusion.train(options, TINY))
+    assert drawn_with.prediction == "v" and drawn_with.name == tmp_path.name
     losses = [float(x) for x in re.findall(r"validation loss (\S+)", capsys.readouterr().err)]
     assert losses[-1] < losses[0] and (tmp_path / "samples" / "000060.png").is_file()
-    parts = pack.PackOptions(options.vae, options.clip, state, tmp_path / "m.safetensors", steps=7)
+    parts = pack.PackOptions(
+        options.vae, options.clip, tmp_path / "state.pt", tmp_path / "m.safetensors", steps=7
+    )
     model = load(pack.train(parts, TINY))
     assert model.prediction == "v" and model.defaults.steps == 7
     assert model.schedule == Schedule("scaled_linear", zero_terminal_snr=True)

@@ -23,7 +23,7 @@ from pellucid.guidance import ClassifierFree, as_denoiser
 from pellucid.images.metadata import save_image
 from pellucid.images.pixels import grid, to_pil
 from pellucid.samplers import ddim
-from pellucid.train import loop, token_loss
+from pellucid.train import loop, pack, token_loss
 from pellucid.train.objective import Objective, ObjectiveOptions
 from pellucid.train.pool import Encoders, Pool
 from pellucid.train.recipe import Recipe
@@ -41,7 +41,8 @@ class DiffusionOptions(ObjectiveOptions, SourceOptions, loop.RunOptions):
     vae: Path = setting(Path("runs/vae/vae.pt"), "The trained autoencoder.")
     clip: Path = setting(Path("runs/clip/state.pt"), "The trained CLIP.")
     out: Path = setting(
-        Path("runs/diffusion"), "A folder for the state of the run, its pool and its samples."
+        Path("runs/diffusion"),
+        "A folder for the state of the run, its pool, its samples and the model.",
     )
     _: KW_ONLY
     steps: int = setting(6000, loop.STEPS)
@@ -85,7 +86,10 @@ class DiffusionOptions(ObjectiveOptions, SourceOptions, loop.RunOptions):
 
 
 def train(options: DiffusionOptions, recipe: Recipe, say: loop.Say = loop.silent) -> Path:
-    """Run the loop in one or more processes; returns the path of the saved state."""
+    """Run the loop in one or more processes; returns the path of the model, OUT/model.safetensors.
+
+    It is packed from the autoencoder, CLIP and the network, and can be drawn with.
+    """
     # Mistakes in the options are found before the work begins.
     device, objective = loop.device_of(options.device), options.objective()
     config = recipe.unet(channels_of(options.channels))
@@ -116,7 +120,9 @@ def train(options: DiffusionOptions, recipe: Recipe, say: loop.Say = loop.silent
         for tensor in pool:
             tensor.share_memory_()
         torch.multiprocessing.spawn(learn, arguments, nprocs=options.processes)
-    return options.out / "state.pt"
+    name, model = options.out.resolve().name, options.out / "model.safetensors"
+    parts = pack.PackOptions(options.vae, options.clip, options.out / "state.pt", model, name)
+    return pack.train(parts, recipe)
 
 
 def learn(
