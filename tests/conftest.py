@@ -33,6 +33,7 @@ for variable in [name for name in os.environ if name.startswith("PELLUCID_")]:
 os.environ["PELLUCID_CONFIG"] = os.devnull
 os.environ["XDG_DATA_HOME"] = os.devnull
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     about = "write the pictures of the texts' commands there, a sheet for each section"
     parser.addoption("--sheets", metavar="FOLDER", help=about)

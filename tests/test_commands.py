@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,11 +39,12 @@ OTHERS = {"make", "source", ".venv/bin/pip"}
 # What is added to a command so that it is quick.
 QUICK = {
     "train": ("steps=2", "batch=2"),
-    "compare": ("--seen", "256", "--samples", "100", "--workers", "1"),
+    "compare": ("--seen", "256", "--samples", "100", "--seeds", "1", "--workers", "1"),
     "explain": ("--steps", "2"),
 }
 QUICK_TRAINING = {
     "diffusion": ("channels=32,32", "pool=16"),
+    "lora": ("size=64", "rank=2"),
     "gan": ("width=4", "discriminator_width=4"),
     "pack": (),
 }
@@ -83,7 +83,7 @@ def quick(words: tuple[str, ...]) -> list[str]:
         more = list(special) if special == () else more + list(special or ()) * bool(more)
     if command == "generate" and any(Path(word).stem in THIN for word in rest):
         more += [] if "--preset" in rest else ["--steps", "2"]
-        more += [] if {"--size", "--image"} & set(rest) else ["--size", "64x64"]
+        more += [] if {"--size", "--mask", "--extend"} & set(rest) else ["--size", "64x64"]
     found = [sorted(glob.glob(word)) if word.endswith("*.png") else [word] for word in rest]
     return [command, *sum(found, []), *more]
 

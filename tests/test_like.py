@@ -101,9 +101,10 @@ def test_a_file_that_is_gone(shelf: Path, call: Any, refused: Any) -> None:
     assert call("generate", "a rabbit", *words)[0] == 0
     for name, option in (("vae", "--vae"), ("one", "--model")):
         (shelf / f"{name}.safetensors").rename(f"{name}.moved")
-        told = f"was made with {option} {name}.safetensors, which does not exist; choose another"
+        told = f"was made with {option} {name}.safetensors, which does not exist here; looked for"
         for command in ("generate", "explain"):
-            assert f"{told} with {option} FILE" in refused(command, "--like", "first.png")
+            said = refused(command, "--like", "first.png")
+            assert told in said and f"choose another with {option} FILE" in said
         (shelf / f"{name}.moved").rename(f"{name}.safetensors")
 
 
@@ -158,3 +159,35 @@ def test_another_model_than_the_one_that_made_it_is_told(
     told = "first.png was made with the model tiny; choose it with --model FILE"
     assert told in call("generate", "--like", "first.png", "--out", "other.png")[2]
     assert told in call("explain", "--like", "first.png", "--json")[2]
+
+
+def test_files_are_found_from_another_folder(
+    shelf: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative to the picture and the folders above it; in the home folder; by name in the settings."""
+    (shelf / "other").mkdir()
+    (shelf / "one.safetensors").rename(shelf / "loras" / "one.safetensors")
+    lora = ("--lora", "loras/paint.safetensors:0.5")
+    words = ("generate", "a rabbit", "--model", "loras/one.safetensors", *lora, "--seed", 3)
+    assert call(*words, "--out", "pictures/first.png")[0] == 0
+    record = read_metadata("pictures/first.png").request or {}
+    assert record["model_file"] == "loras/one.safetensors"
+    assert record["loras"] == [["loras/paint.safetensors", 0.5, 0.5]]
+    monkeypatch.chdir(shelf / "other")
+    first = "../pictures/first.png"
+    assert call("generate", "--like", first, "--out", "a.png") == (0, "a.png\n", "")
+    assert Image.open("a.png").tobytes() == Image.open(first).tobytes()
+
+    monkeypatch.setenv("HOME", str(shelf))
+    home = shelf / "loras" / "one.safetensors"
+    assert call("generate", "a rabbit", "--model", home, "--seed", 3, "--out", "b.png")[0] == 0
+    assert (read_metadata("b.png").request or {})["model_file"] == "~/loras/one.safetensors"
+    assert str(shelf).encode() not in Path("b.png").read_bytes()
+    assert call("generate", "--like", "b.png", "--out", "c.png")[0] == 0
+
+    (shelf / "models").mkdir()
+    home.rename(shelf / "models" / "one.safetensors")
+    status, _, err = call("generate", "--like", "b.png", "--out", "d.png")
+    assert status == 2 and "looked for it as ~/loras/one.safetensors" in err
+    monkeypatch.setenv("PELLUCID_MODELS", str(shelf / "models"))
+    assert call("generate", "--like", "b.png", "--out", "d.png") == (0, "d.png\n", "")

@@ -14,6 +14,7 @@ from pellucid.cli._bar import bar
 from pellucid.cli._files import Output
 from pellucid.cli._jobs import Job, Jobs, Made, missing
 from pellucid.cli._like import ModelFiles, Recorded, flag_of
+from pellucid.cli._recorded_paths import shareable
 from pellucid.messages import text_of
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Ge
     if label is None and request.prompt.strip():
         warnings.append(f"{files.model} is an unconditional GAN: the prompt is ignored")
     first, prompt = chosen_seed(request), "" if label is None else classes[label]
-    names = {"model": loaded.name, "model_file": str(files.model)}
+    names = shareable({"model": loaded.name, "model_file": str(files.model)})
     for seed in range(first, first + request.count):
         pixels = gan.sample(loaded.generator, [seed], label)[0]
         yield Drawn([to_pil(pixels)], [{"prompt": prompt, "seed": seed} | names], warnings)

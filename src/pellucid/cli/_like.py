@@ -1,7 +1,7 @@
 """``--like PICTURE``: repeat what a picture records, except for the options that are given.
 
-A picture made here records its request and the files that were opened for it (`ModelFiles`). The
-files are looked up under the paths that were given then. A picture made by another program records
+A picture made here records its request and the files that were opened for it (`ModelFiles`), whose
+paths `_recorded_paths` finds again. A picture made by another program records
 only the names of its model, VAE and refiner, from which no file can be found: a warning names them,
 and settings that do not exist here.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._model import default_model, find
+from pellucid.cli._recorded_paths import found_again, searched, shareable
 from pellucid.folders import name_of
 from pellucid.settings import load_settings
 
@@ -71,7 +72,7 @@ class ModelFiles:
         if self.model == checkpoints.embedded():
             del used["model_file"]
         files = {key: str(value) for key, value in used.items() if value is not None}
-        return request.record() | {"model": name} | files
+        return shareable(request.record() | {"model": name} | files)
 
 
 def recorded_as() -> dict[str, str]:
@@ -117,8 +118,9 @@ class Recorded:
             if name != "prediction" and not Path(value).exists():
                 form = "FOLDER" if name == "lora_folder" else "FILE"
                 raise ValueError(
-                    f"{self.picture} was made with {flag_of(name)} {value}, which does not exist; "
-                    f"choose another with {flag_of(name)} {form}"
+                    f"{self.picture} was made with {flag_of(name)} {value}, which does not exist "
+                    f"here; {searched(self.picture or Path(), value)}; choose another with "
+                    f"{flag_of(name)} {form}"
                 )
         if self.vae is not None and given.vae is None:
             warnings.append(self._name_only("VAE", self.vae))
@@ -250,6 +252,7 @@ def read_like(picture: Path | None) -> Recorded:
 def of_record(picture: Path, record: Mapping[str, Any]) -> Recorded:
     """What `ModelFiles.record` stored in `picture`. ValueError: a file's name that is no text."""
     names = recorded_as()
+    record = found_again(picture, record)
     for key in (*names.values(), "model"):
         if not isinstance(record.get(key, ""), str):
             raise ValueError(f"{picture} records {key} {record[key]!r}, which must be a text")

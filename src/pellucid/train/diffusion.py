@@ -120,8 +120,13 @@ def train(options: DiffusionOptions, recipe: Recipe, say: loop.Say = loop.silent
         for tensor in pool:
             tensor.share_memory_()
         torch.multiprocessing.spawn(learn, arguments, nprocs=options.processes)
-    name, model = options.out.resolve().name, options.out / "model.safetensors"
-    parts = pack.PackOptions(options.vae, options.clip, options.out / "state.pt", model, name)
+    parts = pack.PackOptions(
+        vae=options.vae,
+        clip=options.clip,
+        diffusion=options.out / "state.pt",
+        out=options.out / "model.safetensors",
+        name=options.out.resolve().name,
+    )
     return pack.train(parts, recipe)
 
 
