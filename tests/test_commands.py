@@ -8,6 +8,7 @@ random models here, so that their pictures are noise; and a training takes two s
 from __future__ import annotations
 
 import glob
+import itertools
 import re
 import shlex
 import shutil
@@ -33,8 +34,8 @@ from references import make_lora, model_of
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
-# Programs that only set the project up: they need the network, or are covered by the Makefile's test.
-OTHERS = {"make", "source", ".venv/bin/pip"}
+# Programs that set the project up, which needs the network, and one that talks to the server.
+OTHERS = {"make", "source", ".venv/bin/pip", "curl"}
 
 # What is added to a command so that it is quick.
 QUICK = {
@@ -82,10 +83,10 @@ def quick(words: tuple[str, ...]) -> list[str]:
         special = QUICK_TRAINING.get(rest[0])
         more = list(special) if special == () else more + list(special or ()) * bool(more)
     if command == "generate" and any(Path(word).stem in THIN for word in rest):
-        more += [] if "--preset" in rest else ["--steps", "2"]
+        more += [] if "--preset" in rest else ["--steps", "4"]
         more += [] if {"--size", "--mask", "--extend"} & set(rest) else ["--size", "64x64"]
     found = [sorted(glob.glob(word)) if word.endswith("*.png") else [word] for word in rest]
-    return [command, *sum(found, []), *more]
+    return [command, *itertools.chain(*found), *more]
 
 
 @pytest.fixture(scope="module")
