@@ -14,6 +14,7 @@ import torch
 from pellucid import noise
 from pellucid.backbones.unet import UNetConfig
 from pellucid.checkpoints import load
+from pellucid.cli._bar import show_progress
 from pellucid.data.emoji import Concept, EmojiArt
 from pellucid.diffusion import Conditioning
 from pellucid.recipes.emoji import RECIPE
@@ -90,8 +91,12 @@ def test_the_validation_loss_falls(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fields: dict[str, Any] = {"prediction": prediction, "schedule": schedule}
-    train_diffusion.train(replace(options, out=tmp_path, **fields, steps=1, ema=0.0), TINY)
-    train_diffusion.train(replace(options, out=tmp_path, **fields, resume=True), TINY)
+    train_diffusion.train(
+        replace(options, out=tmp_path, **fields, steps=1, ema=0.0), TINY, show_progress
+    )
+    train_diffusion.train(
+        replace(options, out=tmp_path, **fields, resume=True), TINY, show_progress
+    )
     losses = [float(x) for x in re.findall(r"validation loss (\S+)", capsys.readouterr().err)]
     assert len(losses) == 5 and losses[-1] < 0.8 * losses[0]
 
@@ -110,12 +115,16 @@ def test_further_ways_are_learned_and_packed(
         "times": "logit_normal",
     }
     options = replace(options, out=tmp_path, steps=60, sample_every=60, **fields)
-    drawn_with = load(train_diffusion.train(options, TINY))
+    drawn_with = load(train_diffusion.train(options, TINY, show_progress))
     assert drawn_with.prediction == "v" and drawn_with.name == tmp_path.name
     losses = [float(x) for x in re.findall(r"validation loss (\S+)", capsys.readouterr().err)]
     assert losses[-1] < losses[0] and (tmp_path / "samples" / "000060.png").is_file()
     parts = pack.PackOptions(
-        options.vae, options.clip, tmp_path / "state.pt", tmp_path / "m.safetensors", steps=7
+        vae=options.vae,
+        clip=options.clip,
+        diffusion=tmp_path / "state.pt",
+        out=tmp_path / "m.safetensors",
+        steps=7,
     )
     model = load(pack.train(parts, TINY))
     assert model.prediction == "v" and model.defaults.steps == 7
