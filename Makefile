@@ -8,10 +8,11 @@ OUT ?= outputs/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo bench test check format format-check lint types contract docs notebook art digits emoji-model emoji-model-gpu clean
+.PHONY: help demo studio bench test check format format-check lint types contract docs notebook art digits emoji-model emoji-model-gpu clean
 
 help:
 	@echo "make demo         a few pictures from the shipped model, in $(OUT)"
+	@echo "make studio       the studio in a browser: make, change and look into pictures"
 	@echo "make test         the tests"
 	@echo "make check        format, lint, types, import contract, tests"
 	@echo "make format       format the code (ruff)"
@@ -46,7 +47,11 @@ demo: $(VENV)/.installed
 	@$(BIN)/pellucid generate "a rocket" --seed 1 --out $(OUT)
 	@$(BIN)/pellucid generate "a panda" --seed 1 --out $(OUT)
 	@$(BIN)/pellucid generate "a strawberry" --seed 1 --out $(OUT)
-	@echo "The pictures are in $(OUT)/. Now your own words: $(BIN)/pellucid generate \"a frog\" --show"
+	@echo "The pictures are in $(OUT)/. Now your own words: $(BIN)/pellucid generate \"a frog\" --show, or in a browser: make studio"
+
+studio: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
+	$(BIN)/pellucid serve --open
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n auto

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,11 +37,12 @@ def serve(
     device: Annotated[list[str] | None, _option("cpu, cuda, ...; a worker for each.")] = None,
     dtype: Annotated[str | None, _option("float32, float16 or bfloat16.")] = None,
     log: Annotated[str | None, _option("The form of the log on stderr: text or json.")] = None,
+    open_page: Annotated[bool, _option("Open the studio in a browser.", "--open")] = False,
     print_config: Annotated[
         bool, _option("Show all settings as JSON, and end.", "--print-config")
     ] = False,
 ) -> None:
-    """Serve pictures over HTTP, to programs and to a browser on this machine.
+    """Serve the studio to a browser on this machine, and HTTP interfaces to programs.
 
     Settings are options, environment variables such as PELLUCID_SERVE_QUEUE_LIMIT, and the table
     [serve] of the file of settings, in this precedence; --print-config shows all of them.
@@ -86,4 +88,10 @@ def serve(
         shown["token"] = shown["token"] and "(set)"
         show_json(json.dumps(shown, indent=1))
         return
-    run(configuration, show, report)
+
+    def say(address: str) -> None:
+        show(address)
+        if open_page:
+            webbrowser.open(address)
+
+    run(configuration, say, report)

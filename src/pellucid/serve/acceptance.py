@@ -68,6 +68,8 @@ class Acceptance:
                             "{count} must be 1 to explain a picture, got {n}", n=each.count
                         )
                     )
+        if asked.kind not in ("generate", "explain") and request.image is None:
+            raise ValueError(FieldMessage(f"{asked.kind} needs an {{image}}"))
         options: dict[str, Any] = {"previews": asked.previews}
         if versus is not None:
             self.checked(file, versus)

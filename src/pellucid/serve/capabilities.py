@@ -37,6 +37,7 @@ def capabilities(model: Model, limits: Configuration) -> dict[str, Any]:
             "chunk": model.tokenizer.context_length - 2,
             "vocabulary": model.tokenizer.vocab_size,
         },
+        "words": None if model.lexicon is None else [e.names[0] for e in model.lexicon.entries],
         "inpainting_model": sees_masks(model),
         "fields": [
             _field(name, model, limits) for name in Request.model_fields if _has(model, name)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-Kind = Literal["generate", "explain"]
+Kind = Literal["generate", "explain", "noise", "autoencoder", "clip"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 SCHEMA = """

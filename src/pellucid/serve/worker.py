@@ -24,6 +24,7 @@ from pellucid.data.emoji import concept_names
 from pellucid.explain.run import Explanation, Recorder, page
 from pellucid.files import write_text
 from pellucid.images.data_url import to_data_url
+from pellucid.images.load import open_image
 from pellucid.messages import text_of
 from pellucid.model import Model
 from pellucid.opening import open_model
@@ -31,6 +32,7 @@ from pellucid.pipeline import Progress, generate_in_batches
 from pellucid.preview import preview
 from pellucid.request import Request
 from pellucid.serve.models_kept import Kept
+from pellucid.serve.pages import PAGES
 from pellucid.serve.pictures import Pictures
 from pellucid.serve.queue import Kind, Picture, State
 
@@ -170,6 +172,8 @@ class Worker:
     def ended(self, task: Task) -> Ended:
         """Draw, and say how it ended; an error never ends the worker."""
         try:
+            if task.kind in PAGES:
+                return self.examine(task)
             return self.explain(task) if task.kind == "explain" else self.draw(task)
         except _Cancelled:
             return Ended(task.id, "cancelled")
@@ -264,9 +268,7 @@ class Worker:
                 self.report(task, model, progress, len(runs), len(requests))
             runs.append(recorder.explanation(concept_names()))
         text, left_out = page.page(model, runs)
-        folder = self.settings.folder / "explanations"
-        folder.mkdir(exist_ok=True)
-        write_text(folder / f"{task.id}.html", text)
+        self.store_page(task, text)
         made = []
         for run in runs:
             record = run.request.record() | dict(task.named) | {"model": task.model.name}
@@ -277,6 +279,18 @@ class Worker:
         )
         said = [without_paths(warning, task, self.settings) for warning in dict.fromkeys(warnings)]
         return Ended(task.id, "done", None, made, said)
+
+    def examine(self, task: Task) -> Ended:
+        """The page of noise, the autoencoder or CLIP on a picture."""
+        model, image = self.opened(task.model), open_image(Path(str(task.request.image)))
+        self.store_page(task, PAGES[task.kind](model, image, task.request))
+        return Ended(task.id, "done")
+
+    def store_page(self, task: Task, text: str) -> None:
+        """Write the page of a job, whole or not at all."""
+        folder = self.settings.folder / "explanations"
+        folder.mkdir(exist_ok=True)
+        write_text(folder / f"{task.id}.html", text)
 
 
 def without_paths(text: str, task: Task, settings: Settings) -> str:

@@ -19,11 +19,14 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 
 from pellucid import __version__
 from pellucid.conditioning import reading
+from pellucid.explain.noise.schedules import known, level_at
 from pellucid.images.load import open_image
 from pellucid.images.metadata import read_metadata
+from pellucid.lexicon import describe, unknown_words
 from pellucid.plugins import nearest
 from pellucid.prompt import left_out, unbalanced
 from pellucid.request import MAX_PROMPT, Request, chosen_seed, resolve
+from pellucid.schedule import Schedule
 from pellucid.serve import events
 from pellucid.serve.acceptance import Asked
 from pellucid.serve.capabilities import capabilities
@@ -55,7 +58,11 @@ class NewJob(_Strict):
 
     request: Request
     model: Name | None = Field(None, description="A name of /models; null: the server's default.")
-    kind: Kind = Field("generate", description='"explain" makes a page of one run, or of two.')
+    kind: Kind = Field(
+        "generate",
+        description='"explain" makes a page of one run, or of two; "noise", "autoencoder" and "clip" '
+        "make theirs of the picture `image`.",
+    )
     versus: Request | None = Field(
         None, description="With explain: a second run, from the same noise, next to the first."
     )
@@ -227,7 +234,7 @@ def view(engine: Engine, job: Job, places: dict[str, tuple[int, float | None]]) 
     place, seconds = places.get(job.id, (None, None))
     if job.state == "running":
         seconds = engine.seconds_left(job)
-    done = job.kind == "explain" and job.state == "done"
+    done = job.kind != "generate" and job.state == "done"
     return JobView(
         **{name: getattr(job, name) for name in ("id", "number", "kind", "api", "model", "state")},
         **{name: getattr(job, name) for name in ("request", "resolved", "priority", "warnings")},
@@ -321,6 +328,11 @@ def _about(engine: Engine) -> APIRouter:
             raise Refused(404, str(error)) from None
         return capabilities(file.outline, limits) | {"name": file.name}
 
+    @router.get("/schedules")
+    def schedules() -> dict[str, dict[str, list[float]]]:
+        """The curves of the noise schedules: alpha and sigma at 101 times, from the picture to noise."""
+        return {name: _curves(schedule) for name, schedule in known().items()}
+
     @router.get("/loras")
     def loras() -> dict[str, list[str]]:
         """The names of the LoRAs, for `loras` and for <lora:NAME:WEIGHT> in prompts."""
@@ -340,11 +352,22 @@ def _about(engine: Engine) -> APIRouter:
         resolved = resolve(model, request)
         read = reading(model.tokenizer, resolved.prompt, resolved.steps)
         chunks = [r["chunks"] for prompt in read["prompts"] for r in prompt["readings"]]
-        warnings = [each for each in (unbalanced(text.prompt), left_out(text.prompt)) if each]
+        found = [unbalanced(text.prompt), left_out(text.prompt)]
+        if model.lexicon is not None:
+            found.append(describe(unknown_words(resolved.prompt, model.lexicon), model.name))
+        warnings = [each for each in found if each]
         count = max((sum(map(len, own)) for own in chunks), default=0)
         return {"model": file.name, "count": count, **read, "warnings": warnings}
 
     return router
+
+
+def _curves(schedule: Schedule) -> dict[str, list[float]]:
+    levels = [level_at(schedule, 10.0 * i) for i in range(101)]
+    return {
+        "alpha": [round(level.alpha, 5) for level in levels],
+        "sigma": [round(level.sigma, 5) for level in levels],
+    }
 
 
 # ---------------------------------------------------------------- jobs

@@ -1,0 +1,64 @@
+/** The prompt's text field: live tokens, borders of chunks, names completed while typing. */
+import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
+import * as api from "./api.js";
+import { useStore } from "./state.js";
+
+/** What could be completed at the cursor: { from, names, after } or null. */
+function completion(text, at, names) {
+  const before = text.slice(0, at);
+  const lora = /<lora:([^:>\s]*)$/.exec(before);
+  if (lora) return { from: at - lora[1].length, part: lora[1], names: names.loras, after: ":1>" };
+  const word = /([\p{L}\d_-]{2,})$/u.exec(before);
+  if (!word) return null;
+  return { from: at - word[1].length, part: word[1], names: [...names.embeddings, ...names.words], after: "" };
+}
+
+export function Prompt({ name = "prompt", label = "Prompt", value, onChange, onSubmit, rows = 3, error = null }) {
+  const { able, model, names } = useStore();
+  const [read, setRead] = useState(null);
+  const [open, setOpen] = useState(null); // { from, list, after, chosen }
+  const field = useRef();
+
+  useEffect(() => { // counted when typing pauses
+    if (!model || !value) return setRead(null);
+    const timer = setTimeout(() => api.tokens(model, value).then(setRead, () => setRead(null)), 250);
+    return () => clearTimeout(timer);
+  }, [value, model]);
+
+  const complete = (text, at) => {
+    const found = completion(text, at, { ...names, words: able?.words ?? [] });
+    if (!found) return setOpen(null);
+    const part = found.part.toLowerCase();
+    const list = found.names.filter((n) => n.toLowerCase().startsWith(part) && n.toLowerCase() !== part).slice(0, 8);
+    setOpen(list.length ? { ...found, list, at, chosen: -1 } : null);
+  };
+  const take = (chosen) => {
+    const text = value.slice(0, open.from) + chosen + open.after + value.slice(open.at);
+    const cursor = open.from + chosen.length + open.after.length;
+    onChange(text);
+    setOpen(null);
+    requestAnimationFrame(() => { field.current.focus(); field.current.setSelectionRange(cursor, cursor); });
+  };
+  const key = (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); onSubmit?.(); return; }
+    if (!open) return;
+    const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (move) { event.preventDefault(); setOpen({ ...open, chosen: (open.chosen + move + open.list.length) % open.list.length }); }
+    else if ((event.key === "Enter" || event.key === "Tab") && open.chosen >= 0) { event.preventDefault(); take(open.list[open.chosen]); }
+    else if (event.key === "Escape") { event.stopPropagation(); setOpen(null); }
+  };
+  const id = `prompt-${name}`;
+  // One reading for each part of the run that has a text of its own, such as [a:b:0.5].
+  const readings = read ? read.prompts.flatMap((p) => p.readings.map((r) => ({ ...r, weight: p.weight }))) : [];
+  const most = Math.max(1, ...readings.map((r) => r.chunks.length));
+  const plain = readings.length < 2 && most === 1 && readings.every((r) => r.chunks[0].every((t) => t.weight === 1));
+  return html`<div class=${`field menu ${error ? "bad" : ""}`}><label for=${id}>${label}</label>
+    <textarea id=${id} ref=${field} rows=${rows} value=${value} spellcheck aria-autocomplete="list" aria-controls=${open ? `${id}-list` : null} aria-describedby=${`${id}-count`}
+      onInput=${(e) => { onChange(e.target.value); complete(e.target.value, e.target.selectionStart); }} onKeyDown=${key} onBlur=${() => setTimeout(() => setOpen(null), 150)} />
+    ${open && html`<ul id=${`${id}-list`} role="listbox" aria-label="Completions">${open.list.map((n, i) => html`<li role="option" aria-selected=${i === open.chosen} onMouseDown=${(e) => { e.preventDefault(); take(n); }}>${n}</li>`)}</ul>`}
+    ${error && html`<p class="wrong" role="alert">${error}</p>`}
+    <p class="help numbers" id=${`${id}-count`}>${read ? `${read.count} of ${most * read.chunk_size} tokens${most > 1 ? `, ${most} chunks` : ""}` : " "}</p>
+    ${read && !plain && html`<div class="tokens" aria-hidden="true">${readings.map((r) => html`${readings.length > 1 && html`<span class="chunk">${r.weight !== 1 ? `weight ${r.weight}, ` : ""}steps ${r.steps.map(([a, b]) => (a === b ? a : `${a} to ${b}`)).join(", ")}</span>`}
+      ${r.chunks.map((chunk, i) => html`${r.chunks.length > 1 && html`<span class="chunk">chunk ${i + 1}</span>`}${chunk.map((t) => html`<span class=${t.weight > 1 ? "strong" : t.weight < 1 ? "weak" : ""} title=${`weight ${t.weight}`}>${t.token.replace("</w>", "")}${t.weight !== 1 ? ` ${+t.weight.toFixed(2)}` : ""}</span>`)}`)}`)}</div>`}
+    ${read?.warnings?.map((w) => html`<p class="note small">${w}</p>`)}</div>`;
+}
