@@ -42,6 +42,7 @@ def configuration(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Con
         loras=tmp_path_factory.mktemp("loras"),
         model="tiny",
         devices=("cpu",),
+        dtype="float32",  # as checkpoints.load, with which pictures are compared
         names=("testserver",),
         pixel_limit=64 * 64,
         queue_limit=50,

@@ -249,13 +249,13 @@ class Worker:
             x, x0 = ([_small(p) for p in preview(model, z)] for z in (progress.x, progress.x0))
         self.connection.send(Step(task.id, progress.step, progress.steps, first, count, x, x0))
 
-    def opened(self, spec: ModelSpec) -> Model:
-        """A model, kept for the next job."""
-        device, dtype = self.settings.device, self.settings.dtype
+    def opened(self, spec: ModelSpec, dtype: str | None = None) -> Model:
+        """A model, kept for the next job. dtype: None: that of the settings."""
+        device, dtype = self.settings.device, dtype or self.settings.dtype
         load = partial(
             open_model, spec.path, prediction=spec.prediction, device=device, dtype=dtype
         )
-        return self.kept.get((spec.path, spec.version, spec.prediction), load)
+        return self.kept.get((spec.path, spec.version, spec.prediction, dtype), load)
 
     def explain(self, task: Task) -> Ended:
         """The page of a run, or of two."""
@@ -282,7 +282,8 @@ class Worker:
 
     def examine(self, task: Task) -> Ended:
         """The page of noise, the autoencoder or CLIP on a picture."""
-        model, image = self.opened(task.model), open_image(Path(str(task.request.image)))
+        # In float32, as the commands that make these pages: they measure what a part loses.
+        model, image = self.opened(task.model, "float32"), open_image(Path(str(task.request.image)))
         self.store_page(task, PAGES[task.kind](model, image, task.request))
         return Ended(task.id, "done")
 
