@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data,train,docs,evaluate]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data,train,docs,evaluate,serve]'
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import Call
 from pellucid import checkpoints
 from pellucid import nn as blocks
 from pellucid.conditioning import encode_prompts
@@ -21,6 +21,7 @@ from pellucid.runtime.backends import EAGER, FAST, choose_backend, int8, prepare
 from pellucid.runtime.precision import native_bfloat16
 from pellucid.runtime.threads import SMALL, threads_for
 
+Call = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 BOUNDS = {"eager": 1e-5, "int8": 0.1}
 """How far the network's output may be from that of float32, relative to its size."""

@@ -401,7 +401,10 @@ def test_generate_with_a_gan(
         (("rabbit", "--size", "64x64"), "width, height are for diffusion models"),
         (("rabbit", "--image", "x.png"), "image is for diffusion models"),
         (("rabbit", "--film"), "--film is for diffusion models"),
-        (("rabbit", "--vae", "x", "--dtype", "fp16"), "--dtype, --vae are for diffusion models"),
+        (
+            ("rabbit", "--vae", __file__, "--dtype", "fp16"),
+            "--dtype, --vae are for diffusion models",
+        ),
         ((), "there is no class ''; this GAN has 3, nearest first: red apple"),
         (("rabbit", "--count", 0), "count"),
         (("rabbit", "--seed", -5), "seed"),

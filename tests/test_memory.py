@@ -25,7 +25,8 @@ from pellucid.images.latent_file import load_latents, save_latents
 from pellucid.images.metadata import read_metadata
 from pellucid.model import Model
 from pellucid.nn import Downsample, ResidualBlock, Upsample, attend
-from pellucid.pipeline import generate, pictures
+from pellucid.pipeline import generate
+from pellucid.preview import pictures
 from pellucid.request import Request
 from pellucid.runtime import Runtime, devices, precision
 from pellucid.runtime.devices import bring, choose_device, free_memory, in_the_way, weight_bytes
@@ -534,7 +535,7 @@ def test_latents_are_kept_when_the_decoder_fails(
     again = Image.open(tmp_path / "again.png")
     assert again.tobytes() == Image.open(out.split()[0]).tobytes()
     file.unlink()
-    assert f"{file}, which does not exist; choose another with --model FILE" in refused(
+    assert f"was made with --model {file}, which does not exist here; looked for it as" in refused(
         "decode", kept
     )
 

@@ -162,6 +162,7 @@ def test_two_pictures_under_a_slider(
     shown = "(e) => getComputedStyle(e).clipPath"
     upper = tab.locator(".stage img").nth(1)
     hidden = upper.evaluate(shown)
+    tab.locator(".stage").scroll_into_view_if_needed()
     stage = tab.locator(".stage").bounding_box()
     tab.mouse.click(stage["x"] + stage["width"] * 0.75, stage["y"] + 10)
     assert tab.get_by_label("Divide").get_attribute("aria-valuetext") == "75 %"
@@ -193,6 +194,7 @@ def test_a_curve_says_its_values(files: dict[str, Path], open_page: Callable[...
     assert "t = 0" in said.inner_text() and "linear 1" in said.inner_text()
     tab.keyboard.press("End")
     assert "flow (model's) 0" in said.inner_text()
+    plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     tab.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
     assert "t = 0" not in said.inner_text()

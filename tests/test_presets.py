@@ -11,7 +11,7 @@ from pellucid.request import Request
 from pellucid.schedule import Schedule
 
 FAMILIES = ("sd1", "sd2", "sd2_768", "sdxl", "sdxl_refiner", "sd3", "emoji")
-SIZES = {"sd1": 512, "sd2": 512, "sd2_768": 768, "sdxl": 1024, "sd3": 1024, "emoji": 64}
+SIZES = {"sd1": 512, "sd2": 512, "sd2_768": 768, "sdxl": 1024, "sd3": 1024, "emoji": 256}
 
 
 @pytest.mark.parametrize("name", PRESETS)

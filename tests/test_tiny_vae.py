@@ -299,7 +299,10 @@ def test_decoder_tiny(
 def test_wrong_tiny_vae_is_told(shelf: Path, refused: Any) -> None:
     words = ("generate", "a rabbit", "--model", shelf / "model.safetensors", "--out", shelf / "out")
     for more, message in (
-        (("--tiny-vae", shelf / "none.safetensors"), "does not exist; expected a tiny autoencoder"),
+        (
+            ("--tiny-vae", shelf / "none.safetensors"),
+            "does not exist; expected a file, or a name in",
+        ),
         (("--tiny-vae", shelf / "model.safetensors"), "is not a tiny autoencoder"),
         (("--preview", "linaer"), "nearest first: linear"),
         (("--decoder", "small"), "--decoder must be one of vae, tiny, got 'small'"),

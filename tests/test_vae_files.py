@@ -208,9 +208,9 @@ def test_every_command_takes_one(
     lora = make_lora(models["sd1"], tmp_path / "lora.safetensors")
     for words in (
         ("generate", "a", *small, "--out", tmp_path / "out"),
-        ("explain", "a", *small, "--out", page),
-        ("noise", picture, "--t", 500, "--out", page),
-        ("autoencoder", picture, "--out", page),
+        ("explain", "a", *small, "--out", page, "--overwrite"),
+        ("noise", picture, "--t", 500, "--out", page, "--overwrite"),
+        ("autoencoder", picture, "--out", page, "--overwrite"),
         ("decode", latents, "--out", tmp_path / "decoded"),
         ("tokens", "a"),
         ("lora", lora),

@@ -73,7 +73,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         for name, defaults in family.defaults.items()
     }
     # the embedded model (`pellucid train pack`)
-    | {"emoji": _whole(Defaults(20, 5.0, "dpmpp_2m", "uniform", 64, 64))}
+    | {"emoji": _whole(Defaults(8, 3.0, "dpmpp_2m", "uniform", 256, 256))}
     | FEW_STEPS
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import socket
 import threading
@@ -12,15 +11,12 @@ from typing import Any
 
 import pytest
 import uvicorn
-from PIL import Image
+from sending import LONG
 from starlette.testclient import TestClient
 
 from pellucid.serve.app import application
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.engine import Engine
-
-LONG = 120.0
-"""Seconds that no test should need; a busy machine is slow."""
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +96,3 @@ def drawn(client: TestClient, engine: Engine) -> Callable[..., dict[str, Any]]:
         return job
 
     return draw
-
-
-def png(image: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()

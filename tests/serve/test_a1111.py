@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import webuiapi
 from PIL import Image
+from sending import LONG, png
 from starlette.testclient import TestClient
 
-from conftest import LONG, png
 from pellucid.serve.engine import Engine
 
 
@@ -26,8 +27,10 @@ def opened(text: str) -> Image.Image:
 
 
 @pytest.fixture
-def api(client: TestClient, address: str) -> webuiapi.WebUIApi:
-    return webuiapi.WebUIApi(baseurl=f"{address}/sdapi/v1", sampler="Euler", steps=2)
+def api(client: TestClient, address: str) -> Iterator[webuiapi.WebUIApi]:
+    api = webuiapi.WebUIApi(baseurl=f"{address}/sdapi/v1", sampler="Euler", steps=2)
+    yield api
+    api.session.close()
 
 
 def test_webuiapi_draws(api: webuiapi.WebUIApi) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sending import LONG, png
 from starlette.testclient import TestClient
 
-from conftest import LONG, png
 from pellucid import checkpoints
 from pellucid.pipeline import generate
 from pellucid.request import Request

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
 from PIL import Image
+from sending import png
 from starlette.testclient import TestClient
-
-from conftest import png
 
 
 @pytest.fixture
-def speaker(client: TestClient, address: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+def speaker(client: TestClient, address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as speaker:
+        yield speaker
 
 
 def opened(text: str | None) -> Image.Image:

@@ -40,7 +40,7 @@ async function values(place) {
       // A channel's picture: grey is its mean, black and white are three deviations away.
       const share = channels[i].data[4 * (y * width + x)] / 127.5 - 1;
       const value = mean + 3 * deviation * share;
-      const end = Math.abs(share) < 0.999 ? "" : share < 0 ? "≤ " : "≥ "; // the picture shows no more
+      const end = Math.abs(share) < 0.999 ? "" : share < 0 ? "≤ " : "≥ "; /* the picture shows no more */
       bars[i].value.textContent = end + people(Number(value.toPrecision(2)));
       const part = Math.min(1, Math.abs(value) / data.largest) * 50;
       bars[i].bar.className = value < 0 ? "minus" : "";
