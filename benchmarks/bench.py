@@ -196,21 +196,19 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from pellucid import checkpoints
     from pellucid.data.emoji import concept_names
+    from pellucid.opening import open_model
     from pellucid.pipeline import generate
     from pellucid.request import Request
     from pellucid.runtime.backends import EAGER, choose_backend, prepared
-    from pellucid.runtime.threads import threads_for
 
     cpu, draws = torch.device("cpu"), {}
     for name, dtype, backend in (
-        ("float32 (--exact)", torch.float32, EAGER),
-        ("default", torch.bfloat16, EAGER),
-        ("--fast", torch.bfloat16, "fast"),
+        ("float32 (--exact)", "float32", EAGER),
+        ("default", "auto", EAGER),
+        ("--fast", "auto", "fast"),
     ):
-        model = checkpoints.load(dtype=dtype)
-        torch.set_num_threads(threads_for(model))
+        model = open_model(None, device="cpu", dtype=dtype)
         model, _ = prepared(lambda model, _: (model, ()), choose_backend(backend, cpu))(
             model, Request()
         )
@@ -384,12 +382,14 @@ def machine() -> dict[str, Any]:
 
 def table(rounds: Rounds, base: str | None = None) -> list[str]:
     """Median, least, and how many times as fast as `base`."""
-    head = "| what | median, s | least, s |" + (f" times as fast as {base} |" if base else "")
+    head = "| what | median, s | least, s |" + (
+        f" least: times as fast as {base} |" if base else ""
+    )
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for name, seconds in rounds.items():
         row = f"| {name} | {statistics.median(seconds):.3g} | {min(seconds):.3g} |"
         if base:
-            row += f" {statistics.median(rounds[base]) / statistics.median(seconds):.2f} |"
+            row += f" {min(rounds[base]) / min(seconds):.2f} |"
         lines.append(row)
     return lines
 
@@ -406,6 +406,7 @@ def report(found: Mapping[str, Any]) -> str:
         f"{', '.join(where['instructions']) or 'no special instructions'}; "
         f"Python {where['python']}, {versions}; load before the run {where['load before']:.1f}. "
         "What is compared took turns; weights of Stable Diffusion are random.",
+        *(["", f"{where['note']}."] if "note" in where else []),
     ]
     for name, task in TASKS.items():
         if name not in found:
@@ -451,7 +452,7 @@ def plot(found: Mapping[str, Any]) -> str | None:
 
     if "seconds" not in found.get("unet", {}):
         return None
-    rounds = {name: statistics.median(each) for name, each in found["unet"]["seconds"].items()}
+    rounds = {name: min(each) for name, each in found["unet"]["seconds"].items()}
     longest, bars = max(rounds.values()), []
     for i, (name, seconds) in enumerate(rounds.items()):
         y, width = 40 + 34 * i, 400 * seconds / longest
@@ -508,8 +509,10 @@ def main() -> None:
                 words, stdout=subprocess.PIPE, text=True, check=True, timeout=left
             )
             found[name] = json.loads(done.stdout.strip().rpartition("\n")[2])
+        except subprocess.TimeoutExpired:
+            found[name] = {"error": "the time that was allowed ended first"}
         except (subprocess.SubprocessError, ValueError) as error:
-            found[name] = {"error": type(error).__name__}
+            found[name] = {"error": f"it failed ({type(error).__name__})"}
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     options.out.with_name("BENCHMARKS.md").write_text(report(found), "utf-8")

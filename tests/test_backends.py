@@ -15,6 +15,7 @@ from pellucid import nn as blocks
 from pellucid.conditioning import encode_prompts
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
+from pellucid.opening import open_model
 from pellucid.request import Request
 from pellucid.runtime import Runtime, backends, precision
 from pellucid.runtime.backends import EAGER, FAST, choose_backend, int8, prepared
@@ -52,7 +53,8 @@ def asked(model: Model) -> tuple[Tensor, Tensor, Conditioning]:
 
 @pytest.mark.parametrize("name", backends.names())
 @torch.no_grad()
-def test_parity(name: str, model: Model) -> None:
+def test_parity(name: str, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "SMALL", 0)  # 8 bits in spite of its size
     choice = choose_backend(name, CPU)
     if choice.name != name:
         pytest.skip(choice.warnings[0])
@@ -61,6 +63,10 @@ def test_parity(name: str, model: Model) -> None:
     assert warnings == ()
     assert relative(made.backbone(*asked(model)), expected) < BOUNDS[name]
     assert relative(model.backbone(*asked(model)), expected) < 1e-5  # the model itself stays
+
+
+def test_a_small_network_is_not_rounded(model: Model) -> None:
+    assert int8.prepare(model).backbone is model.backbone
 
 
 def test_names_that_stand_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,3 +204,9 @@ def test_fast_and_exact(tmp_path: Path, call: Call) -> None:
 def test_contradictions(words: tuple[str, ...], message: str, tmp_path: Path, call: Call) -> None:
     status, err = draw(call, tmp_path, *words)
     assert status == 2 and message in err
+
+
+def test_text_is_read_in_float32() -> None:
+    assert precision.dtype_of(open_model(None, device="cpu").text) == torch.float32
+    half = open_model(None, device="cpu", dtype="bf16")
+    assert precision.dtype_of(half.text) == torch.bfloat16

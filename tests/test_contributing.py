@@ -39,6 +39,7 @@ def test_each_how_to_names_a_test_that_is_there() -> None:
         "metric",
         "section of the page of a run",
         "option",
+        "backend",
         "command",
         "noise",
     ]

@@ -167,8 +167,14 @@ class Contents:
         """Check that all weights are there and fit. Raises CheckpointError."""
         compare(self.path, self.parts, self.unused)
 
-    def read(self, device: str | torch.device, dtype: torch.dtype | None) -> Model:
-        """The model, with its weights. Raises CheckpointError, UnknownPrediction."""
+    def read(
+        self,
+        device: str | torch.device,
+        dtype: torch.dtype | None,
+        text_dtype: torch.dtype | None = None,
+    ) -> Model:
+        """The model, with its weights; text_dtype: that of the text towers, None: as the others.
+        Raises CheckpointError, UnknownPrediction."""
         vae = self.vae
         if vae is None:
             raise CheckpointError(
@@ -179,8 +185,9 @@ class Contents:
         self.check()
         if self.prediction is None:
             raise UnknownPrediction(self.path, self.title)
-        for part in self.parts.values():
-            fill(part, device, dtype)
+        for name, part in self.parts.items():
+            of_text = name in ("text", "text_2") and text_dtype is not None
+            fill(part, device, text_dtype if of_text else dtype)
         modules: dict[str, Any] = {name: part.module for name, part in self.parts.items()}
         return Model(
             **modules,

@@ -17,13 +17,16 @@ SMALL = 10**10
 7 * 10**8, Stable Diffusion 1.5 at 512x512 has 3.5 * 10**12."""
 
 
+def step_size(model: Model) -> int:
+    """The network's parameters times the places of the latents, at the model's own size."""
+    side = model.vae.config.downsample
+    width, height = model.drawn_size
+    parameters = sum(parameter.numel() for parameter in model.backbone.parameters())
+    return parameters * (width // side) * (height // side)
+
+
 def threads_for(model: Model) -> int:
     """How many threads suit a model at its own size; as many as are set if OMP_NUM_THREADS is."""
-    if "OMP_NUM_THREADS" in os.environ:
+    if "OMP_NUM_THREADS" in os.environ or step_size(model) > SMALL:
         return torch.get_num_threads()
-    # A second stage draws from pictures of the first one's size.
-    factor = 1 if model.upscaler is None else model.upscaler.config.factor
-    side = model.vae.config.downsample * factor
-    places = (model.defaults.width // side) * (model.defaults.height // side)
-    parameters = sum(parameter.numel() for parameter in model.backbone.parameters())
-    return 1 if parameters * places <= SMALL else torch.get_num_threads()
+    return 1

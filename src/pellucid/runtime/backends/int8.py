@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pellucid.model import Model
 from pellucid.nn import Attention, Embedding
 from pellucid.runtime.backends import eager
+from pellucid.runtime.threads import SMALL, step_size
 
 HELP = "the large layers in 8 bits; for a CPU with VNNI"
 LEAST = 2**16
@@ -44,8 +45,13 @@ _made: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictiona
 
 
 def prepare(model: Model) -> Model:
-    """The model with the network in 8 bits, the rest as `eager` has it; `model` stays as it is."""
+    """The model with the network in 8 bits, the rest as `eager` has it; `model` stays as it is.
+
+    A network whose step is small would be slower, and stays as it is too.
+    """
     model = eager.prepare(model)
+    if step_size(model) <= SMALL:
+        return model
     if model.backbone not in _made:
         _made[model.backbone] = quantized(model.backbone)
     return replace(model, backbone=_made[model.backbone])
