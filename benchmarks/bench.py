@@ -407,6 +407,7 @@ def report(found: Mapping[str, Any]) -> str:
         f"Python {where['python']}, {versions}; load before the run {where['load before']:.1f}. "
         "What is compared took turns; weights of Stable Diffusion are random.",
         *(["", f"{where['note']}."] if "note" in where else []),
+        *(["", "![A step of Stable Diffusion 1.5](benchmarks.svg)"] if plot(found) else []),
     ]
     for name, task in TASKS.items():
         if name not in found:
