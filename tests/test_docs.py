@@ -53,16 +53,7 @@ def test_links_of_the_readme() -> None:
 
 
 # Pages that explain no concept, and so end in no exercise.
-NOT_CONCEPTS = (
-    "BENCHMARKS",
-    "LOG",
-    "RESULTS",
-    "BENCHMARKS",
-    "index",
-    "native_api",
-    "serving",
-    "studio",
-)
+NOT_CONCEPTS = ("LOG", "RESULTS", "BENCHMARKS", "index", "native_api", "serving", "studio")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in NOT_CONCEPTS])
