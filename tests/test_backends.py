@@ -96,10 +96,11 @@ def test_a_cpu_without_vnni_has_no_int8(
 def test_a_limit_of_onednn_is_obeyed(
     limit: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    able = {"avx512_bf16": True}
+    able = {"avx512_bf16": True, "avx512_vnni": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert native_bfloat16() is expected
+    assert (int8.unsuitable(CPU) is None) is expected
     chosen = precision.choose_dtype(CPU, "auto", torch.float32).dtype
     assert chosen == (torch.bfloat16 if expected else torch.float32)
 

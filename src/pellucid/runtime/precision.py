@@ -64,8 +64,20 @@ def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> Ch
     return Choice(device, torch.float32, "unknown device type")
 
 
+NO_VNNI = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE")
+"""Values of ONEDNN_MAX_CPU_ISA that forbid AVX-512's instructions for 8 bits."""
 BFLOAT16_ISA = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AMX", "AVX10", "DEFAULT", "ALL")
 """Values of ONEDNN_MAX_CPU_ISA that allow instructions for bfloat16, and what contains them."""
+
+
+def _onednn_limit() -> str:
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+
+
+def native_int8() -> bool:
+    """Whether this CPU has AVX-512's instructions for 8 bits (VNNI), and oneDNN may use them."""
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_vnni")) and _onednn_limit() not in NO_VNNI
 
 
 def native_bfloat16() -> bool:
@@ -73,8 +85,7 @@ def native_bfloat16() -> bool:
 
     Without them bfloat16 is slower than float32: 2.7 times in a training step.
     """
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
-    if not any(isa in limit for isa in BFLOAT16_ISA):
+    if not any(isa in _onednn_limit() for isa in BFLOAT16_ISA):
         return False
     # torch 2.10 and newer
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()

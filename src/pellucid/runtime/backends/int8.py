@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pellucid.model import Model
 from pellucid.nn import Attention, Embedding
 from pellucid.runtime.backends import eager
+from pellucid.runtime.precision import native_int8
 from pellucid.runtime.threads import SMALL, step_size
 
 HELP = "the large layers in 8 bits; for a CPU with VNNI"
@@ -34,8 +35,7 @@ def unsuitable(device: torch.device) -> str | None:
         return f"int8 runs on a CPU, not on {device.type}"
     if not hasattr(torch.ops.onednn, "qconv_pointwise") or not torch.backends.mkldnn.is_available():
         return "int8 needs a PyTorch with oneDNN"
-    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    if not able.get("avx512_vnni"):
+    if not native_int8():
         return "int8 needs a CPU with AVX-512 VNNI"
     return None
 
