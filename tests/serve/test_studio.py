@@ -138,6 +138,8 @@ def test_a_job_that_waits_is_cancelled(tab: Callable[..., Any]) -> None:
     page.keyboard.press("Control+Enter")
     queue = page.locator("section[aria-labelledby=queue]")
     expect(queue).to_contain_text("a cancelled square")
+    # The queue may show a job before the reply comes that makes it the one of this page.
+    expect(page.get_by_text("Waiting for its turn")).to_be_visible()
     page.keyboard.press("Escape")
     expect(queue).not_to_contain_text("a cancelled square")
     queue.get_by_role("button", name="Go on").click()

@@ -1,7 +1,7 @@
 /** Make: from words to a picture, which is seen while it comes out of the noise. */
 import { html, useEffect, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
-import { active, attempt, chooseModel, draw, picturesOf, setRequest, useStore } from "./state.js";
+import { active, attempt, chooseModel, draw, picturesOf, setRequest, state, useStore } from "./state.js";
 import { Settings } from "./fields.js";
 import { Picture, Progress, Queue, Wrong } from "./parts.js";
 import { Prompt } from "./prompt.js";
@@ -78,10 +78,13 @@ export function Make() {
     try { await draw(); } catch (e) { setError(e); }
   };
   useEffect(() => {
-    const key = (e) => e.key === "Escape" && active(job) && attempt(() => api.cancel(job.id));
+    const key = (e) => {
+      const shown = state.jobs.get(state.watched); // as it is now, not as it was when this was drawn
+      if (e.key === "Escape" && active(shown)) attempt(() => api.cancel(shown.id));
+    };
     addEventListener("keydown", key);
     return () => removeEventListener("keydown", key);
-  });
+  }, []);
   const wrong = (name) => (error?.field === name ? error.message : null);
   const negative = able?.fields.some((f) => f.name === "negative_prompt");
   return html`<div class="two"><form class="stack" onSubmit=${(e) => { e.preventDefault(); submit(); }}>

@@ -92,8 +92,10 @@ function heard(kind, data) {
 }
 
 async function readJobs() {
+  const before = new Map(state.jobs);
   const found = await attempt(() => api.jobs({ limit: 50 }));
-  for (const job of found?.jobs ?? []) state.jobs.set(job.id, job);
+  // An event that came while the reply was on its way is newer than the reply.
+  for (const job of found?.jobs ?? []) if (state.jobs.get(job.id) === before.get(job.id)) state.jobs.set(job.id, job);
   change({});
 }
 
