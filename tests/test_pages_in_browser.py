@@ -226,7 +226,8 @@ def test_wide_tables_show_that_they_scroll(
     assert wide.get_attribute("tabindex") == "0"
     assert tab.locator(".hint:visible").first.inner_text() == "← scrolls sideways →"
     wide.evaluate("(e) => e.scrollTo(e.scrollWidth, 0)")
-    tab.wait_for_function("document.querySelector('.scroll.left') !== null")
+    # Not wait_for_function: it evaluates text again and again, which the page forbids.
+    tab.locator(".scroll.left").first.wait_for()
 
 
 @pytest.mark.parametrize("name", NAMES)
