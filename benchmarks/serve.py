@@ -1,6 +1,7 @@
 """What a server costs over a direct call, and how it holds with many clients: prints a report.
 
-python benchmarks/serve.py ADDRESS     of a running `pellucid serve`, such as http://127.0.0.1:7860/
+python benchmarks/serve.py ADDRESS [overhead] [equal] [load]
+ADDRESS: of a running `pellucid serve`, such as http://127.0.0.1:7860/
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from pellucid import checkpoints
 from pellucid.pipeline import generate
 from pellucid.request import Request as Wanted
 
-PICTURES, JOBS, CLIENTS = 10, 200, 16
+PICTURES, EQUAL, JOBS, CLIENTS = 10, 32, 200, 16
 
 
-def call(address: str, path: str, body: Any = None, timeout: float = 600) -> Any:
+def call(
+    address: str, path: str, body: Any = None, timeout: float = 600, method: str | None = None
+) -> Any:
     """The JSON of a reply."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
-    with urlopen(Request(address + path, data, headers), timeout=timeout) as reply:
+    with urlopen(Request(address + path, data, headers, method=method), timeout=timeout) as reply:
         return json.loads(reply.read() or b"null")
 
 
@@ -53,6 +56,23 @@ def overhead(address: str) -> None:
         served.append(native(address, fields))
     middle = [statistics.median(times[1:]) for times in (direct, served)]
     print(f"a picture: direct {middle[0]:.3f} s, served {middle[1]:.3f} s (median of {PICTURES})")
+
+
+def equal(address: str) -> None:
+    """Jobs of the same shape, which the server may draw in batches."""
+    call(address, "api/queue", {"paused": True}, method="PATCH")
+    ids = []
+    for seed in range(EQUAL):
+        request = {"prompt": f"a {('rabbit', 'frog', 'red apple')[seed % 3]}", "seed": seed}
+        ids.append(call(address, "api/jobs", {"request": request})["id"])
+    began = time.perf_counter()
+    call(address, "api/queue", {"paused": False}, method="PATCH")
+    for id in ids:
+        with urlopen(f"{address}api/jobs/{id}/events") as events:
+            for _ in events:
+                pass
+    seconds = time.perf_counter() - began
+    print(f"{EQUAL} equal jobs: {seconds:.2f} s, {EQUAL / seconds:.2f} pictures a second")
 
 
 def load(address: str) -> None:
@@ -101,5 +121,6 @@ def load(address: str) -> None:
 
 
 if __name__ == "__main__":
-    overhead(sys.argv[1])
-    load(sys.argv[1])
+    for part in (overhead, equal, load):
+        if len(sys.argv) < 3 or part.__name__ in sys.argv[2:]:
+            part(sys.argv[1])

@@ -242,6 +242,14 @@ class StepConditioning(NamedTuple):
         conds = [(_sized(model, cond, width, height, False), w) for cond, w in self.conds]
         return StepConditioning(conds, uncond)
 
+    @staticmethod
+    def cat(parts: Sequence[tuple[StepConditioning, int]]) -> StepConditioning:
+        """One batch for the pictures of several requests, each of one prompt. parts: the conditioning
+        of each, and how many pictures it has."""
+        cond = Conditioning.cat([part.conds[0][0].repeat(count) for part, count in parts])
+        unconds = [part.uncond.repeat(count) for part, count in parts if part.uncond is not None]
+        return StepConditioning([(cond, 1.0)], Conditioning.cat(unconds) if unconds else None)
+
 
 def _sized(
     model: Model, cond: Conditioning, width: int, height: int, negative: bool
@@ -264,11 +272,19 @@ def conditioning_schedule(
     """The conditioning of each of `steps`, and then of `second` steps of a second pass.
 
     Prompts that are mixed have weights that add up to 1; prompts that AND joins keep theirs. On a
-    walk, each conditioning is a batch of `request.count`, image by image.
+    walk, each conditioning is a batch of `request.count`, image by image; so it is where the pictures
+    of other requests are in the batch.
     Raises ValueError for weights that make no sense, and for AND with a mix of embeddings or a walk.
     """
     if steps + second == 0:
         return []
+    if request.others:
+        counts = [each.count for each in request.members]
+        schedules = [conditioning_schedule(runtime, e, steps, second) for e in request.members]
+        return [
+            StepConditioning.cat(list(zip(each, counts, strict=True)))
+            for each in zip(*schedules, strict=True)
+        ]
     prompts = [(each_step(text, steps, second), w) for text, w in weighted_prompts(request)]
     negative = each_step(take_loras(request.negative_prompt)[0], steps, second)
     guided = request.guidance != 1 or not add_up(prompts)

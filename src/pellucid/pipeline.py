@@ -8,7 +8,7 @@ done, `latents` where each pass begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -31,6 +31,7 @@ from pellucid.latents import Begin
 from pellucid.model import Model
 from pellucid.noise import draw, source
 from pellucid.plan import (
+    batch_key,
     check_clip_guidance,
     check_refiner,
     levels_of,
@@ -78,6 +79,24 @@ class Progress:
         there are no parts."""
         return None if self.parts is None else self.parts.cond - self.parts.uncond
 
+    def each(self) -> Iterator[Progress]:
+        """That of each request of the batch."""
+        first = 0
+        for request in self.request.members:
+            own = slice(first, first + request.count)
+            yield replace(
+                self,
+                x=self.x[own],
+                x0=self.x0[own],
+                parts=None
+                if self.parts is None
+                else self.parts.map(lambda part, own=own: part[own]),
+                request=request,
+                seeds=self.seeds[own],
+                images=None if self.images is None else self.images[own],
+            )
+            first += request.count
+
 
 Adapt = Callable[[Model, Request], tuple[Model, tuple[str, ...]]]
 """Applies to a model what a request names, and reports what did not match: `adapters.adapt`."""
@@ -85,23 +104,36 @@ Adapt = Callable[[Model, Request], tuple[Model, tuple[str, ...]]]
 
 @torch.no_grad()
 def generate(
-    model: Model, request: Request, adapt: Adapt | None = None, refiner: Model | None = None
+    model: Model,
+    request: Request,
+    adapt: Adapt | None = None,
+    refiner: Model | None = None,
+    others: Sequence[Request] = (),
 ) -> Iterator[Progress]:
     """Draw, and report after every step; the last Progress has the pictures.
 
     adapt: opens the LoRAs and embeddings that the request names; without it there may be none.
-    refiner: the model that the request names as its refiner.
+    refiner: the model that the request names as its refiner. others: requests with the same
+    `plan.batch_key`, whose pictures are drawn in the same batch; `Progress.each` separates them, and
+    its warnings are those of the run, without those that `plan.warnings_of` gives for each request.
     Raises ValueError: a size or a setting that this model cannot do, a picture that cannot be read,
     a refiner that cannot continue with this model's latents.
     """
     check_refiner(model, request, refiner)
     model, unmatched = plain(model, request) if adapt is None else adapt(model, request)
     asked, request = request, resolve(model, request)
+    if others:
+        request = request.model_copy(update={"others": tuple(resolve(model, o) for o in others)})
+        keys = {batch_key(model, each) for each in request.members}
+        if len(keys) > 1 or None in keys:
+            raise ValueError("the requests cannot share a batch: they differ in more than prompts")
     check_clip_guidance(model, request)
     decoder_of(model, request.decoder)  # an error comes now, not after the work is done
     canvas = None if request.start is None else inpaint.prepare(request, unit_of(model))
     passes = levels_of(model, request)
-    warnings = [*unmatched, *warnings_of(model, asked, request, refiner, passes)]
+    warnings = list(unmatched)
+    if not others:
+        warnings += warnings_of(model, asked, request, refiner, passes)
     warnings += () if canvas is None else canvas.warnings
     runtime = Runtime(model, warnings)
     total = sum(len(levels) - 1 for levels in passes)
@@ -148,14 +180,19 @@ def generate_in_batches(
 def batch_size(runtime: Runtime, request: ResolvedRequest) -> int:
     """How many pictures to draw at once: as many as are faster together, and fit in half of the
     memory that is free."""
-    scale = 1 if request.second_pass is None else request.second_pass.scale
-    width, height = (round(side * scale) for side in request.drawn_size)
-    count, pixels = CPU_BATCH if runtime.device.type == "cpu" else GPU_BATCH
-    count = min(count, pixels // (width * height))
+    width, height = request.largest_size
+    count = faster_together(runtime.device.type, width * height)
     free = free_memory(runtime.device)
     if free is not None:  # decoding needs the most
         count = min(count, free // (2 * runtime.model.vae.working_bytes(width, height)))
     return max(1, count)
+
+
+def faster_together(device: str, pixels: int) -> int:
+    """How many pictures of this many pixels are faster in one batch than one by one, at least 1.
+    device: its type."""
+    count, most = CPU_BATCH if device == "cpu" else GPU_BATCH
+    return max(1, min(count, most // pixels))
 
 
 def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:

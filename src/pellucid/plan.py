@@ -7,17 +7,26 @@ should be warned of.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Sequence
 
 from pellucid import hires, inpaint, samplers
-from pellucid.conditioning import add_up, long_prompt_warning, weighted_prompts
+from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import progress
 from pellucid.lexicon import describe, unknown_words
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.preview import decoder_of
-from pellucid.prompt import EXCERPT, left_out, split_and, take_loras, unbalanced, unread
+from pellucid.prompt import (
+    EXCERPT,
+    each_step,
+    left_out,
+    split_and,
+    take_loras,
+    unbalanced,
+    unread,
+)
 from pellucid.request import Request, ResolvedRequest, draws_any_size, unit_of
 from pellucid.schedule import MAX_STEPS, Level
 
@@ -77,6 +86,36 @@ def sampler_options(request: ResolvedRequest) -> dict[str, float]:
     if "eta" not in inspect.signature(samplers.get(request.sampler).sample).parameters:
         raise ValueError(f"the sampler {request.sampler!r} has no eta; ddim has")
     return {"eta": request.eta}
+
+
+def batch_key(model: Model, request: ResolvedRequest) -> str | None:
+    """Requests with the same key can be drawn in one batch, and every picture is as in a batch of its
+    own request; None: this one shares no batch.
+
+    They differ in seed, count and prompts alone, and their prompts have as many chunks. Not shared:
+    pictures to start from, several prompts in one picture, and what depends on the seed of the first
+    picture or on the whole batch.
+    """
+    prompts = weighted_prompts(request)
+    if (
+        (request.image, request.walk, request.embeddings) != (None, None, ())
+        or (request.clip_guidance, request.variation_strength) != (0, 0)
+        or len(prompts) > 1
+        or not add_up(prompts)
+        or samplers.get(request.sampler).spec.adaptive
+    ):
+        return None
+    second = request.second_pass
+    texts = [prompts[0][0]] + [take_loras(request.negative_prompt)[0]] * (request.guidance != 1)
+    chunks = max(
+        len(chunked(model.tokenizer, text))
+        for each in texts
+        for text in set(each_step(each, request.steps, 0 if second is None else second.steps))
+    )
+    same = request.record()
+    for name in ("prompt", "negative_prompt", "seed", "count"):
+        del same[name]
+    return json.dumps([same, request.lora_tags, chunks], sort_keys=True)
 
 
 # ---------------------------------------------------------------- what cannot be done

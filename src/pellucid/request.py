@@ -412,6 +412,14 @@ class ResolvedRequest(Request):
     seed: int
     picture: Image.Image | None = Field(default=None, exclude=True, repr=False)
     """`image`, opened; it is not part of the record."""
+    others: tuple[ResolvedRequest, ...] = Field(default=(), exclude=True, repr=False)
+    """Requests whose pictures are drawn in the same batch, after its own; `plan.batch_key` says
+    which."""
+
+    @property
+    def members(self) -> list[ResolvedRequest]:
+        """This request by itself, and the others of its batch."""
+        return [self.model_copy(update={"others": ()}), *self.others]
 
     @property
     def start(self) -> Start | None:
@@ -428,12 +436,19 @@ class ResolvedRequest(Request):
         return SecondPass(self.hires, self.hires_steps, self.hires_strength, self.hires_upscaler)
 
     @property
+    def largest_size(self) -> tuple[int, int]:
+        """Width and height of what the backbone draws in the largest pass."""
+        scale = 1.0 if self.second_pass is None else self.second_pass.scale
+        return round(self.drawn_size[0] * scale), round(self.drawn_size[1] * scale)
+
+    @property
     def seeds(self) -> list[int]:
         """The seed of each image; on a walk all have the same."""
-        return [self.seed + (i if self.walk is None else 0) for i in range(self.count)]
+        own = [self.seed + (i if self.walk is None else 0) for i in range(self.count)]
+        return own + [seed for other in self.others for seed in other.seeds]
 
     def alone(self, i: int) -> ResolvedRequest:
-        """The request of image i by itself. ValueError if there is none."""
+        """The request of its own image i by itself. ValueError if there is none."""
         if not 0 <= i < self.count:
             raise ValueError(f"image must be between 0 and {self.count - 1}, got {i}")
         return self.part(i, 1)

@@ -58,6 +58,8 @@ class SamplerSpec:
     """The guidance scale where a request leaves it open; None: the model's default."""
     guided: bool = False
     """Whether `sample` takes a `GuidedDenoiser`, to see what an estimate was made of (CFG++)."""
+    adaptive: bool = False
+    """Whether the pictures of a batch decide together which steps are taken."""
 
     def __post_init__(self) -> None:
         if self.order not in (None, 1, 2, 3, 4):

@@ -21,7 +21,9 @@ from pellucid.samplers import Noise, SamplerSpec, Step, ancestral, euler
 from pellucid.samplers.dpm_fast import solve
 from pellucid.schedule import Level
 
-SPEC = SamplerSpec(order=None, aliases=("DPM adaptive", "k_dpm_ad", "k_dpm_adaptive"))
+SPEC = SamplerSpec(
+    order=None, aliases=("DPM adaptive", "k_dpm_ad", "k_dpm_adaptive"), adaptive=True
+)
 FIRST_H, ACCEPT = 0.05, 0.81
 MOST_TRIES = 1000
 

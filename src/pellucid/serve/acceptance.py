@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 from pellucid import hires
 from pellucid.messages import FieldMessage
-from pellucid.plan import check_clip_guidance, levels_of, sampler_options, warnings_of
+from pellucid.plan import (
+    batch_key,
+    check_clip_guidance,
+    levels_of,
+    sampler_options,
+    warnings_of,
+)
 from pellucid.preview import is_quick
 from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve
 from pellucid.serve.configuration import Configuration
@@ -71,6 +78,10 @@ class Acceptance:
         if asked.kind not in ("generate", "explain") and request.image is None:
             raise ValueError(FieldMessage(f"{asked.kind} needs an {{image}}"))
         options: dict[str, Any] = {"previews": asked.previews}
+        if asked.kind == "generate" and (key := batch_key(file.outline, resolved)) is not None:
+            width, height = resolved.largest_size
+            key = hashlib.sha256(key.encode()).hexdigest()
+            options["batch"] = {"key": key, "pixels": width * height}
         if versus is not None:
             self.checked(file, versus)
             options["versus"] = _given(versus)

@@ -52,6 +52,12 @@ class Configuration(BaseModel):
         "Bytes of models that a worker keeps; the least recently used goes first.", 8 * GIB, ge=0
     )
 
+    batch: int = _setting(
+        "Pictures of several jobs that are drawn in one batch, where that is faster; 1: none.",
+        8,
+        ge=1,
+        le=64,
+    )
     queue_limit: int = _setting("Jobs that may wait.", 1000, ge=1, le=100_000)
     pixel_limit: int = _setting("Pixels of a picture that is drawn.", 2048 * 2048, ge=64)
     step_limit: int = _setting("Sampling steps of a job.", 200, ge=1, le=1000)

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pellucid.files import write_text
+from pellucid.pipeline import faster_together
+from pellucid.runtime.devices import choose_device
 from pellucid.serve import worker
 from pellucid.serve.acceptance import Acceptance, Asked
 from pellucid.serve.configuration import Configuration
@@ -61,8 +63,11 @@ class Event(NamedTuple):
 
 @dataclass
 class Live:
-    """A job that is drawn now. steps: those with previews so far."""
+    """A job that is drawn now. steps: those with previews so far. batch: the jobs that are drawn
+    together with it, itself too, and their work."""
 
+    batch: tuple[str, ...] = ()
+    work: float = 0.0
     began: float = field(default_factory=time.monotonic)
     last: Step | None = None
     steps: list[Step] = field(default_factory=list)
@@ -275,12 +280,15 @@ class Engine:
             return left
         pace = self._pace.get(job.model)
         spent = time.monotonic() - live.began
-        return None if pace is None else max(0.0, pace * job.work - spent)
+        return None if pace is None else max(0.0, pace * live.work - spent)
 
     def places(self) -> dict[str, tuple[int, float | None]]:
         """Of each waiting job: its place, 1 is the next, and the seconds until it is done."""
         before: float | None = 0.0
         for job in self.queue.running():
+            live = self.live.get(job.id)
+            if live is not None and live.batch and live.batch[0] != job.id:
+                continue  # it is drawn in one batch with another
             left = self.seconds_left(job)
             before = None if before is None or left is None else before + left
         places = {}
@@ -329,11 +337,11 @@ class Engine:
 
     # ------------------------------------------------------------ for the workers
 
-    def next_jobs(self) -> list[Job]:
-        """The job to draw now; waits for one. Empty: the engine stops."""
+    def next_jobs(self, device: str) -> list[Job]:
+        """The jobs to draw now, in one batch; waits for one. Empty: the engine stops."""
         while True:
             with self.changed:
-                jobs = [] if self.paused or self.stopping else self.queue.next(1)
+                jobs = [] if self.paused or self.stopping else self._batch(device)
                 if self.stopping:
                     return []
                 if not jobs:
@@ -341,12 +349,32 @@ class Engine:
                     continue
             taken = set(self.queue.take([job.id for job in jobs]))
             jobs = [job for job in jobs if job.id in taken]
+            batch, work = tuple(job.id for job in jobs), sum(job.work for job in jobs)
             for job in jobs:
-                self.live[job.id] = Live()
+                self.live[job.id] = Live(batch, work)
                 self.publish(Event("job", job.id))
             if jobs:
                 self.publish(Event("queue"))
                 return jobs
+
+    def _batch(self, device: str) -> list[Job]:
+        """The next job, and those that are drawn in one batch with it."""
+        jobs = self.queue.next(1)
+        if not jobs or self.configuration.batch == 1 or jobs[0].id in self._crashes:
+            return jobs
+        equals = self.queue.equals(jobs[0])
+        if len(equals) < 2:
+            return jobs
+        kind = choose_device(device).type
+        pixels = jobs[0].options["batch"]["pixels"]
+        room = min(self.configuration.batch, faster_together(kind, pixels))
+        batch = []
+        for job in equals:
+            count = job.request.get("count", 1)
+            if count <= room and job.id not in self._crashes:
+                batch.append(job)
+                room -= count
+        return batch or jobs
 
     def stepped(self, step: Step) -> None:
         """A worker has done a step."""
@@ -354,6 +382,8 @@ class Engine:
         if live is None:  # it was cancelled just before it was handed over
             return
         live.last = step
+        if step.first == 0 and step.step == 1:
+            live.steps.clear()  # of a batch that failed
         if step.x:
             live.steps.append(step)
         self.publish(Event("step", step.id, step))
@@ -371,8 +401,8 @@ class Engine:
         self.live.pop(ended.id, None)
         self._crashes.pop(ended.id, None)
         if done and job is not None:
-            if ended.state == "done" and live is not None and job.work:
-                spent = (time.monotonic() - live.began) / job.work
+            if ended.state == "done" and live is not None and live.work:
+                spent = (time.monotonic() - live.began) / live.work
                 before = self._pace.get(job.model, spent)
                 self._pace[job.model] = 0.7 * before + 0.3 * spent
             log.info("job ended", extra={"job": ended.id, "state": ended.state, "api": job.api})
@@ -420,7 +450,7 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         """Draw until the engine stops."""
         self._begin()
-        while jobs := self.engine.next_jobs():
+        while jobs := self.engine.next_jobs(self.device):
             try:
                 self._draw(jobs)
             except Exception:

@@ -66,6 +66,8 @@ create table if not exists facts (name text primary key, value text not null);
 JSON = ("request", "resolved", "options", "warnings")
 """Columns that hold JSON."""
 ORDER = "order by priority desc, place, number"
+MOST_EQUALS = 64
+"""Jobs at most that are drawn in one batch."""
 
 
 class Picture(NamedTuple):
@@ -182,6 +184,17 @@ class Queue:
     def next(self, count: int) -> list[Job]:
         """The first jobs of the queue."""
         return self._jobs(f"where state = 'queued' {ORDER} limit {count:d}")
+
+    def equals(self, job: Job) -> list[Job]:
+        """The waiting jobs that can be drawn in the same batch as `job`, which waits; with it. The first
+        ones of its priority."""
+        if (batch := job.options.get("batch")) is None:
+            return [job]
+        return self._jobs(
+            "where state = 'queued' and priority = ? and model = ? "
+            f"and json_extract(options, '$.batch.key') = ? {ORDER} limit {MOST_EQUALS}",
+            [job.priority, job.model, batch["key"]],
+        )
 
     def order(self) -> list[tuple[str, str, float]]:
         """Id, model and work of each waiting job, the next one first."""

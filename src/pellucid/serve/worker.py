@@ -28,9 +28,10 @@ from pellucid.images.load import open_image
 from pellucid.messages import text_of
 from pellucid.model import Model
 from pellucid.opening import open_model
-from pellucid.pipeline import Progress, generate_in_batches
+from pellucid.pipeline import Progress, batch_size, generate, generate_in_batches
 from pellucid.preview import preview
-from pellucid.request import Request
+from pellucid.request import Request, resolve
+from pellucid.runtime import Runtime
 from pellucid.serve.models_kept import Kept
 from pellucid.serve.pages import PAGES
 from pellucid.serve.pictures import Pictures
@@ -166,8 +167,44 @@ class Worker:
         else:
             self.cancelled.clear()  # of a run before
             self.shown = {task.id for task in message.tasks if task.previews}
-            for task in message.tasks:
+            tasks = message.tasks if len(message.tasks) == 1 else self.left_of_batch(message.tasks)
+            for task in tasks:
                 self.connection.send(self.ended(task))
+
+    def left_of_batch(self, tasks: Sequence[Task]) -> list[Task]:
+        """Draw jobs in one batch; those that are left because it failed."""
+        drawn = set[str]()
+        try:
+            for ended in self.draw_together(tasks):
+                self.connection.send(ended)
+                drawn.add(ended.id)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:  # of one of them, or of all: each by itself shows it
+            log.warning("a batch of %d jobs failed, and each is drawn alone: %s", len(tasks), error)
+        return [task for task in tasks if task.id not in drawn]
+
+    def draw_together(self, tasks: Sequence[Task]) -> Iterator[Ended]:
+        """Draw jobs in one batch, as far as the memory allows it. One that is cancelled ends at once."""
+        model = self.opened(tasks[0].model)
+        refiner = None if tasks[0].refiner is None else self.opened(tasks[0].refiner)
+        most = batch_size(Runtime(model), resolve(model, tasks[0].request))
+        left = {
+            i: task
+            for i, task in enumerate(tasks)
+            if sum(t.request.count for t in tasks[: i + 1]) <= most
+        }
+        if len(left) < 2:
+            return
+        others = [task.request for i, task in left.items() if i > 0]
+        adapted = partial(adapt, folder=self.settings.lora_folder)
+        for progress in generate(model, tasks[0].request, adapted, refiner, others):
+            for i, own in enumerate(progress.each()):
+                if i in left and (ended := self.stepped(left[i], model, own, [])) is not None:
+                    del left[i]
+                    yield ended
+            if not left:
+                return
 
     def ended(self, task: Task) -> Ended:
         """Draw, and say how it ended; an error never ends the worker."""
@@ -195,26 +232,31 @@ class Worker:
         model, refiner = self.opened(task.model), None
         if task.refiner is not None:
             refiner = self.opened(task.refiner)
-        made: list[Picture] = []
-        warnings: tuple[str, ...] = ()
-        for progress in self.steps(task, model, refiner):
-            try:
-                self.report(task, model, progress, len(made), task.request.count)
-            except _Cancelled:
-                if not self.cancelled[task.id]:
-                    raise
-                made += self.store(task, progress)
-                reason = f"interrupted after step {progress.step} of {progress.steps}"
-                return Ended(task.id, "cancelled", reason, made)
-            warnings = progress.warnings
-            made += self.store(task, progress)
-        said = [without_paths(warning, task, self.settings) for warning in warnings]
-        return Ended(task.id, "done", None, made, said)
-
-    def steps(self, task: Task, model: Model, refiner: Model | None) -> Iterator[Progress]:
-        """The run."""
         adapted = partial(adapt, folder=self.settings.lora_folder)
-        return generate_in_batches(model, task.request, adapted, refiner)
+        made: list[Picture] = []
+        for progress in generate_in_batches(model, task.request, adapted, refiner):
+            if (ended := self.stepped(task, model, progress, made)) is not None:
+                return ended
+        raise AssertionError("a run ends with its pictures")
+
+    def stepped(
+        self, task: Task, model: Model, progress: Progress, made: list[Picture]
+    ) -> Ended | None:
+        """Report a step and store its pictures, which are added to `made`; how the job ended, if this
+        was its last step or it was cancelled."""
+        try:
+            self.report(task, model, progress, len(made), task.request.count)
+        except _Cancelled:
+            if not self.cancelled[task.id]:
+                return Ended(task.id, "cancelled")
+            made += self.store(task, progress)
+            reason = f"interrupted after step {progress.step} of {progress.steps}"
+            return Ended(task.id, "cancelled", reason, made)
+        made += self.store(task, progress)
+        if len(made) < task.request.count:
+            return None
+        said = [without_paths(warning, task, self.settings) for warning in progress.warnings]
+        return Ended(task.id, "done", None, made, said)
 
     def store(self, task: Task, progress: Progress) -> list[Picture]:
         """The pictures of the last step of a batch, stored with their requests inside; of an earlier
