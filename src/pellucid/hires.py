@@ -25,7 +25,8 @@ LATENT = {
 }
 # Pictures are decoded, enlarged and encoded again.
 PICTURE = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
-UPSCALERS = (*LATENT, *PICTURE)
+DIFFUSION = "diffusion"  # the second stage of a model
+UPSCALERS = (*LATENT, *PICTURE, DIFFUSION)
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # what the file of an upscaler ends in
 
 
@@ -42,6 +43,11 @@ def resolve(name: str) -> str:
 def is_file(name: str) -> bool:
     """Whether it is the file of an upscaler (`Model.enlarger`)."""
     return name.lower().endswith(FILES)
+
+
+def must_open(name: str, own: bool) -> bool:
+    """Whether this upscaler is in another file than the model; `own`: it has a second stage itself."""
+    return is_file(name) or (name == DIFFUSION and not own)
 
 
 def enlarge_latents(latents: Tensor, width: int, height: int, name: str) -> Tensor:

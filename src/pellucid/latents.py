@@ -18,7 +18,7 @@ from pellucid.preview import pictures
 from pellucid.request import ResolvedRequest, SecondPass, unit_of
 from pellucid.runtime import Runtime
 from pellucid.schedule import Level
-from pellucid.upscale import enlarged
+from pellucid.upscale import DiffusionUpscaler, enlarged
 
 
 class Begin(NamedTuple):
@@ -105,8 +105,11 @@ def enlarge(
         return (width, height), x0
     drawn = pictures(runtime, latents, request.decoder)
     filter = hires.PICTURE.get(second.upscaler, Image.Resampling.LANCZOS)
-    if hires.is_file(second.upscaler):
-        assert model.enlarger is not None  # `adapt` has opened it
-        drawn = [enlarged(model.enlarger, picture) for picture in drawn]
+    if second.upscaler not in hires.PICTURE:
+        enlarger = model.enlarger  # `adapt` has opened it, if it is in another file
+        if enlarger is None:
+            assert model.upscaler is not None
+            enlarger = DiffusionUpscaler(model.upscaler)
+        drawn = [enlarged(enlarger, picture) for picture in drawn]
     larger = [to_tensor(picture.resize((width, height), filter)) for picture in drawn]
     return (width, height), runtime.encode(torch.stack(larger))

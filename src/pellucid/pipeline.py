@@ -199,8 +199,9 @@ def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
     """The model as it is, for a request without LoRAs and embeddings; ValueError for others."""
     named = [path for path, *_ in request.loras] + list(request.embeddings)
     named += [tag.name for tag in request.lora_tags]
-    if request.hires is not None and hires.is_file(request.hires_upscaler):
-        named.append(request.hires_upscaler)
+    upscaler = request.hires_upscaler
+    if request.hires is not None and hires.must_open(upscaler, model.upscaler is not None):
+        named.append(upscaler)
     if named:
         raise ValueError(
             f"the request names {named[0]!r}, and no `adapt` is given that opens LoRAs, "

@@ -211,12 +211,13 @@ class Request(BaseModel):
     )
     hires_upscaler: str = option(
         "latent, latent_antialiased, latent_bicubic, latent_bicubic_antialiased, latent_nearest, "
-        "latent_nearest_exact, lanczos, nearest, or a file of the ESRGAN family.",
+        "latent_nearest_exact, lanczos, nearest, diffusion, or a file of the ESRGAN family.",
         "latent",
         SECOND,
         needs="hires",
     )
-    """How the picture is enlarged, one of `hires.UPSCALERS`, or a file."""
+    """How the picture is enlarged, one of `hires.UPSCALERS`, or a file. diffusion: by the model's second
+    stage, or that of the included model if it has none."""
 
     refiner: str | None = option(
         "A model that does the last steps, such as SDXL's refiner.", group=SECOND, form="FILE"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
+from pellucid import cascade
 from pellucid.esrgan import SRVGG, RRDBNet
+from pellucid.hires import DIFFUSION
 from pellucid.images.load import MAX_PIXELS, MAX_SIDE
 from pellucid.images.pixels import to_pil, to_tensor
 
 TILE = 192  # pixels of the small picture, on a side
+REACH = 32  # how far around a tile the diffusion stage reads: beyond it nothing changes by a level
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 
 
@@ -54,12 +59,44 @@ class Filter:
         yield Enlarging(1, 1, larger)
 
 
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels of the small picture."""
+
+
+def in_tiles(
+    picture: Image.Image, scale: float, tile: int, larger_part: Callable[[Box], Image.Image]
+) -> Iterator[Enlarging]:
+    """Put together what `larger_part` gives for each tile, so that memory does not grow with the
+    picture."""
+    boxes = [
+        (left, top, min(left + tile, picture.width), min(top + tile, picture.height))
+        for top in range(0, picture.height, tile)
+        for left in range(0, picture.width, tile)
+    ]
+    larger = Image.new("RGB", size_of(picture.size, scale))
+    for done, box in enumerate(boxes, start=1):
+        larger.paste(larger_part(box), (round(box[0] * scale), round(box[1] * scale)))
+        yield Enlarging(done, len(boxes), larger if done == len(boxes) else None)
+
+
+def around(picture: Image.Image, box: Box, reach: int, unit: int) -> Box:
+    """The box with the pixels around it that a network sees; left and top are multiples of `unit`."""
+    left, top = (max(side - reach, 0) // unit * unit for side in box[:2])
+    return left, top, min(box[2] + reach, picture.width), min(box[3] + reach, picture.height)
+
+
+def cut(large: Tensor, box: Box, seen: Box, scale: float) -> Image.Image:
+    """The part for `box` of the result (3, H, W) for `seen`."""
+    x, y = round((box[0] - seen[0]) * scale), round((box[1] - seen[1]) * scale)
+    width, height = size_of((box[2] - box[0], box[3] - box[1]), scale)
+    return to_pil(large[:, y : y + height, x : x + width])
+
+
 @dataclass(frozen=True)
 class NetworkUpscaler:
-    """An upscaler of the ESRGAN family.
+    """An upscaler of the ESRGAN family, which works in tiles.
 
-    A picture goes through the network in tiles, each with the pixels around it that the network sees,
-    so that memory does not grow with the picture. tile: pixels on a side, of the small picture.
+    tile: pixels on a side, of the small picture.
     """
 
     name: str
@@ -74,31 +111,59 @@ class NetworkUpscaler:
     @torch.no_grad()
     def enlarge(self, picture: Image.Image) -> Iterator[Enlarging]:
         """As in `Upscaler`. ValueError: the network gives numbers that are not finite."""
-        step = self.tile
-        boxes = [
-            (left, top, min(left + step, picture.width), min(top + step, picture.height))
-            for top in range(0, picture.height, step)
-            for left in range(0, picture.width, step)
-        ]
-        larger = Image.new("RGB", size_of(picture.size, self.scale))
-        for done, box in enumerate(boxes, start=1):
-            part = self._tile(picture, box)
-            larger.paste(part, (round(box[0] * self.scale), round(box[1] * self.scale)))
-            yield Enlarging(done, len(boxes), larger if done == len(boxes) else None)
+        yield from in_tiles(picture, self.scale, self.tile, lambda box: self._tile(picture, box))
 
-    def _tile(self, picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-        """The part of the result for this box (left, top, right, bottom) of the small picture."""
-        reach, fold = self.network.config.reach, self.network.config.shuffle
-        left, top = (max(side - reach, 0) // fold * fold for side in box[:2])
-        right, bottom = min(box[2] + reach, picture.width), min(box[3] + reach, picture.height)
-        pixels = to_tensor(picture.crop((left, top, right, bottom)))[None].add(1).div(2)
-        pad = (-(right - left) % fold, -(bottom - top) % fold)
+    def _tile(self, picture: Image.Image, box: Box) -> Image.Image:
+        fold = self.network.config.shuffle
+        seen = around(picture, box, self.network.config.reach, fold)
+        pixels = to_tensor(picture.crop(seen))[None].add(1).div(2)
+        pad = (-pixels.shape[3] % fold, -pixels.shape[2] % fold)
         pixels = F.pad(pixels, (0, pad[0], 0, pad[1]), mode="replicate")
         first = next(self.network.parameters())
         result = self.network(pixels.to(first.device, first.dtype))[0]
-        x, y = round((box[0] - left) * self.scale), round((box[1] - top) * self.scale)
-        width, height = size_of((box[2] - box[0], box[3] - box[1]), self.scale)
-        return to_pil(result[:, y : y + height, x : x + width].float().mul(2).sub(1))
+        return cut(result.float().mul(2).sub(1), box, seen, self.scale)
+
+
+@dataclass(frozen=True)
+class DiffusionUpscaler:
+    """The super-resolution stage of a model (`cascade`), on any picture, in tiles.
+
+    The same picture always gives the same result. tile: pixels on a side, of the small picture, a
+    multiple of the period of the network's grid.
+    """
+
+    network: cascade.Upscaler
+    name: str = DIFFUSION
+    tile: int = TILE
+
+    @property
+    def scale(self) -> float:
+        """As in `Upscaler`."""
+        return float(self.network.config.factor)
+
+    @torch.no_grad()
+    def enlarge(self, picture: Image.Image) -> Iterator[Enlarging]:
+        """As in `Upscaler`. ValueError: the network gives numbers that are not finite."""
+        config, side = self.network.config, self.tile * self.network.config.factor
+        shape = (1, config.in_channels, side, side)
+        # The same noise for every tile: two tiles have the same in the part that both see.
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        yield from in_tiles(
+            picture, self.scale, self.tile, lambda box: self._tile(picture, box, noise)
+        )
+
+    def _tile(self, picture: Image.Image, box: Box, noise: Tensor) -> Image.Image:
+        config, first = self.network.config, next(self.network.parameters())
+        unit = math.lcm(max(config.period, 1), 2 ** (len(config.block_out_channels) - 1))
+        seen = around(picture, box, REACH, unit)
+        small = to_tensor(picture.crop(seen))[None].to(first.device)
+        rows, columns = (
+            torch.arange(start * config.factor, end * config.factor) % noise.shape[2]
+            for start, end in ((seen[1], seen[3]), (seen[0], seen[2]))
+        )
+        own = noise[:, :, rows][:, :, :, columns].to(first.device)
+        *_, last = cascade.sample(self.network, small, own)
+        return cut(last.large[0], box, seen, self.scale)
 
 
 def enlarged(upscaler: Upscaler, picture: Image.Image) -> Image.Image:

@@ -12,11 +12,11 @@ from pellucid.checkpoints.models import (
     describe,
     embedded,
     load,
+    load_upscaler,
     save,
     type_of,
     writable_formats,
     writes_folder,
 )
 from pellucid.checkpoints.tiny_vae_files import load_tiny_vae, tiny_vae_of
-from pellucid.checkpoints.upscaler_files import load_upscaler
 from pellucid.checkpoints.vae_files import load_vae

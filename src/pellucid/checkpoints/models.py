@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from pellucid import plugins
+from pellucid import cascade, plugins
 from pellucid.checkpoints import (
     description,
     embedding_files,
@@ -24,7 +24,7 @@ from pellucid.checkpoints import (
     upscaler_files,
     vae_files,
 )
-from pellucid.checkpoints.assembly import size
+from pellucid.checkpoints.assembly import fill, size
 from pellucid.checkpoints.contents import Contents
 from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import not_a_model, what_is
@@ -32,8 +32,10 @@ from pellucid.checkpoints.lora import description as lora_description
 from pellucid.checkpoints.settings import class_of
 from pellucid.checkpoints.weights import Source, Weights, existing
 from pellucid.diffusion import PREDICTIONS
+from pellucid.hires import DIFFUSION
 from pellucid.model import Model
 from pellucid.plugins import choose
+from pellucid.upscale import DiffusionUpscaler, Upscaler
 
 # Files and folders that are not models, each with `matches(source)` and `describe(source)`.
 OTHERS: tuple[Any, ...] = (
@@ -71,6 +73,29 @@ def load(
 def embedded() -> Path:
     """The path of the model that ships with the package."""
     return Path(__file__).parents[1] / "weights" / "emoji.safetensors"
+
+
+def load_upscaler(
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Upscaler:
+    """The upscaler in `path`: a file of the ESRGAN family, or a model with a second stage.
+
+    path: None is the model that ships with the package. Raises CheckpointError: no such file, another
+    kind, keys that are missing, unknown or of the wrong shape.
+    """
+    source = existing(embedded() if path is None else path, "an upscaler")
+    if _format(source) is not None:
+        stage = _examine(source, None).parts.get("upscaler")
+        if stage is None:
+            raise CheckpointError(
+                f"{source.path} is a model without a second stage, and so is not an upscaler"
+            )
+        fill(stage, device, dtype)
+        name = DIFFUSION if path is None else source.path.stem
+        return DiffusionUpscaler(cast(cascade.Upscaler, stage.module), name)
+    return upscaler_files.load_upscaler(source.path, device, dtype)
 
 
 def _examine(source: Source, prediction: str | None) -> Contents:

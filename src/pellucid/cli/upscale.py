@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pellucid.cli._app import app, report, show_json, show_path
+from pellucid.cli._app import app, show_json, show_path
 from pellucid.cli._bar import bar
 from pellucid.cli._complete import names_in
 from pellucid.cli._files import OUTPUTS, OVERWRITE, Output
@@ -18,9 +17,11 @@ from pellucid.cli._model import Device, Dtype, find
 if TYPE_CHECKING:
     from pellucid.upscale import Upscaler
 
+DEFAULT = "diffusion"  # `hires.DIFFUSION`, which would import torch
 HELP = (
-    "A file of the ESRGAN family, its name in your folder of upscalers, lanczos or nearest. Default: "
-    "lanczos."
+    "diffusion (the second stage of the included model, which is good for flat art: emoji, icons, "
+    "drawings), lanczos, nearest, a file of the ESRGAN family, a model with a second stage, or a name "
+    "in your folder of upscalers. Default: diffusion."
 )
 
 
@@ -28,11 +29,13 @@ HELP = (
 def upscale(
     pictures: Annotated[list[Path], typer.Argument(help="Any pictures.", metavar="PICTURE...")],
     upscaler: Annotated[
-        str | None, typer.Option(help=HELP, autocompletion=names_in("upscalers"))
-    ] = None,
+        str, typer.Option(help=HELP, autocompletion=names_in("upscalers"))
+    ] = DEFAULT,
     scale: Annotated[
         float | None,
-        typer.Option(help="How much larger. Default: as the upscaler does; 2 with a filter."),
+        typer.Option(
+            help="How much larger. Default: as the upscaler does: 4 with diffusion, 2 with a filter."
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -46,7 +49,10 @@ def upscale(
     overwrite: Annotated[bool, typer.Option("--overwrite", help=OVERWRITE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
 ) -> None:
-    """Make pictures larger, with the upscalers that you have.
+    """Make pictures larger.
+
+    The default has learned from emoji. It makes the edges of flat art crisp; for photographs take a
+    network that has learned from them (--upscaler FILE).
 
     A picture keeps its transparency and the record of how it was made. Everything is checked before
     the work begins; a large picture is enlarged in tiles.
@@ -86,8 +92,8 @@ def upscale(
         raise SystemExit(2)
 
 
-def open_upscaler(name: str | None, device: str, dtype: str) -> Upscaler:
-    """The upscaler of this name or in this file; None: the default one. ValueError: there is none."""
+def open_upscaler(name: str, device: str, dtype: str) -> Upscaler:
+    """The upscaler of this name or in this file. ValueError: there is none."""
     import torch
 
     from pellucid import checkpoints
@@ -96,22 +102,9 @@ def open_upscaler(name: str | None, device: str, dtype: str) -> Upscaler:
     from pellucid.runtime.precision import choose_dtype
     from pellucid.upscale import FILTERS, Filter
 
-    if name is None:
-        return DEFAULT(device, dtype)
     if name in FILTERS:
         return Filter(name)
-    path = find("upscalers", name)
+    path = None if name == DEFAULT else find("upscalers", name)
     where = choose_device(device)
     choice = choose_dtype(where, SHORT.get(dtype, dtype), torch.float32)
     return checkpoints.load_upscaler(path, where, choice.dtype)
-
-
-def _lanczos(device: str, dtype: str) -> Upscaler:
-    from pellucid.upscale import Filter
-
-    report("enlarged with a Lanczos filter, which adds no detail; --upscaler FILE takes a network")
-    return Filter("lanczos")
-
-
-DEFAULT: Callable[[str, str], Upscaler] = _lanczos
-"""What enlarges where no --upscaler is given: (device, dtype) -> upscaler."""
