@@ -63,7 +63,7 @@ def test_levels(steps: int, strength: float) -> None:
     assert hires.levels_for(21, 0.7) == 30 and hires.levels_for(3, 1) == 3
 
 
-@pytest.mark.parametrize("name", hires.UPSCALERS)
+@pytest.mark.parametrize("name", (*hires.LATENT, *hires.PICTURE))
 def test_what_the_second_pass_begins_with(model: Model, name: str) -> None:
     """At hardly any strength the picture is the enlarged one."""
     fields = {"hires": 1.5, "hires_steps": 1, "hires_strength": 0.002, "guidance": 1}

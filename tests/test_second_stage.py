@@ -135,6 +135,16 @@ def test_outpainting_and_a_second_pass(cascade: Model, picture: Path) -> None:
     assert image(twice).shape == (96, 96, 3) and twice.x.shape[2:] == (12, 12)
 
 
+def test_its_second_stage_enlarges_before_a_second_pass(model: Model, cascade: Model) -> None:
+    fields = {"hires": 1.5, "hires_upscaler": "diffusion", "hires_strength": 0.01, "hires_steps": 1}
+    by_stage = run(cascade, **fields)
+    assert image(by_stage).shape == (96, 96, 3) and by_stage.x.shape[2:] == (12, 12)
+    other = run(cascade, **(fields | {"hires_upscaler": "lanczos"}))
+    assert not torch.allclose(by_stage.x, other.x, atol=1e-3)
+    with pytest.raises(ValueError, match="'diffusion', and no `adapt`"):
+        run(model, **fields)  # it has none, and nothing opens the included model
+
+
 def test_emoji_are_read_as_words_and_recorded_so(cascade: Model) -> None:
     emoji = run(cascade, prompt="🍎", mix=[("🐰", 1)])
     words = run(cascade, prompt="a red apple", mix=[("a rabbit", 1)])

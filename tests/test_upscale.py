@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pellucid import checkpoints
+from pellucid.cascade import Upscaler, UpscalerConfig
 from pellucid.esrgan import SRVGG, RRDBConfig, RRDBNet, SRVGGConfig
 from pellucid.images.metadata import read_metadata, save_image
 from pellucid.images.metadata.texts import read_texts
-from pellucid.upscale import NetworkUpscaler, enlarged
+from pellucid.upscale import DiffusionUpscaler, NetworkUpscaler, enlarged, upscale
 
 THIN = RRDBConfig(width=8, blocks=2, growth=4)
 
@@ -158,6 +159,49 @@ def test_tiles_change_nothing(kind: str) -> None:
     assert np.abs(one - np.asarray(steps[-1].picture)).max() <= 1
 
 
+# ---------------------------------------------------------------- the second stage of a model
+
+
+@pytest.fixture(scope="module")
+def stage() -> Upscaler:
+    torch.manual_seed(0)
+    network = Upscaler(UpscalerConfig(block_out_channels=(8, 8, 8), embedding=4, residual_scale=4))
+    return network.eval()
+
+
+def test_tiles_of_the_second_stage_have_no_seams(stage: Upscaler, monkeypatch: Any) -> None:
+    given = picture(150, 100)
+    whole, tiled = DiffusionUpscaler(stage), DiffusionUpscaler(stage, tile=48)
+    steps = list(tiled.enlarge(given))
+    assert (len(steps), steps[-1].total) == (12, 12) and steps[-1].picture is not None
+    assert steps[-1].picture.size == (600, 400)
+    one, other = (np.asarray(x).astype(int) for x in (enlarged(whole, given), steps[-1].picture))
+    assert np.abs(one - other).max() <= 1
+    monkeypatch.setattr("pellucid.upscale.REACH", 0)
+    assert np.abs(one - np.asarray(enlarged(tiled, given)).astype(int)).max() > 10
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (30, 49)])
+def test_any_size_for_the_second_stage(stage: Upscaler, size: tuple[int, int]) -> None:
+    upscaler = DiffusionUpscaler(stage, tile=24)
+    large = enlarged(upscaler, picture(*size))
+    assert large.size == (4 * size[0], 4 * size[1])
+    assert large.tobytes() == enlarged(upscaler, picture(*size)).tobytes()
+
+
+def test_transparency_by_the_second_stage(stage: Upscaler) -> None:
+    """As in a file of an emoji: black where it is clear."""
+    given = Image.new("RGBA", (24, 24))
+    given.paste((250, 250, 250, 255), (6, 6, 18, 18))
+    *_, last = upscale(DiffusionUpscaler(stage), given, 2)
+    assert last.picture is not None and last.picture.size == (48, 48)
+    alpha = np.asarray(last.picture.getchannel("A"))
+    assert alpha[:8].max() == 0 and alpha[16:32, 16:32].min() == 255
+    *_, last = upscale(checkpoints.load_upscaler(), given)  # the one that ships
+    large = np.asarray(last.picture).astype(int)
+    assert large[..., 3].min() == 0 and large[large[..., 3] > 30, :3].min() > 150  # no dark line
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -196,7 +240,11 @@ def test_the_command(call: Any, file: Path, tmp_path: Path, monkeypatch: Any) ->
     assert call("upscale", "b.png", "--upscaler", "nearest", "--out", "c.png")[0] == 0
     with Image.open("c.png") as large:
         assert large.size == (40, 28)
-    assert "adds no detail" in call("upscale", "b.png")[2]
+    assert call("upscale", "b.png", "--out", "d.png")[0] == 0  # the stage of the included model
+    with Image.open("d.png") as large:
+        assert large.size == (80, 56)
+    d = read_metadata("d.png").request
+    assert d is not None and d["upscaled"] == {"by": "diffusion", "scale": 4}
 
 
 def test_what_is_refused(refused: Any, file: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -237,7 +285,8 @@ def test_files_that_are_refused(refused: Any, model_file: Path, tmp_path: Path) 
         torch.save(content, tmp_path / f"{name}.pth")
         said = refused("upscale", tmp_path / "a.png", "--upscaler", tmp_path / f"{name}.pth")
         assert message in said, (name, said)
-    assert "is not an upscaler" in refused("upscale", tmp_path / "a.png", "--upscaler", model_file)
+    said = refused("upscale", tmp_path / "a.png", "--upscaler", model_file)
+    assert "is a model without a second stage" in said
     (tmp_path / "cut.pth").write_bytes((tmp_path / "grey.pth").read_bytes()[:-100])
     refused("upscale", tmp_path / "a.png", "--upscaler", tmp_path / "cut.pth")
 
@@ -255,6 +304,9 @@ def test_in_a_second_pass(
     assert a.size == b.size == (32, 32) and a.tobytes() == c.tobytes() != b.tobytes()
     request = read_metadata("a.png").request
     assert request is not None and request["hires_upscaler"] == str(file)
+    assert call(*words, "--hires-upscaler", "diffusion", "--out", "d.png")[0] == 0
+    with Image.open("d.png") as d:
+        assert d.size == (32, 32) and d.tobytes() != b.tobytes()
     said = refused(*words, "--hires-upscaler", "5x")
     assert "unknown hires upscaler '5x'" in said and "nearest first: 4x-Thin" in said
     assert "nowhere.pth does not exist" in refused(*words, "--hires-upscaler", "nowhere.pth")

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
 from pellucid import cascade
@@ -144,9 +144,9 @@ class DiffusionUpscaler:
     @torch.no_grad()
     def enlarge(self, picture: Image.Image) -> Iterator[Enlarging]:
         """As in `Upscaler`. ValueError: the network gives numbers that are not finite."""
-        config, side = self.network.config, self.tile * self.network.config.factor
+        config, side = self.network.config, TILE * self.network.config.factor
         shape = (1, config.in_channels, side, side)
-        # The same noise for every tile: two tiles have the same in the part that both see.
+        # It is repeated over the picture, so two tiles have the same noise where both see it.
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         yield from in_tiles(
             picture, self.scale, self.tile, lambda box: self._tile(picture, box, noise)
@@ -194,18 +194,46 @@ def upscale(
     """Enlarge an RGB or RGBA picture; the last report has the result.
 
     scale: the factor; what the upscaler gives is then resized to it with a Lanczos filter. None: the
-    upscaler's own. Transparency is enlarged with that filter.
+    upscaler's own. Transparency is enlarged as a grey picture.
     """
-    scale = upscaler.scale if scale is None else scale
-    size = size_of(picture.size, scale)
-    for step in upscaler.enlarge(picture.convert("RGB")):
-        if step.picture is None:
-            yield step
-            continue
-        result = step.picture
-        if result.size != size:
-            result = result.resize(size, Image.Resampling.LANCZOS)
-        if picture.mode == "RGBA":
-            result = result.copy()
-            result.putalpha(picture.getchannel("A").resize(size, Image.Resampling.LANCZOS))
-        yield Enlarging(step.done, step.total, result)
+    size = size_of(picture.size, upscaler.scale if scale is None else scale)
+    layers = [picture.convert("RGB")]
+    if picture.mode == "RGBA":
+        alpha = picture.getchannel("A")
+        layers = [filled(picture), Image.merge("RGB", [alpha] * 3)]
+    larger = []
+    for number, layer in enumerate(layers):
+        for step in upscaler.enlarge(layer):
+            done, total = number * step.total + step.done, len(layers) * step.total
+            if step.picture is None:
+                yield Enlarging(done, total)
+            elif step.picture.size == size:
+                larger.append(step.picture)
+            else:
+                larger.append(step.picture.resize(size, Image.Resampling.LANCZOS))
+            if step.picture is not None and number < len(layers) - 1:
+                yield Enlarging(done, total)
+    result = larger[0]
+    if len(larger) > 1:
+        result = result.copy()
+        result.putalpha(limited(larger[1].getchannel("R"), alpha))
+    yield Enlarging(total, total, result)
+
+
+def filled(picture: Image.Image) -> Image.Image:
+    """An RGBA picture as RGB, in which transparent pixels have the colours next to them.
+
+    Many files have black there, which would become a dark line around the drawing.
+    """
+    near = picture.convert("RGBa").filter(ImageFilter.GaussianBlur(2)).convert("RGBA")
+    return Image.composite(picture, near, picture.getchannel("A")).convert("RGB")
+
+
+def limited(large: Image.Image, small: Image.Image) -> Image.Image:
+    """An enlarged alpha channel between the least and the most that the small one has nearby, so that
+    what is clear stays clear."""
+    least, most = (
+        small.filter(kind(3)).resize(large.size, Image.Resampling.NEAREST)
+        for kind in (ImageFilter.MinFilter, ImageFilter.MaxFilter)
+    )
+    return ImageChops.darker(ImageChops.lighter(large, least), most)
