@@ -55,10 +55,10 @@ def adapt(
             keys = "1 key does" if count == 1 else f"{count} keys do"
             warnings.append(f"{path}: {keys} not match anything in this model: {first}{more}")
     words += bundled.values()
-    name = request.hires_upscaler
-    if request.hires is not None and hires.must_open(name, model.upscaler is not None):
-        file = None if name == hires.DIFFUSION else name
-        enlarger = checkpoints.load_upscaler(file, devices.device_of(model.vae))
+    upscaler = request.hires_upscaler
+    if request.hires is not None and hires.must_open(upscaler, model.upscaler is not None):
+        other = None if upscaler == hires.DIFFUSION else upscaler
+        enlarger = checkpoints.load_upscaler(other, devices.device_of(model.vae))
         model = replace(model, enlarger=enlarger)
     return with_words(attach(model, loras, live), words), tuple(dict.fromkeys(warnings))
 
