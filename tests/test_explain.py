@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pellucid import checkpoints
+from pellucid import cascade, checkpoints
 from pellucid.backbones.mmdit import SD3_MEDIUM
 from pellucid.backbones.unet import SD15, SDXL, UNet, UNetConfig
+from pellucid.cascade import Upscaler, UpscalerConfig
 from pellucid.diffusion import Conditioning
 from pellucid.explain.run import Explanation, Recorder, explain, page, page_data, recorder
 from pellucid.explain.run.record import Near, project
@@ -29,6 +30,7 @@ from pellucid.explain.text_vectors import text_vectors
 from pellucid.explain.word_space import WordSpace
 from pellucid.gan import GAN, GANConfig, Generator
 from pellucid.images.metadata import save_image
+from pellucid.images.pixels import to_pil
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
 from pellucid.pipeline import Progress, generate
@@ -112,6 +114,45 @@ def test_seconds_are_those_of_the_parts(told: Explanation) -> None:
     assert all(seconds > 0 for seconds in told.seconds.values())
     total = sum(step.seconds for step in told.steps)
     assert told.seconds["network"] == pytest.approx(total)
+
+
+@pytest.fixture(scope="module")
+def large(model: Model) -> tuple[Model, Explanation]:
+    """A model with a second stage, and a run that enlarges twice."""
+    torch.manual_seed(0)
+    stage = Upscaler(UpscalerConfig(block_out_channels=(8,), embedding=4, residual_scale=2)).eval()
+    defaults = replace(model.defaults, width=64, height=64)
+    made = replace(model, upscaler=stage, defaults=defaults)
+    return made, explain(made, REQUEST.model_copy(update={"width": 96, "height": 96}))
+
+
+def test_the_second_stage_is_recorded(large: tuple[Model, Explanation]) -> None:
+    model, run = large
+    assert model.upscaler is not None
+    first, last = run.upscaling
+    assert (first.t, last.t) == (1000, 500) and run.seconds["upscaler"] > 0
+    assert first.small.shape == (3, 16, 16) and first.x.shape == (3, 64, 64)
+    with torch.no_grad():
+        *_, made = cascade.sample(model.upscaler, first.small[None], first.x[None])
+    torch.testing.assert_close(made.x[0], last.x)
+    expected = cascade.to_large(last.residual[None], last.small[None], model.upscaler.config)
+    torch.testing.assert_close(made.large, expected)
+    *_, drawn = generate(model, REQUEST)
+    assert drawn.images is not None and drawn.images[0].size == (64, 64)
+    assert np.array_equal(np.asarray(to_pil(made.large[0])), np.asarray(drawn.images[0]))
+    assert len(json.loads(json.dumps(run.record()))["upscaling"]) == 2
+
+
+def test_the_page_shows_the_second_stage(
+    large: tuple[Model, Explanation], told: Explanation
+) -> None:
+    model, run = large
+    text, _ = page.page(model, [run])
+    data = embedded_record(text)["runs"][0]["sections"]["upscaler"]
+    assert [step["u"] for step in data["steps"]] == [1, 0.5] and data["small"] != data["bicubic"]
+    assert "residual r" in text and "def to_residual" in text
+    alone, _ = page.page(model, [told])  # at the size of the first stage
+    assert 'id="upscaler"' not in alone
 
 
 def test_words_are_the_tokens_that_the_tower_reads(model: Model, told: Explanation) -> None:
@@ -494,7 +535,8 @@ def test_excerpts_of_the_source_are_python(model: Model, told: Explanation) -> N
 def test_each_section_has_its_box_and_its_place(model: Model, told: Explanation) -> None:
     text, _ = page.page(model, [told])
     listed = [section["name"] for section in embedded_record(text)["sections"]]
-    assert listed == re.findall(r'<section id="(\w+)">', text) == list(in_order())
+    sections = [name for name in in_order() if name != "upscaler"]  # this model has none
+    assert listed == re.findall(r'<section id="(\w+)">', text) == sections
     orders = [module.SECTION.order for module in in_order().values()]
     assert orders == sorted(set(orders))
 

@@ -64,6 +64,19 @@ class NetworkCall:
 
 
 @dataclass(frozen=True, eq=False)
+class UpscalerCall:
+    """One call of the second stage. Tensors are float32 on the CPU."""
+
+    x: Tensor
+    """The noisy residual, (3, H, W)."""
+    t: float
+    small: Tensor
+    """The picture that is enlarged, (3, h, w) in [-1, 1]."""
+    residual: Tensor
+    """The estimate of the clean residual, (3, H, W)."""
+
+
+@dataclass(frozen=True, eq=False)
 class Step:
     """One step of the sampler. All tensors are (C, h, w), float32, on the CPU.
 
@@ -132,8 +145,11 @@ class Explanation:
     """The noisy latents that the run began with, (C, h, w)."""
     steps: tuple[Step, ...]
     picture: Image.Image
+    upscaling: tuple[UpscalerCall, ...]
+    """The first enlargement by the second stage; empty without one."""
     seconds: dict[str, float]
-    """Time of the text towers, the network, the decoder, and the rest (sampler, guidance, recording)."""
+    """Time of the text towers, the network, the decoder, the upscaler if the model has one, and the
+    rest (sampler, guidance, recording)."""
 
     def texts(self) -> list[tuple[Word, ...]]:
         """The different texts of the prompt in order of the steps; one, if it does not change."""
@@ -199,6 +215,15 @@ class Explanation:
                     for name in ("x", "x0", "cond", "uncond", "eps_cond", "eps_uncond", "after")
                 }
                 for step in self.steps
+            ],
+            "upscaling": [
+                {
+                    "t": call.t,
+                    "x": packed(call.x),
+                    "small": packed(call.small),
+                    "residual": packed(call.residual),
+                }
+                for call in self.upscaling
             ],
             "path": {"x": path_x.tolist(), "x0": path_x0.tolist()},
             "seconds": dict(self.seconds),

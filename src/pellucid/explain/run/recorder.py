@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.diffusion import Conditioning
-from pellucid.explain.run.record import Explanation, NetworkCall, Step
+from pellucid.explain.run.record import Explanation, NetworkCall, Step, UpscalerCall
 from pellucid.explain.run.words import compared, word_schedule
 from pellucid.model import Model
 from pellucid.pipeline import Adapt, Progress, generate, plain
@@ -85,13 +85,15 @@ class Recorder:
         self.plan = word_schedule(model, resolve(model, request))
         self.steps: list[Step] = []
         self.calls: list[NetworkCall] = []
+        self.upscaling: list[UpscalerCall] = []
         self.text: Conditioning | None = None
         self.start: Tensor | None = None
         self.last: Progress | None = None
         self.has_attention = "record" in inspect.signature(model.backbone.forward).parameters
         self.average = False
         self.seconds = {"text": 0.0, "network": 0.0, "decoder": 0.0}
-        text_2, tiny = model.text_2, model.tiny_vae
+        text_2, tiny, upscaler = model.text_2, model.tiny_vae, model.upscaler
+        self.seconds |= {} if upscaler is None else {"upscaler": 0.0}
         self.model = replace(
             model,
             backbone=recorded(model.backbone, "forward", self.call_network),
@@ -99,6 +101,7 @@ class Recorder:
             text_2=text_2 and recorded(text_2, "forward", self.timed("text", text_2.forward)),
             vae=recorded(model.vae, "to_pixels", self.timed("decoder", model.vae.to_pixels)),
             tiny_vae=tiny and recorded(tiny, "to_pixels", self.timed("decoder", tiny.to_pixels)),
+            upscaler=upscaler and recorded(upscaler, "forward", self.call_upscaler),
         )
         self.began = 0.0
 
@@ -142,6 +145,17 @@ class Recorder:
         if self.text is None:
             self.text = cond[:1].to("cpu", torch.float32)
         return output
+
+    def call_upscaler(self, x: Tensor, t: Tensor, small: Tensor, noise: Tensor) -> Tensor:
+        """Call the second stage and record it. Only its first enlargement is kept."""
+        assert self.original.upscaler is not None
+        calls, time = self.upscaling, float(t[0])
+        residual = self.timed("upscaler", self.original.upscaler.forward)(x, t, small, noise)
+        if calls and calls[-1].t <= time and calls[-1].small.shape == small.shape[1:]:
+            calls.clear()  # it runs again in float32
+        if not calls or calls[0].small.shape == small.shape[1:]:
+            calls.append(UpscalerCall(as_kept(x[0]), time, as_kept(small[0]), as_kept(residual[0])))
+        return residual
 
     def add(self, progress: Progress) -> None:
         """Add a step to the record."""
@@ -206,6 +220,7 @@ class Recorder:
             start=self.start,
             steps=tuple(self.steps),
             picture=last.images[0],
+            upscaling=tuple(self.upscaling),
             seconds=dict(self.seconds),
         )
 

@@ -6,6 +6,7 @@ const PARTS = {
   network: "Network evaluations",
   rest: "Sampler, guidance and recording",
   decoder: "The decoder",
+  upscaler: "Super-resolution",
 };
 
 export function show(place, page) {
@@ -14,6 +15,7 @@ export function show(place, page) {
     const bars = el("div", { class: "bars" });
     for (const [part, name] of Object.entries(PARTS)) {
       const seconds = run.seconds[part];
+      if (seconds === undefined) continue;
       bars.append(
         el("span", {}, name),
         el("span", { class: "track" }, el("i", { style: `width:${(100 * seconds) / whole}%` })),

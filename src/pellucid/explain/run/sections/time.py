@@ -12,8 +12,9 @@ SECTION = Section(200, "end", "The time it took", "Time", "what costs how much")
 
 def content(model: Model, run: Explanation) -> Content:
     return Content(
-        "<p>The text is encoded once and the picture decoded once, but the network is evaluated at "
-        "every step: this is why samplers that need fewer steps matter.</p>",
-        "time = text + steps · evaluations per step · time of one evaluation + decoder + the rest",
+        "<p>The text is encoded once and the picture decoded and enlarged once, but the network is "
+        "evaluated at every step: this is why samplers that need fewer steps matter.</p>",
+        "time = text + steps · evaluations per step · time of one evaluation + decoder + upscaler "
+        "+ the rest",
         [generate],
     )
