@@ -57,10 +57,10 @@ def test_strength_says_where_the_second_pass_begins(model: Model) -> None:
 
 @given(steps=st.integers(1, 1000), strength=st.floats(0.01, 1))
 def test_levels(steps: int, strength: float) -> None:
-    whole = hires.levels_for(steps, strength)
+    whole = hires.whole_steps(steps, strength)
     assert whole >= steps
     assert whole <= steps / strength + 1e-6 < whole + 1
-    assert hires.levels_for(21, 0.7) == 30 and hires.levels_for(3, 1) == 3
+    assert hires.whole_steps(21, 0.7) == 30 and hires.whole_steps(3, 1) == 3
 
 
 @pytest.mark.parametrize("name", (*hires.LATENT, *hires.PICTURE))

@@ -14,12 +14,12 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pellucid import samplers
+from pellucid import pipeline, samplers
 from pellucid.images.metadata import read_metadata, save_image
 from pellucid.latents import first_noise, first_pass
 from pellucid.model import Model
 from pellucid.noise import generators
-from pellucid.pipeline import Progress, Request, generate, resolve
+from pellucid.pipeline import Progress, Request, generate, generate_in_batches, resolve
 from pellucid.preview import preview
 from pellucid.runtime import Runtime
 from pellucid.runtime.precision import NotFinite, dtype_of
@@ -35,6 +35,17 @@ def run(model: Model, **fields: Any) -> Progress:
 
 def differ(a: Progress, b: Progress) -> float:
     return float((a.x - b.x).abs().max())
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_without_a_seed_all_batches_follow_one_that_is_chosen(
+    model: Model, monkeypatch: pytest.MonkeyPatch, seed: int | None
+) -> None:
+    monkeypatch.setattr(pipeline, "CPU_BATCH", (2, 2**15))
+    request = Request(prompt="an apple", seed=seed, count=5, steps=1)
+    steps = generate_in_batches(model, request)
+    seeds = [seed for step in steps if step.step == step.steps for seed in step.seeds]
+    assert seeds == [seeds[0] + i for i in range(5)] and seeds[0] != -1
 
 
 def test_every_step_is_told(model: Model) -> None:

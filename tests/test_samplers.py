@@ -67,7 +67,7 @@ def last(name, denoise, x, levels, noise=no_noise, **options):
 
 def even_in_log_snr(count, most=80.0, least=0.05):
     ramp = torch.logspace(math.log10(most), math.log10(least), count + 1, dtype=torch.float64)
-    return [VP.level_at_sigma(s) for s in ramp.tolist()]
+    return [VP.level_at_s(s) for s in ramp.tolist()]
 
 
 def start(count=64):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pellucid import samplers
+from pellucid.samplers import dpm_adaptive
 from pellucid.samplers.dpm_fast import solve
 from pellucid.schedule import CLEAN, SPACINGS, Level, Schedule
 from test_samplers import (
@@ -306,7 +307,7 @@ def in_karras_coordinates(sample, levels, **options):
     """The transcription, on the mixture: it gives y = x / alpha."""
 
     def model(y, sigma):
-        level = VP.level_at_sigma(sigma)
+        level = VP.level_at_s(sigma)
         return mixture(level.alpha * y, level)
 
     first = start() / levels[0].alpha
@@ -437,8 +438,8 @@ def test_dpmpp_2s_is_diffusers():
     )
     scheduler.set_timesteps(20)
     s = scheduler.sigmas.double().tolist()
-    theirs = run_diffusers(scheduler, 20, 1, [VP.level_at_sigma(at).t for at in s])
-    levels = [VP.level_at_sigma(at) for at in s[::2]]
+    theirs = run_diffusers(scheduler, 20, 1, [VP.level_at_s(at).t for at in s])
+    levels = [VP.level_at_s(at) for at in s[::2]]
     assert_same(run_pellucid("dpmpp_2s_ancestral", levels, eta=0), theirs)
 
 
@@ -468,7 +469,7 @@ def test_dpm_solver_s_local_error(order):
     """A single step of order k is off by h^(k+1)."""
 
     def error(h):
-        now = VP.level_at_sigma(1.0)
+        now = VP.level_at_s(1.0)
         fine = [now.at(math.exp(-h * i / 40)) for i in range(41)]
         *_, step = solve(mixture, start(), now, fine[-1], order)
         return (step.x - runge_kutta(start(), fine)).norm().item()
@@ -501,6 +502,17 @@ def test_adaptive_says_where_it_is_when_it_has_passed_a_level():
     assert len({step.level.s for step in out}) > 10
 
 
+@pytest.mark.parametrize("above", [1e-7, 5e-6, 2e-5])
+def test_adaptive_ends_when_a_step_lands_just_above_the_last_level(above):
+    """The first step goes to s exp(-h), and the last level is just below that."""
+    s, h = 10.0, dpm_adaptive.FIRST_H
+    levels = [
+        VP.level_at_s(each) for each in (s, s * math.exp(-h / 2), s * math.exp(-h) * (1 - above))
+    ]
+    out = list(samplers.get("dpm_adaptive").sample(mixture, start(), levels, fresh()))
+    assert len(out) == 2 and out[-1].level == levels[-1]
+
+
 def test_adaptive_ends_when_every_look_is_broken():
     out = list(
         samplers.get("dpm_adaptive").sample(
@@ -525,7 +537,7 @@ def test_restart_has_the_steps_that_were_asked_for(steps, schedule):
 @pytest.mark.parametrize(("first", "goes_up"), [(0.09, False), (0.6, True)])
 def test_restart_goes_no_further_up_than_the_run_began(first, goes_up):
     """As from a picture with little strength."""
-    levels = [*(VP.level_at_sigma(first * 0.95**i) for i in range(30)), CLEAN]
+    levels = [*(VP.level_at_s(first * 0.95**i) for i in range(30)), CLEAN]
     out = list(samplers.get("restart").sample(mixture, start() * 0.3, levels, fresh()))
     assert len(out) == 30
     assert max(step.level.s for step in out) < first

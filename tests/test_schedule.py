@@ -39,7 +39,7 @@ def spacings_of(schedule):
 
 def test_published_figures():
     assert SD.alphas_cumprod[-1].item() == pytest.approx(0.0046601, abs=5e-8)
-    low, high = SD.sigma_range
+    low, high = SD.s_range
     assert low == pytest.approx(0.0291672, abs=5e-8)
     assert high == pytest.approx(14.6146416, abs=2e-6)
 
@@ -102,7 +102,7 @@ def test_ramps_are_those_of_k_diffusion(spacing, option):
 
 
 def test_karras_formula():
-    low, high = SD.sigma_range
+    low, high = SD.s_range
     ramp = [(high ** (1 / 7) + i / 9 * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for i in range(10)]
     assert [x.s for x in SD.levels(10, "karras")] == pytest.approx([*ramp, 0.0])
 
@@ -256,8 +256,8 @@ def test_bounds_of_steps_with_one_more():
 def test_a_level_knows_its_schedule(schedule):
     for level in schedule.levels(6, "karras")[:-1]:
         between = level.at(1.5)
-        assert between == schedule.level_at_sigma(1.5)
-        assert between.at(0.3) == schedule.level_at_sigma(0.3)
+        assert between == schedule.level_at_s(1.5)
+        assert between.at(0.3) == schedule.level_at_s(0.3)
     with pytest.raises(ValueError, match="belongs to no schedule"):
         Level(0.6, 0.8, 3.0).at(1.0)
 
@@ -309,7 +309,7 @@ def test_zero_terminal_snr(name):
     assert zero.alphas_cumprod[-1] == 0
     assert torch.isclose(zero.alphas_cumprod[0], plain.alphas_cumprod[0])
     end = zero.level(999)
-    assert (end.alpha, end.sigma, end.log_snr_half, end.s) == (0.0, 1.0, -math.inf, math.inf)
+    assert (end.alpha, end.sigma, end.half_log_snr, end.s) == (0.0, 1.0, -math.inf, math.inf)
     before = zero.level(998.5)
     assert 0 < before.alpha < zero.level(998).alpha
 
@@ -343,7 +343,7 @@ def test_alpha_and_sigma_agree_with_each_other_and_with_level(schedule):
         level = schedule.level(at)
         assert (level.alpha, level.sigma, level.t) == (a, s, at)
         if 0 < at < 999:
-            back = schedule.level_at_sigma(level.s)
+            back = schedule.level_at_s(level.s)
             assert back.t == pytest.approx(at, abs=1e-6)
             assert back.alpha == pytest.approx(a)
 
@@ -447,16 +447,16 @@ def test_arguments_out_of_range():
     with pytest.raises(ValueError, match="0 to 999"):
         SD.level(999.5)
     with pytest.raises(ValueError, match="not be negative"):
-        SD.level_at_sigma(-1)
+        SD.level_at_s(-1)
     with pytest.raises(ValueError, match="not be negative"):
-        SD.level_at_sigma(math.nan)
+        SD.level_at_s(math.nan)
     with pytest.raises(ValueError, match="alphas_cumprod"):
         _ = Schedule("flow").alphas_cumprod
 
 
-def test_level_at_sigma_ends():
-    assert SD.level_at_sigma(0) == CLEAN
-    assert SD.level_at_sigma(math.inf) == Level(0.0, 1.0, 999.0)
-    assert Schedule("flow").level_at_sigma(math.inf) == Level(0.0, 1.0, 1000.0)
-    assert SD.level_at_sigma(100).t == 999
-    assert SD.level_at_sigma(100).s == pytest.approx(100)
+def test_level_at_s_ends():
+    assert SD.level_at_s(0) == CLEAN
+    assert SD.level_at_s(math.inf) == Level(0.0, 1.0, 999.0)
+    assert Schedule("flow").level_at_s(math.inf) == Level(0.0, 1.0, 1000.0)
+    assert SD.level_at_s(100).t == 999
+    assert SD.level_at_s(100).s == pytest.approx(100)

@@ -51,6 +51,15 @@ def test_the_result_is_large_and_what_the_backbone_draws_is_not(cascade: Model) 
     assert last.request.record()["width"] == 64 and "drawn_size" not in last.request.record()
 
 
+@pytest.mark.parametrize("size", [(4096, 1), (1, 4096), (129, 16), (4096, 500)])
+def test_sides_that_differ_too_much_are_refused(cascade: Model, size: tuple[int, int]) -> None:
+    """The shorter side is drawn at the model's own size: 4096x1 would be 65536x16."""
+    request = Request(prompt="an apple", width=size[0], height=size[1])
+    with pytest.raises(ValueError, match="at most 8 times the shorter one"):
+        resolve(cascade, request)
+    assert max(resolve(cascade, Request(prompt="an apple", width=128, height=16)).drawn_size) == 128
+
+
 def test_at_its_own_size_it_is_the_first_stage_alone(model: Model, cascade: Model) -> None:
     small = run(cascade, width=16, height=16)
     assert np.array_equal(image(small), image(run(model, width=16, height=16)))

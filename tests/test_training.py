@@ -179,6 +179,14 @@ def test_a_finished_run_stays_as_it_is(
     assert not any("diffusion 1" in line for line in lines)
 
 
+def test_a_run_of_another_size_is_not_resumed(art: Path, tmp_path: Path) -> None:
+    options = dataclasses.replace(clip_options(art, tmp_path), steps=1)
+    train_clip.train(options, RECIPE)
+    options = dataclasses.replace(options, vocabulary=300, resume=True, steps=2)
+    with pytest.raises(ValueError, match="other options"):
+        train_clip.train(options, RECIPE)
+
+
 def test_two_runs_with_other_seeds_differ(
     art: Path, unbroken: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -25,7 +25,8 @@ class Conditioning:
     """What the network gets in addition to x and t.
 
     tokens: (B, L, D), one vector per token. pooled: (B, P), one for the whole text, or None.
-    sizes: (B, 6), SDXL's original height and width, crop top and left, target height and width.
+    sizes: (B, 6), SDXL's original height and width, crop top and left, target height and width; of
+        its refiner (B, 5), with the aesthetic score in place of the target.
     """
 
     tokens: Tensor
@@ -44,6 +45,7 @@ class Conditioning:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Conditioning:
+        """The same on another device, as another number type, or both."""
         return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def repeat(self, count: int) -> Conditioning:

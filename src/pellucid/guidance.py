@@ -48,8 +48,8 @@ def as_denoiser(guided: GuidedDenoiser) -> Denoiser:
     return lambda x, level: guided(x, level).guided
 
 
-def progress(level: Level) -> float:
-    """How far from noise to picture a level is: 0 is pure noise, 1 is clean."""
+def signal_share(level: Level) -> float:
+    """alpha / (alpha + sigma), how far from noise to picture a level is: 0 is noise, 1 is clean."""
     return level.alpha / (level.alpha + level.sigma)
 
 
@@ -65,7 +65,7 @@ class ClassifierFree:
     uncond: the empty or the negative prompt. May be None if scale is 1 and the weights add up to 1.
     rescale: 0 to 1, how far the spread of the guided output is brought back to that of cond, which
         keeps high scales from burning colours (Lin et al. 2023, section 3.4; measured on v).
-    interval: (from, to) in `progress`: outside of it cond alone is used (Kynkaanniemi et al. 2024).
+    interval: (from, to) in `signal_share`: outside of it cond alone is used (Kynkaanniemi et al. 2024).
     The network is called once for each estimate, with everything in one batch; uncond is in that
     batch only where it counts.
     Raises ValueError: scale or a weight not finite, rescale or interval not in 0 .. 1, uncond
@@ -112,7 +112,7 @@ class ClassifierFree:
         """The guided estimate, and what it was made of."""
         conds = [cond for cond, _ in self.conds]
         start, end = self.interval
-        guide = self.scale != 1 and start <= progress(level) <= end
+        guide = self.scale != 1 and start <= signal_share(level) <= end
         if self.uncond is not None and (guide or self.rest != 0):
             conds.append(self.uncond)
         batch = Conditioning.cat([_fit(cond, len(x)) for cond in conds])
@@ -151,7 +151,7 @@ def step_at(begins: Sequence[Level], level: Level) -> int:
     A sampler may evaluate the network at any level: between two levels it gets the prompt of the
     step it is in, and at the end of a step, where Heun's method evaluates ahead, that of the next.
     """
-    return max(bisect.bisect_right(begins, progress(level), key=progress) - 1, 0)
+    return max(bisect.bisect_right(begins, signal_share(level), key=signal_share) - 1, 0)
 
 
 @dataclass

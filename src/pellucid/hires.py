@@ -56,6 +56,6 @@ def enlarge_latents(latents: Tensor, width: int, height: int, name: str) -> Tens
     return F.interpolate(latents, (height, width), mode=mode, antialias=antialias)
 
 
-def levels_for(steps: int, strength: float) -> int:
+def whole_steps(steps: int, strength: float) -> int:
     """How many steps a whole run has of which the last `steps` are the fraction `strength`."""
     return int(steps / strength + 1e-6)

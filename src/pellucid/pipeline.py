@@ -40,7 +40,7 @@ from pellucid.plan import (
     warnings_of,
 )
 from pellucid.preview import decoder_of
-from pellucid.request import Request, ResolvedRequest, resolve, unit_of
+from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve, unit_of
 from pellucid.runtime import Runtime
 from pellucid.runtime.devices import free_memory
 from pellucid.samplers import Step
@@ -166,9 +166,10 @@ def generate_in_batches(
     """As `generate`, for any number of pictures: batch after batch, each with its last step.
 
     Every picture is as in one batch, and memory does not grow with their number. LoRAs and
-    embeddings are opened once. `request.seed` must be set.
+    embeddings are opened once.
     """
     check_refiner(model, request, refiner)
+    request = request.model_copy(update={"seed": chosen_seed(request)})  # one for all batches
     model, unmatched = plain(model, request) if adapt is None else adapt(model, request)
     size = batch_size(Runtime(model), resolve(model, request))
     for first in range(0, request.count, size):

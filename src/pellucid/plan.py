@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pellucid import hires, inpaint, samplers
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
-from pellucid.guidance import progress
+from pellucid.guidance import signal_share
 from pellucid.lexicon import describe, unknown_words
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
@@ -46,7 +46,7 @@ def levels_of(model: Model, request: ResolvedRequest) -> list[list[Level]]:
     passes = [levels(request.steps)[request.steps - img2img_steps(request) :]]
     second = request.second_pass
     if second is not None:
-        whole = hires.levels_for(second.steps, second.strength)
+        whole = hires.whole_steps(second.steps, second.strength)
         if whole > MAX_STEPS:
             raise ValueError(
                 f"hires_steps {second.steps} at hires_strength {second.strength:g} are the last of "
@@ -231,7 +231,7 @@ def guidance_warnings(
     """Prompts and settings that have no effect with this guidance."""
     prompts, scale = weighted_prompts(request), request.guidance
     start, end = request.interval
-    inside = [start <= progress(level) <= end for levels in passes for level in levels[:-1]]
+    inside = [start <= signal_share(level) <= end for levels in passes for level in levels[:-1]]
     if not inside:  # no step is drawn
         return []
     if scale == 0 and all(inside) and not request.clip_guidance:

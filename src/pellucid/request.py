@@ -38,6 +38,8 @@ MAX_PROMPT = 100_000  # characters; OpenAI allows 32,000
 MAX_AND = 100  # prompts at once, each an evaluation of the network at every step
 # Models of at least this width draw any size; a smaller one draws what it was trained on.
 ANY_SIZE = 256
+# With an upscaler the shorter side is drawn at the model's own size, so the longer one is limited by it.
+MOST_RATIO = 8
 STRENGTH, MASK_STRENGTH, EXTEND_STRENGTH = 0.6, 0.75, 1.0
 
 
@@ -199,7 +201,7 @@ class Request(BaseModel):
         START,
         form="LEFT,TOP,RIGHT,BOTTOM",
     )
-    """Outpainting."""
+    """Left, top, right, bottom."""
 
     hires: Annotated[float, Field(gt=1, le=8, allow_inf_nan=False)] | None = option(
         "Enlarge the picture by this factor and redraw it.", group=SECOND
@@ -224,7 +226,10 @@ class Request(BaseModel):
     )
     """It reads the prompt with its own text encoders; it gets no LoRAs and no embeddings."""
     refiner_at: Share = option(
-        "Switch to the refiner at this fraction of the run.", 0.8, SECOND, needs="refiner"
+        "Switch to the refiner at this fraction of the time from noise to picture.",
+        0.8,
+        SECOND,
+        needs="refiner",
     )
 
     mix: tuple[tuple[Prompt, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = option(
@@ -252,7 +257,7 @@ class Request(BaseModel):
     interval: tuple[Share, Share] = option(
         "The part of the run that has guidance, such as 0.2,0.8.", (0.0, 1.0), STEER, form="FROM,TO"
     )
-    """0 is noise, 1 the picture."""
+    """In `guidance.signal_share`: 0 is noise, 1 the picture."""
     noise: str = option("gaussian, offset, pyramid, blue, pink.", "gaussian", STEER)
     """The kind of noise to start from, one of `noise.NOISES`."""
     eta: Share | None = option("How much fresh noise a step of ddim adds, 0 to 1.", group=STEER)
@@ -335,9 +340,13 @@ class Request(BaseModel):
         return [start + (end - start) * i / (self.count - 1) for i in range(self.count)]
 
     def part(self, first: int, count: int) -> Self:
-        """The request of `count` of its images, each as in the whole. `seed` must be set."""
+        """The request of `count` of its images, each as in the whole.
+
+        ValueError without a seed: the images of the parts would not be those of the whole.
+        """
         seed, variation_seed, span = self.seed, self.variation_seed, self.walk_span
-        assert seed is not None
+        if seed in (None, -1):
+            raise ValueError(f"a part needs the seed of the whole request, got {seed}")
         if self.walk is not None:
             positions = self.walk_positions[first : first + count]
             span = (positions[0], positions[-1])
@@ -527,10 +536,15 @@ def drawn_size_of(model: Model, width: int, height: int) -> tuple[int, int]:
     """Width and height that the backbone draws for a result of this size.
 
     With an upscaler, the shorter side is always the model's own, and the ratio of the sides is that of
-    the result, as far as the backbone allows it.
+    the result, as far as the backbone allows it. ValueError where the sides differ too much for that.
     """
     if model.upscaler is None:
         return width, height
+    if max(width, height) > MOST_RATIO * min(width, height):
+        raise ValueError(
+            f"the longer side must be at most {MOST_RATIO} times the shorter one with this model, "
+            f"got {width}x{height}"
+        )
     scale, unit = min(model.drawn_size) / min(width, height), unit_of(model)
     return round(width * scale / unit) * unit, round(height * scale / unit) * unit
 

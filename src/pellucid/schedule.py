@@ -76,10 +76,10 @@ class Level:
         """The level of the same schedule with sigma / alpha = s, for evaluations between levels."""
         if self.schedule is None:
             raise ValueError(f"{self} belongs to no schedule; make it with Schedule.level")
-        return self.schedule.level_at_sigma(s)
+        return self.schedule.level_at_s(s)
 
     @property
-    def log_snr_half(self) -> float:
+    def half_log_snr(self) -> float:
         """log(alpha / sigma), the lambda of DPM-Solver. inf if sigma is 0, -inf if alpha is 0."""
         if self.sigma == 0:
             return math.inf
@@ -172,13 +172,13 @@ class Schedule:
         alpha, sigma = self.alpha_sigma(torch.tensor(t, dtype=torch.float64))
         return Level(alpha.item(), sigma.item(), float(t), self)
 
-    def level_at_sigma(self, s: float) -> Level:
+    def level_at_s(self, s: float) -> Level:
         """The level with sigma / alpha = s >= 0; t is fractional, and log s is linear in it.
 
         Outside of the schedule's own range the network gets the nearest t, but s is kept.
         """
         if not s >= 0:
-            raise ValueError(f"sigma must not be negative, got {s}")
+            raise ValueError(f"s must not be negative, got {s}")
         if self.name == "flow":
             u = s / (1 + s) if s < math.inf else 1.0
             return Level(1 - u, u, self.T * u, self)
@@ -191,7 +191,7 @@ class Schedule:
         return Level(1 / math.hypot(1, s), s / math.hypot(1, s), t, self)
 
     @property
-    def sigma_range(self) -> tuple[float, float]:
+    def s_range(self) -> tuple[float, float]:
         """The least and the greatest s = sigma / alpha of a run; the latter may be inf."""
         if self.name == "flow":
             return CLEANEST, math.inf
@@ -314,12 +314,12 @@ class Schedule:
             table = np.log(ALIGN_YOUR_STEPS[spacing])
             at = np.linspace(0, len(table) - 1, steps + 1)[:-1]
             ramp = np.exp(np.interp(at, np.arange(len(table)), table))
-            return [self.level_at_sigma(float(s)) for s in ramp]
-        least, greatest = self.sigma_range
+            return [self.level_at_s(float(s)) for s in ramp]
+        least, greatest = self.s_range
         ramp = curve(spacing, steps, min(greatest, NOISIEST), max(least, CLEANEST))
         first = self.level(self.last_t)
         # The shift multiplies s.
-        return [first, *(self.level_at_sigma(self.shift * float(s)) for s in ramp[1:])]
+        return [first, *(self.level_at_s(self.shift * float(s)) for s in ramp[1:])]
 
 
 _DDIM = ("leading", "ddim")

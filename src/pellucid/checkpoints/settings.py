@@ -65,12 +65,14 @@ class Settings:
         return default if value is None else value
 
     def whole(self, key: str, default: int, least: int = 1) -> int:
+        """A whole number of at least `least`. CheckpointError for anything else, as below."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
             raise self.refused(key, f"a whole number from {least} to {LARGEST}")
         return value
 
     def number(self, key: str, default: float) -> float:
+        """A finite number."""
         value = self.get(key, default)
         known = isinstance(value, int | float) and not isinstance(value, bool)
         if not known or abs(value) > LARGEST or not math.isfinite(value):
@@ -78,6 +80,7 @@ class Settings:
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise self.refused(key, "true or false")
@@ -93,6 +96,7 @@ class Settings:
     def words(
         self, key: str, default: Sequence[str], meanings: Mapping[str, Value]
     ) -> tuple[Value, ...]:
+        """What each word of the list under `key` means."""
         value = self.get(key, list(default))
         if not isinstance(value, list) or not all(isinstance(w, str) for w in value):
             raise self.refused(key, "a list of names")

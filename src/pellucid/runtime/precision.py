@@ -102,6 +102,7 @@ class NotFinite(ValueError):
 
 
 def dtype_of(part: nn.Module) -> torch.dtype:
+    """The number type of a part, which is that of its first weight."""
     return next(part.parameters()).dtype
 
 

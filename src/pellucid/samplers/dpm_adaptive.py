@@ -53,15 +53,15 @@ def sample(
     clean = ends.pop() if len(ends) > 1 and ends[-1].sigma == 0 else None
     now, end, due = ends[0], ends[-1], [level.s for level in ends[1:]]
     h, tries, low_before = FIRST_H, 0, x / now.alpha
-    while now.s > end.s * math.exp(1e-5):
+    while due:
         s = now.s * math.exp(-h)
-        after = end if s <= end.s else now.at(s)
+        after = end if s <= end.s * math.exp(1e-5) else now.at(s)
         down = max(ancestral(now.s, after.s, eta)[0], end.s)
         below = after if down == after.s else after.at(down)
         one, two, step = solve(denoise, x, now, below, 3)
         eps = eps_from_x0(x, one.x0, now)
-        turn = eps_from_x0(one.x, two.x0, one.level) - eps
-        low = x / now.alpha - below.s * (now.s / below.s - 1) * (eps + 1.5 * turn)
+        d_eps = eps_from_x0(one.x, two.x0, one.level) - eps
+        low = x / now.alpha - below.s * (now.s / below.s - 1) * (eps + 1.5 * d_eps)
         y = step.x / below.alpha
         allowed = (rtol * torch.maximum(low.abs(), low_before.abs())).clamp(min=atol)
         error = ((low - y) / allowed).square().mean().sqrt().item()

@@ -63,14 +63,14 @@ def solve(denoise: Denoiser, x: Tensor, now: Level, after: Level, order: int) ->
     h, y = math.log(now.s / after.s), x / now.alpha
     x0 = denoise(x, now)
     eps = eps_from_x0(x, x0, now)
-    turn = 0 * eps
+    d_eps = 0 * eps
     for i in range(1, order):
         part = h * i / order
         at = now.at(now.s * math.exp(-part))
-        y_there = y - at.s * (math.expm1(part) * eps + i * (math.expm1(part) / part - 1) * turn)
-        yield Step(at.alpha * y_there, x0, at)
-        x0 = denoise(at.alpha * y_there, at)
-        turn = eps_from_x0(at.alpha * y_there, x0, at) - eps
+        y_at = y - at.s * (math.expm1(part) * eps + i * (math.expm1(part) / part - 1) * d_eps)
+        yield Step(at.alpha * y_at, x0, at)
+        x0 = denoise(at.alpha * y_at, at)
+        d_eps = eps_from_x0(at.alpha * y_at, x0, at) - eps
     # The second-order step has another weight here, e^h - 1, of the same order.
     weight = math.expm1(h) if order == 2 else 1.5 * (math.expm1(h) / h - 1)
-    yield Step(after.alpha * (y - after.s * (math.expm1(h) * eps + weight * turn)), x0, after)
+    yield Step(after.alpha * (y - after.s * (math.expm1(h) * eps + weight * d_eps)), x0, after)

@@ -33,7 +33,7 @@ def sample(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) 
     h_before = 0.0
     for now, after in pairwise(levels):
         x0 = denoise(x, now)
-        h = after.log_snr_half - now.log_snr_half
+        h = after.half_log_snr - now.half_log_snr
         carried = x0
         if before is not None and after.sigma > 0:
             carried = x0 + h / (2 * h_before) * (x0 - before)  # h_before is inf after pure noise

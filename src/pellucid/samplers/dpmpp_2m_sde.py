@@ -35,17 +35,17 @@ def sample(
     h_before = 0.0
     for now, after in pairwise(levels):
         x0 = denoise(x, now)
-        h = after.log_snr_half - now.log_snr_half
+        h = after.half_log_snr - now.half_log_snr
         if after.sigma == 0:
             x = after.alpha * x0
         else:
-            carried = x0
+            D = x0
             if before is not None:
-                carried = x0 + h / (2 * h_before) * (x0 - before)
-            spent = eta * h if eta > 0 else 0.0  # 0 * inf is not a number
-            x = after.sigma / now.sigma * math.exp(-spent) * x
-            x = x - after.alpha * math.expm1(-h - spent) * carried
+                D = x0 + h / (2 * h_before) * (x0 - before)
+            eta_h = eta * h if eta > 0 else 0.0  # 0 * inf is not a number
+            x = after.sigma / now.sigma * math.exp(-eta_h) * x
+            x = x - after.alpha * math.expm1(-h - eta_h) * D
             if eta > 0:
-                x = x + after.sigma * math.sqrt(-math.expm1(-2 * spent)) * noise(x)
+                x = x + after.sigma * math.sqrt(-math.expm1(-2 * eta_h)) * noise(x)
         before, h_before = x0, h
         yield Step(x, x0, after)

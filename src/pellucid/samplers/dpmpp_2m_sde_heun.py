@@ -34,17 +34,17 @@ def sample(
     h_before = 0.0
     for now, after in pairwise(levels):
         x0 = denoise(x, now)
-        h = after.log_snr_half - now.log_snr_half
+        h = after.half_log_snr - now.half_log_snr
         if after.sigma == 0:
             x = after.alpha * x0
         else:
-            spent = eta * h if eta > 0 else 0.0  # 0 * inf is not a number
-            whole = -math.expm1(-h - spent)
-            carried = whole * x0
+            eta_h = eta * h if eta > 0 else 0.0  # 0 * inf is not a number
+            whole = -math.expm1(-h - eta_h)
+            D = whole * x0
             if before is not None:
-                carried = carried + (1 - whole / (h + spent)) * h / h_before * (x0 - before)
-            x = after.sigma / now.sigma * math.exp(-spent) * x + after.alpha * carried
+                D = D + (1 - whole / (h + eta_h)) * h / h_before * (x0 - before)
+            x = after.sigma / now.sigma * math.exp(-eta_h) * x + after.alpha * D
             if eta > 0:
-                x = x + after.sigma * math.sqrt(-math.expm1(-2 * spent)) * noise(x)
+                x = x + after.sigma * math.sqrt(-math.expm1(-2 * eta_h)) * noise(x)
         before, h_before = x0, h
         yield Step(x, x0, after)

@@ -1,4 +1,4 @@
-"""DPM-Solver++(3M) SDE of k-diffusion: x0 is carried on along a parabola, on the SDE.
+"""DPM-Solver++(3M) SDE of k-diffusion: x0 is D on along a parabola, on the SDE.
 
 With lambda = log(alpha / sigma), h = lambda' - lambda, r0 and r1 the two h before by this h, and
 H = (1 + eta) h,
@@ -39,24 +39,24 @@ def sample(
     history: list[tuple[float, Tensor]] = []  # (the h that followed, x0), the newest first
     for now, after in pairwise(levels):
         x0 = denoise(x, now)
-        h = after.log_snr_half - now.log_snr_half
+        h = after.half_log_snr - now.half_log_snr
         if after.sigma == 0:
             x = after.alpha * x0
         else:
-            spent = eta * h if eta > 0 else 0.0  # 0 * inf is not a number
-            whole = -math.expm1(-h - spent)
-            p2 = 1 - whole / (h + spent)
-            carried = whole * x0
+            eta_h = eta * h if eta > 0 else 0.0  # 0 * inf is not a number
+            whole = -math.expm1(-h - eta_h)
+            p2 = 1 - whole / (h + eta_h)
+            D = whole * x0
             if history:
-                slope = h / history[0][0] * (x0 - history[0][1])
+                D1 = h / history[0][0] * (x0 - history[0][1])
                 if len(history) == 2:
                     (h0, near), (h1, far) = history
-                    bend = slope - h / h1 * (near - far)
-                    carried = carried - (p2 / (h + spent) - 0.5) / ((h0 + h1) / h) * bend
-                    slope = slope + (h0 / (h0 + h1) if h1 < math.inf else 0.0) * bend
-                carried = carried + p2 * slope
-            x = after.sigma / now.sigma * math.exp(-spent) * x + after.alpha * carried
+                    D2 = D1 - h / h1 * (near - far)
+                    D = D - (p2 / (h + eta_h) - 0.5) / ((h0 + h1) / h) * D2
+                    D1 = D1 + (h0 / (h0 + h1) if h1 < math.inf else 0.0) * D2
+                D = D + p2 * D1
+            x = after.sigma / now.sigma * math.exp(-eta_h) * x + after.alpha * D
             if eta > 0:
-                x = x + after.sigma * math.sqrt(-math.expm1(-2 * spent)) * noise(x)
+                x = x + after.sigma * math.sqrt(-math.expm1(-2 * eta_h)) * noise(x)
         history = [(h, x0), *history][:2]
         yield Step(x, x0, after)

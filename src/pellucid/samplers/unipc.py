@@ -57,7 +57,7 @@ def _step(last: _Estimate, after: Level, estimate: Tensor) -> Tensor:
 
 
 def _h(level: Level, after: Level) -> float:
-    return after.log_snr_half - level.log_snr_half
+    return after.half_log_snr - level.half_log_snr
 
 
 def _predict(history: list[_Estimate], after: Level) -> Tensor:

@@ -34,9 +34,9 @@ FIGURE_NAMES = {
     "generator": "generator's loss",
     "discriminator": "discriminator's loss",
     "real": "real ones known",
-    "made": "made ones known",
+    "fake": "fake ones known",
 }
-"""Titles of the figures of `play`; the latter two are fractions, 0..1."""
+"""Titles of the figures of `update`; the latter two are fractions, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class GANOptions(SourceOptions, loop.RunOptions):
     )
 
 
-class Players:
+class Networks:
     """The two networks, and an optimizer for each.
 
     discriminator: called as discriminator(x, labels), gives scores. latent: length of z.
@@ -95,17 +95,19 @@ class Players:
         self, generator: nn.Module, discriminator: nn.Module, latent: int, rate: float
     ) -> None:
         self.generator, self.discriminator, self.latent = generator, discriminator, latent
-        self.forging = torch.optim.Adam(generator.parameters(), rate, BETAS, fused=True)
-        self.judging = torch.optim.Adam(discriminator.parameters(), rate, BETAS, fused=True)
+        self.generator_optimizer = torch.optim.Adam(generator.parameters(), rate, BETAS, fused=True)
+        self.discriminator_optimizer = torch.optim.Adam(
+            discriminator.parameters(), rate, BETAS, fused=True
+        )
 
     def parts(self) -> Mapping[str, loop.Stateful]:
         """All that a run saves and restores."""
-        names = ("generator", "discriminator", "forging", "judging")
+        names = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
         return {name: getattr(self, name) for name in names}
 
 
-def play(
-    players: Players,
+def update(
+    networks: Networks,
     real: Tensor,
     labels: Tensor | None,
     random: torch.Generator,
@@ -116,28 +118,28 @@ def play(
 
     real (B, ...) and labels (B,) are on the device of the networks. half: bf16 where it is fast.
     The figures are scalars: the loss of the "generator" and of the "discriminator", and the
-    fraction of "real" and of "made" pictures that the latter was right about.
+    fraction of "real" and of "fake" pictures that the latter was right about.
     """
-    judge, device = players.discriminator, real.device
-    z = torch.randn(len(real), players.latent, generator=random).to(device)
+    judge, device = networks.discriminator, real.device
+    z = torch.randn(len(real), networks.latent, generator=random).to(device)
     with loop.autocast(device) if half else nullcontext():
-        made = players.generator(z, labels)
-        on_real, on_made = judge(real, labels).float(), judge(made.detach(), labels).float()
-        judged = discriminator_loss(on_real, on_made)
+        fake = networks.generator(z, labels)
+        on_real, on_fake = judge(real, labels).float(), judge(fake.detach(), labels).float()
+        loss_d = discriminator_loss(on_real, on_fake)
     # The gradient of a gradient needs float32.
     penalty = r1 * r1_penalty(judge, real, labels) if r1 > 0 else 0.0
-    loop.descend(players.judging, judged + penalty, max_norm=None)
+    loop.descend(networks.discriminator_optimizer, loss_d + penalty, max_norm=None)
     judge.requires_grad_(False)  # freeze the discriminator during the generator update
     with loop.autocast(device) if half else nullcontext():
-        forged = generator_loss(judge(made, labels).float())
-    loop.descend(players.forging, forged, max_norm=None)
+        loss_g = generator_loss(judge(fake, labels).float())
+    loop.descend(networks.generator_optimizer, loss_g, max_norm=None)
     judge.requires_grad_(True)
-    right_real, right_made = accuracies(on_real, on_made)
+    right_real, right_fake = accuracies(on_real, on_fake)
     return {
-        "generator": forged.detach(),
-        "discriminator": judged.detach(),
+        "generator": loss_g.detach(),
+        "discriminator": loss_d.detach(),
         "real": right_real,
-        "made": right_made,
+        "fake": right_fake,
     }
 
 
@@ -192,13 +194,13 @@ def train(options: GANOptions, recipe: Recipe, say: loop.Say = loop.silent) -> P
     torch.manual_seed(options.seed)
     generator, discriminator = untrained(config)
     generator, discriminator = generator.to(device), discriminator.to(device)
-    players = Players(generator, discriminator, config.latent, options.rate)
+    networks = Networks(generator, discriminator, config.latent, options.rate)
     ema = loop.Ema(generator, options.ema)
-    run = loop.Run("gan", options.out / "state.pt", options, players.parts(), ema, say=say)
+    run = loop.Run("gan", options.out / "state.pt", options, networks.parts(), ema, say=say)
     for step in run.steps():
         pixels, labels = draw(source, options, step)
-        figures = play(
-            players,
+        figures = update(
+            networks,
             pixels.to(device),
             labels.to(device) if config.classes else None,
             loop.generator_of(options.seed, step),

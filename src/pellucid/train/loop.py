@@ -281,13 +281,15 @@ class Run:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         made_of = self.facts.get("made_of")
+        others = f"{self.path} is from a run with other options and cannot be resumed with these"
         if state.get("made_of", made_of) != made_of:
-            raise ValueError(
-                f"{self.path} is from a run with other options and cannot be resumed with these"
-            )
+            raise ValueError(others)
         for name, part in self.parts.items():
             if name in state:  # a part that is missing in the saved state starts untrained
-                part.load_state_dict(state[name])
+                try:
+                    part.load_state_dict(state[name])
+                except (RuntimeError, ValueError) as error:  # of another size
+                    raise ValueError(others) from error
         if self.ema is not None:
             self.ema.restore(state["ema"], state["updates"])
         self.first = state["step"]

@@ -114,7 +114,7 @@ def plots(options: CompareOptions, one: Mapping[str, Any]) -> list[Plot]:
         runs = one["methods"][method]["runs"]
         for title, names in (
             ("losses", ("generator", "discriminator", "loss")),
-            ("fraction that the discriminator knew", ("real", "made")),
+            ("fraction that the discriminator knew", ("real", "fake")),
         ):
             series = [
                 Series(LOSSES[name], progress(run["curves"][name]), run["curves"][name])

@@ -87,7 +87,7 @@ def compare_schedules(
                 t=tuple(float(at) for at in t),
                 alpha=tuple(level.alpha for level in levels),
                 sigma=tuple(level.sigma for level in levels),
-                log_snr=tuple(2 * level.log_snr_half for level in levels),
+                log_snr=tuple(2 * level.half_log_snr for level in levels),
                 left=tuple(picture_share(level, variance) for level in levels),
                 strip=tuple(to_pil(add_noise(x0, eps, at.alpha, at.sigma)) for at in chosen),
             )

@@ -27,8 +27,8 @@ def content(model: Model, run: Explanation) -> Content:
     little = f"tokens that mean little alone ({escape(listed)}), " if small else ""
     return Content(
         "<p>The words reach the picture through cross-attention: at every position of the picture "
-        "each token gets a share, and the shares add up to 1. What is no word of its own gets a "
-        f"share too, often the largest: {little}{rest}. It is given in words. The maps "
+        "each token gets a share, and the shares add up to 1. Others get a "
+        f"share too, often the largest: {little}{rest}. This share is stated as a number. The maps "
         "are normalised over the words that mean something: a word’s percentage is its part of what "
         "these words get together, and its map shows how that is distributed over the positions. 1× "
         "is the word’s own average: a map of one colour says that the word acts everywhere "
