@@ -29,7 +29,7 @@ from pellucid.pipeline import Progress, Request, generate
 from pellucid.preview import pictures
 from pellucid.runtime import Runtime
 from pellucid.schedule import Schedule
-from pellucid.train.gan import Networks, update
+from pellucid.train.gan import GANTrainer, update
 
 PROMPT = "a lion"
 PAIR = "a dog and an apple"
@@ -52,13 +52,13 @@ def of_gan(model: Model) -> Figures:
         chosen = places[torch.randint(8, (count,), generator=random)]
         return chosen + 0.02 * torch.randn(count, 2, generator=random)
 
-    networks = Networks(PointsNetwork(2, 2), PointsNetwork(2, 1), latent=2, rate=1e-3)
+    trainer = GANTrainer(PointsNetwork(2, 2), PointsNetwork(2, 1), latent=2, rate=1e-3)
     cells, losses = [Cell(dots(real(1000)), "real")], []
     with torch.enable_grad():
         for step in range(1, 2001):
-            losses.append(update(networks, real(256), None, random))
+            losses.append(update(trainer, real(256), None, random))
             if step in (100, 300, 1000, 2000):
-                made = networks.generator(torch.randn(1000, 2, generator=random), None).detach()
+                made = trainer.generator(torch.randn(1000, 2, generator=random), None).detach()
                 near = torch.cdist(made, places).min(dim=1)
                 found = len(near.indices[near.values < 0.2].unique())
                 cells.append(Cell(dots(made), f"{step}: {found} of 8"))

@@ -25,7 +25,7 @@ from pellucid.images.metadata import read_metadata
 from pellucid.recipes.emoji import RECIPE
 from pellucid.train import gan as train_gan
 from pellucid.train import loop
-from pellucid.train.gan import GANOptions, Networks, update
+from pellucid.train.gan import GANOptions, GANTrainer, update
 
 SMALL = GANConfig(size=28, latent=8, generator_width=4, discriminator_width=4)
 CLASSES = ("red apple", "rabbit", "rocket")
@@ -168,15 +168,15 @@ def test_packing_judges_neighbours_together() -> None:
 
 
 def test_one_update_moves_both_and_says_how_it_went() -> None:
-    networks = Networks(Generator(SMALL), Discriminator(SMALL), 8, 1e-3)
-    before = [p.detach().clone() for n in (networks.generator, networks.discriminator)
+    trainer = GANTrainer(Generator(SMALL), Discriminator(SMALL), 8, 1e-3)
+    before = [p.detach().clone() for n in (trainer.generator, trainer.discriminator)
               for p in n.parameters()]  # fmt: skip
-    figures = update(networks, torch.randn(8, 3, 28, 28), None, torch.Generator().manual_seed(0))
-    after = [p for n in (networks.generator, networks.discriminator) for p in n.parameters()]
+    figures = update(trainer, torch.randn(8, 3, 28, 28), None, torch.Generator().manual_seed(0))
+    after = [p for n in (trainer.generator, trainer.discriminator) for p in n.parameters()]
     assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) >= len(after) - 1
     assert set(figures) == {"generator", "discriminator", "real", "fake"}
     assert all(0 <= figures[name] <= 1 for name in ("real", "fake"))
-    assert all(p.requires_grad for p in networks.discriminator.parameters())
+    assert all(p.requires_grad for p in trainer.discriminator.parameters())
 
 
 def test_accuracies() -> None:

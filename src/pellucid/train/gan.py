@@ -85,7 +85,7 @@ class GANOptions(SourceOptions, loop.RunOptions):
     )
 
 
-class Networks:
+class GANTrainer:
     """The two networks, and an optimizer for each.
 
     discriminator: called as discriminator(x, labels), gives scores. latent: length of z.
@@ -107,7 +107,7 @@ class Networks:
 
 
 def update(
-    networks: Networks,
+    trainer: GANTrainer,
     real: Tensor,
     labels: Tensor | None,
     random: torch.Generator,
@@ -120,19 +120,19 @@ def update(
     The figures are scalars: the loss of the "generator" and of the "discriminator", and the
     fraction of "real" and of "fake" pictures that the latter was right about.
     """
-    judge, device = networks.discriminator, real.device
-    z = torch.randn(len(real), networks.latent, generator=random).to(device)
+    judge, device = trainer.discriminator, real.device
+    z = torch.randn(len(real), trainer.latent, generator=random).to(device)
     with loop.autocast(device) if half else nullcontext():
-        fake = networks.generator(z, labels)
+        fake = trainer.generator(z, labels)
         on_real, on_fake = judge(real, labels).float(), judge(fake.detach(), labels).float()
         loss_d = discriminator_loss(on_real, on_fake)
     # The gradient of a gradient needs float32.
     penalty = r1 * r1_penalty(judge, real, labels) if r1 > 0 else 0.0
-    loop.descend(networks.discriminator_optimizer, loss_d + penalty, max_norm=None)
+    loop.descend(trainer.discriminator_optimizer, loss_d + penalty, max_norm=None)
     judge.requires_grad_(False)  # freeze the discriminator during the generator update
     with loop.autocast(device) if half else nullcontext():
         loss_g = generator_loss(judge(fake, labels).float())
-    loop.descend(networks.generator_optimizer, loss_g, max_norm=None)
+    loop.descend(trainer.generator_optimizer, loss_g, max_norm=None)
     judge.requires_grad_(True)
     right_real, right_fake = accuracies(on_real, on_fake)
     return {
@@ -194,13 +194,13 @@ def train(options: GANOptions, recipe: Recipe, say: loop.Say = loop.silent) -> P
     torch.manual_seed(options.seed)
     generator, discriminator = untrained(config)
     generator, discriminator = generator.to(device), discriminator.to(device)
-    networks = Networks(generator, discriminator, config.latent, options.rate)
+    trainer = GANTrainer(generator, discriminator, config.latent, options.rate)
     ema = loop.Ema(generator, options.ema)
-    run = loop.Run("gan", options.out / "state.pt", options, networks.parts(), ema, say=say)
+    run = loop.Run("gan", options.out / "state.pt", options, trainer.parts(), ema, say=say)
     for step in run.steps():
         pixels, labels = draw(source, options, step)
         figures = update(
-            networks,
+            trainer,
             pixels.to(device),
             labels.to(device) if config.classes else None,
             loop.generator_of(options.seed, step),

@@ -19,7 +19,7 @@ from pellucid.evaluate.compare.task import Setup, Task
 from pellucid.samplers import ddim
 from pellucid.schedule import Schedule
 from pellucid.train import loop
-from pellucid.train.gan import Networks, update
+from pellucid.train.gan import GANTrainer, update
 
 SCHEDULE = Schedule("flow")
 PREDICTION = "flow"
@@ -67,10 +67,10 @@ class Gan:
     def train(self, networks: Networks, trial: Trial) -> Iterator[dict[str, Tensor]]:
         """The figures: both losses, both accuracies."""
         (generator, discriminator), (task, setup, seed) = networks, trial
-        networks = Networks(generator, discriminator, task.latent, setup.gan_rate)
+        trainer = GANTrainer(generator, discriminator, task.latent, setup.gan_rate)
         for step in range(setup.updates):
             real = task.draw(setup.batch, loop.rng_of(seed, step))
-            yield update(networks, real, None, loop.generator_of(seed, step), half=setup.half)
+            yield update(trainer, real, None, loop.generator_of(seed, step), half=setup.half)
 
     @torch.no_grad()
     def draw(self, networks: Networks, trial: Trial) -> Iterator[Tensor]:
