@@ -12,7 +12,7 @@ from pellucid.guidance import (
     ClassifierFree,
     clip_guidance,
     interpolate,
-    progress,
+    signal_share,
     step_at,
 )
 from pellucid.schedule import CLEAN, Level, Schedule
@@ -94,15 +94,15 @@ def test_interval():
     guide = ClassifierFree(network, cond(1), cond(0), 4.0, interval=(0.25, 0.65))
     for level in levels:
         parts = guide(x_of(1), level)
-        if len(network.batches) not in (4, 5, 6, 7):  # progress 0.3 .. 0.6
+        if len(network.batches) not in (4, 5, 6, 7):  # signal_share 0.3 .. 0.6
             assert torch.equal(parts.guided, parts.cond)
     assert network.batches == [1, 1, 1, 2, 2, 2, 2, 1, 1, 1]
 
 
 def test_progress():
-    assert progress(Level(0.0, 1.0, 1000.0)) == 0
-    assert progress(CLEAN) == 1
-    done = [progress(level) for level in Schedule().levels(20)]
+    assert signal_share(Level(0.0, 1.0, 1000.0)) == 0
+    assert signal_share(CLEAN) == 1
+    done = [signal_share(level) for level in Schedule().levels(20)]
     assert done == sorted(done)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pellucid.explain.run.record import Explanation, Step
-from pellucid.guidance import progress
+from pellucid.guidance import signal_share
 from pellucid.images.data_url import to_data_url
 from pellucid.model import Model
 from pellucid.preview import is_quick, preview
@@ -163,7 +163,7 @@ def step_data(i: int, step: Step, detail: Detail) -> dict[str, Any]:
         "t": round(step.level.t, 2),
         "alpha": round(step.level.alpha, 4),
         "sigma": round(step.level.sigma, 4),
-        "clean": round(progress(step.level), 4),
+        "clean": round(signal_share(step.level), 4),
         "alphaAfter": round(step.level_after.alpha, 4),
         "sigmaAfter": round(step.level_after.sigma, 4),
         "evaluations": step.evaluations,
