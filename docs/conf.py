@@ -48,7 +48,7 @@ def formula(translator: HTML5Translator, node: nodes.math | nodes.math_block) ->
     """A formula as MathML; one that cannot be read is a warning that names its place."""
     displayed = isinstance(node, nodes.math_block)
     if re.search(r"\\[dt]?frac\s*\d", node.astext()):  # \frac12 would be 12 over what follows
-        logger.warning(r"a fraction has no braces: \frac{1}{2} is wanted", location=node)
+        logger.warning(r"a fraction needs braces, such as \frac{1}{2}", location=node)
     try:
         written = tex2mathml(node.astext(), as_block=displayed)
     except MathError as error:
