@@ -1,4 +1,7 @@
-"""A server that is killed, again and again, loses no job and no picture."""
+"""A server that is killed, again and again, loses no job and no picture.
+
+SERVE_TEST_KILLS=20 python -m pytest tests/serve/test_kill.py     the long run
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,22 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
+
+import pytest
+from sending import LONG
 
 KILLS = int(os.environ.get("SERVE_TEST_KILLS", "2"))
 JOBS = 6
 
 
 @contextmanager
-def served(data: Path, models: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(
+    data: Path, models: Path, **settings: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server as a process of its own, and its address."""
     words = [
         "serve",
@@ -35,6 +43,7 @@ def served(data: Path, models: Path) -> Iterator[tuple[str, subprocess.Popen[str
         "cpu",
     ]
     environment = os.environ | {"PELLUCID_SERVE_MODEL": "tiny"}
+    environment |= {f"PELLUCID_SERVE_{name.upper()}": value for name, value in settings.items()}
     process = subprocess.Popen(
         [sys.executable, "-m", "pellucid", *words],
         stdout=subprocess.PIPE,
@@ -91,3 +100,22 @@ def test_no_job_is_lost(models: Path, tmp_path: Path) -> None:
     with sqlite3.connect(data / "queue.sqlite") as database:
         assert database.execute("pragma integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+@pytest.mark.parametrize(
+    ("stop_seconds", "states"), [("0", ["queued", "queued"]), ("100", ["done", "queued"])]
+)
+def test_a_stopped_server_finishes_what_runs_or_keeps_it(
+    stop_seconds: str, states: list[str], models: Path, tmp_path: Path
+) -> None:
+    with served(tmp_path, models, stop_seconds=stop_seconds) as (address, process):
+        requests = [{"prompt": "a rabbit", "seed": 1, "steps": steps} for steps in (200, 3)]
+        ids = [call(address, "/jobs", {"request": each})["id"] for each in requests]
+        with urlopen(f"{address}api/events") as events:
+            for line in events:  # ends when the server stops
+                if line.startswith(b"event: step"):
+                    process.terminate()
+        assert process.wait(LONG) in (0, 143, -signal.SIGTERM)
+    with closing(sqlite3.connect(tmp_path / "queue.sqlite")) as database:
+        found = dict(database.execute("select id, state from jobs").fetchall())
+    assert [found[id] for id in ids] == states
