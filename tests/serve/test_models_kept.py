@@ -1,23 +1,26 @@
 """A worker that goes from model to model gives the memory back.
 
-SERVE_TEST_SWITCHES=200 python -m pytest -s tests/serve/test_models_kept.py     the long run
+SERVE_TEST_SWITCHES=200 python -m pytest --log-cli-level=INFO tests/serve/test_models_kept.py     the long run
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
 from pathlib import Path
 
 import pytest
-from references import model_of
 from sending import LONG
 
 from pellucid import checkpoints
 from pellucid.request import Request
 from pellucid.serve import worker
 from pellucid.serve.worker import Draw, Ended, ModelSpec, Settings, Task
+from references import model_of
+
+log = logging.getLogger(__name__)
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 SWITCHES = int(os.environ.get("SERVE_TEST_SWITCHES", "12"))
@@ -58,5 +61,5 @@ def test_memory_goes_back_to_its_level(tmp_path: Path) -> None:
     ours.close()
     process.join(LONG)
     first, last = (sizes[n] / 2**20 for n in (0, -1))
-    print(f"{SWITCHES} switches: {first:.0f} MiB at first, {last:.0f} at the end")
+    log.info("%d switches: %.0f MiB at first, %.0f at the end", SWITCHES, first, last)
     assert sizes[-1] - sizes[0] < SWITCHES / 4 * smallest
