@@ -116,6 +116,12 @@ def test_fields_do_what_they_say(client: TestClient) -> None:
     assert info["all_subseeds"] == [9, 10] and len(info["infotexts"]) == 2
 
 
+def test_a_subseed_can_be_zero(client: TestClient) -> None:
+    asked = {"prompt": "x", "seed": 5, "subseed": 0, "subseed_strength": 0.5, "steps": 1}
+    info = json.loads(client.post("/sdapi/v1/txt2img", json=asked).json()["info"])
+    assert (info["seed"], info["subseed"], info["all_subseeds"]) == (5, 0, [0])
+
+
 def test_a_mask_is_redrawn_where_it_is_white(client: TestClient) -> None:
     image = Image.effect_noise((16, 16), 90).convert("RGB")
     mask = Image.new("L", (16, 16), 0)

@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 
 from pellucid import checkpoints
 from pellucid.pipeline import generate
-from pellucid.request import Request
+from pellucid.plan import prompt_warnings
+from pellucid.request import Request, resolve
 from pellucid.serve.engine import Engine
 
 JSON = {"Content-Type": "application/json"}
@@ -217,12 +218,29 @@ def test_tokens(client: TestClient) -> None:
     assert read["warnings"]
 
 
+def test_tokens_warn_of_what_a_run_warns_of(client: TestClient) -> None:
+    for prompt in (
+        "a cat BREAK a dog",
+        "a cat <lora:ink:1>",
+        "a cat AND a qwzx",
+        "[a cat:a dog:1]",
+        "a (cat",
+    ):
+        body = {"prompt": prompt, "model": "emoji", "steps": 4}
+        said = client.post("/api/tokens", json=body).json()["warnings"]
+        model = checkpoints.load(checkpoints.embedded(), "meta")
+        run = prompt_warnings(model, resolve(model, Request(prompt=prompt, steps=4, seed=0)), [4])
+        assert said == run
+        assert not any(word in " ".join(said) for word in ("'break'", "'lora'", "'ink'"))
+
+
 def test_explanation(client: TestClient, drawn: Drawn) -> None:
     request = {"prompt": "a rabbit", "seed": 2}
     job = drawn(request, kind="explain", versus={"prompt": "a red apple"})
     assert job["state"] == "done", job["error"]
     assert [picture["seed"] for picture in job["pictures"]] == [2, 2]
     reply = client.get(job["explanation"])
+    assert "Two names for one thing have" in reply.text
     assert reply.text.lower().startswith("<!doctype html>")
     assert reply.headers["content-security-policy"].startswith("sandbox")
     plain = drawn(request)

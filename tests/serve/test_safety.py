@@ -63,6 +63,14 @@ def test_hosts_origins_and_lengths(tmp_path: Path, headers: dict[str, str], stat
     assert client.get("/", headers=headers).status_code == status
 
 
+def test_a_host_name_is_known_in_any_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Toms-MacBook")
+    configuration = Configuration(data=tmp_path, host="0.0.0.0", names=("Studio.LAN",))
+    client = guarded(configuration)
+    for host in ("Toms-MacBook:7860", "toms-macbook", "Studio.LAN", "studio.lan", "LOCALHOST"):
+        assert client.get("/", headers={"Host": host}).status_code == 200, host
+
+
 def test_a_body_without_a_length_is_bounded(tmp_path: Path) -> None:
     client = guarded(Configuration(data=tmp_path, names=("testserver",), body_limit=2000))
     read = []

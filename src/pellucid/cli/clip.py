@@ -52,10 +52,9 @@ def _words(source: str, model: Model) -> tuple[list[str], list[tuple[str, str]]]
     if source == "vocabulary":
         return model.tokenizer.whole_words(), []
     if source == "concepts":
-        from pellucid.data.emoji import concept_names, synonyms, with_article
+        from pellucid.data.emoji import phrases
 
-        pairs = [(with_article(name), with_article(other)) for name, other in synonyms()]
-        return [with_article(name) for name in concept_names()], pairs
+        return phrases()
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"--words must be concepts, vocabulary or a file of words, got {source!r}")

@@ -177,6 +177,12 @@ def synonyms() -> list[tuple[str, str]]:
     return [(names[0], names[1]) for names in each if len(names) > 1]
 
 
+def phrases() -> tuple[list[str], list[tuple[str, str]]]:
+    """`concept_names` and `synonyms` with their articles: "a frog"."""
+    pairs = [(with_article(name), with_article(other)) for name, other in synonyms()]
+    return [with_article(name) for name in concept_names()], pairs
+
+
 def read_concepts(emojibase: Path, extra: bool = False) -> list[Concept]:
     """``concepts.tsv`` with the slugs and unambiguous keywords of emojibase's ``data.json``.
 

@@ -10,6 +10,7 @@ from pellucid.messages import FieldMessage
 from pellucid.plan import (
     batch_key,
     check_clip_guidance,
+    check_refiner,
     levels_of,
     sampler_options,
     warnings_of,
@@ -66,6 +67,13 @@ class Acceptance:
         versus = (
             None if asked.versus is None else asked.versus.model_copy(update={"seed": request.seed})
         )
+        ignored = []
+        if asked.kind == "explain" and (request.refiner or (versus and versus.refiner)):
+            said = FieldMessage(
+                "{refiner} does nothing: only the steps of {model} are explained", model=file.name
+            )
+            ignored = [str(said)]
+            request, versus = _without_refiner(request), versus and _without_refiner(versus)
         resolved, warnings = self.checked(file, request)
         if asked.kind == "explain":
             for each in (request, versus):
@@ -92,7 +100,7 @@ class Acceptance:
             request=_given(request),
             resolved=resolved.record() | _names(request),
             options=options,
-            warnings=warnings,
+            warnings=[*ignored, *warnings],
             priority=asked.priority,
             grid=asked.grid,
             work=float(resolved.steps * resolved.count * pixels(resolved)),
@@ -100,10 +108,11 @@ class Acceptance:
 
     def checked(self, file: ModelFile, request: Request) -> tuple[ResolvedRequest, list[str]]:
         """The request with the model's defaults, and warnings. ValueError, as in `job`."""
+        outline, refiner = file.outline, None
         if request.refiner is not None:
-            self.library.model(request.refiner)
+            refiner = self.library.model(request.refiner).outline
+        check_refiner(outline, request, refiner)
         located = self.located(request)
-        outline = file.outline
         try:
             resolved = resolve(outline, located)
         except ValueError as error:
@@ -132,7 +141,9 @@ class Acceptance:
         if resolved.decoder == "tiny" and outline.tiny_vae is None and is_quick(outline.vae):
             resolved = resolved.model_copy(update={"decoder": "vae"})  # it has the same effect
         named = resolved.model_copy(update=_names(request))
-        return resolved, [str(each) for each in warnings_of(outline, request, named, None, passes)]
+        return resolved, [
+            str(each) for each in warnings_of(outline, request, named, refiner, passes)
+        ]
 
     def located(self, request: Request) -> Request:
         """The request with paths in place of names. ValueError: nothing has such a name."""
@@ -183,6 +194,10 @@ def pixels(request: ResolvedRequest) -> int:
     """Pixels of the largest picture of a run."""
     scale = 1.0 if request.second_pass is None else request.second_pass.scale
     return round(request.width * scale) * round(request.height * scale)
+
+
+def _without_refiner(request: Request) -> Request:
+    return request.model_copy(update={"refiner": None, "refiner_at": Request().refiner_at})
 
 
 def _given(request: Request) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from pellucid.inpaint import sees_masks
 from pellucid.model import Model
 from pellucid.noise import NOISES
 from pellucid.plan import check_clip_guidance
-from pellucid.preview import is_quick
 from pellucid.request import Request, declared, draws_any_size, resolve, unit_of
 from pellucid.schedule import SPACINGS
 from pellucid.serve.configuration import Configuration
@@ -50,8 +49,8 @@ def _has(model: Model, name: str) -> bool:
     """Whether a field can do something with this model."""
     if name == "clip_guidance":
         return _accepts_clip_guidance(model)
-    if name == "decoder":  # an autoencoder that is fast needs no tiny one
-        return not is_quick(model.vae)
+    if name == "decoder":
+        return model.tiny_vae is not None
     return True
 
 

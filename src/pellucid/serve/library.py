@@ -37,12 +37,16 @@ class ModelFile:
 
     @cached_property
     def outline(self) -> Model:
-        """The model without its weights: shapes, settings, tokenizer. A request is checked with it.
+        """The model without its weights: shapes, settings, tokenizer, and the tiny autoencoder next
+        to it. A request is checked with it.
 
         Raises ValueError: it is not a model, or is damaged. The message has its name, not its path.
         """
         try:
-            return checkpoints.load(self.path, "meta", None, self.prediction)
+            model = checkpoints.load(self.path, "meta", None, self.prediction)
+            if model.tiny_vae is None and (tiny := checkpoints.tiny_vae_of(model, self.path)):
+                model.tiny_vae = tiny.to("meta")
+            return model
         except ValueError as error:
             raise ValueError(str(error).replace(str(self.path), self.name)) from error
 

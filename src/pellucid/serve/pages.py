@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from pellucid.data.emoji import concept_names, with_article
+from pellucid.data.emoji import phrases
 from pellucid.explain.autoencoder import round_trip
 from pellucid.explain.clip import compare_pictures
 from pellucid.explain.noise import NoiseSettings, examine_noise
@@ -31,9 +31,8 @@ def _autoencoder(model: Model, image: Image.Image, request: Request) -> str:
 
 
 def _clip(model: Model, image: Image.Image, request: Request) -> str:
-    words = [with_article(name) for name in concept_names()]
     texts = [request.prompt] if request.prompt else []
-    return similarity_html(compare_pictures(model, [(NAME, image)], texts, words))
+    return similarity_html(compare_pictures(model, [(NAME, image)], texts, *phrases()))
 
 
 PAGES: dict[str, Callable[[Model, Image.Image, Request], str]] = {

@@ -98,9 +98,10 @@ class Guard:
         self.app, self.refuse, self.token = app, refuse, token
         self.limit = configuration.body_limit
         self.origins = frozenset(configuration.origins)
-        self.names = {"localhost", configuration.host, *configuration.names}
+        names = {"localhost", configuration.host, *configuration.names}
         if not is_loopback(configuration.host):
-            self.names.add(socket.gethostname())
+            names.add(socket.gethostname())
+        self.names = {name.lower() for name in names}  # as the host name of a parsed URL
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from pellucid.adapters import adapt
-from pellucid.data.emoji import concept_names
+from pellucid.data.emoji import concept_names, synonyms
 from pellucid.explain.run import Explanation, Recorder, page
 from pellucid.files import write_text
 from pellucid.images.data_url import to_data_url
@@ -308,7 +308,7 @@ class Worker:
             recorder = Recorder(model, request, partial(adapt, folder=self.settings.lora_folder))
             for progress in recorder.run():
                 self.report(task, model, progress, len(runs), len(requests))
-            runs.append(recorder.explanation(concept_names()))
+            runs.append(recorder.explanation(concept_names(), synonyms()))
         text, left_out = page.page(model, runs)
         self.store_page(task, text)
         made = []

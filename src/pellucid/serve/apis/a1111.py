@@ -511,7 +511,8 @@ def _info(jobs: list[Job], texts: list[str]) -> dict[str, Any]:
     """A1111's description of a run."""
     first = jobs[0].resolved
     seeds = [picture.seed for job in jobs for picture in job.pictures] or [first["seed"]]
-    offset = (first.get("variation_seed") or first["seed"]) - first["seed"]
+    subseed = first.get("variation_seed")
+    offset = 0 if subseed is None else subseed - first["seed"]
     subseeds = [seed + offset for seed in seeds]
     sampler = samplers.get(first["sampler"]).spec.aliases[0]
     count = len(seeds)

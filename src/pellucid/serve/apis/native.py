@@ -22,9 +22,8 @@ from pellucid.conditioning import reading
 from pellucid.explain.noise.schedules import known, level_at
 from pellucid.images.load import open_image
 from pellucid.images.metadata import read_metadata
-from pellucid.lexicon import describe, unknown_words
+from pellucid.plan import prompt_warnings
 from pellucid.plugins import nearest
-from pellucid.prompt import left_out, unbalanced
 from pellucid.request import MAX_PROMPT, Request, chosen_seed, resolve
 from pellucid.schedule import Schedule
 from pellucid.serve import events
@@ -352,10 +351,7 @@ def _about(engine: Engine) -> APIRouter:
         resolved = resolve(model, request)
         read = reading(model.tokenizer, resolved.prompt, resolved.steps)
         chunks = [r["chunks"] for prompt in read["prompts"] for r in prompt["readings"]]
-        found = [unbalanced(text.prompt), left_out(text.prompt)]
-        if model.lexicon is not None:
-            found.append(describe(unknown_words(resolved.prompt, model.lexicon), model.name))
-        warnings = [each for each in found if each]
+        warnings = [str(each) for each in prompt_warnings(model, resolved, [resolved.steps])]
         count = max((sum(map(len, own)) for own in chunks), default=0)
         return {"model": file.name, "count": count, **read, "warnings": warnings}
 

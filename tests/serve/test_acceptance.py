@@ -1,0 +1,84 @@
+"""What is decided before a job waits: as the run would decide it, without any weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from pellucid import checkpoints, preview
+from pellucid.model import Model
+from pellucid.request import Request
+from pellucid.serve.acceptance import Acceptance, Asked
+from pellucid.serve.capabilities import capabilities
+from pellucid.serve.configuration import Configuration
+from pellucid.serve.library import Library
+from pellucid.serve.pages import PAGES
+from pellucid.serve.pictures import Pictures
+from pellucid.tiny_vae import TAESD, TinyVAE
+from pellucid.vae import VAE
+
+
+@pytest.fixture
+def accepting(model: Model, model_file: Path, tmp_path: Path) -> Acceptance:
+    """With the tests' model "first", "same" with the same latents, "other" with others."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("first", "same"):
+        (folder / f"{name}.safetensors").write_bytes(model_file.read_bytes())
+    vae = VAE(replace(model.vae.config, scaling_factor=0.5))
+    checkpoints.save(replace(model, vae=vae), folder / "other.safetensors")
+    configuration = Configuration(data=tmp_path, models=(folder,), model="first")
+    return Acceptance(configuration, Library((folder,)), Pictures(tmp_path / "pictures"))
+
+
+def test_a_tiny_decoder_next_to_the_model_is_known(
+    accepting: Acceptance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview, "QUICK_PARAMETERS", 0)
+    asked = Asked(Request(prompt="a rabbit", decoder="tiny"))
+
+    def has_decoder() -> bool:
+        able = capabilities(accepting.library.model("first").outline, accepting.limits)
+        return "decoder" in [field["name"] for field in able["fields"]]
+
+    with pytest.raises(ValueError, match="has no tiny autoencoder"):
+        accepting.job(asked)
+    assert not has_decoder()
+    save_file(TinyVAE(TAESD).state_dict(), tmp_path / "models" / "taesd_decoder.safetensors")
+    again = Library((tmp_path / "models",))
+    accepting = Acceptance(accepting.limits, again, accepting.pictures)
+    assert accepting.job(asked).resolved["decoder"] == "tiny"
+    assert has_decoder()
+
+
+def test_a_refiner_is_checked_before_the_job_waits(accepting: Acceptance) -> None:
+    with pytest.raises(ValueError, match="has other latents than"):
+        accepting.job(Asked(Request(prompt="a rabbit", refiner="other")))
+    assert accepting.job(Asked(Request(prompt="a rabbit", refiner="same"))).warnings == []
+    late = accepting.job(Asked(Request(prompt="a rabbit", refiner="same", refiner_at=1.0)))
+    assert any("gives the refiner no steps" in warning for warning in late.warnings)
+
+
+def test_an_explanation_is_without_the_refiner(accepting: Acceptance) -> None:
+    refined = Request(prompt="a rabbit", refiner="same", refiner_at=0.5)
+    job = accepting.job(Asked(refined, kind="explain", versus=refined))
+    assert accepting.task(job).refiner is None
+    for request in (job.request, job.options["versus"]):
+        assert not request.keys() & {"refiner", "refiner_at"}
+    assert job.warnings == ["refiner does nothing: only the steps of first are explained"]
+
+
+def test_the_page_of_clip_is_that_of_the_command(
+    model: Model, model_file: Path, tmp_path: Path, call: Any
+) -> None:
+    image = Image.effect_noise((32, 32), 60).convert("RGB")
+    image.save(tmp_path / "picture", "PNG")
+    words = ["clip", tmp_path / "picture", "--text", "a rabbit", "--model", model_file]
+    assert call(*words, "--out", tmp_path / "page.html")[0] == 0
+    made = PAGES["clip"](checkpoints.load(model_file), image, Request(prompt="a rabbit"))
+    assert made == (tmp_path / "page.html").read_text("utf-8")
