@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
+from sending import png
 
 from pellucid import checkpoints, preview
 from pellucid.model import Model
@@ -82,3 +83,27 @@ def test_the_page_of_clip_is_that_of_the_command(
     assert call(*words, "--out", tmp_path / "page.html")[0] == 0
     made = PAGES["clip"](checkpoints.load(model_file), image, Request(prompt="a rabbit"))
     assert made == (tmp_path / "page.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("mask", "more", "said"),
+    [
+        (Image.new("L", (8, 16), "white"), {}, "the mask is 8x16 and the picture is 16x16"),
+        (Image.new("L", (16, 16)), {}, "the mask is empty"),
+        (
+            Image.new("L", (16, 16), "white"),
+            {"extend": (4096, 4096, 4096, 4096), "width": 16, "height": 16},
+            "at most 40,000,000 pixels on this server, got 67,371,264",
+        ),
+    ],
+)
+def test_a_mask_is_checked_before_the_job_waits(
+    accepting: Acceptance, mask: Image.Image, more: dict[str, Any], said: str
+) -> None:
+    names = [
+        accepting.pictures.add(png(each)) for each in (Image.new("RGB", (16, 16), "red"), mask)
+    ]
+    request = Request(prompt="a rabbit", image=names[0], mask=names[1]).model_copy(update=more)
+    with pytest.raises(ValueError, match=said) as caught:
+        accepting.job(Asked(request))
+    assert str(accepting.pictures.folder) not in str(caught.value)

@@ -1,6 +1,6 @@
 """A worker that goes from model to model gives the memory back.
 
-The long run: SERVE_TEST_SWITCHES=200 python -m pytest --log-cli-level=INFO tests/serve/test_models_kept.py
+SERVE_TEST_SWITCHES=200 python -m pytest --log-cli-level=INFO tests/serve/test_models_kept.py
 """
 
 from __future__ import annotations

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pellucid import hires
+from pellucid.inpaint import prepare
 from pellucid.messages import FieldMessage
+from pellucid.model import Model
 from pellucid.plan import (
     batch_key,
     check_clip_guidance,
@@ -16,7 +20,7 @@ from pellucid.plan import (
     warnings_of,
 )
 from pellucid.preview import is_quick
-from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve
+from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve, unit_of
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.library import Library, ModelFile
 from pellucid.serve.pictures import Pictures
@@ -113,16 +117,8 @@ class Acceptance:
             refiner = self.library.model(request.refiner).outline
         check_refiner(outline, request, refiner)
         located = self.located(request)
-        try:
+        with _without_paths(located):
             resolved = resolve(outline, located)
-        except ValueError as error:
-            places = {str(getattr(located, n)): n for n in ("image", "mask")}
-            if not any(place in str(error) for place in places):
-                raise
-            text = str(error)
-            for place, name in places.items():
-                text = text.replace(place, name)
-            raise ValueError(text) from None
         limits = self.limits
         _at_most("count", resolved.count, limits.count_limit)
         _at_most("steps", resolved.steps, limits.step_limit)
@@ -133,6 +129,7 @@ class Acceptance:
                 f"a picture must have at most {limits.pixel_limit:,} pixels on this server, got "
                 f"{pixels(resolved):,}"
             )
+        said = self.checked_mask(outline, resolved)
         check_clip_guidance(outline, resolved)
         sampler_options(resolved)
         passes = levels_of(outline, resolved)
@@ -141,9 +138,25 @@ class Acceptance:
         if resolved.decoder == "tiny" and outline.tiny_vae is None and is_quick(outline.vae):
             resolved = resolved.model_copy(update={"decoder": "vae"})  # it has the same effect
         named = resolved.model_copy(update=_names(request))
-        return resolved, [
-            str(each) for each in warnings_of(outline, request, named, refiner, passes)
-        ]
+        said += warnings_of(outline, request, named, refiner, passes)
+        return resolved, [str(each) for each in said]
+
+    def checked_mask(self, model: Model, request: ResolvedRequest) -> list[str]:
+        """How the mask is read, if there is one that says so. ValueError: it does not fit the picture,
+        it is empty, or the picture with its extension is too large."""
+        if request.picture is None or not request.masked:
+            return []
+        left, top, right, bottom = request.extend
+        width, height = request.picture.size
+        extended = (width + left + right) * (height + top + bottom)
+        if extended > self.limits.upload_pixels:
+            raise ValueError(
+                f"a picture with its extension must have at most {self.limits.upload_pixels:,} pixels "
+                f"on this server, got {extended:,}"
+            )
+        with _without_paths(request):
+            warnings = prepare(request, unit_of(model)).warnings
+        return [_clean(text, request) for text in warnings]
 
     def located(self, request: Request) -> Request:
         """The request with paths in place of names. ValueError: nothing has such a name."""
@@ -198,6 +211,24 @@ def pixels(request: ResolvedRequest) -> int:
 
 def _without_refiner(request: Request) -> Request:
     return request.model_copy(update={"refiner": None, "refiner_at": Request().refiner_at})
+
+
+@contextmanager
+def _without_paths(request: Request) -> Iterator[None]:
+    """Errors about the pictures of a request say what they are, not where they are."""
+    try:
+        yield
+    except ValueError as error:
+        if (text := _clean(str(error), request)) == str(error):
+            raise
+        raise ValueError(text) from None
+
+
+def _clean(text: str, request: Request) -> str:
+    for name, word in (("image", "picture"), ("mask", "mask")):
+        place = str(getattr(request, name))
+        text = text.replace(f"the {word} {place}", f"the {word}").replace(place, name)
+    return text
 
 
 def _given(request: Request) -> dict[str, Any]:
