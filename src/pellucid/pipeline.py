@@ -88,9 +88,7 @@ class Progress:
                 self,
                 x=self.x[own],
                 x0=self.x0[own],
-                parts=None
-                if self.parts is None
-                else self.parts.map(lambda part, own=own: part[own]),
+                parts=None if self.parts is None else Parts(*(part[own] for part in self.parts)),
                 request=request,
                 seeds=self.seeds[own],
                 images=None if self.images is None else self.images[own],

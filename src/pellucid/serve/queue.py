@@ -139,7 +139,6 @@ class Queue:
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode = wal")
-        self._db.execute("pragma synchronous = full")
         self._db.executescript(SCHEMA)
 
     def close(self) -> None:
@@ -148,9 +147,11 @@ class Queue:
             self._db.close()
 
     @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it is on the disk afterwards, or nothing of it."""
+    def _change(self, synchronous: str = "full") -> Iterator[sqlite3.Connection]:
+        """A transaction: all of it is on the disk afterwards, or nothing of it. With "normal" it
+        outlives a killed process, but perhaps not a power failure, and does not wait for the disk."""
         with self._lock:
+            self._db.execute(f"pragma synchronous = {synchronous}")
             self._db.execute("begin immediate")
             try:
                 yield self._db
@@ -261,7 +262,7 @@ class Queue:
     def take(self, ids: Sequence[str]) -> list[str]:
         """Those of the queued jobs `ids` that now run: another thread may have been first."""
         taken = []
-        with self._change() as db:
+        with self._change("normal") as db:  # if it is lost, the job waits, as after any other end
             for id in ids:
                 done = db.execute(
                     "update jobs set state = 'running', started = ? where id = ? and state = 'queued'",
