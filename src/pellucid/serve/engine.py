@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 CRASHES = 2
 """How often a job may be in a worker that ends unexpectedly."""
+UNUSED_SECONDS = 86_400.0
+"""A picture that no job has or names is deleted when the server starts, if it is older than this."""
 SHUTDOWN = "the server is stopping"
 
 
@@ -112,10 +114,13 @@ class Engine:
     # ------------------------------------------------------------ life
 
     def start(self) -> None:
-        """Go on with the queue; jobs that a killed server was drawing wait again."""
+        """Resume the queue; jobs that a killed server was drawing wait again."""
         again = self.queue.requeue()
         if again:
             log.info("%d jobs that were interrupted wait again", again)
+        unused = self.pictures.sweep(self.queue.pictures(), UNUSED_SECONDS)
+        if unused:
+            log.info("%d pictures that no job uses are deleted", unused)
         for each in self.workers:
             each.start()
 
@@ -181,10 +186,10 @@ class Engine:
             if drawing is not None:
                 drawing.send(Cancel(id, keep))
                 return True
-        return self.end(Ended(id, "cancelled"))
+            return self.end(Ended(id, "cancelled"))  # in the lock: no worker takes it meanwhile
 
     def leave(self, id: str) -> None:
-        """Cancel a job that nobody waits for any more; when the server stops, it goes on later."""
+        """Cancel a job whose client has disconnected; when the server stops, it resumes later."""
         if not self.stopping:
             self.cancel(id)
 
@@ -206,10 +211,14 @@ class Engine:
         return True
 
     def mark(self, id: str, **values: Any) -> bool:
-        """Set marks, as `Queue.mark`."""
+        """Set marks, as `Queue.mark`. A job that is put into the bin and has not ended is cancelled."""
         if not self.queue.mark(id, **values):
             return False
+        if values.get("deleted") is not None:
+            self.cancel(id)
         self.publish(Event("job", id))
+        if "priority" in values:
+            self.publish(Event("queue"))
         return True
 
     def forget(self, id: str) -> bool:
@@ -315,7 +324,7 @@ class Engine:
             self._watchers.discard(take)
 
     def publish(self, event: Event) -> None:
-        """Tell all who watch."""
+        """Pass an event to all watchers."""
         for take in tuple(self._watchers):
             take(event)
 
@@ -397,7 +406,9 @@ class Engine:
         warnings = None
         if job is not None:
             warnings = list(dict.fromkeys([*job.warnings, *ended.warnings]))
-        done = self.queue.finish(ended.id, ended.state, ended.error, ended.pictures, warnings)
+        done = self.queue.finish(
+            ended.id, ended.state, ended.error, ended.pictures, warnings, ended.fault
+        )
         self.live.pop(ended.id, None)
         self._crashes.pop(ended.id, None)
         if done and job is not None:
@@ -407,6 +418,7 @@ class Engine:
                 self._pace[job.model] = 0.7 * before + 0.3 * spent
             log.info("job ended", extra={"job": ended.id, "state": ended.state, "api": job.api})
             self.publish(Event("job", ended.id))
+            self.publish(Event("queue"))
         return done
 
     def crashed(self, ids: list[str], reason: str) -> None:
@@ -416,11 +428,12 @@ class Engine:
         for id in ids:
             self._crashes[id] = self._crashes.get(id, 0) + 1
             if self._crashes[id] >= CRASHES:
-                self.end(Ended(id, "failed", reason))
+                self.end(Ended(id, "failed", reason, fault="server"))
             else:
                 self.live.pop(id, None)
                 self.queue.requeue([id])
                 self.publish(Event("job", id))
+        self.publish(Event("queue"))
         self._notify()
 
     def _keep_steps(self, id: str, steps: list[Step]) -> None:
@@ -457,11 +470,12 @@ class _Worker(threading.Thread):
                 log.exception("the engine failed")
                 self.kill()
                 for job in jobs:
-                    self.engine.end(Ended(job.id, "failed", "internal error of the engine"))
+                    reason = "internal error of the engine"
+                    self.engine.end(Ended(job.id, "failed", reason, fault="server"))
         self.kill()
 
     def send(self, message: Draw | Cancel | Show) -> None:
-        """Say something to the process; nothing happens if it has ended."""
+        """Send a message to the worker process, unless it has ended."""
         with self._sending, suppress(OSError, AttributeError):
             self._connection.send(message)  # type: ignore[union-attr]
 
@@ -495,12 +509,14 @@ class _Worker(threading.Thread):
     def _draw(self, jobs: list[Job]) -> None:
         """Have jobs drawn, and wait for their end."""
         tasks = [task for job in jobs if (task := self._task(job)) is not None]
+        if tasks and not self._process.is_alive():
+            self._begin()
+        with self.engine.changed:  # some may have been cancelled by now
+            running = {job.id for job in self.engine.queue.running()}
+            tasks = [task for task in tasks if task.id in running]
+            self.open = {task.id for task in tasks}
         if not tasks:
             return
-        if not self._process.is_alive():
-            self._begin()
-        with self.engine.changed:
-            self.open = {task.id for task in tasks}
         self.send(Draw(tasks))
         limit = self.engine.configuration.second_limit
         deadline = time.monotonic() + limit * len(tasks)
@@ -528,7 +544,7 @@ class _Worker(threading.Thread):
         try:
             return self.engine.acceptance.task(job)
         except ValueError as error:
-            self.engine.end(Ended(job.id, "failed", str(error)))
+            self.engine.end(Ended(job.id, "failed", str(error), fault="request"))
             return None
 
     def _read(self, message: Step | Ended) -> None:
@@ -545,7 +561,8 @@ class _Worker(threading.Thread):
         with self.engine.changed:
             lost, self.open = sorted(self.open), set()
         for id in lost:
-            self.engine.end(Ended(id, "failed", f"it took longer than {limit:g} seconds"))
+            reason = f"it took longer than {limit:g} seconds"
+            self.engine.end(Ended(id, "failed", reason, fault="server"))
         self._begin()
 
 

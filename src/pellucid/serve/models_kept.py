@@ -42,6 +42,12 @@ class Kept:
         if gone:
             give_back_memory()
 
+    def free(self) -> None:
+        """Let all models go but the one used last, and return memory to the system."""
+        while len(self._models) > 1:
+            self._models.popitem(last=False)
+        give_back_memory()
+
     def size(self) -> int:
         """Bytes of all weights; what models share counts once."""
         tensors: dict[int, Tensor] = {}

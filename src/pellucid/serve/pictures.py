@@ -7,8 +7,9 @@ import io
 import os
 import re
 import threading
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ class Pictures:
     def add_image(self, image: Image.Image, record: Mapping[str, Any], kind: str = "png") -> str:
         """Store a picture with what made it inside; its name."""
         return self.add(encoded(image, kind, record))
+
+    def sweep(self, used: Collection[str], seconds: float) -> int:
+        """Delete the pictures that are not in `used` and were stored more than so many seconds ago; how
+        many."""
+        limit, count = time.time() - seconds, 0
+        for path in self.folder.glob("??/*"):
+            if NAME.fullmatch(path.name) and path.name not in used:
+                with suppress(OSError):
+                    if path.stat().st_mtime < limit:
+                        path.unlink()
+                        count += 1
+        return count
 
     def remove(self, name: str) -> None:
         """Delete a picture, if it is there."""

@@ -24,6 +24,8 @@ from typing import Any, Literal, NamedTuple
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Kind = Literal["generate", "explain", "noise", "autoencoder", "clip"]
+Fault = Literal["request", "server"]
+"""Why a job failed: it asked for something that cannot be done, or the server could not do it."""
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 SCHEMA = """
@@ -43,6 +45,7 @@ create table if not exists jobs (
   started real,
   finished real,
   error text,
+  fault text,
   warnings text not null,
   favourite integer not null default 0,
   deleted real,
@@ -65,6 +68,7 @@ create table if not exists facts (name text primary key, value text not null);
 """
 JSON = ("request", "resolved", "options", "warnings")
 """Columns that hold JSON."""
+PICTURE_NAME = re.compile(r"\b[0-9a-f]{64}\b")
 ORDER = "order by priority desc, place, number"
 MOST_EQUALS = 64
 """Jobs at most that are drawn in one batch."""
@@ -108,6 +112,8 @@ class Job:
     started: float | None = None
     finished: float | None = None
     error: str | None = None
+    fault: Fault | None = None
+    """Of a job that failed."""
     favourite: bool = False
     deleted: float | None = None
     """When it was put into the bin."""
@@ -140,6 +146,8 @@ class Queue:
         self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode = wal")
         self._db.executescript(SCHEMA)
+        if "fault" not in [row["name"] for row in self._rows("pragma table_info(jobs)")]:
+            self._db.execute("alter table jobs add column fault text")  # of an older version
 
     def close(self) -> None:
         """Close the file."""
@@ -278,15 +286,18 @@ class Queue:
         error: str | None = None,
         pictures: Sequence[Picture] = (),
         warnings: Sequence[str] | None = None,
+        fault: Fault | None = None,
     ) -> bool:
         """End a job that runs or waits; False: it has ended already. The pictures must be stored."""
         with self._change() as db:
             done = db.execute(
-                "update jobs set state = ?, error = ?, finished = ?, warnings = coalesce(?, warnings) "
+                "update jobs set state = ?, error = ?, fault = ?, finished = ?, "
+                "warnings = coalesce(?, warnings) "
                 "where id = ? and state in ('queued', 'running')",
                 (
                     state,
                     error,
+                    fault,
                     time.time(),
                     None if warnings is None else _json(list(warnings)),
                     id,
@@ -321,7 +332,8 @@ class Queue:
         """A job that failed or was cancelled waits again, at the end; False: it did neither."""
         with self._change() as db:
             done = db.execute(
-                "update jobs set state = 'queued', error = null, started = null, finished = null, "
+                "update jobs set state = 'queued', error = null, fault = null, started = null, "
+                "finished = null, "
                 "deleted = null, place = (select max(place) + 1 from jobs) "
                 "where id = ? and state in ('failed', 'cancelled')",
                 (id,),
@@ -364,7 +376,8 @@ class Queue:
         return bool(done.rowcount)
 
     def forget(self, id: str) -> list[str]:
-        """Delete a job that is in the bin; the names of the pictures that no other job has."""
+        """Delete a job that is in the bin; the names of its pictures that no other job has made or
+        names, for instance to start from."""
         with self._change() as db:
             gone = db.execute(
                 "delete from jobs where id = ? and deleted is not null "
@@ -374,12 +387,21 @@ class Queue:
             if not gone.rowcount:
                 return []
             rows = db.execute(
-                "select picture from pictures where job = ? and picture not in "
-                "(select picture from pictures where job != ?)",
-                (id, id),
+                "select picture from pictures as own where job = ? and not exists "
+                "(select 1 from pictures where picture = own.picture and job != own.job) "
+                "and not exists (select 1 from jobs where instr(request || options, own.picture))",
+                (id,),
             ).fetchall()
             db.execute("delete from pictures where job = ?", (id,))
         return [name for (name,) in rows]
+
+    def pictures(self) -> set[str]:
+        """The names of all pictures that a job has made or names."""
+        made = self._rows("select distinct picture from pictures")
+        named = self._rows("select request || options from jobs")
+        return {name for (name,) in made} | {
+            name for (text,) in named for name in PICTURE_NAME.findall(text)
+        }
 
     def fact(self, name: str) -> str | None:
         """What `remember` has stored under a name."""

@@ -35,7 +35,7 @@ from pellucid.runtime import Runtime
 from pellucid.serve.models_kept import Kept
 from pellucid.serve.pages import PAGES
 from pellucid.serve.pictures import Pictures
-from pellucid.serve.queue import Kind, Picture, State
+from pellucid.serve.queue import Fault, Kind, Picture, State
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +105,14 @@ class Step(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """From a worker: a job has ended. Its pictures are stored."""
+    """From a worker: a job has ended. Its pictures are stored. fault: why it failed."""
 
     id: str
     state: State
     error: str | None = None
     pictures: Sequence[Picture] = ()
     warnings: Sequence[str] = ()
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Worker:
             self.read(self.connection.recv())
 
     def read(self, message: Draw | Cancel | Show) -> None:
-        """Do what the server says."""
+        """Handle a message of the server."""
         if isinstance(message, Cancel):
             self.cancelled[message.id] = message.keep
         elif isinstance(message, Show):
@@ -217,15 +218,20 @@ class Worker:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
         except ValueError as error:
-            return Ended(task.id, "failed", without_paths(text_of(error), task, self.settings))
+            reason = without_paths(text_of(error), task, self.settings)
+            return Ended(task.id, "failed", reason, fault="request")
         except Exception as error:
             # Torch raises a RuntimeError on the CPU and a subclass on a GPU.
-            if isinstance(error, MemoryError | RuntimeError) and "memory" in repr(error).lower():
-                self.kept.shrink()
-                return Ended(task.id, "failed", "not enough memory; use a smaller size or count")
-            log.exception("job %s failed", task.id)
-            reason = without_paths(f"{type(error).__name__}: {error}", task, self.settings)
-            return Ended(task.id, "failed", f"internal error: {reason}")
+            if (
+                not isinstance(error, MemoryError | RuntimeError)
+                or "memory" not in repr(error).lower()
+            ):
+                log.exception("job %s failed", task.id)
+                reason = without_paths(f"{type(error).__name__}: {error}", task, self.settings)
+                return Ended(task.id, "failed", f"internal error: {reason}", fault="server")
+        self.kept.free()  # only now: the error held the tensors of the run
+        reason = "not enough memory; use a smaller size or count"
+        return Ended(task.id, "failed", reason, fault="server")
 
     def draw(self, task: Task) -> Ended:
         """All pictures of a job."""
@@ -280,7 +286,7 @@ class Worker:
         return preview(self.opened(task.model), progress.x0, "vae")
 
     def report(self, task: Task, model: Model, progress: Progress, first: int, count: int) -> None:
-        """Tell the server of a step, and read what it says. Raises _Cancelled."""
+        """Report a step to the server, and read the server's messages. Raises _Cancelled."""
         while self.connection.poll():
             self.read(self.connection.recv())
         if task.id in self.cancelled:

@@ -280,8 +280,7 @@ async def _answer(
         if ended.state == "failed":
             for other in submitted:
                 engine.leave(other.id)
-            ours = str(ended.error).startswith(("internal error", "the worker process"))
-            raise Refused(500 if ours else 422, str(ended.error))
+            raise Refused(500 if ended.fault == "server" else 422, str(ended.error))
         jobs.append(ended)
     return await run_in_threadpool(_reply, engine, body, jobs, warnings)
 

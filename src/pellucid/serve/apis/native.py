@@ -32,7 +32,7 @@ from pellucid.serve.capabilities import capabilities
 from pellucid.serve.engine import Engine, Event, QueueFull
 from pellucid.serve.library import UnknownName
 from pellucid.serve.pictures import encoded, media_type
-from pellucid.serve.queue import ENDED, Job, Kind, Search, State
+from pellucid.serve.queue import ENDED, Fault, Job, Kind, Search, State
 from pellucid.serve.replies import Json, Problem, Refused, answer_errors, problem_of
 
 PREFIX = "/api"
@@ -75,7 +75,9 @@ class Changes(_Strict):
     """What to change in a job; what is left out stays."""
 
     favourite: bool | None = None
-    deleted: bool | None = Field(None, description="true: into the bin; false: out of it.")
+    deleted: bool | None = Field(
+        None, description="true: into the bin, and cancelled if it has not ended; false: out."
+    )
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     place: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="Its place in the queue; 1 is the next."
@@ -114,6 +116,9 @@ class JobView(BaseModel):
     explanation: str | None = Field(description="The address of the page of an explanation.")
     warnings: list[str]
     error: str | None
+    fault: Fault | None = Field(
+        description='Of a job that failed: "request", it cannot be done; "server", it may be later.'
+    )
     favourite: bool
     deleted: bool
     grid: str | None
@@ -237,7 +242,7 @@ def view(engine: Engine, job: Job, places: dict[str, tuple[int, float | None]]) 
     return JobView(
         **{name: getattr(job, name) for name in ("id", "number", "kind", "api", "model", "state")},
         **{name: getattr(job, name) for name in ("request", "resolved", "priority", "warnings")},
-        **{name: getattr(job, name) for name in ("error", "favourite", "grid")},
+        **{name: getattr(job, name) for name in ("error", "fault", "favourite", "grid")},
         **{name: getattr(job, name) for name in ("created", "started", "finished")},
         versus=job.options.get("versus"),
         previews=bool(job.options.get("previews")),

@@ -386,8 +386,8 @@ def _done(job: Job | None) -> Job:
     if job.state == "cancelled":
         raise Refused(400, "the job was cancelled", None, "cancelled")
     if job.state != "done":
-        ours = str(job.error).startswith(("internal error", "the worker process"))
-        raise Refused(500 if ours else 400, str(job.error), None, "generation_failed")
+        status = 500 if job.fault == "server" else 400
+        raise Refused(status, str(job.error), None, "generation_failed")
     return job
 
 
