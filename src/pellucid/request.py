@@ -11,6 +11,7 @@ must not wait for it.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
 
 from PIL import Image
@@ -71,6 +72,7 @@ Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 
 # Groups of fields: a panel of --help each. Fields without a group come first.
+PICTURES = "pictures"  # files that are pictures, which no folder of the settings has
 MODEL, START, MASK = "On the model", "Picture to start from", "Mask"
 SECOND, STEER, OUTPUT = "Second pass", "Noise and guidance", "Output"
 
@@ -82,6 +84,7 @@ def option(
     *,
     flag: str | None = "",
     form: str = "",
+    files: str = "",
     needs: str | None = None,
     **limits: Any,
 ) -> Any:
@@ -90,17 +93,59 @@ def option(
     help: one short sentence. group: the fields that it is shown with. flag: how the command line
     writes it, where that is not --the-name; without dashes it is an argument, None: it has none.
     Fields with the same flag are written together, as --size is. form: the format of
-    its text, where it is not one word or number; FILE is a path. needs: the field without which this
-    one does nothing. limits: as pydantic's Field takes them.
+    its text, where it is not one word or number. files: what the files are that it names, if it names
+    any: PICTURES, or the folder of the settings that they are in. An HTTP client never gives a path
+    there. needs: the field without which this one does nothing. limits: as pydantic's Field takes
+    them.
     """
-    extra: dict[str, Any] = {"group": group, "flag": flag, "form": form, "needs": needs}
+    extra: dict[str, Any] = {
+        "group": group,
+        "flag": flag,
+        "form": form,
+        "files": files,
+        "needs": needs,
+    }
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
 def declared(request: BaseModel | type[BaseModel], name: str) -> dict[str, Any]:
-    """What `option` says of a field: its group, flag, form, needs."""
+    """What `option` says of a field: its group, flag, form, files, needs."""
     kind = request if isinstance(request, type) else type(request)
     return cast("dict[str, Any]", kind.model_fields[name].json_schema_extra or {})
+
+
+def file_fields(request: type[BaseModel]) -> dict[str, str]:
+    """The fields that name files, and what these are, as `option` has it."""
+    kinds = {name: declared(request, name).get("files") for name in request.model_fields}
+    return {name: kind for name, kind in kinds.items() if kind}
+
+
+def files_in(value: Any) -> list[str]:
+    """The names in the value of a field that names files, as `with_files` changes them."""
+    found: list[str] = []
+
+    def take(name: str) -> str:
+        found.append(name)
+        return name
+
+    with_files(value, take)
+    return found
+
+
+def with_files(value: Any, change: Callable[[str], str]) -> Any:
+    """The value of a field that names files, with other names: of one, of several, or of several with
+    weights. What has another form stays as it is."""
+    if isinstance(value, str):
+        return change(value)
+    if not isinstance(value, list | tuple):
+        return value
+    each = [
+        type(entry)((with_files(entry[0], change), *entry[1:]))
+        if isinstance(entry, list | tuple) and entry
+        else with_files(entry, change)
+        for entry in value
+    ]
+    return type(value)(each)
 
 
 class Request(BaseModel):
@@ -126,12 +171,22 @@ class Request(BaseModel):
     )
     """As in `model.TextEncoding`. None: what suits the model."""
     loras: tuple[tuple[str, Finite, Finite], ...] = option(
-        "A LoRA and its weight.", (), MODEL, flag="--lora", form="FILE or FILE:WEIGHT"
+        "A LoRA and its weight.",
+        (),
+        MODEL,
+        flag="--lora",
+        form="FILE or FILE:WEIGHT",
+        files="loras",
     )
     """Files, each with its weight in the network and in the text encoders. LoRAs that a prompt
     names in <lora:name:weight> are added to them."""
     embeddings: tuple[str, ...] = option(
-        "A textual-inversion embedding.", (), MODEL, flag="--embedding", form="FILE"
+        "A textual-inversion embedding.",
+        (),
+        MODEL,
+        flag="--embedding",
+        form="FILE",
+        files="embeddings",
     )
     """Files, whose words can be used in the prompts."""
     seed: int | None = option(
@@ -153,7 +208,9 @@ class Request(BaseModel):
     """None, with a picture to start from: its own width; the model's if that is small."""
     height: Side | None = option("Size in pixels.", flag="--size", form="WIDTHxHEIGHT")
 
-    image: str | None = option("The picture to start from.", group=START, form="FILE")
+    image: str | None = option(
+        "The picture to start from.", group=START, form="FILE", files=PICTURES
+    )
     strength: Share | None = option(
         f"How much is redrawn, 0 to 1. Default: {STRENGTH:g}, with a mask {MASK_STRENGTH:g}, where the "
         f"picture is extended {EXTEND_STRENGTH:g}.",
@@ -164,7 +221,10 @@ class Request(BaseModel):
     the picture is extended 1."""
 
     mask: str | None = option(
-        "A picture of the same size: white or transparent is redrawn.", group=MASK, form="FILE"
+        "A picture of the same size: white or transparent is redrawn.",
+        group=MASK,
+        form="FILE",
+        files=PICTURES,
     )
     """As `images.open_mask` reads it: where it is white, or, if it is transparent anywhere, where
     it is transparent."""
@@ -216,13 +276,17 @@ class Request(BaseModel):
         "latent_nearest_exact, lanczos, nearest, diffusion, or a file of the ESRGAN family.",
         "latent",
         SECOND,
+        files="upscalers",
         needs="hires",
     )
     """How the picture is enlarged, one of `hires.UPSCALERS`, or a file. diffusion: by the model's second
     stage, or that of the included model if it has none."""
 
     refiner: str | None = option(
-        "A model that does the last steps, such as SDXL's refiner.", group=SECOND, form="FILE"
+        "A model that does the last steps, such as SDXL's refiner.",
+        group=SECOND,
+        form="FILE",
+        files="models",
     )
     """It reads the prompt with its own text encoders; it gets no LoRAs and no embeddings."""
     refiner_at: Share = option(

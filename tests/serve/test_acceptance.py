@@ -12,14 +12,17 @@ from safetensors.torch import save_file
 from sending import png
 
 from pellucid import checkpoints, preview
+from pellucid.cli._recorded_paths import KINDS
 from pellucid.model import Model
-from pellucid.request import Request
+from pellucid.request import PICTURES, Request, declared, file_fields, option
 from pellucid.serve.acceptance import Acceptance, Asked
+from pellucid.serve.apis.openai import OWN
 from pellucid.serve.capabilities import capabilities
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.library import Library
 from pellucid.serve.pages import PAGES
 from pellucid.serve.pictures import Pictures
+from pellucid.settings import Settings
 from pellucid.tiny_vae import TAESD, TinyVAE
 from pellucid.vae import VAE
 
@@ -60,7 +63,10 @@ def test_a_tiny_decoder_next_to_the_model_is_known(
 def test_a_refiner_is_checked_before_the_job_waits(accepting: Acceptance) -> None:
     with pytest.raises(ValueError, match="has other latents than"):
         accepting.job(Asked(Request(prompt="a rabbit", refiner="other")))
-    assert accepting.job(Asked(Request(prompt="a rabbit", refiner="same"))).warnings == []
+    assert (
+        accepting.job(Asked(Request(prompt="a rabbit", refiner="same", refiner_at=0.5))).warnings
+        == []
+    )
     late = accepting.job(Asked(Request(prompt="a rabbit", refiner="same", refiner_at=1.0)))
     assert any("gives the refiner no steps" in warning for warning in late.warnings)
 
@@ -107,3 +113,33 @@ def test_a_mask_is_checked_before_the_job_waits(
     with pytest.raises(ValueError, match=said) as caught:
         accepting.job(Asked(request))
     assert str(accepting.pictures.folder) not in str(caught.value)
+
+
+class WithVoice(Request):
+    """A request with one more field that names files, of a kind that no server has."""
+
+    voice: str | None = option("A voice.", form="FILE", files="voices")
+    others: tuple[tuple[str, float], ...] = option("More models.", (), form="FILE", files="models")
+
+
+def test_a_new_field_of_files_is_not_open_to_clients(accepting: Acceptance) -> None:
+    assert file_fields(WithVoice) == file_fields(Request) | {"voice": "voices", "others": "models"}
+    with pytest.raises(ValueError, match="voice must not be given on this server"):
+        accepting.located(WithVoice(voice="/etc/passwd"))
+    with pytest.raises(ValueError, match="unknown model '/etc/passwd'"):
+        accepting.located(WithVoice(others=(("first", 1.0), ("/etc/passwd", 1.0))))
+    found = accepting.located(WithVoice(others=(("first", 0.5),)))
+    assert isinstance(found, WithVoice)
+    assert found.others == ((str(accepting.library.model("first").path), 0.5),)
+
+
+def test_fields_of_files_are_the_same_everywhere() -> None:
+    files = file_fields(Request)
+    assert set(files) == {"image", "mask", "loras", "embeddings", "refiner", "hires_upscaler"}
+    assert {name for name in Request.model_fields if "FILE" in declared(Request, name)["form"]} | {
+        "hires_upscaler"
+    } == set(files)
+    assert OWN & set(files) == {"hires_upscaler"}
+    assert files.items() <= {name: kind or PICTURES for name, kind in KINDS.items()}.items()
+    folders = set(files.values()) - {PICTURES}
+    assert folders <= set(Settings.model_fields)

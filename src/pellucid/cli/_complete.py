@@ -6,19 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from pellucid.plugins import discover
+from pellucid.request import PICTURES, Request, file_fields
 from pellucid.settings import load_settings
 
 Complete = Callable[[str], list[str]]
 """The words that begin as typed."""
 
 SHIPPED = "emoji"  # how --model names the model that ships, where another one is the default
-IN_FOLDERS = {
-    "loras": "loras",
-    "embeddings": "embeddings",
-    "refiner": "models",
-    "hires_upscaler": "upscalers",
-}
-"""Fields of a request that name files, and their folders in the settings."""
 
 
 def names_in(folder: str) -> Complete:
@@ -36,8 +30,9 @@ def names_in(folder: str) -> Complete:
 
 def values_of(field: str, kind: Any) -> Complete | None:
     """The values of a field of a request with this type; None: it takes any."""
-    if field in IN_FOLDERS:
-        return names_in(IN_FOLDERS[field])
+    folder = file_fields(Request).get(field, PICTURES)
+    if folder != PICTURES:
+        return names_in(folder)
     if field == "sampler":
         return lambda incomplete: _beginning(incomplete, discover("pellucid.samplers"))
     if get_origin(kind) is Literal:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -203,22 +204,27 @@ def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request
     """
     from pellucid.adapters import embeddings_named
     from pellucid.adapters import find as find_lora
+    from pellucid.request import PICTURES, file_fields, with_files
 
     own = load_settings().settings
-    loras = [(str(find("loras", name)), *weights) for name, *weights in request.loras]
-    embeddings = tuple(str(find("embeddings", name)) for name in request.embeddings)
-    changes: dict[str, Any] = {"loras": tuple(loras), "embeddings": embeddings}
-    if request.refiner is not None:
-        changes["refiner"] = str(find("models", request.refiner))
-    request = request.model_copy(update=changes)
+    paths = {
+        field: with_files(getattr(request, field), partial(_path, kind))
+        for field, kind in file_fields(type(request)).items()
+        if kind not in (PICTURES, "upscalers")  # those of upscalers are `with_settings`'s
+    }
+    request = request.model_copy(update=paths)
     found = embeddings_named(request, own.embeddings)
-    request = request.model_copy(update={"embeddings": embeddings + found})
+    request = request.model_copy(update={"embeddings": request.embeddings + found})
     if files.lora_folder is None and request.lora_tags:
         files = replace(files, lora_folder=own.loras)
     if files.lora_folder is not None:
         for tag in request.lora_tags:  # an error comes now, not after the model is loaded
             find_lora(tag.name, files.lora_folder)
     return files, request
+
+
+def _path(kind: str, name: str) -> str:
+    return str(find(kind, name))
 
 
 def flag_of(name: str) -> str:

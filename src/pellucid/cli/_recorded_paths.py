@@ -9,35 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pellucid.request import PICTURES, Request, file_fields, with_files
 from pellucid.settings import load_settings
 
-KINDS = {
+KINDS: dict[str, str | None] = {
     "model_file": "models",
     "vae": "vaes",
     "tiny_vae": "vaes",
-    "refiner": "models",
-    "hires_upscaler": "upscalers",
-    "loras": "loras",
-    "embeddings": "embeddings",
     "lora_folder": None,
-    "image": None,
-    "mask": None,
+    **{name: None if kind == PICTURES else kind for name, kind in file_fields(Request).items()},
 }
 """What of a record are paths, and the folder of the settings for each."""
 
 
 def shareable(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record whose paths do not contain the home folder."""
-    return _changed(record, lambda path, _: _without_home(path))
+    return _changed(record, lambda kind, path: _without_home(path))
 
 
 def found_again(picture: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with the paths of what exists here. A file that is nowhere keeps its recorded path."""
 
-    def find(path: str, kind: str | None) -> str:
+    def find(kind: str | None, path: str) -> str:
         return next((str(place) for place in _places(picture, path, kind) if place.exists()), path)
 
     return _changed(record, find)
@@ -67,24 +64,13 @@ def _places(picture: Path, path: str, kind: str | None) -> Iterator[Path]:
             yield load_settings().settings.folder(kind).find(given.name)
 
 
-def _changed(record: Mapping[str, Any], change: Callable[[str, str | None], str]) -> dict[str, Any]:
+def _changed(record: Mapping[str, Any], change: Callable[[str | None, str], str]) -> dict[str, Any]:
     """The record with other paths. What has another form than a path stays as it is."""
     changed = dict(record)
     for name, kind in KINDS.items():
         value = record.get(name)
         if name == "hires_upscaler" and not Path(str(value)).suffix:
             continue  # the name of a method and no file
-        if isinstance(value, str):
-            changed[name] = change(value, kind)
-        elif isinstance(value, list | tuple):
-            changed[name] = [_entry(each, kind, change) for each in value]
+        if name in record:
+            changed[name] = with_files(value, partial(change, kind))
     return changed
-
-
-def _entry(value: Any, kind: str | None, change: Callable[[str, str | None], str]) -> Any:
-    """One LoRA with its weights, or one embedding."""
-    if isinstance(value, str):
-        return change(value, kind)
-    if isinstance(value, list | tuple) and value and isinstance(value[0], str):
-        return [change(value[0], kind), *value[1:]]
-    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from pellucid import hires
@@ -20,7 +21,16 @@ from pellucid.plan import (
     warnings_of,
 )
 from pellucid.preview import is_quick
-from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve, unit_of
+from pellucid.request import (
+    PICTURES,
+    Request,
+    ResolvedRequest,
+    chosen_seed,
+    file_fields,
+    resolve,
+    unit_of,
+    with_files,
+)
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.library import Library, ModelFile
 from pellucid.serve.pictures import Pictures
@@ -160,21 +170,19 @@ class Acceptance:
 
     def located(self, request: Request) -> Request:
         """The request with paths in place of names. ValueError: nothing has such a name."""
-        library = self.library
-        if hires.is_file(request.hires_upscaler):  # a client names no file
-            raise ValueError(
-                FieldMessage(
-                    "{hires_upscaler} must be one of {all}", all=", ".join(hires.UPSCALERS)
-                )
-            )
-        places: dict[str, Any] = {
-            "loras": tuple((str(library.lora(name)), *w) for name, *w in request.loras),
-            "embeddings": tuple(str(library.embedding(name)) for name in request.embeddings),
-        }
-        for field in ("image", "mask"):
-            name = getattr(request, field)
-            if name is None:
+        places = {}
+        for field, kind in file_fields(type(request)).items():
+            value = getattr(request, field)
+            if value == type(request).model_fields[field].default:
                 continue
+            if field == "hires_upscaler" and not hires.is_file(value):
+                continue
+            places[field] = with_files(value, partial(self._place, field, kind))
+        return request.model_copy(update=places)
+
+    def _place(self, field: str, kind: str, name: str) -> str:
+        """The path of the file of this name. kind: as `option` has it. ValueError: there is none."""
+        if kind == PICTURES:
             path = self.pictures.path(name)
             if path is None:
                 raise ValueError(
@@ -182,10 +190,17 @@ class Acceptance:
                         f"{{{field}}}: there is no picture {{name!r}} here", name=name[:80]
                     )
                 )
-            places[field] = str(path)
-        if request.refiner is not None:
-            places["refiner"] = str(library.model(request.refiner).path)
-        return request.model_copy(update=places)
+            return str(path)
+        if kind == "models":
+            return str(self.library.model(name).path)
+        if kind == "loras":
+            return str(self.library.lora(name))
+        if kind == "embeddings":
+            return str(self.library.embedding(name))
+        if field == "hires_upscaler":
+            methods = ", ".join(hires.UPSCALERS)
+            raise ValueError(FieldMessage("{hires_upscaler} must be one of {all}", all=methods))
+        raise ValueError(FieldMessage(f"{{{field}}} must not be given on this server"))
 
     def task(self, job: Job) -> Task:
         """The job for a worker, with its files where they are now. ValueError: one is gone."""
@@ -238,8 +253,8 @@ def _given(request: Request) -> dict[str, Any]:
 
 def _names(request: Request) -> dict[str, Any]:
     """The fields of a request that name files."""
-    files = ("image", "mask", "loras", "embeddings", "refiner")
-    given = request.model_dump(mode="json", include=set(files))
+    files = set(file_fields(type(request))) - {"hires_upscaler"}  # which names a method here
+    given = request.model_dump(mode="json", include=files)
     return {name: value for name, value in given.items() if value not in (None, [])}
 
 

@@ -30,7 +30,7 @@ from pellucid.model import Model
 from pellucid.opening import open_model
 from pellucid.pipeline import Progress, batch_size, generate, generate_in_batches
 from pellucid.preview import preview
-from pellucid.request import Request, resolve
+from pellucid.request import PICTURES, Request, file_fields, files_in, resolve
 from pellucid.runtime import Runtime
 from pellucid.serve.models_kept import Kept
 from pellucid.serve.pages import PAGES
@@ -346,14 +346,11 @@ def without_paths(text: str, task: Task, settings: Settings) -> str:
     """A message for a client: with names in place of the server's paths."""
     specs = [task.model] + ([] if task.refiner is None else [task.refiner])
     places = {str(spec.path): spec.name for spec in specs}
-    for path, *_ in task.request.loras:
-        places[path] = Path(path).stem
-    places |= {path: Path(path).stem for path in task.request.embeddings}
+    for name, kind in file_fields(Request).items():
+        for path in files_in(getattr(task.request, name)):
+            places.setdefault(path, f"the {name}" if kind == PICTURES else Path(path).stem)
     if settings.lora_folder is not None:
         places[str(settings.lora_folder)] = "the LoRA folder"
-    for name in ("image", "mask"):
-        if (path := getattr(task.request, name)) is not None:
-            places[path] = f"the {name}"
     for place in sorted(places, key=len, reverse=True):
         text = text.replace(place, places[place])
     return text

@@ -28,7 +28,7 @@ from pellucid import __version__
 from pellucid.conditioning import chunked
 from pellucid.images.load import open_header, open_image
 from pellucid.plugins import nearest
-from pellucid.request import Request
+from pellucid.request import Request, file_fields
 from pellucid.serve import events
 from pellucid.serve.acceptance import Asked
 from pellucid.serve.engine import Engine
@@ -46,9 +46,11 @@ QUALITY = {"low": 0.5, "medium": 1.0, "standard": 1.0, "auto": 1.0, "high": 2.0,
 """How many steps, as a multiple of the model's own."""
 IDLE = ("moderation", "style", "user", "input_fidelity")
 """Fields of OpenAI's that change no picture here."""
-OWN = frozenset(Request.model_fields) - {
-    *("prompt", "count", "width", "height", "image", "mask", "loras", "embeddings", "refiner")
-}
+OWN = (
+    frozenset(Request.model_fields)
+    - {"prompt", "count", "width", "height"}
+    - (frozenset(file_fields(Request)) - {"hires_upscaler"})  # which names a method here
+)
 """Fields of a request that can be further fields of the body."""
 FORM = {
     "type": "object",
