@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from pellucid import checkpoints
 from pellucid.pipeline import generate
 from pellucid.plan import prompt_warnings
 from pellucid.request import Request, resolve
+from pellucid.serve.apis.native import JobView
 from pellucid.serve.engine import Engine
+from pellucid.serve.queue import Kind
 
 JSON = {"Content-Type": "application/json"}
 Drawn = Callable[..., dict[str, Any]]
@@ -325,3 +328,26 @@ def test_a_full_queue_says_when_to_come_back(client: TestClient, engine: Engine)
     reply = client.post("/api/jobs", json={"request": {"prompt": "a rabbit"}})
     assert reply.status_code == 429 and int(reply.headers["retry-after"]) >= 1
     assert "50 jobs wait" in reply.json()["error"]["message"]
+
+
+def test_the_text_about_the_interface_is_complete(client: TestClient) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "native_api.md").read_text("utf-8")
+    written = {
+        (method, re.sub(r"\b(ID|NAME)\b", "*", path))
+        for method, path in re.findall(r"`(GET|POST|PATCH|DELETE) (/[^`?]*)[^`]*`", text)
+    }
+    paths = client.get("/api/openapi.json").json()["paths"]
+    served = {
+        (method.upper(), re.sub(r"\{[^}]*\}", "*", path))
+        for path, methods in paths.items()
+        for method in methods
+    }
+    assert written == served
+    (job,) = re.findall(r'```json\n(\{"id".*?)\n```', text, re.S)
+    assert set(json.loads(job)) == set(JobView.model_fields)
+    assert all(f"`{kind}`" in text for kind in get_args(Kind))
+    able = client.get("/api/models/tiny/capabilities").json()
+    (keys,) = re.findall(r"`\{(name, prediction[^}]*)\}`", text)
+    assert keys.split(", ") == list(able)
+    (field,) = re.findall(r'```json\n(\{"name": "steps".*?)\n```', text, re.S)
+    assert set(json.loads(field)) == set(able["fields"][0])
