@@ -1,13 +1,14 @@
-"""What the interfaces share: replies as JSON, and errors as a status, a message and a field."""
+"""What the interfaces share: their engine, replies as JSON, and errors as a status, a message and a
+field."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi import Request as Call
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -16,9 +17,19 @@ from starlette.responses import JSONResponse, Response
 
 from pellucid.messages import sentence, text_of
 from pellucid.request import Request
-from pellucid.serve.engine import QueueFull
+from pellucid.serve.engine import Engine, QueueFull
 
 log = logging.getLogger(__name__)
+
+
+async def engine_of(call: Call) -> Engine:
+    """The engine of the interface that is called, which is in the `state` of its application."""
+    engine: Engine = call.app.state.engine
+    return engine
+
+
+Server = Annotated[Engine, Depends(engine_of)]
+"""A parameter of a route: the engine."""
 
 
 class Json(JSONResponse):

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi import Request as Call
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image, ImageOps
@@ -38,7 +38,7 @@ from pellucid.serve.engine import Engine
 from pellucid.serve.library import UnknownName
 from pellucid.serve.pictures import encoded
 from pellucid.serve.queue import Job
-from pellucid.serve.replies import Json, Problem, Refused, answer_errors
+from pellucid.serve.replies import Json, Problem, Refused, Server, answer_errors
 
 PREFIX = "/sdapi/v1"
 FILLS = ("fill", "original", "noise", "blank")
@@ -164,6 +164,9 @@ def shape(problem: Problem) -> dict[str, Any]:
     return {"detail": problem.message}
 
 
+router = APIRouter()
+
+
 def interface(engine: Engine) -> FastAPI:
     """The application of this interface."""
     app = FastAPI(
@@ -175,30 +178,8 @@ def interface(engine: Engine) -> FastAPI:
         default_response_class=Json,
     )
     answer_errors(app, shape)
-    options = Options(engine)
-
-    @app.post("/txt2img")
-    async def txt2img(call: Call, body: TextToImage) -> dict[str, Any]:
-        """Pictures from words; the reply comes when they are done."""
-        return await _answer(engine, options, call, body)
-
-    @app.post("/img2img")
-    async def img2img(call: Call, body: ImageToImage) -> dict[str, Any]:
-        """Pictures from a picture, with or without a mask."""
-        return await _answer(engine, options, call, body)
-
-    _add_progress(app, engine)
-    _add_lists(app, engine, options)
-
-    @app.post("/png-info")
-    def png_info(body: PngInfo) -> dict[str, Any]:
-        """The settings in a picture."""
-        path = engine.pictures.path(_stored(engine, body.image, "image"))
-        assert path is not None
-        text = read_metadata(path).parameters or ""
-        items = {"parameters": text} if text else {}
-        return {"info": text, "items": items, "parameters": read_parameters(text) if text else {}}
-
+    app.state.engine = engine
+    app.include_router(router)
     return app
 
 
@@ -262,10 +243,30 @@ class Options:
 # ---------------------------------------------------------------- txt2img, img2img
 
 
-async def _answer(
-    engine: Engine, options: Options, call: Call, body: TextToImage
-) -> dict[str, Any]:
-    asked, warnings = await run_in_threadpool(_asked, engine, options, body)
+@router.post("/txt2img")
+async def txt2img(engine: Server, call: Call, body: TextToImage) -> dict[str, Any]:
+    """Pictures from words; the reply comes when they are done."""
+    return await _answer(engine, call, body)
+
+
+@router.post("/img2img")
+async def img2img(engine: Server, call: Call, body: ImageToImage) -> dict[str, Any]:
+    """Pictures from a picture, with or without a mask."""
+    return await _answer(engine, call, body)
+
+
+@router.post("/png-info")
+def png_info(engine: Server, body: PngInfo) -> dict[str, Any]:
+    """The settings in a picture."""
+    path = engine.pictures.path(_stored(engine, body.image, "image"))
+    assert path is not None
+    text = read_metadata(path).parameters or ""
+    items = {"parameters": text} if text else {}
+    return {"info": text, "items": items, "parameters": read_parameters(text) if text else {}}
+
+
+async def _answer(engine: Engine, call: Call, body: TextToImage) -> dict[str, Any]:
+    asked, warnings = await run_in_threadpool(_asked, engine, Options(engine), body)
     submitted = await run_in_threadpool(engine.submit, *asked)
     jobs = []
     for job in submitted:  # n_iter of them
@@ -556,49 +557,51 @@ def _info(jobs: list[Job], texts: list[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------- progress
 
 
-def _add_progress(app: FastAPI, engine: Engine) -> None:
-    def running() -> list[Job]:
-        return [job for job in engine.queue.running() if job.api == "a1111"]
+def _running(engine: Engine) -> list[Job]:
+    return [job for job in engine.queue.running() if job.api == "a1111"]
 
-    @app.get("/progress")
-    def progress(skip_current_image: bool = False) -> dict[str, Any]:
-        """Where the running job is, with its picture."""
-        job = next(iter(running()), None)
-        live = None if job is None else engine.live.get(job.id)
-        state = dict(STATE)
-        if job is None or live is None:
-            return {"progress": 0.0, "eta_relative": 0.0, "state": state, **NO_PICTURE}
-        state |= {"job": job.id, "job_count": 1}
-        state["job_timestamp"] = time.strftime("%Y%m%d%H%M%S", time.localtime(job.started))
-        share, picture = 0.0, None
-        if (last := live.last) is not None:
-            share = (last.first + last.step / max(last.steps, 1)) / max(last.of, 1)
-            state |= {"sampling_step": last.step, "sampling_steps": last.steps}
-            picture = _current(last.x0) if last.x0 else None
-        if not skip_current_image:
-            engine.show(job.id)  # from the next step on
-        left = live.seconds_left() or 0.0
-        shown = None if skip_current_image else picture
-        whole = {"progress": min(share, 1.0), "eta_relative": left, "state": state}
-        return whole | {"current_image": shown, "textinfo": None}
 
-    @app.post("/interrupt")
-    def interrupt() -> dict[str, Any]:
-        """End what runs: its picture so far is the reply. What its call still has waiting is
-        cancelled."""
-        for job in running():
-            engine.cancel(job.id, keep=True)
-            for other in engine.queue.next(WAITING):
-                if other.grid is not None and other.grid == job.grid:
-                    engine.cancel(other.id)
-        return {}
+@router.get("/progress")
+def progress(engine: Server, skip_current_image: bool = False) -> dict[str, Any]:
+    """Where the running job is, with its picture."""
+    job = next(iter(_running(engine)), None)
+    live = None if job is None else engine.live.get(job.id)
+    state = dict(STATE)
+    if job is None or live is None:
+        return {"progress": 0.0, "eta_relative": 0.0, "state": state, **NO_PICTURE}
+    state |= {"job": job.id, "job_count": 1}
+    state["job_timestamp"] = time.strftime("%Y%m%d%H%M%S", time.localtime(job.started))
+    share, picture = 0.0, None
+    if (last := live.last) is not None:
+        share = (last.first + last.step / max(last.steps, 1)) / max(last.of, 1)
+        state |= {"sampling_step": last.step, "sampling_steps": last.steps}
+        picture = _current(last.x0) if last.x0 else None
+    if not skip_current_image:
+        engine.show(job.id)  # from the next step on
+    left = live.seconds_left() or 0.0
+    shown = None if skip_current_image else picture
+    whole = {"progress": min(share, 1.0), "eta_relative": left, "state": state}
+    return whole | {"current_image": shown, "textinfo": None}
 
-    @app.post("/skip")
-    def skip() -> dict[str, Any]:
-        """End what runs, and go on with the next of n_iter."""
-        for job in running():
-            engine.cancel(job.id, keep=True)
-        return {}
+
+@router.post("/interrupt")
+def interrupt(engine: Server) -> dict[str, Any]:
+    """End what runs: its picture so far is the reply. What its call still has waiting is
+    cancelled."""
+    for job in _running(engine):
+        engine.cancel(job.id, keep=True)
+        for other in engine.queue.next(WAITING):
+            if other.grid is not None and other.grid == job.grid:
+                engine.cancel(other.id)
+    return {}
+
+
+@router.post("/skip")
+def skip(engine: Server) -> dict[str, Any]:
+    """End what runs, and go on with the next of n_iter."""
+    for job in _running(engine):
+        engine.cancel(job.id, keep=True)
+    return {}
 
 
 def _current(urls: list[str]) -> str:
@@ -610,109 +613,127 @@ def _current(urls: list[str]) -> str:
 # ---------------------------------------------------------------- lists
 
 
-def _add_lists(app: FastAPI, engine: Engine, options: Options) -> None:
-    @app.get("/options")
-    def get_options() -> dict[str, Any]:
-        """The options that have an effect here."""
-        return options.values()
+@router.get("/options")
+def get_options(engine: Server) -> dict[str, Any]:
+    """The options that have an effect here."""
+    return Options(engine).values()
 
-    @app.post("/options")
-    def set_options(given: dict[str, Any]) -> dict[str, Any]:
-        """Change options for later requests."""
-        return {"warnings": options.change(given)}
 
-    @app.get("/sd-models")
-    def models() -> list[dict[str, Any]]:
-        """The models."""
-        return [
-            {
-                "title": file.path.name,
-                "model_name": file.name,
-                "hash": None,
-                "sha256": None,
-                "filename": file.path.name,
-                "config": None,
-            }
-            for file in engine.library.models()
-        ]
+@router.post("/options")
+def set_options(engine: Server, given: dict[str, Any]) -> dict[str, Any]:
+    """Change options for later requests."""
+    return {"warnings": Options(engine).change(given)}
 
-    @app.get("/samplers")
-    def all_samplers() -> list[dict[str, Any]]:
-        """The samplers."""
-        specs = {name: samplers.get(name).spec for name in samplers.names()}
-        return [
-            {
-                "name": spec.aliases[0],
-                "aliases": [name, *spec.aliases[1:]],
-                "options": {"scheduler": spec.spacing},
-            }
-            for name, spec in specs.items()
-        ]
 
-    @app.get("/schedulers")
-    def schedulers() -> list[dict[str, Any]]:
-        """The spacings."""
-        return [
-            {
-                "name": name,
-                "label": label,
-                "aliases": None,
-                "default_rho": 7.0 if name == "karras" else -1,
-                "need_inner_model": False,
-            }
-            for name, label in WORDS["spacing"].items()
-        ]
+@router.get("/sd-models")
+def models(engine: Server) -> list[dict[str, Any]]:
+    """The models."""
+    return [
+        {
+            "title": file.path.name,
+            "model_name": file.name,
+            "hash": None,
+            "sha256": None,
+            "filename": file.path.name,
+            "config": None,
+        }
+        for file in engine.library.models()
+    ]
 
-    @app.get("/loras")
-    def loras() -> list[dict[str, Any]]:
-        """The LoRAs."""
-        return [
-            {"name": name, "alias": name, "path": path.name, "metadata": {}}
-            for name, path in engine.library.loras().items()
-        ]
 
-    @app.get("/embeddings")
-    def embeddings() -> dict[str, Any]:
-        """The textual-inversion embeddings."""
-        facts = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
-        names = engine.library.embeddings()
-        return {"loaded": dict.fromkeys(names, facts), "skipped": {}}
+@router.get("/samplers")
+def all_samplers() -> list[dict[str, Any]]:
+    """The samplers."""
+    specs = {name: samplers.get(name).spec for name in samplers.names()}
+    return [
+        {
+            "name": spec.aliases[0],
+            "aliases": [name, *spec.aliases[1:]],
+            "options": {"scheduler": spec.spacing},
+        }
+        for name, spec in specs.items()
+    ]
 
-    @app.get("/upscalers")
-    def upscalers() -> list[dict[str, Any]]:
-        """What enlarges pictures between two passes."""
-        fixed = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
-        return [{"name": name, **fixed} for name in ("None", *map(str.title, hires.PICTURE))]
 
-    @app.get("/latent-upscale-modes")
-    def latent_modes() -> list[dict[str, str]]:
-        """What enlarges latents between two passes."""
-        return [{"name": name.replace("_", " ").capitalize()} for name in hires.LATENT]
+@router.get("/schedulers")
+def schedulers() -> list[dict[str, Any]]:
+    """The spacings."""
+    return [
+        {
+            "name": name,
+            "label": label,
+            "aliases": None,
+            "default_rho": 7.0 if name == "karras" else -1,
+            "need_inner_model": False,
+        }
+        for name, label in WORDS["spacing"].items()
+    ]
 
-    for path in ("/sd-vae", "/hypernetworks", "/face-restorers", "/prompt-styles", "/sd-modules"):
-        app.add_api_route(path, lambda: [], methods=["GET"], summary="There are none here.")
-    for path in ("/realesrgan-models", "/script-info"):
-        app.add_api_route(path, lambda: [], methods=["GET"], summary="There are none here.")
 
-    @app.get("/scripts")
-    def scripts() -> dict[str, list[str]]:
-        """There are none here."""
-        return {"txt2img": [], "img2img": []}
+@router.get("/loras")
+def loras(engine: Server) -> list[dict[str, Any]]:
+    """The LoRAs."""
+    return [
+        {"name": name, "alias": name, "path": path.name, "metadata": {}}
+        for name, path in engine.library.loras().items()
+    ]
 
-    @app.get("/cmd-flags")
-    def flags() -> dict[str, Any]:
-        """There are none of A1111's here."""
-        return {}
 
-    @app.get("/memory")
-    def memory() -> dict[str, Any]:
-        """Bytes of memory, of the machine and of the first GPU."""
-        return _memory()
+@router.get("/embeddings")
+def embeddings(engine: Server) -> dict[str, Any]:
+    """The textual-inversion embeddings."""
+    facts = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+    names = engine.library.embeddings()
+    return {"loaded": dict.fromkeys(names, facts), "skipped": {}}
 
-    @app.post("/refresh-checkpoints")
-    def refresh() -> None:
-        """Look into the folders of models again."""
-        engine.library.scan()
+
+@router.get("/upscalers")
+def upscalers() -> list[dict[str, Any]]:
+    """What enlarges pictures between two passes."""
+    fixed = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
+    return [{"name": name, **fixed} for name in ("None", *map(str.title, hires.PICTURE))]
+
+
+@router.get("/latent-upscale-modes")
+def latent_modes() -> list[dict[str, str]]:
+    """What enlarges latents between two passes."""
+    return [{"name": name.replace("_", " ").capitalize()} for name in hires.LATENT]
+
+
+@router.get("/sd-vae")
+@router.get("/hypernetworks")
+@router.get("/face-restorers")
+@router.get("/prompt-styles")
+@router.get("/sd-modules")
+@router.get("/realesrgan-models")
+@router.get("/script-info")
+def nothing() -> list[Any]:
+    """There are none here."""
+    return []
+
+
+@router.get("/scripts")
+def scripts() -> dict[str, list[str]]:
+    """There are none here."""
+    return {"txt2img": [], "img2img": []}
+
+
+@router.get("/cmd-flags")
+def flags() -> dict[str, Any]:
+    """There are none of A1111's here."""
+    return {}
+
+
+@router.get("/memory")
+def memory() -> dict[str, Any]:
+    """Bytes of memory, of the machine and of the first GPU."""
+    return _memory()
+
+
+@router.post("/refresh-checkpoints")
+def refresh(engine: Server) -> None:
+    """Look into the folders of models again."""
+    engine.library.scan()
 
 
 def _memory() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query
@@ -33,7 +34,7 @@ from pellucid.serve.engine import Engine, Event, QueueFull
 from pellucid.serve.library import UnknownName
 from pellucid.serve.pictures import encoded, media_type
 from pellucid.serve.queue import ENDED, Fault, Job, Kind, Search, State
-from pellucid.serve.replies import Json, Problem, Refused, answer_errors, problem_of
+from pellucid.serve.replies import Json, Problem, Refused, Server, answer_errors, problem_of
 
 PREFIX = "/api"
 CELLS = 100
@@ -217,13 +218,8 @@ def interface(engine: Engine) -> FastAPI:
         default_response_class=Json,
     )
     answer_errors(app, shape)
-    for router in (
-        _about(engine),
-        _jobs(engine),
-        _queue(engine),
-        _pictures(engine),
-        _grids(engine),
-    ):
+    app.state.engine = engine
+    for router in (about_router, jobs_router, queue_router, pictures_router, grids_router):
         app.include_router(router, responses={422: {"description": "What is wrong, in words."}})
     return app
 
@@ -296,71 +292,74 @@ def queue_state(engine: Engine) -> QueueState:
 # ---------------------------------------------------------------- the server and its models
 
 
-def _about(engine: Engine) -> APIRouter:
-    router = APIRouter(tags=["models"])
-    limits = engine.configuration
+about_router = APIRouter(tags=["models"])
 
-    @router.get("/about")
-    def about() -> dict[str, Any]:
-        """The version and the limits of the server."""
-        names = ("queue_limit", "pixel_limit", "step_limit", "count_limit", "body_limit")
-        return {
-            "version": __version__,
-            "default_model": engine.acceptance.default_model,
-            "limits": {name: getattr(limits, name) for name in (*names, "upload_pixels")},
-        }
 
-    @router.get("/models")
-    def models() -> dict[str, Any]:
-        """The models: name, and why one cannot be used."""
-        listed = []
-        for file in engine.library.models():
-            try:
-                problem, model = None, file.outline
-                facts = {"defaults": vars(model.defaults), "prediction": model.prediction}
-            except ValueError as error:
-                problem, facts = str(error).replace(str(file.path), file.name), {}
-            listed.append({"name": file.name, "problem": problem, **facts})
-        return {"models": listed, "default": engine.acceptance.default_model}
+@about_router.get("/about")
+def about(engine: Server) -> dict[str, Any]:
+    """The version and the limits of the server."""
+    names = ("queue_limit", "pixel_limit", "step_limit", "count_limit", "body_limit")
+    return {
+        "version": __version__,
+        "default_model": engine.acceptance.default_model,
+        "limits": {name: getattr(engine.configuration, name) for name in (*names, "upload_pixels")},
+    }
 
-    @router.get("/models/{name:path}/capabilities")
-    def of_model(name: Name) -> dict[str, Any]:
-        """What a model can do: its fields with limits, choices and defaults."""
+
+@about_router.get("/models")
+def models(engine: Server) -> dict[str, Any]:
+    """The models: name, and why one cannot be used."""
+    listed = []
+    for file in engine.library.models():
         try:
-            file = engine.library.model(name)
-        except UnknownName as error:
-            raise Refused(404, str(error)) from None
-        return capabilities(file.outline, limits) | {"name": file.name}
+            problem, model = None, file.outline
+            facts = {"defaults": vars(model.defaults), "prediction": model.prediction}
+        except ValueError as error:
+            problem, facts = str(error).replace(str(file.path), file.name), {}
+        listed.append({"name": file.name, "problem": problem, **facts})
+    return {"models": listed, "default": engine.acceptance.default_model}
 
-    @router.get("/schedules")
-    def schedules() -> dict[str, dict[str, list[float]]]:
-        """The curves of the noise schedules: alpha and sigma at 101 times, from the picture to noise."""
-        return {name: _curves(schedule) for name, schedule in known().items()}
 
-    @router.get("/loras")
-    def loras() -> dict[str, list[str]]:
-        """The names of the LoRAs, for `loras` and for <lora:NAME:WEIGHT> in prompts."""
-        return {"loras": list(engine.library.loras())}
+@about_router.get("/models/{name:path}/capabilities")
+def of_model(engine: Server, name: Name) -> dict[str, Any]:
+    """What a model can do: its fields with limits, choices and defaults."""
+    try:
+        file = engine.library.model(name)
+    except UnknownName as error:
+        raise Refused(404, str(error)) from None
+    return capabilities(file.outline, engine.configuration) | {"name": file.name}
 
-    @router.get("/embeddings")
-    def embeddings() -> dict[str, list[str]]:
-        """The names of the textual-inversion embeddings."""
-        return {"embeddings": list(engine.library.embeddings())}
 
-    @router.post("/tokens")
-    def tokens(text: PromptText) -> dict[str, Any]:
-        """How a model reads a prompt: its tokens, weights, chunks, and the steps that use them."""
-        file = engine.library.model(text.model or engine.acceptance.default_model)
-        model = file.outline
-        request = Request(prompt=text.prompt, steps=text.steps, seed=0)
-        resolved = resolve(model, request)
-        read = reading(model.tokenizer, resolved.prompt, resolved.steps)
-        chunks = [r["chunks"] for prompt in read["prompts"] for r in prompt["readings"]]
-        warnings = [str(each) for each in prompt_warnings(model, resolved, [resolved.steps])]
-        count = max((sum(map(len, own)) for own in chunks), default=0)
-        return {"model": file.name, "count": count, **read, "warnings": warnings}
+@about_router.get("/schedules")
+def schedules(engine: Server) -> dict[str, dict[str, list[float]]]:
+    """The curves of the noise schedules: alpha and sigma at 101 times, from the picture to noise."""
+    return {name: _curves(schedule) for name, schedule in known().items()}
 
-    return router
+
+@about_router.get("/loras")
+def loras(engine: Server) -> dict[str, list[str]]:
+    """The names of the LoRAs, for `loras` and for <lora:NAME:WEIGHT> in prompts."""
+    return {"loras": list(engine.library.loras())}
+
+
+@about_router.get("/embeddings")
+def embeddings(engine: Server) -> dict[str, list[str]]:
+    """The names of the textual-inversion embeddings."""
+    return {"embeddings": list(engine.library.embeddings())}
+
+
+@about_router.post("/tokens")
+def tokens(engine: Server, text: PromptText) -> dict[str, Any]:
+    """How a model reads a prompt: its tokens, weights, chunks, and the steps that use them."""
+    file = engine.library.model(text.model or engine.acceptance.default_model)
+    model = file.outline
+    request = Request(prompt=text.prompt, steps=text.steps, seed=0)
+    resolved = resolve(model, request)
+    read = reading(model.tokenizer, resolved.prompt, resolved.steps)
+    chunks = [r["chunks"] for prompt in read["prompts"] for r in prompt["readings"]]
+    warnings = [str(each) for each in prompt_warnings(model, resolved, [resolved.steps])]
+    count = max((sum(map(len, own)) for own in chunks), default=0)
+    return {"model": file.name, "count": count, **read, "warnings": warnings}
 
 
 def _curves(schedule: Schedule) -> dict[str, list[float]]:
@@ -374,131 +373,140 @@ def _curves(schedule: Schedule) -> dict[str, list[float]]:
 # ---------------------------------------------------------------- jobs
 
 
-def _jobs(engine: Engine) -> APIRouter:
-    router = APIRouter(tags=["jobs"])
+jobs_router = APIRouter(tags=["jobs"])
 
-    @router.post("/jobs", status_code=201)
-    def new_job(new: NewJob) -> JobView:
-        """Accept a job. It is on the disk when the reply comes, and survives a killed server."""
-        if new.versus is not None and new.kind != "explain":
-            raise Refused(422, 'versus needs kind "explain"', "versus")
-        (job,) = engine.submit(
-            Asked(
-                new.request,
-                new.model,
-                new.kind,
-                previews=new.previews,
-                versus=new.versus,
-                priority=new.priority,
-            )
+
+@jobs_router.post("/jobs", status_code=201)
+def new_job(engine: Server, new: NewJob) -> JobView:
+    """Accept a job. It is on the disk when the reply comes, and survives a killed server."""
+    if new.versus is not None and new.kind != "explain":
+        raise Refused(422, 'versus needs kind "explain"', "versus")
+    (job,) = engine.submit(
+        Asked(
+            new.request,
+            new.model,
+            new.kind,
+            previews=new.previews,
+            versus=new.versus,
+            priority=new.priority,
         )
-        return viewed(engine, job.id)
+    )
+    return viewed(engine, job.id)
 
-    @router.get("/jobs")
-    def history(
-        q: Annotated[str, Query(max_length=1000, description="Words in prompt or settings.")] = "",
-        state: State | None = None,
-        favourite: bool | None = None,
-        deleted: bool = False,
-        grid: Annotated[str | None, Query(max_length=64)] = None,
-        before: Annotated[int | None, Query(ge=0, le=2**53)] = None,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    ) -> JobPage:
-        """The history, newest first."""
-        search = Search(q, state, favourite, deleted, grid, before, limit)
-        jobs, total = engine.queue.find(search)
-        places = engine.places()
-        more = jobs[-1].number if len(jobs) == limit else None
-        return JobPage(jobs=[view(engine, job, places) for job in jobs], total=total, next=more)
 
-    @router.get("/jobs/{id}")
-    def one_job(id: Id) -> JobView:
-        """A job."""
-        return viewed(engine, id)
+@jobs_router.get("/jobs")
+def history(
+    engine: Server,
+    q: Annotated[str, Query(max_length=1000, description="Words in prompt or settings.")] = "",
+    state: State | None = None,
+    favourite: bool | None = None,
+    deleted: bool = False,
+    grid: Annotated[str | None, Query(max_length=64)] = None,
+    before: Annotated[int | None, Query(ge=0, le=2**53)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> JobPage:
+    """The history, newest first."""
+    search = Search(q, state, favourite, deleted, grid, before, limit)
+    jobs, total = engine.queue.find(search)
+    places = engine.places()
+    more = jobs[-1].number if len(jobs) == limit else None
+    return JobPage(jobs=[view(engine, job, places) for job in jobs], total=total, next=more)
 
-    @router.patch("/jobs/{id}")
-    def change(id: Id, changes: Changes) -> JobView:
-        """Change its marks, its priority or its place in the queue."""
-        found(engine, id)
-        values = changes.model_dump(exclude_none=True)
-        place, deleted = values.pop("place", None), values.pop("deleted", None)
-        if deleted is not None:
-            values["deleted"] = time.time() if deleted else None
-        if values:
-            engine.mark(id, **values)
-        if place is not None and not engine.move(id, place):
-            raise Refused(409, "the job does not wait, so it has no place", "place")
-        return viewed(engine, id)
 
-    @router.delete("/jobs/{id}", status_code=204)
-    def delete(id: Id) -> Response:
-        """Delete a job of the bin, and its pictures, for good."""
-        found(engine, id)
-        if not engine.forget(id):
-            raise Refused(409, "only a job that has ended and is in the bin can be deleted")
-        return Response(status_code=204)
+@jobs_router.get("/jobs/{id}")
+def one_job(engine: Server, id: Id) -> JobView:
+    """A job."""
+    return viewed(engine, id)
 
-    @router.post("/jobs/{id}/cancel")
-    def cancel(id: Id) -> JobView:
-        """Cancel it: at once if it waits, after its step if it runs."""
-        if found(engine, id).state in ENDED or not engine.cancel(id):
-            raise Refused(409, "the job has ended already")
-        return viewed(engine, id)
 
-    @router.post("/jobs/{id}/retry")
-    def retry(id: Id) -> JobView:
-        """Draw it again, after it failed or was cancelled."""
-        found(engine, id)
-        if not engine.retry(id):
-            raise Refused(409, "only a job that failed or was cancelled can be tried again")
-        return viewed(engine, id)
+@jobs_router.patch("/jobs/{id}")
+def change(engine: Server, id: Id, changes: Changes) -> JobView:
+    """Change its marks, its priority or its place in the queue."""
+    found(engine, id)
+    values = changes.model_dump(exclude_none=True)
+    place, deleted = values.pop("place", None), values.pop("deleted", None)
+    if deleted is not None:
+        values["deleted"] = time.time() if deleted else None
+    if values:
+        engine.mark(id, **values)
+    if place is not None and not engine.move(id, place):
+        raise Refused(409, "the job does not wait, so it has no place", "place")
+    return viewed(engine, id)
 
-    @router.get("/jobs/{id}/steps")
-    def steps(id: Id) -> dict[str, Any]:
-        """x and x0 of each step as data: URLs, of a job with `previews`."""
-        found(engine, id)
-        return {"steps": engine.steps(id)}
 
-    @router.get("/jobs/{id}/explanation", response_class=Response)
-    def explanation(id: Id) -> Response:
-        """The page of a job of kind "explain". It needs nothing else, and runs in a sandbox."""
-        job, path = found(engine, id), engine.explanation(id)
-        if job.state != "done" or not path.is_file():
-            raise Refused(404, "the job has no explanation, or not yet")
-        policy = (
-            "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; "
-            "style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
-        )
-        return FileResponse(
-            path, media_type="text/html", headers={"Content-Security-Policy": policy}
-        )
+@jobs_router.delete("/jobs/{id}", status_code=204)
+def delete(engine: Server, id: Id) -> Response:
+    """Delete a job of the bin, and its pictures, for good."""
+    found(engine, id)
+    if not engine.forget(id):
+        raise Refused(409, "only a job that has ended and is in the bin can be deleted")
+    return Response(status_code=204)
 
-    @router.get("/jobs/{id}/events", response_class=StreamingResponse)
-    async def events_of(id: Id) -> StreamingResponse:
-        """Server-sent events of a job, until it has ended: job, step."""
-        await run_in_threadpool(found, engine, id)
-        return _stream(engine, id)
 
-    @router.get("/events", response_class=StreamingResponse)
-    async def all_events() -> StreamingResponse:
-        """Server-sent events of everything: job, step, queue, deleted."""
-        return _stream(engine, None)
+@jobs_router.post("/jobs/{id}/cancel")
+def cancel(engine: Server, id: Id) -> JobView:
+    """Cancel it: at once if it waits, after its step if it runs."""
+    if found(engine, id).state in ENDED or not engine.cancel(id):
+        raise Refused(409, "the job has ended already")
+    return viewed(engine, id)
 
-    @router.get("/difference")
-    def difference(
-        first: Annotated[str, Query(pattern="^[0-9a-f]{32}$")],
-        second: Annotated[str, Query(pattern="^[0-9a-f]{32}$")],
-    ) -> dict[str, Any]:
-        """The settings in which two jobs differ: name -> [first, second]."""
-        one, other = (
-            {"model": job.model, **job.resolved}
-            for job in (found(engine, first), found(engine, second))
-        )
-        names = dict.fromkeys([*one, *other])
-        changed = {n: [one.get(n), other.get(n)] for n in names if one.get(n) != other.get(n)}
-        return {"first": first, "second": second, "difference": changed}
 
-    return router
+@jobs_router.post("/jobs/{id}/retry")
+def retry(engine: Server, id: Id) -> JobView:
+    """Draw it again, after it failed or was cancelled."""
+    found(engine, id)
+    if not engine.retry(id):
+        raise Refused(409, "only a job that failed or was cancelled can be tried again")
+    return viewed(engine, id)
+
+
+@jobs_router.get("/jobs/{id}/steps")
+def steps(engine: Server, id: Id) -> dict[str, Any]:
+    """x and x0 of each step as data: URLs, of a job with `previews`."""
+    found(engine, id)
+    return {"steps": engine.steps(id)}
+
+
+@jobs_router.get("/jobs/{id}/explanation", response_class=Response)
+def explanation(engine: Server, id: Id) -> Response:
+    """The page of a job of kind "explain". It needs nothing else, and runs in a sandbox."""
+    job, path = found(engine, id), engine.explanation(id)
+    if job.state != "done" or not path.is_file():
+        raise Refused(404, "the job has no explanation, or not yet")
+    policy = (
+        "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; "
+        "style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
+    )
+    return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+
+@jobs_router.get("/jobs/{id}/events", response_class=StreamingResponse)
+async def events_of(engine: Server, id: Id) -> StreamingResponse:
+    """Server-sent events of a job, until it has ended: job, step."""
+    await run_in_threadpool(found, engine, id)
+    return _stream(engine, id)
+
+
+@jobs_router.get("/events", response_class=StreamingResponse)
+async def all_events(engine: Server) -> StreamingResponse:
+    """Server-sent events of everything: job, step, queue, deleted."""
+    return _stream(engine, None)
+
+
+@jobs_router.get("/difference")
+def difference(
+    engine: Server,
+    first: Annotated[str, Query(pattern="^[0-9a-f]{32}$")],
+    second: Annotated[str, Query(pattern="^[0-9a-f]{32}$")],
+) -> dict[str, Any]:
+    """The settings in which two jobs differ: name -> [first, second]."""
+    one, other = (
+        {"model": job.model, **job.resolved}
+        for job in (found(engine, first), found(engine, second))
+    )
+    names = dict.fromkeys([*one, *other])
+    changed = {n: [one.get(n), other.get(n)] for n in names if one.get(n) != other.get(n)}
+    return {"first": first, "second": second, "difference": changed}
 
 
 def _stream(engine: Engine, id: str | None) -> StreamingResponse:
@@ -559,77 +567,78 @@ def _step(engine: Engine, event: Event) -> dict[str, Any]:
 # ---------------------------------------------------------------- the queue
 
 
-def _queue(engine: Engine) -> APIRouter:
-    router = APIRouter(tags=["queue"])
+queue_router = APIRouter(tags=["queue"])
 
-    @router.get("/queue")
-    def state() -> QueueState:
-        """What runs and what waits."""
-        return queue_state(engine)
 
-    @router.patch("/queue")
-    def pause(pause: Pause) -> QueueState:
-        """Hold waiting jobs, or let them go on; running ones are not stopped."""
-        engine.paused = pause.paused
-        return queue_state(engine)
+@queue_router.get("/queue")
+def state(engine: Server) -> QueueState:
+    """What runs and what waits."""
+    return queue_state(engine)
 
-    return router
+
+@queue_router.patch("/queue")
+def pause(engine: Server, pause: Pause) -> QueueState:
+    """Hold waiting jobs, or let them go on; running ones are not stopped."""
+    engine.paused = pause.paused
+    return queue_state(engine)
 
 
 # ---------------------------------------------------------------- pictures
 
 
-def _pictures(engine: Engine) -> APIRouter:
-    router = APIRouter(tags=["pictures"])
-    limits = engine.configuration
-
-    def path_of(id: str) -> Any:
-        path = engine.pictures.path(id)
-        if path is None:
-            raise Refused(404, f"there is no picture {id}")
-        return path
-
-    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-
-    @router.post(
-        "/pictures",
-        status_code=201,
-        openapi_extra={"requestBody": {"required": True, "content": binary}},
-    )
-    async def upload(call: Call) -> StoredPicture:
-        """Store a picture: the body is its file (PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP)."""
-        add = engine.pictures.add_upload
-        data = await call.body()
-        id, (width, height) = await run_in_threadpool(add, data, limits.upload_pixels)
-        return StoredPicture(id=id, width=width, height=height)
-
-    @router.get("/pictures/{id}", response_class=Response)
-    def picture(
-        id: PictureId,
-        format: Annotated[Literal["png", "jpeg", "webp"] | None, Query()] = None,
-        side: Annotated[int | None, Query(ge=16, le=4096, description="Shrink to this.")] = None,
-        metadata: Annotated[bool, Query(description="false: without what made it.")] = True,
-    ) -> Response:
-        """A picture: the stored file, or one made from it in another format or size."""
-        path = path_of(id)
-        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
-        if format is None and side is None and metadata:
-            return FileResponse(path, media_type=media_type(path), headers=headers)
-        image, kind = open_image(path), format or "png"
-        record = read_metadata(path).request if metadata and side is None else None
-        if side is not None:
-            image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        return Response(encoded(image, kind, record), media_type=f"image/{kind}", headers=headers)
-
-    @router.get("/pictures/{id}/settings")
-    def settings(id: PictureId) -> dict[str, Any]:
-        """The settings in a picture of this or another program, as fields of a request."""
-        return settings_of(path_of(id))
-
-    return router
+pictures_router = APIRouter(tags=["pictures"])
 
 
-def settings_of(path: Any) -> dict[str, Any]:
+def _path_of(engine: Engine, id: str) -> Path:
+    path = engine.pictures.path(id)
+    if path is None:
+        raise Refused(404, f"there is no picture {id}")
+    return path
+
+
+BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
+@pictures_router.post(
+    "/pictures",
+    status_code=201,
+    openapi_extra={"requestBody": {"required": True, "content": BINARY}},
+)
+async def upload(engine: Server, call: Call) -> StoredPicture:
+    """Store a picture: the body is its file (PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP)."""
+    add = engine.pictures.add_upload
+    data = await call.body()
+    id, (width, height) = await run_in_threadpool(add, data, engine.configuration.upload_pixels)
+    return StoredPicture(id=id, width=width, height=height)
+
+
+@pictures_router.get("/pictures/{id}", response_class=Response)
+def picture(
+    engine: Server,
+    id: PictureId,
+    format: Annotated[Literal["png", "jpeg", "webp"] | None, Query()] = None,
+    side: Annotated[int | None, Query(ge=16, le=4096, description="Shrink to this.")] = None,
+    metadata: Annotated[bool, Query(description="false: without what made it.")] = True,
+) -> Response:
+    """A picture: the stored file, or one made from it in another format or size."""
+    path = _path_of(engine, id)
+    headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+    if format is None and side is None and metadata:
+        return FileResponse(path, media_type=media_type(path), headers=headers)
+    image, kind = open_image(path), format or "png"
+    record = read_metadata(path).request if metadata and side is None else None
+    if side is not None:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return Response(encoded(image, kind, record), media_type=f"image/{kind}", headers=headers)
+
+
+@pictures_router.get("/pictures/{id}/settings")
+def settings(engine: Server, id: PictureId) -> dict[str, Any]:
+    """The settings in a picture of this or another program, as fields of a request."""
+    return settings_of(_path_of(engine, id))
+
+
+def settings_of(path: Path) -> dict[str, Any]:
     """What a picture records, for a client.
 
     request: fields of a request. names: of models and files. unused: settings that do not exist here.
@@ -658,40 +667,39 @@ def settings_of(path: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- grids
 
 
-def _grids(engine: Engine) -> APIRouter:
-    router = APIRouter(tags=["grids"])
+grids_router = APIRouter(tags=["grids"])
 
-    @router.post("/grids", status_code=201)
-    def new_grid(new: NewGrid) -> Grid:
-        """Draw one parameter against another: a job for each cell. A cell that cannot be drawn says
-        why, and the others go on."""
-        columns, rows = new.x.values, new.y.values if new.y else [None]
-        if len(columns) * len(rows) > CELLS:
-            raise Refused(
-                422, f"a grid must have at most {CELLS} cells, got {len(columns) * len(rows)}"
-            )
-        for axis in (new.x, new.y):
-            if axis is not None and axis.field not in (*Request.model_fields, "model"):
-                near = ", ".join(nearest(axis.field, Request.model_fields)[:5])
-                raise Refused(422, f"unknown field {axis.field[:80]!r}; nearest: {near}", "field")
-        id = uuid.uuid4().hex
-        seeded = new.request.model_copy(update={"seed": chosen_seed(new.request)})
-        fields = seeded.model_dump(exclude_defaults=True)
-        cells = []
-        for y, x in itertools.product(rows, columns):
-            changes = {new.x.field: x} | ({new.y.field: y} if new.y else {})
-            cells.append(_cell(engine, new, fields, changes, id) | {"x": x, "y": y})
-        engine.keep_grid(
-            id, {"x": new.x.model_dump(), "y": new.y and new.y.model_dump(), "cells": cells}
+
+@grids_router.post("/grids", status_code=201)
+def new_grid(engine: Server, new: NewGrid) -> Grid:
+    """Draw one parameter against another: a job for each cell. A cell that cannot be drawn says
+    why, and the others go on."""
+    columns, rows = new.x.values, new.y.values if new.y else [None]
+    if len(columns) * len(rows) > CELLS:
+        raise Refused(
+            422, f"a grid must have at most {CELLS} cells, got {len(columns) * len(rows)}"
         )
-        return _grid(engine, id)
+    for axis in (new.x, new.y):
+        if axis is not None and axis.field not in (*Request.model_fields, "model"):
+            near = ", ".join(nearest(axis.field, Request.model_fields)[:5])
+            raise Refused(422, f"unknown field {axis.field[:80]!r}; nearest: {near}", "field")
+    id = uuid.uuid4().hex
+    seeded = new.request.model_copy(update={"seed": chosen_seed(new.request)})
+    fields = seeded.model_dump(exclude_defaults=True)
+    cells = []
+    for y, x in itertools.product(rows, columns):
+        changes = {new.x.field: x} | ({new.y.field: y} if new.y else {})
+        cells.append(_cell(engine, new, fields, changes, id) | {"x": x, "y": y})
+    engine.keep_grid(
+        id, {"x": new.x.model_dump(), "y": new.y and new.y.model_dump(), "cells": cells}
+    )
+    return _grid(engine, id)
 
-    @router.get("/grids/{id}")
-    def grid(id: Id) -> Grid:
-        """A grid, with the state of each cell."""
-        return _grid(engine, id)
 
-    return router
+@grids_router.get("/grids/{id}")
+def grid(engine: Server, id: Id) -> Grid:
+    """A grid, with the state of each cell."""
+    return _grid(engine, id)
 
 
 def _cell(

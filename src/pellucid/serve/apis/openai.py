@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi import Request as Call
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image, ImageChops
@@ -35,7 +35,7 @@ from pellucid.serve.engine import Engine
 from pellucid.serve.library import UnknownName
 from pellucid.serve.pictures import encoded
 from pellucid.serve.queue import ENDED, Job
-from pellucid.serve.replies import Json, Problem, Refused, answer_errors, problem_of
+from pellucid.serve.replies import Json, Problem, Refused, Server, answer_errors, problem_of
 from pellucid.serve.worker import Step
 
 PREFIX = "/v1"
@@ -160,66 +160,80 @@ def interface(engine: Engine) -> FastAPI:
         default_response_class=Json,
     )
     answer_errors(app, shape, STATUS)
-    pictures = "multipart/form-data"
-
-    @app.post("/images/generations", response_class=Response)
-    async def generations(call: Call, body: Generation) -> Response:
-        """Draw pictures from words."""
-        asked, warnings = await run_in_threadpool(_asked, engine, body, body.prompt)
-        return await _answer(engine, Answered(call, body, asked, "image_generation", warnings))
-
-    form = {"requestBody": {"required": True, "content": {pictures: {"schema": FORM}}}}
-
-    @app.post("/images/edits", response_class=Response, openapi_extra=form)
-    async def edits(call: Call) -> Response:
-        """Redraw a picture, or the part that a mask marks. multipart/form-data, or JSON with
-        `images`."""
-        if call.headers.get("content-type", "").startswith("application/json"):
-            body: Body = Edit.model_validate(await _json(call))
-            assert isinstance(body, Edit)
-            sent = [
-                await run_in_threadpool(_referred, engine, each, "images") for each in body.images
-            ]
-            mask: bytes | None = None
-            if body.mask is not None:
-                mask = await run_in_threadpool(_referred, engine, body.mask, "mask")
-            prompt = body.prompt
-        else:
-            fields, sent, mask = await _form(call)
-            form_body = FormEdit.model_validate(fields)
-            body, prompt = form_body, form_body.prompt
-        image, marked = await run_in_threadpool(_start, engine, sent, mask)
-        asked, warnings = await run_in_threadpool(_asked, engine, body, prompt, image, marked)
-        return await _answer(engine, Answered(call, body, asked, "image_edit", warnings))
-
-    plain = {**FORM, "required": ["image"]}
-    form = {"requestBody": {"required": True, "content": {pictures: {"schema": plain}}}}
-
-    @app.post("/images/variations", response_class=Response, openapi_extra=form)
-    async def variations(call: Call) -> Response:
-        """Redraw a picture without words."""
-        fields, sent, mask = await _form(call)
-        if mask is not None:
-            raise Refused(400, "variations have no mask; edits do", "mask")
-        body = Variation.model_validate(fields)
-        image, _ = await run_in_threadpool(_start, engine, sent, None, False)
-        asked, warnings = await run_in_threadpool(_asked, engine, body, "", image, None)
-        return await _answer(engine, Answered(call, body, asked, "image_edit", warnings))
-
-    @app.get("/models")
-    def models() -> dict[str, Any]:
-        """The models."""
-        return {"object": "list", "data": [_model(file) for file in engine.library.models()]}
-
-    @app.get("/models/{model:path}")
-    def model(model: Annotated[str, Field(max_length=300)]) -> dict[str, Any]:
-        """A model."""
-        try:
-            return _model(engine.library.model(model))
-        except UnknownName as error:
-            raise Refused(404, str(error), "model", "model_not_found") from None
-
+    app.state.engine = engine
+    app.include_router(router)
     return app
+
+
+# ---------------------------------------------------------------- the operations
+
+
+def _form_body(schema: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAPI says of an operation whose body is a form."""
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+router = APIRouter()
+
+
+@router.post("/images/generations", response_class=Response)
+async def generations(engine: Server, call: Call, body: Generation) -> Response:
+    """Draw pictures from words."""
+    asked, warnings = await run_in_threadpool(_asked, engine, body, body.prompt)
+    return await _answer(engine, Answered(call, body, asked, "image_generation", warnings))
+
+
+@router.post("/images/edits", response_class=Response, openapi_extra=_form_body(FORM))
+async def edits(engine: Server, call: Call) -> Response:
+    """Redraw a picture, or the part that a mask marks. multipart/form-data, or JSON with
+    `images`."""
+    if call.headers.get("content-type", "").startswith("application/json"):
+        body: Body = Edit.model_validate(await _json(call))
+        assert isinstance(body, Edit)
+        sent = [await run_in_threadpool(_referred, engine, each, "images") for each in body.images]
+        mask: bytes | None = None
+        if body.mask is not None:
+            mask = await run_in_threadpool(_referred, engine, body.mask, "mask")
+        prompt = body.prompt
+    else:
+        fields, sent, mask = await _form(call)
+        form_body = FormEdit.model_validate(fields)
+        body, prompt = form_body, form_body.prompt
+    image, marked = await run_in_threadpool(_start, engine, sent, mask)
+    asked, warnings = await run_in_threadpool(_asked, engine, body, prompt, image, marked)
+    return await _answer(engine, Answered(call, body, asked, "image_edit", warnings))
+
+
+@router.post(
+    "/images/variations",
+    response_class=Response,
+    openapi_extra=_form_body({**FORM, "required": ["image"]}),
+)
+async def variations(engine: Server, call: Call) -> Response:
+    """Redraw a picture without words."""
+    fields, sent, mask = await _form(call)
+    if mask is not None:
+        raise Refused(400, "variations have no mask; edits do", "mask")
+    body = Variation.model_validate(fields)
+    image, _ = await run_in_threadpool(_start, engine, sent, None, False)
+    asked, warnings = await run_in_threadpool(_asked, engine, body, "", image, None)
+    return await _answer(engine, Answered(call, body, asked, "image_edit", warnings))
+
+
+@router.get("/models")
+def models(engine: Server) -> dict[str, Any]:
+    """The models."""
+    return {"object": "list", "data": [_model(file) for file in engine.library.models()]}
+
+
+@router.get("/models/{model:path}")
+def model(engine: Server, model: Annotated[str, Field(max_length=300)]) -> dict[str, Any]:
+    """A model."""
+    try:
+        return _model(engine.library.model(model))
+    except UnknownName as error:
+        raise Refused(404, str(error), "model", "model_not_found") from None
 
 
 def _model(file: Any) -> dict[str, Any]:
