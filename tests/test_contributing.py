@@ -41,10 +41,11 @@ def test_each_how_to_names_a_test_that_is_there() -> None:
         "option",
         "backend",
         "command",
+        "HTTP interface",
         "noise",
     ]
     for part in how_to:
-        (test,) = re.findall(r"`(tests/\w+\.py)::(\w+)`", part)
+        (test,) = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", part)
         assert f"\ndef {test[1]}(" in (ROOT / test[0]).read_text("utf-8"), test
         folders = [name.rsplit("/", 1)[0] for name in re.findall(r"`([\w/]+/NAME\.py)`", part)]
         assert all((ROOT / "src" / "pellucid" / folder).is_dir() for folder in folders)

@@ -145,10 +145,7 @@ def draw_job(
     # Chosen here, so that the record of latents that are kept has the seed of the run.
     request = request.model_copy(update={"seed": chosen_seed(request)})
 
-    def record(request: Request) -> dict[str, Any]:
-        template = {} if job.template is None else {"template": job.template}
-        return files.record(request, model.name) | template
-
+    record = partial(job.record, name=model.name)
     parts = [request]
     if made is not None:
         parts, there = missing(request, resolve(model, request), seeded, made, record)

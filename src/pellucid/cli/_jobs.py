@@ -35,6 +35,11 @@ class Job:
     place: str | None = None
     """The line that it is from, for messages."""
 
+    def record(self, request: Request, name: str) -> dict[str, Any]:
+        """What a picture of it is stored with. name: the model's."""
+        template = {} if self.template is None else {"template": self.template}
+        return self.files.record(request, name) | template
+
 
 @dataclass(frozen=True)
 class Jobs:

@@ -38,6 +38,7 @@ from pellucid.cli._model import (
 )
 from pellucid.cli._options import option_of, takes_request
 from pellucid.cli._process import held_signals
+from pellucid.cli._spread import draw_on_ray
 from pellucid.messages import written
 from pellucid.request import MODEL, OUTPUT
 
@@ -62,6 +63,9 @@ Prompts = Annotated[
         help="A file with a prompt, or JSON with fields of a request, in each line; - is stdin.",
         metavar="FILE",
     ),
+]
+Ray = Annotated[
+    bool, typer.Option("--ray", help="Spread the lines of --prompts over a Ray cluster.")
 ]
 Dynamic = Annotated[
     bool,
@@ -107,6 +111,7 @@ def generate(
     preset: PresetName = None,
     prompts: Prompts = None,
     dynamic: Dynamic = False,
+    ray: Ray = False,
     like: Like = None,
     model: ModelOrLike = None,
     vae: Vae = None,
@@ -141,6 +146,8 @@ def generate(
     settings = Settings(device, dtype, backend, threads, live_lora, film, preview, show)
     if prompts is not None and "prompt" in asked:
         raise ValueError(f"give a prompt or --prompts, not both, got {asked['prompt']!r}")
+    if ray and (prompts is None or film):
+        raise ValueError("--ray needs --prompts, and makes no --film")
     if preset is not None:
         asked = preset_named(preset).given() | asked
     files, asked = with_settings(recorded, files, asked)
@@ -159,7 +166,8 @@ def generate(
     if is_gan:
         drawn = draw_with_gan(files, Request.model_validate(asked), settings)
     else:
-        drawn = draw_with_diffusion(jobs, settings, recorded, output, made)
+        draw = draw_on_ray if ray else draw_with_diffusion
+        drawn = draw(jobs, settings, recorded, output, made)
     results = Results(output, settings, as_json)
     for warning in warnings:
         results.warn(warning)

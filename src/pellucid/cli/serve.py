@@ -35,6 +35,8 @@ def serve(
     loras: Annotated[Path | None, _option("The folder of LoRAs.")] = None,
     embeddings: Annotated[Path | None, _option("The folder of embeddings.")] = None,
     device: Annotated[list[str] | None, _option("cpu, cuda, ...; a worker for each.")] = None,
+    replicas: Annotated[int | None, _option("Workers of each device. Default: 1.")] = None,
+    ray: Annotated[bool | None, _option("Run the workers on a Ray cluster.", "--ray")] = None,
     dtype: Annotated[str | None, _option("float32, float16 or bfloat16.")] = None,
     log: Annotated[str | None, _option("The form of the log on stderr: text or json.")] = None,
     open_page: Annotated[bool, _option("Open the studio in a browser.", "--open")] = False,
@@ -75,6 +77,8 @@ def serve(
         "loras": loras,
         "embeddings": embeddings,
         "devices": device and tuple(device),
+        "replicas": replicas,
+        "ray": ray,
         "dtype": dtype,
         "log": log,
     }

@@ -47,6 +47,10 @@ class Configuration(BaseModel):
     )
 
     devices: tuple[str, ...] = _setting("A device to draw on, with a worker each.", ("auto",))
+    replicas: int = _setting("Workers of each device.", 1, ge=1, le=100)
+    ray: bool = _setting(
+        "Run the workers on the Ray cluster of RAY_ADDRESS, or on one that is started here.", False
+    )
     dtype: str = _setting("float32, float16, bfloat16 or auto.", "auto")
     model_bytes: int = _setting(
         "Bytes of models that a worker keeps; the least recently used goes first.", 8 * GIB, ge=0

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 from pellucid.files import write_text
 from pellucid.pipeline import faster_together
 from pellucid.runtime.devices import choose_device
-from pellucid.serve import worker
+from pellucid.serve import replicas, worker
 from pellucid.serve.acceptance import Acceptance, Asked
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.library import Library
@@ -109,7 +109,10 @@ class Engine:
         self._watchers: set[Callable[[Event], None]] = set()
         self._pace: dict[str, float] = {}  # seconds per unit of work, by model
         self._crashes: dict[str, int] = {}
-        self.workers = [_Worker(self, device) for device in configuration.devices]
+        if configuration.ray:
+            replicas.connected()  # an error comes now
+        devices = [each for each in configuration.devices for _ in range(configuration.replicas)]
+        self.workers = [_Worker(self, device) for device in devices]
 
     # ------------------------------------------------------------ life
 
@@ -374,7 +377,7 @@ class Engine:
         equals = self.queue.equals(jobs[0])
         if len(equals) < 2:
             return jobs
-        kind = choose_device(device).type
+        kind = choose_device(device).type if device == "auto" else device.partition(":")[0]
         pixels = jobs[0].options["batch"]["pixels"]
         room = min(self.configuration.batch, faster_together(kind, pixels))
         batch = []
@@ -462,7 +465,11 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         """Draw until the engine stops."""
-        self._begin()
+        try:
+            self._begin()
+        except ValueError as error:
+            log.error("%s", error)
+            return
         while jobs := self.engine.next_jobs(self.device):
             try:
                 self._draw(jobs)
@@ -491,16 +498,21 @@ class _Worker(threading.Thread):
             self.device,
             configuration.dtype,
             configuration.model_bytes,
-            configuration.data,
+            configuration.data.absolute(),
             configuration.loras,
         )
-        spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        ours, theirs = spawn.Pipe()
-        process = spawn.Process(
-            target=worker.main, args=(theirs, settings), name=self.name, daemon=True
-        )
-        process.start()
-        theirs.close()
+        process: Any
+        if configuration.ray:
+            process = replicas.RemoteProcess(settings)
+            ours = process.connection
+        else:
+            spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(
+                target=worker.main, args=(theirs, settings), name=self.name, daemon=True
+            )
+            process.start()
+            theirs.close()
         with self._sending:
             if self._connection is not None:
                 self._connection.close()
