@@ -36,6 +36,7 @@ def configuration(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Con
         data=tmp_path_factory.mktemp("data"),
         models=(models,),
         loras=tmp_path_factory.mktemp("loras"),
+        upscalers=tmp_path_factory.mktemp("upscalers"),
         model="tiny",
         devices=("cpu",),
         dtype="float32",  # as checkpoints.load, with which pictures are compared

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import webuiapi
 from PIL import Image
 from sending import LONG, png
 from starlette.testclient import TestClient
 
+from pellucid.esrgan import RRDBConfig, RRDBNet
 from pellucid.serve.engine import Engine
 
 
@@ -46,8 +50,11 @@ def test_webuiapi_draws(api: webuiapi.WebUIApi) -> None:
     assert "Seed: 4" in read.info
 
 
-def test_webuiapi_lists(api: webuiapi.WebUIApi) -> None:
+def test_webuiapi_lists(api: webuiapi.WebUIApi, model_file: Path) -> None:
     assert {"tiny", "other"} <= {model["model_name"] for model in api.get_sd_models()}
+    (tiny,) = [model for model in api.get_sd_models() if model["model_name"] == "tiny"]
+    assert tiny["sha256"] == hashlib.sha256(model_file.read_bytes()).hexdigest()
+    assert tiny["title"] == f"tiny.safetensors [{tiny['hash']}]"
     assert "Euler a" in [sampler["name"] for sampler in api.get_samplers()]
     assert "Karras" in [each["label"] for each in api.get_schedulers()]
     assert api.get_options()["sd_model_checkpoint"] == "tiny"
@@ -55,10 +62,11 @@ def test_webuiapi_lists(api: webuiapi.WebUIApi) -> None:
     assert api.get_options()["sd_model_checkpoint"] == "other"
     made = api.txt2img(prompt="x", width=16, height=16)
     assert made.info["sd_model_name"] == "other"
+    assert made.info["sd_model_hash"] == tiny["hash"]  # a copy
     api.set_options({"sd_model_checkpoint": "tiny"})
     assert api.get_progress()["progress"] == 0.0
     assert api.get_memory()["ram"]["total"] > 0
-    assert {"Lanczos", "Nearest"} <= {each["name"] for each in api.get_upscalers()}
+    assert {"Lanczos", "Nearest", "Diffusion"} <= {each["name"] for each in api.get_upscalers()}
 
 
 def test_fields_do_what_they_say(client: TestClient) -> None:
@@ -200,3 +208,24 @@ def test_bad_input_has_a1111s_shape(
     reply = client.post(f"/sdapi/v1/{path}", json=body)
     assert reply.status_code == 422, reply.text
     assert list(reply.json()) == ["detail"] and said in reply.json()["detail"]
+
+
+def test_an_upscaler_of_the_folder(client: TestClient, engine: Engine) -> None:
+    assert engine.configuration.upscalers is not None
+    network = RRDBNet(RRDBConfig(width=8, blocks=2, growth=4))
+    torch.save(network.state_dict(), engine.configuration.upscalers / "4x-Thin.pth")
+    names = [each["name"] for each in client.get("/sdapi/v1/upscalers").json()]
+    assert names[-1] == "4x-Thin"
+    fields = client.get("/api/models/tiny/capabilities").json()["fields"]
+    (field,) = [each for each in fields if each["name"] == "hires_upscaler"]
+    assert field["choices"][-1] == "4x-Thin.pth"
+    body = {"prompt": "a rabbit", "seed": 1, "steps": 2, "enable_hr": True, "hr_scale": 2}
+    made = client.post("/sdapi/v1/txt2img", json=body | {"hr_upscaler": "4x-Thin"}).json()
+    (image,) = made["images"]
+    assert opened(image).size == (32, 32) and made["warnings"] == []
+    record = json.loads(opened(image).info["pellucid"])
+    assert record["hires_upscaler"] == "4x-Thin.pth"
+    plain = client.post("/sdapi/v1/txt2img", json=body | {"hr_upscaler": "Lanczos"}).json()
+    assert plain["images"] != made["images"]
+    absent = client.post("/sdapi/v1/txt2img", json=body | {"hr_upscaler": "5x.pth"})
+    assert absent.status_code == 422 and "4x-Thin.pth" in absent.json()["detail"]

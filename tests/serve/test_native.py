@@ -158,6 +158,27 @@ def test_history_pages_search_and_bin(client: TestClient, drawn: Drawn) -> None:
     assert client.get(jobs[0]["pictures"][0]["url"]).status_code == 200
 
 
+def test_each_picture_of_a_job_can_be_a_favourite(client: TestClient, drawn: Drawn) -> None:
+    job = drawn({"prompt": "ein Lieblingsbild", "count": 2})
+
+    def marked(number: int, favourite: bool) -> tuple[list[bool], bool]:
+        body = {"favourite": favourite}
+        found = client.patch(f"/api/jobs/{job['id']}/pictures/{number}", json=body).json()
+        return [picture["favourite"] for picture in found["pictures"]], found["favourite"]
+
+    assert marked(1, True) == ([False, True], True)
+    assert marked(0, True) == ([True, True], True)
+    query = {"q": "Lieblingsbild", "favourite": True}
+    assert client.get("/api/jobs", params=query).json()["total"] == 1
+    assert marked(1, False) == ([True, False], True)
+    assert marked(0, False) == ([False, False], False)
+    assert client.get("/api/jobs", params=query).json()["total"] == 0
+    whole = client.patch(f"/api/jobs/{job['id']}", json={"favourite": True}).json()
+    assert [picture["favourite"] for picture in whole["pictures"]] == [True, True]
+    absent = client.patch(f"/api/jobs/{job['id']}/pictures/2", json={"favourite": True})
+    assert absent.status_code == 404
+
+
 def test_a_picture_that_two_jobs_have_outlives_one_of_them(
     client: TestClient, drawn: Drawn
 ) -> None:
@@ -246,6 +267,9 @@ def test_explanation(client: TestClient, drawn: Drawn) -> None:
     assert "Two names for one thing have" in reply.text
     assert reply.text.lower().startswith("<!doctype html>")
     assert reply.headers["content-security-policy"].startswith("sandbox")
+    data = client.get(job["explanation"], params={"format": "json"})
+    assert data.headers["content-type"] == "application/json"
+    assert [run["prompt"] for run in data.json()["runs"]] == ["a rabbit", "a red apple"]
     plain = drawn(request)
     assert plain["explanation"] is None
     assert client.get(f"/api/jobs/{plain['id']}/explanation").status_code == 404
@@ -333,7 +357,7 @@ def test_a_full_queue_says_when_to_come_back(client: TestClient, engine: Engine)
 def test_the_text_about_the_interface_is_complete(client: TestClient) -> None:
     text = (Path(__file__).parents[2] / "docs" / "native_api.md").read_text("utf-8")
     written = {
-        (method, re.sub(r"\b(ID|NAME)\b", "*", path))
+        (method, re.sub(r"\b(ID|NAME|NUMBER)\b", "*", path))
         for method, path in re.findall(r"`(GET|POST|PATCH|DELETE) (/[^`?]*)[^`]*`", text)
     }
     paths = client.get("/api/openapi.json").json()["paths"]

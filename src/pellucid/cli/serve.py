@@ -62,6 +62,7 @@ def serve(
         "models": (mine.models,),  # the folders of all commands
         "loras": mine.loras,
         "embeddings": mine.embeddings,
+        "upscalers": mine.upscalers,
         **mine.serve,
     }
     given |= {

@@ -32,7 +32,7 @@ from pellucid.request import (
     with_files,
 )
 from pellucid.serve.configuration import Configuration
-from pellucid.serve.library import Library, ModelFile
+from pellucid.serve.library import Library, ModelFile, UnknownName
 from pellucid.serve.pictures import Pictures
 from pellucid.serve.queue import Job, Kind
 from pellucid.serve.worker import ModelSpec, Task
@@ -198,8 +198,12 @@ class Acceptance:
         if kind == "embeddings":
             return str(self.library.embedding(name))
         if field == "hires_upscaler":
-            methods = ", ".join(hires.UPSCALERS)
-            raise ValueError(FieldMessage("{hires_upscaler} must be one of {all}", all=methods))
+            try:
+                return str(self.library.upscaler(name))
+            except UnknownName:
+                known = ", ".join((*hires.UPSCALERS, *upscaler_names(self.library)))
+                said = FieldMessage("{hires_upscaler} must be one of {all}", all=known)
+                raise ValueError(said) from None
         raise ValueError(FieldMessage(f"{{{field}}} must not be given on this server"))
 
     def task(self, job: Job) -> Task:
@@ -216,6 +220,11 @@ class Acceptance:
             versus=None if versus is None else self.located(Request.model_validate(versus)),
             previews=bool(job.options.get("previews")),
         )
+
+
+def upscaler_names(library: Library) -> list[str]:
+    """The upscalers of a library as a request names them: with their ending."""
+    return [f"{name}{path.suffix}" for name, path in library.upscalers().items()]
 
 
 def pixels(request: ResolvedRequest) -> int:
@@ -253,7 +262,9 @@ def _given(request: Request) -> dict[str, Any]:
 
 def _names(request: Request) -> dict[str, Any]:
     """The fields of a request that name files."""
-    files = set(file_fields(type(request))) - {"hires_upscaler"}  # which names a method here
+    files = set(file_fields(type(request)))
+    if not hires.is_file(request.hires_upscaler):
+        files.discard("hires_upscaler")  # a method
     given = request.model_dump(mode="json", include=files)
     return {name: value for name, value in given.items() if value not in (None, [])}
 

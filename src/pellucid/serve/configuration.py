@@ -41,6 +41,7 @@ class Configuration(BaseModel):
     models: tuple[Path, ...] = _setting("A folder of models.", ())
     loras: Path | None = _setting("The folder of LoRAs.")
     embeddings: Path | None = _setting("The folder of textual-inversion embeddings.")
+    upscalers: Path | None = _setting("The folder of upscalers of the ESRGAN family.")
     model: str | None = _setting("The model for jobs that name none. Default: the included one.")
     predictions: dict[str, Literal["eps", "x0", "v", "flow"]] = _setting(
         "What the networks of models predict whose files do not say it, by name.", {}

@@ -24,6 +24,7 @@ from pellucid.runtime.devices import choose_device
 from pellucid.serve import replicas, worker
 from pellucid.serve.acceptance import Acceptance, Asked
 from pellucid.serve.configuration import Configuration
+from pellucid.serve.hashes import Hashes
 from pellucid.serve.library import Library
 from pellucid.serve.pictures import Pictures
 from pellucid.serve.queue import ENDED, Job, Queue, State
@@ -100,9 +101,11 @@ class Engine:
             configuration.loras,
             configuration.embeddings,
             configuration.predictions,
+            configuration.upscalers,
         )
         self.acceptance = Acceptance(configuration, self.library, self.pictures)
         self.queue = Queue(folder / "queue.sqlite")
+        self.hashes = Hashes(self.queue)
         self.live: dict[str, Live] = {}
         self.stopping = False
         self.changed = threading.Condition()
@@ -222,6 +225,13 @@ class Engine:
         self.publish(Event("job", id))
         if "priority" in values:
             self.publish(Event("queue"))
+        return True
+
+    def mark_picture(self, id: str, position: int, favourite: bool) -> bool:
+        """As `Queue.mark_picture`."""
+        if not self.queue.mark_picture(id, position, favourite):
+            return False
+        self.publish(Event("job", id))
         return True
 
     def forget(self, id: str) -> bool:

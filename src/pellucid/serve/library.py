@@ -60,10 +60,12 @@ class Library:
         loras: Path | None = None,
         embeddings: Path | None = None,
         predictions: Mapping[str, str] | None = None,
+        upscalers: Path | None = None,
     ) -> None:
         self._folders = tuple(models)
         self._predictions = dict(predictions or {})
         self.lora_folder, self._embedding_folder = loras, embeddings
+        self._upscaler_folder = upscalers
         self._lock = threading.Lock()
         self._models: dict[str, ModelFile] = {}
         self.scan()
@@ -112,6 +114,14 @@ class Library:
     def embedding(self, name: str) -> Path:
         """The file of an embedding. Raises UnknownName."""
         return _chosen(name, self.embeddings(), "embedding")
+
+    def upscalers(self) -> dict[str, Path]:
+        """The upscalers of the ESRGAN family by name."""
+        return _weights_in(self._upscaler_folder)
+
+    def upscaler(self, name: str) -> Path:
+        """The file of an upscaler. Raises UnknownName."""
+        return _chosen(name, self.upscalers(), "upscaler")
 
 
 def _models_in(folder: Path) -> list[Path]:

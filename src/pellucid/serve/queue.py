@@ -61,6 +61,7 @@ create table if not exists pictures (
   seed integer not null,
   width integer not null,
   height integer not null,
+  favourite integer not null default 0,
   primary key (job, position)
 );
 create index if not exists used on pictures (picture);
@@ -81,6 +82,7 @@ class Picture(NamedTuple):
     seed: int
     width: int
     height: int
+    favourite: bool = False
 
 
 @dataclass
@@ -148,6 +150,11 @@ class Queue:
         self._db.executescript(SCHEMA)
         if "fault" not in [row["name"] for row in self._rows("pragma table_info(jobs)")]:
             self._db.execute("alter table jobs add column fault text")  # of an older version
+        if "favourite" not in [row["name"] for row in self._rows("pragma table_info(pictures)")]:
+            self._db.executescript(
+                "alter table pictures add column favourite integer not null default 0; update pictures "
+                "set favourite = coalesce((select favourite from jobs where id = job), 0)"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -251,11 +258,11 @@ class Queue:
                 some = ids[first : first + 500]
                 marks = ", ".join("?" * len(some))
                 for job, *picture in self._rows(
-                    "select job, picture, seed, width, height from pictures "
+                    "select job, picture, seed, width, height, favourite from pictures "
                     f"where job in ({marks}) order by job, position",
                     some,
                 ):
-                    made[job].append(Picture(*picture))
+                    made[job].append(Picture(*picture[:-1], bool(picture[-1])))
             return jobs
 
     @staticmethod
@@ -306,7 +313,7 @@ class Queue:
             if done.rowcount:
                 db.execute("delete from pictures where job = ?", (id,))
                 db.executemany(
-                    "insert into pictures values (?, ?, ?, ?, ?, ?)",
+                    "insert into pictures values (?, ?, ?, ?, ?, ?, ?)",
                     [(id, i, *picture) for i, picture in enumerate(pictures)],
                 )
         return bool(done.rowcount)
@@ -369,10 +376,27 @@ class Queue:
     # ------------------------------------------------------------ marks
 
     def mark(self, id: str, **values: Any) -> bool:
-        """Set `favourite`, `deleted` or `priority`; False: there is no such job."""
+        """Set `favourite` (of all its pictures), `deleted` or `priority`; False: there is no such
+        job."""
         named = ", ".join(f"{name} = ?" for name in values)
         with self._change() as db:
             done = db.execute(f"update jobs set {named} where id = ?", [*values.values(), id])
+            if "favourite" in values:
+                change = "update pictures set favourite = ? where job = ?"
+                db.execute(change, (values["favourite"], id))
+        return bool(done.rowcount)
+
+    def mark_picture(self, id: str, position: int, favourite: bool) -> bool:
+        """Mark a picture of a job, counted from 0; False: there is none. The job is a favourite if one
+        of its pictures is."""
+        with self._change() as db:
+            change = "update pictures set favourite = ? where job = ? and position = ?"
+            done = db.execute(change, (favourite, id, position))
+            db.execute(
+                "update jobs set favourite = exists "
+                "(select 1 from pictures where job = id and favourite) where id = ?",
+                (id,),
+            )
         return bool(done.rowcount)
 
     def forget(self, id: str) -> list[str]:

@@ -49,6 +49,7 @@ export const job = (id) => call("GET", `jobs/${id}`);
 export const cancel = (id) => call("POST", `jobs/${id}/cancel`);
 export const retry = (id) => call("POST", `jobs/${id}/retry`);
 export const mark = (id, values) => call("PATCH", `jobs/${id}`, values);
+export const markPicture = (id, index, values) => call("PATCH", `jobs/${id}/pictures/${index}`, values);
 export const remove = (id) => call("DELETE", `jobs/${id}`);
 export const steps = (id) => call("GET", `jobs/${id}/steps`);
 export const queue = () => call("GET", "queue");

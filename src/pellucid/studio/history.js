@@ -16,13 +16,14 @@ export async function useSettings(request, model, { models, able }) {
 function Details({ picture, onChange, onClose }) {
   const store = useStore();
   const mark = (values) => attempt(async () => { await api.mark(picture.job, values); onChange(); });
+  const favour = () => attempt(async () => { await api.markPicture(picture.job, picture.index, { favourite: !picture.favourite }); onChange(); });
   const { request } = picture;
   return html`<aside class="card stack" aria-label="The chosen picture"><div class="head" style="margin:0"><h2>Picture</h2><button class="plain" onClick=${onClose}>Close</button></div>
     <div class="stage"><${Picture} url=${picture.url} width=${picture.width} alt=${picture.prompt} /></div>
     <div class="row">${picture.deleted
       ? html`<button onClick=${() => mark({ deleted: false })}>Take out of the bin</button><button onClick=${() => confirm("Delete this picture for good?") && attempt(async () => { await api.remove(picture.job); onClose(); onChange(); })}>Delete for good</button>`
       : html`<button class="main" onClick=${() => useSettings(request, picture.model, store)}>Use these settings again</button>
-        <button aria-pressed=${picture.favourite} onClick=${() => mark({ favourite: !picture.favourite })}>${picture.favourite ? "★" : "☆"} Favourite</button>
+        <button aria-pressed=${picture.favourite} onClick=${favour}>${picture.favourite ? "★" : "☆"} Favourite</button>
         <a class="button" href=${`#look/${picture.key}`}>Look inside</a><a class="button" href=${`#change/${picture.key}`}>Change it</a>
         <a class="button" href=${picture.url} download=${`${picture.seed}.png`}>Download</a><a class="button" href=${api.pictureUrl(picture.id, { metadata: false })} download=${`${picture.seed}.png`} title="The file says nothing of how it was made">Without metadata</a>
         <button class="plain" onClick=${() => mark({ deleted: true })}>To the bin</button>`}</div>
@@ -36,10 +37,11 @@ export function History() {
   const [search, setSearch] = useState(""), [only, setOnly] = useState("all");
   const [list, setList] = useState([]), [next, setNext] = useState(null), [chosen, setChosen] = useState(null), [read, setRead] = useState(null);
   const ask = (before) => api.jobs({ q: search, state: "done", favourite: only === "favourites" ? true : undefined, deleted: only === "bin", before, limit: 60 });
-  const load = () => attempt(async () => { const r = await ask(), found = shown(r.jobs); setList(found); setNext(r.next); setChosen((c) => found.find((p) => p.key === c?.key) ?? null); });
+  const wanted = (jobs) => shown(jobs).filter((p) => only !== "favourites" || p.favourite);
+  const load = () => attempt(async () => { const r = await ask(), found = wanted(r.jobs); setList(found); setNext(r.next); setChosen((c) => found.find((p) => p.key === c?.key) ?? null); });
   const finished = [...store.jobs.values()].filter((j) => j.state === "done").length;
   useEffect(() => { const timer = setTimeout(load, 150); return () => clearTimeout(timer); }, [search, only, finished]);
-  const more = () => attempt(async () => { const r = await ask(next); setList([...list, ...shown(r.jobs)]); setNext(r.next); });
+  const more = () => attempt(async () => { const r = await ask(next); setList([...list, ...wanted(r.jobs)]); setNext(r.next); });
   const dropped = (u) => { const s = u.settings ?? null; if (s?.program) setRead(s); else toast("This picture holds no settings", true); };
   return html`<div class="stack"><div class="head"><h1>History</h1><${DropZone} take=${dropped} label="Read the settings of a picture…"><span class="small soft">Drop a picture of A1111, ComfyUI, InvokeAI, Fooocus or Pellucid here. </span></${DropZone}></div>
     <div class="row"><div class="grow"><label class="hidden" for="search">Search in prompts and settings</label><input id="search" type="search" placeholder="Search in prompts and settings" value=${search} onInput=${(e) => setSearch(e.target.value)} /></div>

@@ -141,7 +141,7 @@ export function alone(job, index) {
 /** The pictures of a job, each with what the views show of it. */
 export const picturesOf = (job) =>
   job.pictures.map((p, index) => ({ ...p, job: job.id, index, key: `${job.id}/${index}`, prompt: job.request.prompt ?? "", model: job.model,
-    request: alone(job, index), resolved: job.resolved, favourite: job.favourite, deleted: job.deleted }));
+    request: alone(job, index), resolved: job.resolved, deleted: job.deleted }));
 
 /** The picture at an address like "#look/JOB/INDEX". */
 export async function pictureAt([id, index]) {

@@ -293,6 +293,8 @@ def _asked(engine: Engine, options: Options, body: TextToImage) -> tuple[list[As
     warnings += _idle(body, given)
     model = settings["sd_model_checkpoint"]
     fields = _fields(given, warnings)
+    if (upscaler := engine.library.upscalers().get(fields.get("hires_upscaler", ""))) is not None:
+        fields["hires_upscaler"] += upscaler.suffix
     if settings["CLIP_stop_at_last_layers"] > 1:
         fields["clip_skip"] = settings["CLIP_stop_at_last_layers"]
     if given.get("refiner_checkpoint") not in (None, "", "None"):
@@ -502,12 +504,12 @@ def _reply(
     return {
         "images": images,
         "parameters": given,
-        "info": json.dumps(_info(jobs, texts)),
+        "info": json.dumps(_info(engine, jobs, texts)),
         "warnings": list(dict.fromkeys(said)),
     }
 
 
-def _info(jobs: list[Job], texts: list[str]) -> dict[str, Any]:
+def _info(engine: Engine, jobs: list[Job], texts: list[str]) -> dict[str, Any]:
     """A1111's description of a run."""
     first = jobs[0].resolved
     seeds = [picture.seed for job in jobs for picture in job.pictures] or [first["seed"]]
@@ -535,7 +537,7 @@ def _info(jobs: list[Job], texts: list[str]) -> dict[str, Any]:
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": jobs[0].model,
-        "sd_model_hash": "",
+        "sd_model_hash": (engine.hashes.of(engine.library.model(jobs[0].model)) or "")[:10],
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
@@ -628,17 +630,21 @@ def set_options(engine: Server, given: dict[str, Any]) -> dict[str, Any]:
 @router.get("/sd-models")
 def models(engine: Server) -> list[dict[str, Any]]:
     """The models."""
-    return [
-        {
-            "title": file.path.name,
-            "model_name": file.name,
-            "hash": None,
-            "sha256": None,
-            "filename": file.path.name,
-            "config": None,
-        }
-        for file in engine.library.models()
-    ]
+    listed = []
+    for file in engine.library.models():
+        digest = engine.hashes.of(file)
+        short = None if digest is None else digest[:10]
+        listed.append(
+            {
+                "title": file.path.name if short is None else f"{file.path.name} [{short}]",
+                "model_name": file.name,
+                "hash": short,
+                "sha256": digest,
+                "filename": file.path.name,
+                "config": None,
+            }
+        )
+    return listed
 
 
 @router.get("/samplers")
@@ -688,10 +694,11 @@ def embeddings(engine: Server) -> dict[str, Any]:
 
 
 @router.get("/upscalers")
-def upscalers() -> list[dict[str, Any]]:
+def upscalers(engine: Server) -> list[dict[str, Any]]:
     """What enlarges pictures between two passes."""
     fixed = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
-    return [{"name": name, **fixed} for name in ("None", *map(str.title, hires.PICTURE))]
+    names = ("None", *map(str.title, (*hires.PICTURE, hires.DIFFUSION)))
+    return [{"name": name, **fixed} for name in (*names, *engine.library.upscalers())]
 
 
 @router.get("/latent-upscale-modes")

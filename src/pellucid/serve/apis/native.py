@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -28,7 +29,7 @@ from pellucid.plugins import nearest
 from pellucid.request import MAX_PROMPT, Request, chosen_seed, resolve
 from pellucid.schedule import Schedule
 from pellucid.serve import events
-from pellucid.serve.acceptance import Asked
+from pellucid.serve.acceptance import Asked, upscaler_names
 from pellucid.serve.capabilities import capabilities
 from pellucid.serve.engine import Engine, Event, QueueFull
 from pellucid.serve.library import UnknownName
@@ -37,6 +38,8 @@ from pellucid.serve.queue import ENDED, Fault, Job, Kind, Search, State
 from pellucid.serve.replies import Json, Problem, Refused, Server, answer_errors, problem_of
 
 PREFIX = "/api"
+RECORD = re.compile('<script type="application/json" id="record">(.*?)</script>', re.DOTALL)
+"""The data of a page, as `html.pages` writes them."""
 CELLS = 100
 """Cells of a grid at most."""
 
@@ -75,7 +78,7 @@ class NewJob(_Strict):
 class Changes(_Strict):
     """What to change in a job; what is left out stays."""
 
-    favourite: bool | None = None
+    favourite: bool | None = Field(None, description="Of all its pictures.")
     deleted: bool | None = Field(
         None, description="true: into the bin, and cancelled if it has not ended; false: out."
     )
@@ -85,6 +88,12 @@ class Changes(_Strict):
     )
 
 
+class PictureChanges(_Strict):
+    """What to change in a picture of a job."""
+
+    favourite: bool
+
+
 class MadePicture(BaseModel):
     """A picture of a job."""
 
@@ -92,6 +101,7 @@ class MadePicture(BaseModel):
     seed: int
     width: int
     height: int
+    favourite: bool
     url: str = Field(description="Where to get it, on this server.")
 
 
@@ -252,6 +262,7 @@ def view(engine: Engine, job: Job, places: dict[str, tuple[int, float | None]]) 
                 seed=each.seed,
                 width=each.width,
                 height=each.height,
+                favourite=each.favourite,
                 url=f"{PREFIX}/pictures/{each.picture}",
             )
             for each in job.pictures
@@ -327,7 +338,11 @@ def of_model(engine: Server, name: Name) -> dict[str, Any]:
         file = engine.library.model(name)
     except UnknownName as error:
         raise Refused(404, str(error)) from None
-    return capabilities(file.outline, engine.configuration) | {"name": file.name}
+    able = capabilities(file.outline, engine.configuration) | {"name": file.name}
+    for field in able["fields"]:
+        if field["name"] == "hires_upscaler":
+            field["choices"] += upscaler_names(engine.library)
+    return able
 
 
 @about_router.get("/schedules")
@@ -434,6 +449,17 @@ def change(engine: Server, id: Id, changes: Changes) -> JobView:
     return viewed(engine, id)
 
 
+@jobs_router.patch("/jobs/{id}/pictures/{number}")
+def change_picture(
+    engine: Server, id: Id, number: Annotated[int, InPath(ge=0, le=1000)], changes: PictureChanges
+) -> JobView:
+    """Change the marks of a picture of a job; `number` counts from 0."""
+    found(engine, id)
+    if not engine.mark_picture(id, number, changes.favourite):
+        raise Refused(404, f"the job has no picture {number}")
+    return viewed(engine, id)
+
+
 @jobs_router.delete("/jobs/{id}", status_code=204)
 def delete(engine: Server, id: Id) -> Response:
     """Delete a job of the bin, and its pictures, for good."""
@@ -468,11 +494,20 @@ def steps(engine: Server, id: Id) -> dict[str, Any]:
 
 
 @jobs_router.get("/jobs/{id}/explanation", response_class=Response)
-def explanation(engine: Server, id: Id) -> Response:
+def explanation(
+    engine: Server,
+    id: Id,
+    format: Annotated[Literal["html", "json"], Query(description="json: the data alone.")] = "html",
+) -> Response:
     """The page of a job of kind "explain". It needs nothing else, and runs in a sandbox."""
     job, path = found(engine, id), engine.explanation(id)
     if job.state != "done" or not path.is_file():
         raise Refused(404, "the job has no explanation, or not yet")
+    if format == "json":
+        data = RECORD.search(path.read_text("utf-8"))
+        if data is None:
+            raise Refused(404, "the page of this job has no data")
+        return Response(data[1], media_type="application/json")
     policy = (
         "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; "
         "style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
