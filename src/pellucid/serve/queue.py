@@ -262,7 +262,7 @@ class Queue:
                     f"where job in ({marks}) order by job, position",
                     some,
                 ):
-                    made[job].append(Picture(*picture[:-1], bool(picture[-1])))
+                    made[job].append(Picture(*picture[:4], favourite=bool(picture[4])))
             return jobs
 
     @staticmethod

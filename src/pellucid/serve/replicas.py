@@ -30,7 +30,7 @@ class Replica:
             suppress(EOFError, BrokenPipeError, ConnectionResetError),
             Client(address, authkey=key) as connection,
         ):
-            Worker(connection, settings).run()  # type: ignore[arg-type]
+            Worker(connection, settings).run()
 
 
 class RemoteProcess:
