@@ -443,6 +443,8 @@ def unpacked(value: dict[str, Any]) -> np.ndarray:
 def test_the_record_as_json(told: Explanation) -> None:
     record = json.loads(json.dumps(told.record()))
     assert record["request"]["seed"] == 5
+    evaluations = [step.evaluations for step in told.steps]
+    assert [step["evaluations"] for step in record["steps"]] == evaluations
     for step, written in zip(told.steps, record["steps"], strict=True):
         for name in ("x", "x0", "cond", "uncond", "eps_cond", "eps_uncond", "after"):
             assert np.array_equal(unpacked(written[name]), getattr(step, name).numpy())

@@ -269,6 +269,10 @@ def test_the_record_goes_to_json_and_back(report: NoiseReport) -> None:
     text = report.model_dump_json()
     again = NoiseReport.model_validate_json(text)
     assert again.model_dump_json() == text
+    older = json.loads(text)
+    older |= {"walk": older.pop("trajectory"), "kinds": older.pop("noise_types")}
+    older["estimates"]["looks"] = older["estimates"].pop("by_time")
+    assert NoiseReport.model_validate(older).model_dump_json() == text
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert np.array_equal(np.asarray(again.picture), np.asarray(report.picture))
     assert again.schedules[0].strip[1].tobytes() == report.schedules[0].strip[1].tobytes()

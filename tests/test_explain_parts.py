@@ -23,7 +23,7 @@ from pellucid.data.emoji import concept_names
 from pellucid.evaluate.evaluation import read_prompts
 from pellucid.explain import autoencoder, clip
 from pellucid.explain import parts_page as page
-from pellucid.explain.autoencoder import RoundTrip
+from pellucid.explain.autoencoder import Cost, RoundTrip
 from pellucid.explain.clip import Similarity
 from pellucid.explain.operations import count_operations, on_meta
 from pellucid.html.numbers import people
@@ -179,6 +179,18 @@ def test_operations_are_those_counted_by_hand(trip: RoundTrip, model: Model) -> 
     assert (found.pixel_values, found.latent_values) == (3 * 40 * 30, 4 * 20 * 15)
     assert (found.pixel_bytes, found.latent_bytes) == (3600, 2400)
     assert found.evaluations == 2 * 3  # three steps with guidance
+
+
+def test_costs_have_one_name_in_json_and_older_files_are_read(trip: RoundTrip) -> None:
+    written = trip.cost.model_dump(mode="json")
+    assert set(written) == set(Cost.model_fields)
+    names = {
+        "latent_operations": "latent_look",
+        "pixel_operations": "pixel_look",
+        "evaluations": "looks",
+    }
+    older = {names.get(name, name): value for name, value in written.items()}
+    assert Cost.model_validate(older) == trip.cost == Cost.model_validate(written)
 
 
 def test_counting_needs_no_memory(model: Model) -> None:

@@ -149,15 +149,18 @@ def check_clip_guidance(model: Model, request: ResolvedRequest) -> None:
         raise ValueError(
             f"clip_guidance does not work with the sampler {request.sampler!r}; with ddim it does"
         )
+    missing = missing_for_clip_guidance(model)
+    if missing is not None:
+        raise ValueError(f"clip_guidance needs {missing}, which {model.name} does not have")
+
+
+def missing_for_clip_guidance(model: Model) -> str | None:
+    """What CLIP guidance needs and the model does not have; None: it has all."""
     if model.vision is None:
-        raise ValueError(
-            f"clip_guidance needs CLIP's picture tower, which {model.name} does not have"
-        )
+        return "CLIP's picture tower"
     if model.text.text_projection is None or model.text_2 is not None:
-        raise ValueError(
-            f"clip_guidance needs a single text tower with a projection, which {model.name} does "
-            "not have"
-        )
+        return "a single text tower with a projection"
+    return None
 
 
 # ---------------------------------------------------------------- what the user should know

@@ -49,11 +49,11 @@ class Cost(Record):
     """Operations of the encoder."""
     decode: int
     """Operations of the decoder."""
-    latent_operations: Annotated[int, Field(alias="latent_look")]
+    latent_operations: Annotated[int, Field(validation_alias="latent_look")]
     """Operations of the denoising network in one evaluation on the latents."""
-    pixel_operations: Annotated[int | None, Field(alias="pixel_look")]
+    pixel_operations: Annotated[int | None, Field(validation_alias="pixel_look")]
     """On an input as large as the picture; None if the network does not support that size."""
-    evaluations: Annotated[int, Field(alias="looks")]
+    evaluations: Annotated[int, Field(validation_alias="looks")]
     """Network evaluations for a picture by the model's defaults: steps, twice with guidance."""
 
 

@@ -21,7 +21,8 @@ Picture = Annotated[Image.Image, PlainValidator(_picture), PlainSerializer(to_da
 class Record(BaseModel):
     """Fields that do not change: `model_dump_json()` writes them, `model_validate_json()` reads.
 
-    An alias is the name of a field in JSON. Infinity, which JSON does not have, is a string there.
+    A `validation_alias` is the name of a field in JSON of older versions. Infinity, which JSON does not
+    have, is a string there.
     """
 
     model_config = ConfigDict(
@@ -30,5 +31,4 @@ class Record(BaseModel):
         ser_json_inf_nan="strings",
         validate_by_name=True,
         validate_by_alias=True,
-        serialize_by_alias=True,
     )

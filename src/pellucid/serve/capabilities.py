@@ -13,15 +13,15 @@ from pellucid import hires, samplers
 from pellucid.inpaint import sees_masks
 from pellucid.model import Model
 from pellucid.noise import NOISES
-from pellucid.plan import check_clip_guidance
-from pellucid.request import Request, declared, draws_any_size, resolve, unit_of
+from pellucid.plan import missing_for_clip_guidance
+from pellucid.request import Request, declared, draws_any_size, unit_of
 from pellucid.schedule import SPACINGS
 from pellucid.serve.configuration import Configuration
 
 
 def capabilities(model: Model, limits: Configuration) -> dict[str, Any]:
     """What clients need to know of a model, as JSON values."""
-    d = model.defaults
+    d, schema = model.defaults, Request.model_json_schema()["properties"]
     return {
         "name": model.name,
         "prediction": model.prediction,
@@ -39,7 +39,9 @@ def capabilities(model: Model, limits: Configuration) -> dict[str, Any]:
         "words": None if model.lexicon is None else [e.names[0] for e in model.lexicon.entries],
         "inpainting_model": sees_masks(model),
         "fields": [
-            _field(name, model, limits) for name in Request.model_fields if _has(model, name)
+            _field(name, schema[name], model, limits)
+            for name in Request.model_fields
+            if _has(model, name)
         ],
         "samplers": [_sampler(name) for name in samplers.names()],
     }
@@ -48,25 +50,16 @@ def capabilities(model: Model, limits: Configuration) -> dict[str, Any]:
 def _has(model: Model, name: str) -> bool:
     """Whether a field can do something with this model."""
     if name == "clip_guidance":
-        return _accepts_clip_guidance(model)
+        return missing_for_clip_guidance(model) is None
     if name == "decoder":
         return model.tiny_vae is not None
     return True
 
 
-def _accepts_clip_guidance(model: Model) -> bool:
-    try:
-        check_clip_guidance(
-            model, resolve(model, Request(clip_guidance=1.0, sampler="ddim", seed=0))
-        )
-    except ValueError:
-        return False
-    return True
-
-
-def _field(name: str, model: Model, limits: Configuration) -> dict[str, Any]:
+def _field(
+    name: str, schema: dict[str, Any], model: Model, limits: Configuration
+) -> dict[str, Any]:
     """A field of a request: what it does, what it may be, and what it is by default."""
-    schema = Request.model_json_schema()["properties"][name]
     kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
     kind = kinds[0]
     facts = {

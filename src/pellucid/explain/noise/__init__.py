@@ -57,8 +57,8 @@ class NoiseReport(Record):
     times: tuple[int, ...]
     """The times, of 1000, at which everything is shown."""
     schedules: tuple[ScheduleCurves, ...]
-    trajectory: Annotated[Trajectory, Field(alias="walk")]
-    noise_types: Annotated[tuple[NoiseType, ...], Field(alias="kinds")]
+    trajectory: Annotated[Trajectory, Field(validation_alias="walk")]
+    noise_types: Annotated[tuple[NoiseType, ...], Field(validation_alias="kinds")]
     spectrum: Spectrum
     """The picture's own, for comparison."""
     estimates: Estimates

@@ -57,7 +57,7 @@ class Estimates(Record):
     decoded: Picture
     """Through the autoencoder and back, without noise."""
     decoded_psnr: float
-    by_time: Annotated[tuple[Estimate, ...], Field(alias="looks")]
+    by_time: Annotated[tuple[Estimate, ...], Field(validation_alias="looks")]
 
 
 @torch.no_grad()

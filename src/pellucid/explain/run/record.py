@@ -180,7 +180,7 @@ class Explanation:
 
         A tensor is {"shape", "dtype", "data"}: `data` is base64 of its numbers, little-endian, the
         last index running fastest. The picture is a data: URL of a PNG. "texts" are the words of
-        each text of the prompt, and a step's "text" is its index. "looks" counts network calls.
+        each text of the prompt, and a step's "text" is its index. "evaluations" counts network calls.
         """
         path_x, path_x0 = project(self.trails(self.places))[0]
         pooled = self.text.pooled
@@ -206,7 +206,7 @@ class Explanation:
                     "alpha_after": step.level_after.alpha,
                     "sigma_after": step.level_after.sigma,
                     "text": texts.index(step.words),
-                    "looks": step.evaluations,
+                    "evaluations": step.evaluations,
                     "seconds": step.seconds,
                     "maps": [packed(weights) for weights in step.maps],
                 }

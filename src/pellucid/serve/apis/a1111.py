@@ -7,7 +7,6 @@ guidance, size and sampler that are left out are the model's own, not 50, 7, 512
 from __future__ import annotations
 
 import base64
-import binascii
 import inspect
 import io
 import json
@@ -26,6 +25,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from pellucid import __version__, hires, samplers
+from pellucid.images.data_url import data_of
 from pellucid.images.load import open_header, open_image
 from pellucid.images.metadata import read_metadata
 from pellucid.images.parameters import WORDS, read_parameters
@@ -459,15 +459,15 @@ def _resized(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image
 def _stored(engine: Engine, text: str, field: str) -> str:
     """The name of a picture that was sent as base64, with "data:" before it or without. Raises
     Refused."""
-    if text.startswith("data:image/"):
-        text = text.partition(",")[2]
     try:
-        data = base64.b64decode(text, validate=True)
+        data = data_of(text if text.startswith("data:") else f"data:image/png;base64,{text}")
+    except ValueError as error:
+        message = f"{field}: {error} (addresses are not fetched)"
+        raise Refused(422, message, field) from None
+    try:
         return engine.pictures.add_upload(data, engine.configuration.upload_pixels)[0]
-    except (binascii.Error, ValueError) as error:
-        said = "it is not base64 (addresses are not fetched)"
-        message = said if isinstance(error, binascii.Error) else str(error)
-        raise Refused(422, f"{field}: {message}", field) from None
+    except ValueError as error:
+        raise Refused(422, f"{field}: {error}", field) from None
 
 
 def _mask(engine: Engine, text: str) -> Image.Image:
@@ -608,7 +608,7 @@ def skip(engine: Server) -> dict[str, Any]:
 
 def _current(urls: list[str]) -> str:
     """The first preview as a PNG in base64, as A1111 sends it."""
-    image = open_image(io.BytesIO(base64.b64decode(urls[0].partition(",")[2])))
+    image = open_image(io.BytesIO(data_of(urls[0])))
     return base64.b64encode(encoded(image)).decode()
 
 

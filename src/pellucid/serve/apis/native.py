@@ -109,7 +109,9 @@ class JobView(BaseModel):
     """A job as clients see it."""
 
     id: str
-    number: int = Field(description="Rises from job to job; `before` of the history takes it.")
+    number: int = Field(
+        description="Jobs are numbered as they are accepted; `before` of the history takes it."
+    )
     kind: Kind
     api: str = Field(description="The interface that it came from.")
     model: str
@@ -517,7 +519,7 @@ def explanation(
 
 @jobs_router.get("/jobs/{id}/events", response_class=StreamingResponse)
 async def events_of(engine: Server, id: Id) -> StreamingResponse:
-    """Server-sent events of a job, until it has ended: job, step."""
+    """Server-sent events of a job, until it has ended: job, step, place while it waits, deleted."""
     await run_in_threadpool(found, engine, id)
     return _stream(engine, id)
 

@@ -9,7 +9,6 @@ is refused.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import time
@@ -26,6 +25,7 @@ from starlette.responses import Response, StreamingResponse
 
 from pellucid import __version__
 from pellucid.conditioning import chunked
+from pellucid.images.data_url import data_of
 from pellucid.images.load import open_header, open_image
 from pellucid.plugins import nearest
 from pellucid.request import Request, file_fields
@@ -337,13 +337,11 @@ def _referred(engine: Engine, reference: ImageReference, field: str) -> bytes:
         if path is None:
             raise Refused(404, f"there is no picture {reference.file_id[:80]!r}", field)
         return path.read_bytes()
-    url = reference.image_url or ""
-    if not url.startswith("data:image/") or ";base64," not in url[:100]:
-        raise Refused(400, "image_url must be a data: URL; addresses are not fetched", field)
     try:
-        return base64.b64decode(url.partition(",")[2], validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused(400, "image_url is not base64", field) from None
+        return data_of(reference.image_url or "")
+    except ValueError as error:
+        message = f"image_url must be a data: URL, and addresses are not fetched: {error}"
+        raise Refused(400, message, field) from None
 
 
 def _start(
@@ -439,7 +437,8 @@ async def _stream(engine: Engine, call: Answered, id: str) -> AsyncIterator[byte
     try:
         async with events.watching(engine, id) as queue:
             job = await run_in_threadpool(engine.queue.job, id)
-            while job is not None and job.state not in ENDED:
+            # The events of a job that has ended meanwhile are still in the queue.
+            while job is not None and not (job.state in ENDED and queue.empty()):
                 event = await queue.get()
                 step = event.step
                 if event.kind == "stopping":
@@ -486,7 +485,7 @@ def _event(call: Answered, name: str, data: Mapping[str, Any]) -> bytes:
 def _partial(call: Answered, url: str, job: Job) -> dict[str, Any]:
     """The estimate of a step at the size of the result."""
     size = (job.resolved["width"], job.resolved["height"])
-    image = open_image(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    image = open_image(io.BytesIO(data_of(url)))
     image = image.resize(size, Image.Resampling.LANCZOS)
     data = encoded(image, call.form, quality=call.body.output_compression)
     return {"b64_json": base64.b64encode(data).decode(), "size": f"{size[0]}x{size[1]}"}
