@@ -188,6 +188,9 @@ def test_the_glass_pane_shows_one_run_and_two(tab: Callable[..., Any]) -> None:
     page.get_by_role("link", name="Look inside").click()
     inside = page.frame_locator("iframe[title='Inside this picture']")
     expect(inside.locator("h1")).to_contain_text("a red square")
+    first = page.locator("iframe").get_attribute("src")
+    page.reload()
+    expect(page.locator("iframe")).to_have_attribute("src", first)  # it is not drawn again
     page.get_by_label("Guidance", exact=True).fill("1")
     page.get_by_role("button", name="Draw both").click()
     expect(inside.locator(".run.b").first).to_be_visible()

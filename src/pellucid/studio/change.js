@@ -1,13 +1,14 @@
 /** Change: a picture of one's own or of the history is redrawn, in whole or in part, or between two prompts. */
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
-import { draw, pictureAt, picturesOf, setRequest, toast, useStore } from "./state.js";
+import { draw, pictureAt, picturesOf, toast, useStore } from "./state.js";
 import { Brush, maskFile } from "./brush.js";
 import { Field, Settings, fieldOf } from "./fields.js";
 import { Frame } from "./frame.js";
 import { Stage } from "./make.js";
 import { Choose, Picture, Queue, Wrong } from "./parts.js";
 import { Prompt } from "./prompt.js";
+import { modelOf, promptOf, requestOf } from "./requests.js";
 
 // name: title, the field that the model must have, whether it starts from a picture
 const WAYS = {
@@ -21,7 +22,7 @@ const WAYS = {
 };
 
 export function Change({ arguments: [id, index] }) {
-  const { able, jobs, request } = useStore();
+  const { able, jobs, model, models, request } = useStore();
   const [picture, setPicture] = useState(null);
   const [own, setOwn] = useState({}); // the settings of this view; those of Make stay as they are
   const [way, setWay] = useState("redraw");
@@ -32,58 +33,35 @@ export function Change({ arguments: [id, index] }) {
   const paper = useRef(null);
   const set = (values) => setOwn((o) => ({ ...o, ...values }));
 
-  const take = (p) => {
-    setPicture(p);
-    if (p.request?.prompt && !own.prompt) set({ prompt: p.request.prompt });
-  };
-  useEffect(() => { if (id) pictureAt([id, index]).then((p) => p && take(p)); }, [id, index]);
+  useEffect(() => { if (id) pictureAt([id, index]).then((p) => p && setPicture(p)); }, [id, index]);
 
   if (!able) return null;
   const ways = Object.entries(WAYS).filter(([, [, name]]) => fieldOf(able, name));
   const [, , needsPicture] = WAYS[way];
   const unit = able.size.unit;
   const extend = own.extend ?? [0, 0, 0, 0];
+  const prompt = promptOf(own, picture, request);
   const field = (name) => { const f = fieldOf(able, name); return f && html`<${Field} field=${f} value=${own[name]} error=${error?.field === name ? error.message : null} onChange=${(v) => set({ [name]: v })} />`; };
 
   const submit = async () => {
     setError(null);
     setChosen(0);
     const { image, mask, extend: _, mix, walk, ...shared } = request;
-    const base = { ...shared, prompt: own.prompt ?? request.prompt ?? "" };
+    const form = { base: { ...shared, prompt }, own, picture, share, random: Math.floor(Math.random() * 2 ** 31) };
+    if (needsPicture && !picture) return toast("Choose a picture first", true);
+    if (way === "extend" && !extend.some(Boolean)) return toast("Drag the frame outwards first", true);
+    if (way === "brush" && (!paper.current || paper.current.empty())) return toast("Paint where the picture is redrawn", true);
     try {
-      let wish = base;
-      if (needsPicture) {
-        if (!picture) return toast("Choose a picture first", true);
-        wish = { ...base, image: picture.id };
-        delete wish.width;
-        delete wish.height;
-        for (const name of ["strength", "mask_blur", "mask_grow", "inpaint_fill", "only_masked", "padding"]) if (own[name] !== undefined && (way === "brush" || name === "strength")) wish[name] = own[name];
-      }
-      if (way === "brush") {
-        if (!paper.current || paper.current.empty()) return toast("Paint where the picture is redrawn", true);
-        wish.mask = (await api.upload(await maskFile(paper.current.canvas))).id;
-      }
-      if (way === "extend") {
-        if (!extend.some(Boolean)) return toast("Drag the frame outwards first", true);
-        wish.extend = extend;
-      }
-      if (way === "enlarge") wish = { ...(picture?.request ?? base), ...Object.fromEntries(["hires", "hires_strength", "hires_steps", "hires_upscaler"].filter((n) => own[n] !== undefined).map((n) => [n, own[n]])), hires: own.hires ?? 2, count: 1 };
-      if (way === "variations") wish = { ...(picture?.request ?? base), seed: picture?.seed ?? base.seed ?? 0, count: 1, variation_strength: own.variation_strength ?? 0.2 };
-      if (way === "mix") wish = { ...base, mix: [[own.second ?? "", Math.max(0.01, share / Math.max(0.01, 1 - share))]], ...(own.mix_by ? { mix_by: own.mix_by } : {}) };
-      if (way === "walk") wish = { ...base, walk: own.second ?? "", count: own.count ?? 8 };
-      if (way === "variations") {
-        const first = own.variation_seed ?? Math.floor(Math.random() * 2 ** 31);
-        const made = [];
-        for (let i = 0; i < (own.count ?? 4); i++) made.push(await draw({ ...wish, variation_seed: first + i }));
-        return setJob(made[0].id);
-      }
-      setJob((await draw(wish)).id);
+      if (way === "brush") form.mask = (await api.upload(await maskFile(paper.current.canvas))).id;
+      const made = [];
+      for (const wish of [requestOf[way](form)].flat()) made.push(await draw(wish, modelOf(way, picture, model, models)));
+      setJob(made[0].id);
     } catch (e) { setError(e); }
   };
   const done = jobs.get(job);
   return html`<div class="two"><form class="stack" onSubmit=${(e) => { e.preventDefault(); submit(); }}><h1 class="hidden">Change a picture</h1>
       <div class="row" role="group" aria-label="What to change">${ways.map(([name, [title]]) => html`<button type="button" aria-pressed=${name === way} onClick=${() => { setWay(name); setError(null); }}>${title}</button>`)}</div>
-      <${Prompt} value=${own.prompt ?? request.prompt ?? ""} label=${way === "mix" || way === "walk" ? "First prompt" : "Prompt"} onChange=${(v) => set({ prompt: v })} onSubmit=${submit} />
+      <${Prompt} value=${prompt} label=${way === "mix" || way === "walk" ? "First prompt" : "Prompt"} onChange=${(v) => set({ prompt: v })} onSubmit=${submit} />
       ${(way === "mix" || way === "walk") && html`<${Prompt} name="second" label="Second prompt" rows="2" value=${own.second ?? ""} onChange=${(v) => set({ second: v })} onSubmit=${submit} />`}
       ${way === "mix" && html`<div><label for="share">How much of each</label><input id="share" type="range" min="0" max="1" step="0.05" value=${share} aria-valuetext=${`${Math.round(share * 100)} % of the second prompt`} onInput=${(e) => setShare(+e.target.value)} /><div class="row small soft"><span class="grow">first</span><span class="numbers">${Math.round(share * 100)} % second</span></div></div>${field("mix_by")}`}
       ${(way === "walk" || way === "variations") && html`<div><label for="many">Pictures</label><input id="many" type="number" min="2" max="64" value=${own.count ?? (way === "walk" ? 8 : 4)} onInput=${(e) => set({ count: +e.target.value || undefined })} /></div>`}
@@ -94,12 +72,12 @@ export function Change({ arguments: [id, index] }) {
       <button class="main" type="submit" style="justify-self:start">Draw</button><${Wrong} error=${error} />
       <details><summary>More</summary><div class="stack"><${Settings} error=${error} names=${["steps", "guidance", "sampler", "spacing"]} /></div></details></form>
     <div class="stack">${done && html`<${Stage} job=${done} chosen=${chosen} onChoose=${setChosen} />
-        ${done.state === "done" && done.pictures?.[0] && html`<div class="row"><button onClick=${() => { take(picturesOf(done)[chosen]); setJob(null); }}>Go on with this picture</button><button class="plain" onClick=${() => setJob(null)}>Back to the first picture</button></div>`}`}
+        ${done.state === "done" && done.pictures?.[0] && html`<div class="row"><button onClick=${() => { setPicture(picturesOf(done)[chosen]); setJob(null); }}>Go on with this picture</button><button class="plain" onClick=${() => setJob(null)}>Back to the first picture</button></div>`}`}
       ${!done && (needsPicture || way === "enlarge" || way === "variations") && (picture
         ? html`${way === "brush" ? html`<${Brush} picture=${picture} paper=${paper} />` : way === "extend" ? html`<${Frame} picture=${picture} extend=${extend} unit=${unit} onChange=${(v) => set({ extend: v })} />`
             : html`<div class="stage"><${Picture} url=${picture.url} width=${picture.width} alt=${picture.prompt ?? "The picture that is changed"} /></div>`}
           <button class="plain" style="justify-self:start" onClick=${() => setPicture(null)}>Another picture</button>`
-        : html`<${Choose} onChoose=${take} />`)}
+        : html`<${Choose} onChoose=${setPicture} />`)}
       ${!done && (way === "mix" || way === "walk") && html`<div class="stage"><p class="soft">${way === "mix" ? "One picture of two prompts." : "Pictures on the way from one prompt to the other, from the same noise."}</p></div>`}
       <${Queue} /></div></div>`;
 }

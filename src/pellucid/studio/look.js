@@ -1,7 +1,8 @@
 /** Look: the glass pane. The page of `explain` for a picture, or for two runs of which one setting differs. */
 import { html, useEffect, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
-import { active, pictureAt, useStore } from "./state.js";
+import { active, pictureAt, state, useStore } from "./state.js";
+import { explanationOf } from "./requests.js";
 import { Field, fieldOf } from "./fields.js";
 import { Choose, Facts, Picture, Progress, Wrong } from "./parts.js";
 
@@ -16,8 +17,19 @@ function Pane({ picture, changes }) {
     setFirst(null);
     setError(null);
     const versus = Object.keys(changes).length ? { ...picture.request, ...changes } : null;
-    api.submit({ kind: "explain", model: picture.model, request: picture.request, versus }).then((job) => current && setFirst(job), (e) => current && setError(e));
-    return () => { current = false; };
+    const known = explanationOf(state.jobs.values(), picture.model, picture.request, versus);
+    const leave = (job) => active(state.jobs.get(job.id) ?? job) && api.cancel(job.id).catch(() => {}); // it may just have ended
+    let own = null; // the job of this pane
+    if (known) setFirst(known);
+    else api.submit({ kind: "explain", model: picture.model, request: picture.request, versus }).then((job) => {
+      own = job;
+      if (current) setFirst(job);
+      else leave(job);
+    }, (e) => current && setError(e));
+    return () => {
+      current = false;
+      if (own) leave(own);
+    };
   }, [picture.key, changes]);
   const job = first && (jobs.get(first.id) ?? first);
   if (error) return html`<${Wrong} error=${error} />`;

@@ -118,8 +118,8 @@ export async function start() {
 }
 
 /** Sends a request; Make follows its job. */
-export async function draw(request = state.request) {
-  const job = await api.submit({ model: state.model, request, previews: true });
+export async function draw(request = state.request, model = state.model) {
+  const job = await api.submit({ model, request, previews: true });
   if (!state.jobs.has(job.id)) state.jobs.set(job.id, job); // an event may have been faster
   change({ watched: job.id });
   return job;

@@ -1,0 +1,62 @@
+/** What the views ask for: requests from what a form says. Plain functions, without a page. */
+
+const MASK = ["strength", "mask_blur", "mask_grow", "inpaint_fill", "only_masked", "padding"];
+const SECOND = ["hires", "hires_strength", "hires_steps", "hires_upscaler"];
+
+const given = (own, names) => Object.fromEntries(names.filter((n) => own[n] !== undefined).map((n) => [n, own[n]]));
+
+/** Whether it is known what made a picture: a job of this server, or what its file says. */
+export const isRecorded = (picture) => Boolean(picture?.job) || picture?.request?.prompt !== undefined;
+
+/** The prompt of Change: what was typed, else that of the picture, else that of Make. */
+export const promptOf = (own, picture, request) => own.prompt ?? picture?.request?.prompt ?? request.prompt ?? "";
+
+function fromPicture({ base, picture }, more) {
+  const { width, height, ...rest } = base; // the picture has its own size
+  return { ...rest, image: picture.id, ...more };
+}
+
+/** What made the picture, with the prompt of the form; a picture without a record is the start. */
+function again(form, strength) {
+  const { base, picture } = form;
+  if (!picture) return base;
+  if (!isRecorded(picture)) return fromPicture(form, strength === undefined ? {} : { strength });
+  return { ...picture.request, prompt: base.prompt };
+}
+
+/**
+ * Of each way of Change: the request, or a list of them. The form has `base`, the settings of Make with the
+ * prompt of Change; `own`, the settings of Change; `picture`, the one that is changed; `share` of the second
+ * prompt, 0 to 1; `mask`, the id of a picture; `random`, a seed.
+ */
+export const requestOf = {
+  redraw: (form) => fromPicture(form, given(form.own, ["strength"])),
+  brush: (form) => fromPicture(form, { ...given(form.own, MASK), mask: form.mask }),
+  extend: (form) => fromPicture(form, { ...given(form.own, ["strength"]), extend: form.own.extend }),
+  // With strength 0 the first pass leaves a picture without a record as it is.
+  enlarge: (form) => ({ ...again(form, 0), hires: 2, ...given(form.own, SECOND), count: 1 }),
+  variations: (form) => {
+    const { own, picture, base, random } = form;
+    const seed = picture?.seed ?? picture?.request?.seed ?? base.seed ?? 0;
+    const one = { ...again(form), seed, count: 1, variation_strength: own.variation_strength ?? 0.2 };
+    return Array.from({ length: own.count ?? 4 }, (_, i) => ({ ...one, variation_seed: (own.variation_seed ?? random) + i }));
+  },
+  mix: ({ base, own, share }) => ({ ...base, mix: [[own.second ?? "", Math.max(0.01, share / Math.max(0.01, 1 - share))]], ...given(own, ["mix_by"]) }),
+  walk: ({ base, own }) => ({ ...base, walk: own.second ?? "", count: own.count ?? 8 }),
+};
+
+/** The model for a way of Change: that of the picture where what made it is drawn again. */
+export const modelOf = (way, picture, selected, models) =>
+  ["enlarge", "variations"].includes(way) && isRecorded(picture) && models.some((m) => m.name === picture.model) ? picture.model : selected;
+
+/** A request as the server stores it for an explanation: without defaults, and without a refiner. */
+function plain(request) {
+  if (!request) return null;
+  const { refiner, refiner_at, count, ...rest } = request;
+  return JSON.stringify(Object.entries(count > 1 ? { ...rest, count } : rest).sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
+/** The job that explains this run, or these two, and has not failed; undefined: there is none. */
+export const explanationOf = (jobs, model, request, versus) =>
+  [...jobs].find((job) => job.kind === "explain" && ["queued", "running", "done"].includes(job.state) && !job.deleted &&
+    job.model === model && plain(job.request) === plain(request) && plain(job.versus) === plain(versus));
