@@ -1,1 +1,2 @@
-"""The HTTP interfaces, one file each: a module with `PREFIX` and `interface(engine)`, a FastAPI app."""
+"""The HTTP interfaces, one file each: a module with `PREFIX`, the path that it is under,
+`shape(problem)`, the JSON of an error, and `interface(engine)`, which returns a FastAPI application."""
