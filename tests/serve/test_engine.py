@@ -14,14 +14,15 @@ from PIL import Image
 from sending import png
 from starlette.testclient import TestClient
 
+from pellucid.images.data_url import to_data_url
 from pellucid.request import Request
 from pellucid.serve import models_kept
 from pellucid.serve.acceptance import Asked
 from pellucid.serve.app import application
 from pellucid.serve.configuration import Configuration
-from pellucid.serve.engine import Engine, Event
+from pellucid.serve.engine import Engine, Event, Live
 from pellucid.serve.queue import Job, Picture, Queue
-from pellucid.serve.worker import Draw, Ended, Settings, Worker
+from pellucid.serve.worker import Draw, Ended, Settings, Step, Worker
 
 OLD = 1_000_000.0
 """Seconds since 1970, long ago."""
@@ -139,6 +140,30 @@ def test_the_status_says_whose_fault_it_was(
     assert reply.status_code == (500 if fault == "server" else theirs), reply.text
     (job,) = TestClient(application(idle)).get("/api/jobs").json()["jobs"]
     assert (job["fault"], job["error"]) == (fault, "it took longer than 5 seconds")
+
+
+def test_a_stream_sends_the_steps_of_a_job_that_has_ended(
+    idle: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is read for the first time when it has ended, as on a busy machine."""
+    name, small = stored(idle, 1), to_data_url(Image.new("RGB", (8, 8)), "JPEG")
+    real, drawn = idle.queue.job, list[str]()
+
+    def late(id: str) -> Job | None:
+        if not drawn:
+            drawn.append(id)
+            idle.queue.take([id])
+            idle.live[id] = Live()
+            for step in (1, 2, 3, 4):
+                idle.stepped(Step(id, step, 4, 0, 1, [small], [small]))
+            idle.end(Ended(id, "done", None, [Picture(name, 1, 16, 16)]))
+        return real(id)
+
+    monkeypatch.setattr(idle.queue, "job", late)
+    body = {"prompt": "a rabbit", "stream": True, "partial_images": 2}
+    text = TestClient(application(idle)).post("/v1/images/generations", json=body).text
+    kinds = [line for line in text.splitlines() if line.startswith("event: ")]
+    assert [kind.split(".")[1] for kind in kinds] == ["partial_image"] * 2 + ["completed"]
 
 
 def test_a_queue_of_an_older_version_is_read(tmp_path: Path) -> None:
