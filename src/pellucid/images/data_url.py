@@ -25,7 +25,7 @@ def data_of(url: str) -> bytes:
     """The bytes of the file in a data: URL of a picture. ValueError: it is none, or not in base64."""
     head, _, text = url.partition(",")
     if not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise ValueError("a picture must be base64, after data:image/...;base64, in a URL")
+        raise ValueError("a picture must be a data: URL in base64")
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:  # binascii's is one

@@ -340,8 +340,7 @@ def _referred(engine: Engine, reference: ImageReference, field: str) -> bytes:
     try:
         return data_of(reference.image_url or "")
     except ValueError as error:
-        message = f"image_url must be a data: URL, and addresses are not fetched: {error}"
-        raise Refused(400, message, field) from None
+        raise Refused(400, f"image_url: {error} (addresses are not fetched)", field) from None
 
 
 def _start(
