@@ -17,18 +17,17 @@ function Pane({ picture, changes }) {
     setFirst(null);
     setError(null);
     const versus = Object.keys(changes).length ? { ...picture.request, ...changes } : null;
-    const known = explanationOf(state.jobs.values(), picture.model, picture.request, versus);
-    const leave = (job) => active(state.jobs.get(job.id) ?? job) && api.cancel(job.id).catch(() => {}); // it may just have ended
-    let own = null; // the job of this pane
-    if (known) setFirst(known);
-    else api.submit({ kind: "explain", model: picture.model, request: picture.request, versus }).then((job) => {
-      own = job;
-      if (current) setFirst(job);
-      else leave(job);
-    }, (e) => current && setError(e));
+    let own = null; // the job, if this pane submitted it
+    const leave = () => own && active(state.jobs.get(own.id) ?? own) && api.cancel(own.id).catch(() => {}); // it may just have ended
+    api.jobs({ q: String(picture.request.seed ?? ""), limit: 200 }).then(async (found) => {
+      const known = explanationOf(found.jobs, picture.model, picture.request, versus);
+      if (!known && current) own = await api.submit({ kind: "explain", model: picture.model, request: picture.request, versus });
+      if (current) setFirst(known ?? own);
+      else leave();
+    }).catch((e) => current && setError(e));
     return () => {
       current = false;
-      if (own) leave(own);
+      leave();
     };
   }, [picture.key, changes]);
   const job = first && (jobs.get(first.id) ?? first);
