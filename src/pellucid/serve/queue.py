@@ -257,12 +257,12 @@ class Queue:
             for first in range(0, len(ids), 500):  # SQLite takes a limited number of values
                 some = ids[first : first + 500]
                 marks = ", ".join("?" * len(some))
-                for job, *picture in self._rows(
+                for job, name, seed, width, height, favourite in self._rows(
                     "select job, picture, seed, width, height, favourite from pictures "
                     f"where job in ({marks}) order by job, position",
                     some,
                 ):
-                    made[job].append(Picture(*picture[:4], favourite=bool(picture[4])))
+                    made[job].append(Picture(name, seed, width, height, bool(favourite)))
             return jobs
 
     @staticmethod
