@@ -316,6 +316,13 @@ def test_nothing_is_wider_than_the_screen(tab: Callable[..., Any], width: int) -
         page.goto(f"{page.url.split('#')[0]}#{view}")
         page.wait_for_selector("main h1")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+    last = page.locator(".tabs a").last.bounding_box()
+    assert last["x"] + last["width"] <= width  # all views can be seen in the navigation
+    page.locator(".thumb").first.click()
+    chosen = page.get_by_label("The chosen picture").bounding_box()
+    others = page.locator(".thumbs").bounding_box()
+    beside = others["x"] + others["width"] <= chosen["x"]
+    assert beside or chosen["y"] + chosen["height"] <= others["y"]  # never over the list
 
 
 def test_the_page_is_small() -> None:

@@ -1,5 +1,5 @@
 /** History: everything that was made; search, favourites, the bin; settings of a dropped picture. */
-import { html, useEffect, useState } from "./vendor/preact-htm.js";
+import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
 import { attempt, chooseModel, picturesOf, setRequest, toast, useStore } from "./state.js";
 import { DropZone, Facts, Picture, Thumb } from "./parts.js";
@@ -17,8 +17,9 @@ function Details({ picture, onChange, onClose }) {
   const store = useStore();
   const mark = (values) => attempt(async () => { await api.mark(picture.job, values); onChange(); });
   const favour = () => attempt(async () => { await api.markPicture(picture.job, picture.index, { favourite: !picture.favourite }); onChange(); });
-  const { request } = picture;
-  return html`<aside class="card stack" aria-label="The chosen picture"><div class="head" style="margin:0"><h2>Picture</h2><button class="plain" onClick=${onClose}>Close</button></div>
+  const { request } = picture, place = useRef();
+  useEffect(() => place.current.scrollIntoView({ block: "nearest" }), []); // on a phone it is above the list
+  return html`<aside ref=${place} class="card stack" aria-label="The chosen picture"><div class="head" style="margin:0"><h2>Picture</h2><button class="plain" onClick=${onClose}>Close</button></div>
     <div class="stage"><${Picture} url=${picture.url} width=${picture.width} alt=${picture.prompt} /></div>
     <div class="row">${picture.deleted
       ? html`<button onClick=${() => mark({ deleted: false })}>Take out of the bin</button><button onClick=${() => confirm("Delete this picture for good?") && attempt(async () => { await api.remove(picture.job); onClose(); onChange(); })}>Delete for good</button>`
@@ -48,7 +49,7 @@ export function History() {
       <div role="group" aria-label="Which pictures">${[["all", "All"], ["favourites", "Favourites"], ["bin", "Bin"]].map(([key, title]) => html`<button aria-pressed=${only === key} onClick=${() => setOnly(key)}>${title}</button> `)}</div></div>
     ${read && html`<section class="card stack"><div class="head" style="margin:0"><h2>Settings of the dropped picture${read.program ? ` (${read.program})` : ""}</h2><button class="plain" onClick=${() => setRead(null)}>Close</button></div>
       ${read.problem && html`<p class="note small">${read.problem}</p>`}${read.unused.length > 0 && html`<p class="note small">Not used here: ${read.unused.join(", ")}</p>`}<${Facts} request=${{ ...read.names, ...read.request }} /><div class="row"><button class="main" onClick=${() => useSettings(read.request, read.names.model, store)}>Use these settings</button></div></section>`}
-    <div class=${chosen ? "two" : ""} style=${chosen ? "grid-template-columns:minmax(0,1fr) minmax(18rem,26rem)" : ""}>
+    <div class=${chosen ? "two chosen" : ""}>
       <div class="stack">${list.length ? html`<div class="thumbs">${list.map((p) => html`<${Thumb} key=${p.key} picture=${p} pressed=${p.key === chosen?.key} onClick=${() => setChosen(p)} />`)}</div>` : html`<div class="empty"><p>${search || only !== "all" ? "Nothing found." : "Nothing was made yet."}</p>${!search && only === "all" && html`<a class="button" href="#make">Make a picture</a>`}</div>`}
         ${next && html`<button style="justify-self:center" onClick=${more}>Older pictures</button>`}</div>
       ${chosen && html`<${Details} key=${chosen.key} picture=${chosen} onChange=${load} onClose=${() => setChosen(null)} />`}</div></div>`;
