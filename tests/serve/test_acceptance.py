@@ -143,3 +143,12 @@ def test_fields_of_files_are_the_same_everywhere() -> None:
     assert files.items() <= {name: kind or PICTURES for name, kind in KINDS.items()}.items()
     folders = set(files.values()) - {PICTURES}
     assert folders <= set(Settings.model_fields)
+
+
+def test_capabilities_build_the_schema_once(
+    accepting: Acceptance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = [], Request.model_json_schema
+    monkeypatch.setattr(Request, "model_json_schema", lambda: made.append(1) or real())
+    able = capabilities(accepting.library.model("first").outline, accepting.limits)
+    assert len(made) == 1 and len(able["fields"]) > 30

@@ -174,6 +174,18 @@ def test_a_frame_is_dragged_outwards(tab: Callable[..., Any]) -> None:
     assert int(handle.get_attribute("aria-valuenow")) > 0
 
 
+def test_a_second_pass_has_the_pictures_model_and_the_typed_prompt(tab: Callable[..., Any]) -> None:
+    page = made(tab())
+    page.get_by_label("Model", exact=True).select_option("other")
+    page.get_by_role("link", name="Change it").click()
+    page.get_by_role("button", name="Second pass").click()
+    page.get_by_label("Prompt", exact=True).fill("a violet square")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_role("button", name="Go on with this picture")).to_be_visible()
+    (job,) = page.request.get(page.url.split("#")[0] + "api/jobs?q=violet").json()["jobs"]
+    assert (job["model"], job["request"]["hires"]) == ("tiny", 2)
+
+
 def test_two_prompts_are_mixed(tab: Callable[..., Any]) -> None:
     page = tab("change")
     page.get_by_role("button", name="Mix").click()

@@ -138,7 +138,7 @@ class Engine:
         self.publish(Event("stopping"))
 
     def stop(self) -> None:
-        """Let running jobs finish for a while; those that do not wait for the next start."""
+        """Wait for running jobs, `stop_seconds` at most; those that have not ended are queued again."""
         self.stop_soon()
         deadline = time.monotonic() + self.configuration.stop_seconds
         for each in self.workers:
@@ -529,7 +529,7 @@ class _Worker(threading.Thread):
             self._process, self._connection = process, ours
 
     def _draw(self, jobs: list[Job]) -> None:
-        """Have jobs drawn, and wait for their end."""
+        """Send jobs to the worker process, and wait until they have ended."""
         tasks = [task for job in jobs if (task := self._task(job)) is not None]
         if tasks and not self._process.is_alive():
             self._begin()

@@ -17,7 +17,7 @@ from pellucid.serve.queue import ENDED, Job
 HELD = 1000
 """Events that wait for a slow client; steps beyond these are left out, nothing else."""
 BEAT = 15.0
-"""Seconds without an event after which a stream says that it is alive."""
+"""Seconds without an event after which a stream sends a comment, which keeps the connection open."""
 
 
 @asynccontextmanager

@@ -34,7 +34,7 @@ class Kept:
         return model
 
     def shrink(self) -> None:
-        """Let models go until the rest fits."""
+        """Drop models, the least recently used first, until the rest fits."""
         gone = False
         while len(self._models) > 1 and self.size() > self.limit:
             self._models.popitem(last=False)
@@ -43,7 +43,7 @@ class Kept:
             give_back_memory()
 
     def free(self) -> None:
-        """Let all models go but the one used last, and return memory to the system."""
+        """Drop all models but the one used last, and return memory to the system."""
         while len(self._models) > 1:
             self._models.popitem(last=False)
         give_back_memory()

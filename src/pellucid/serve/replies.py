@@ -71,7 +71,7 @@ def reply(problem: Problem, shape: Shape) -> Response:
 
 
 def problem_of(error: Exception) -> Problem:
-    """What an exception says to the client."""
+    """The reply to an exception."""
     if isinstance(error, Refused):
         return error.problem
     if isinstance(error, QueueFull):
@@ -115,8 +115,8 @@ def _of_validation(error: RequestValidationError) -> Problem:
 
 
 def answer_errors(app: FastAPI, shape: Shape, statuses: Mapping[int, int] | None = None) -> None:
-    """Have every error of an interface answered in its own shape. statuses: those that it has others
-    for."""
+    """Register replies to all errors of an interface, in its own shape. statuses: those in place of
+    which it has others."""
     others = statuses or {}
 
     async def answer(call: Call, error: Exception) -> Response:

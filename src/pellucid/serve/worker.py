@@ -131,7 +131,7 @@ class _Cancelled(Exception):
 
 
 def main(connection: Connection, settings: Settings) -> None:
-    """The life of a worker process."""
+    """Run a worker process until the server closes the connection."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the server, which ends its workers
@@ -173,7 +173,7 @@ class Worker:
                 self.connection.send(self.ended(task))
 
     def left_of_batch(self, tasks: Sequence[Task]) -> list[Task]:
-        """Draw jobs in one batch; those that are left because it failed."""
+        """Draw jobs in one batch. Returns those that it did not finish, because it failed."""
         drawn = set[str]()
         try:
             for ended in self.draw_together(tasks):
@@ -208,7 +208,7 @@ class Worker:
                 return
 
     def ended(self, task: Task) -> Ended:
-        """Draw, and say how it ended; an error never ends the worker."""
+        """Carry out a job, and return how it ended; an error never ends the worker."""
         try:
             if task.kind in PAGES:
                 return self.examine(task)

@@ -600,7 +600,7 @@ def interrupt(engine: Server) -> dict[str, Any]:
 
 @router.post("/skip")
 def skip(engine: Server) -> dict[str, Any]:
-    """End what runs, and go on with the next of n_iter."""
+    """End the running job with its picture so far; the next of n_iter follows."""
     for job in _running(engine):
         engine.cancel(job.id, keep=True)
     return {}

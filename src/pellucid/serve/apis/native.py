@@ -197,7 +197,7 @@ class NewGrid(_Strict):
 
 
 class Cell(BaseModel):
-    """A cell of a grid. error: why it could not even begin; the others go on."""
+    """A cell of a grid. error: why it was not accepted; the others are drawn."""
 
     x: Any
     y: Any
@@ -615,7 +615,7 @@ def state(engine: Server) -> QueueState:
 
 @queue_router.patch("/queue")
 def pause(engine: Server, pause: Pause) -> QueueState:
-    """Hold waiting jobs, or let them go on; running ones are not stopped."""
+    """Pause or resume the queue; running jobs are not stopped."""
     engine.paused = pause.paused
     return queue_state(engine)
 
@@ -710,7 +710,7 @@ grids_router = APIRouter(tags=["grids"])
 @grids_router.post("/grids", status_code=201)
 def new_grid(engine: Server, new: NewGrid) -> Grid:
     """Draw one parameter against another: a job for each cell. A cell that cannot be drawn says
-    why, and the others go on."""
+    why, and the others are drawn."""
     columns, rows = new.x.values, new.y.values if new.y else [None]
     if len(columns) * len(rows) > CELLS:
         raise Refused(
