@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sending import png
@@ -152,3 +153,25 @@ def test_capabilities_build_the_schema_once(
     monkeypatch.setattr(Request, "model_json_schema", lambda: made.append(1) or real())
     able = capabilities(accepting.library.model("first").outline, accepting.limits)
     assert len(made) == 1 and len(able["fields"]) > 30
+
+
+def test_the_word_of_an_embedding_is_known(model: Model, tmp_path: Path) -> None:
+    for folder in ("models", "embeddings"):
+        (tmp_path / folder).mkdir()
+    lexicon = checkpoints.load(checkpoints.embedded(), "meta").lexicon
+    checkpoints.save(replace(model, lexicon=lexicon), tmp_path / "models" / "first.safetensors")
+    for name, width in (("qwzx", model.text.config.width), ("large", 5)):
+        vectors = {"emb_params": torch.zeros(2, width)}
+        save_file(vectors, tmp_path / "embeddings" / f"{name}.safetensors")
+    configuration = Configuration(data=tmp_path, model="first")
+    library = Library((tmp_path / "models",), embeddings=tmp_path / "embeddings")
+    accepting = Acceptance(configuration, library, Pictures(tmp_path / "pictures"))
+    asked = Request(prompt="qwzx")
+    (said,) = accepting.job(Asked(asked)).warnings
+    assert "has not learned the word 'qwzx'" in said
+    known = asked.model_copy(update={"embeddings": ("qwzx",)})
+    assert accepting.job(Asked(known)).warnings == []
+    wrong = asked.model_copy(update={"embeddings": ("large",)})
+    with pytest.raises(ValueError, match="large") as caught:
+        accepting.job(Asked(wrong))
+    assert str(tmp_path) not in str(caught.value)

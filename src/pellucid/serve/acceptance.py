@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from pellucid import hires
+from pellucid import checkpoints, hires
 from pellucid.inpaint import prepare
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
@@ -128,6 +130,7 @@ class Acceptance:
         check_refiner(outline, request, refiner)
         located = self.located(request)
         with _without_paths(located):
+            words = checkpoints.load_embeddings(located.embeddings, outline)
             resolved = resolve(outline, located)
         limits = self.limits
         _at_most("count", resolved.count, limits.count_limit)
@@ -148,6 +151,9 @@ class Acceptance:
         if resolved.decoder == "tiny" and outline.tiny_vae is None and is_quick(outline.vae):
             resolved = resolved.model_copy(update={"decoder": "vae"})  # it has the same effect
         named = resolved.model_copy(update=_names(request))
+        if words:
+            numbers = {w.word: (0,) * len(next(iter(w.vectors.values()))) for w in words}
+            outline = replace(outline, tokenizer=outline.tokenizer.with_words(numbers))
         said += warnings_of(outline, request, named, refiner, passes)
         return resolved, [str(each) for each in said]
 
@@ -239,7 +245,7 @@ def _without_refiner(request: Request) -> Request:
 
 @contextmanager
 def _without_paths(request: Request) -> Iterator[None]:
-    """Errors about the pictures of a request say what they are, not where they are."""
+    """Errors about the files of a request have their names, not their paths."""
     try:
         yield
     except ValueError as error:
@@ -252,6 +258,8 @@ def _clean(text: str, request: Request) -> str:
     for name, word in (("image", "picture"), ("mask", "mask")):
         place = str(getattr(request, name))
         text = text.replace(f"the {word} {place}", f"the {word}").replace(place, name)
+    for path in request.embeddings:
+        text = text.replace(path, Path(path).stem)
     return text
 
 
