@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import torch
 
 from pellucid import checkpoints, cli
 from pellucid.backbones.unet import UNet, UNetConfig
+from pellucid.cli import _bar
 from pellucid.clip import TextConfig, TextTower, VisionConfig, VisionTower
 from pellucid.model import Defaults, Model
 from pellucid.schedule import Schedule
@@ -40,6 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+# A slow machine must not add lines to what commands say.
+_bar.LINES = (math.inf,)
 
 
 @pytest.fixture(autouse=True)

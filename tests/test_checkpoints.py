@@ -401,11 +401,10 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"the old one")
 
-    def full(weights: object, name: str, metadata: object) -> None:
-        Path(name).write_bytes(b"half")
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save(tiny(), path)
     assert path.read_bytes() == b"the old one"
@@ -413,10 +412,10 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
 
 
 def test_stopping_a_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(weights: object, name: str, metadata: object) -> None:
+    def stopped(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("safetensors.torch.save_file", stopped)
+    monkeypatch.setattr("os.fsync", stopped)
     with pytest.raises(KeyboardInterrupt):
         save(tiny(), tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -97,7 +97,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = {file: model_of(family, vocabulary=49408) for file, family in families.items()}
     for file, one in made.items():
         checkpoints.save(one, shelf / f"{file}.safetensors", torch.float16, to="ldm")
-    shutil.copy(shelf / "sd15.safetensors", shelf / "v1-5-pruned-emaonly.safetensors")
+    for name in ("v1-5-pruned-emaonly", "finetuned"):
+        shutil.copy(shelf / "sd15.safetensors", shelf / f"{name}.safetensors")
     shutil.copy(shelf / "sdxl.safetensors", shelf / "sdxl-lightning.safetensors")
     for name in ("inkstyle", "lcm", "loras/inkstyle"):
         make_lora(made["sd15"], shelf / f"{name}.safetensors")

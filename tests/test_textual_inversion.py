@@ -346,6 +346,29 @@ def test_what_does_not_fit(
         load_embeddings([path], models[model])
 
 
+def test_an_embedding_of_another_family_is_skipped_and_said(
+    models: dict[str, Model], tmp_path: Path
+) -> None:
+    """As in A1111: a folder may have embeddings for all of one's models."""
+    for name, width in (("other", 1024), ("frog", 64)):
+        save_file({"emb_params": noise(2, width)}, tmp_path / f"{name}.safetensors")
+    files = tuple(str(tmp_path / f"{name}.safetensors") for name in ("other", "frog"))
+    request = Request(prompt="a frog and an other", embeddings=files)
+    adapted, warnings = adapt(models["sd1"], request)
+    assert adapted.tokenizer.words.keys() == {"frog"}
+    (said,) = warnings
+    assert "other.safetensors: this embedding is for Stable Diffusion 2, the model is" in said
+    assert said.endswith("; 'other' is read as text")
+    damaged = tmp_path / "damaged.safetensors"
+    save_file({"emb_params": torch.full((2, 64), torch.nan)}, damaged)
+    with pytest.raises(CheckpointError, match="not finite"):
+        adapt(models["sd1"], replace_embeddings(request, damaged))
+
+
+def replace_embeddings(request: Request, path: Path) -> Request:
+    return request.model_copy(update={"embeddings": (str(path),)})
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return print, ("run",)

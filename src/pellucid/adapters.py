@@ -10,6 +10,7 @@ from pellucid import checkpoints, hires
 from pellucid.folders import Folder, name_of
 from pellucid.lora import Weighted, attach
 from pellucid.model import Model
+from pellucid.progress import stage
 from pellucid.prompt import take_loras
 from pellucid.request import Request
 from pellucid.runtime import devices
@@ -27,8 +28,8 @@ def adapt(
     `lora.attach`. `model` is not changed, so nothing has to be removed afterwards.
     Raises ValueError: a file or a name that does not exist, one of another family, a damaged one.
     """
-    warnings = []
-    words = list(checkpoints.load_embeddings(request.embeddings, model))
+    warnings: list[str] = []
+    words = list(checkpoints.load_embeddings(request.embeddings, model, warnings))
     prompts = "\n".join((*request.prompts, request.negative_prompt)).lower()
     for file in dict.fromkeys(embedding.file for embedding in words):
         new = [embedding.word for embedding in words if embedding.file == file]
@@ -44,7 +45,8 @@ def adapt(
     loras: list[Weighted] = []
     bundled: dict[tuple[Path, str], Embedding] = {}  # a LoRA may be used twice
     for path, weight, text_weight in uses:
-        lora = checkpoints.load_lora(path, model)
+        with stage(f"loading {path.name}"):
+            lora = checkpoints.load_lora(path, model)
         loras.append((lora, weight, text_weight))
         if (weight, text_weight) != (0, 0):
             bundled |= {(path, w): Embedding(w, v, str(path)) for w, v in lora.words.items()}
@@ -60,7 +62,9 @@ def adapt(
         other = None if upscaler == hires.DIFFUSION else upscaler
         enlarger = checkpoints.load_upscaler(other, devices.device_of(model.vae))
         model = replace(model, enlarger=enlarger)
-    return with_words(attach(model, loras, live), words), tuple(dict.fromkeys(warnings))
+    with stage("adding LoRAs to the model"):
+        model = attach(model, loras, live)
+    return with_words(model, words), tuple(dict.fromkeys(warnings))
 
 
 def find(name: str, folder: Path | None) -> Path:

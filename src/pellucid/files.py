@@ -106,18 +106,30 @@ def check_writable(path: Path, error: type[ValueError] = ValueError) -> None:
                 f"{path} cannot be written: a name has at most {LONGEST_NAME} bytes, "
                 f"{part[:20]}... has {len(os.fsencode(part))}"
             )
-    there = next((folder for folder in path.parents if os.path.lexists(folder)), Path())
+    there = _folder_of(path)
     if not there.is_dir():
         raise error(f"{path} cannot be written: {there} is a file and not a folder")
-    free = shutil.disk_usage(there).free
-    if free < LEAST_ROOM:
-        raise error(
-            f"{path} cannot be written: {there} has only {free // 1000} kB left on its disk"
-        )
+    check_room(path, LEAST_ROOM, error)
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as refused:
         raise error(f"{path} cannot be written: {there}: {refused.strerror}") from refused
+
+
+def check_room(path: Path, needed: int, error: type[ValueError] = ValueError) -> None:
+    """Raise `error` if the disk of `path` has less than `needed` bytes left."""
+    there = _folder_of(path)
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise error(
+            f"{path} cannot be written: about {needed / 1e6:,.0f} MB are needed, and {there} has only "
+            f"{free / 1e6:,.1f} MB left on its disk"
+        )
+
+
+def _folder_of(path: Path) -> Path:
+    """The nearest folder of a path that exists."""
+    return next((folder for folder in path.parents if os.path.lexists(folder)), Path())
 
 
 def write_bytes(path: str | Path, data: bytes, replace: bool = True) -> None:

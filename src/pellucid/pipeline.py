@@ -40,6 +40,7 @@ from pellucid.plan import (
     warnings_of,
 )
 from pellucid.preview import decoder_of
+from pellucid.progress import stage
 from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve, unit_of
 from pellucid.runtime import Runtime
 from pellucid.runtime.devices import free_memory
@@ -135,27 +136,30 @@ def generate(
     warnings += () if canvas is None else canvas.warnings
     runtime = Runtime(model, warnings)
     total = sum(len(levels) - 1 for levels in passes)
-    for number, (step, parts) in enumerate(steps_of(runtime, refiner, request, canvas, passes)):
-        if not torch.isfinite(step.x).all():
-            raise ValueError(
-                f"step {number} of {total} gave numbers that are not finite; use a lower guidance "
-                f"than {request.guidance:g} or another sampler than {request.sampler!r}"
+    with stage("step", total) as now:
+        for number, (step, parts) in enumerate(steps_of(runtime, refiner, request, canvas, passes)):
+            now.done = min(number, total - 1)  # what follows the last step belongs to it
+            if not torch.isfinite(step.x).all():
+                raise ValueError(
+                    f"step {number} of {total} gave numbers that are not finite; use a lower "
+                    f"guidance than {request.guidance:g} or another sampler than "
+                    f"{request.sampler!r}"
+                )
+            if number == 0 < total:  # the start
+                continue
+            last = number == total
+            yield Progress(
+                step=number,
+                steps=total,
+                level=step.level,
+                x=step.x,
+                x0=step.x0,
+                parts=parts,
+                request=request,
+                seeds=tuple(request.seeds),
+                images=finished(runtime, request, canvas, step.x, total > 0) if last else None,
+                warnings=tuple(runtime.warnings),
             )
-        if number == 0 < total:  # the start
-            continue
-        last = number == total
-        yield Progress(
-            step=number,
-            steps=total,
-            level=step.level,
-            x=step.x,
-            x0=step.x0,
-            parts=parts,
-            request=request,
-            seeds=tuple(request.seeds),
-            images=finished(runtime, request, canvas, step.x, total > 0) if last else None,
-            warnings=tuple(runtime.warnings),
-        )
 
 
 def generate_in_batches(

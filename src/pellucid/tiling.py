@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.nn import Downsample, ResidualBlock, Upsample
+from pellucid.progress import each
 
 TILE_SIZE = 2**15
 """Positions (rows times width) in a tile."""
@@ -34,9 +35,17 @@ class Tiled:
     """Rows start .. end (excluded), (B, C, end - start, width)."""
     tile_size: int = TILE_SIZE
 
+    @property
+    def step(self) -> int:
+        """The rows of a tile."""
+        return max(1, self.tile_size // self.width)
+
+    def __len__(self) -> int:
+        return -(-self.height // self.step)
+
     def __iter__(self) -> Iterator[Tensor]:
         """All rows, tile by tile."""
-        step = max(1, self.tile_size // self.width)
+        step = self.step
         for start in range(0, self.height, step):
             yield self.rows(start, min(start + step, self.height))
 
@@ -50,7 +59,7 @@ def join(x: Tiled) -> Tensor:
     """Compute all tiles and put them together, (B, C, h, w)."""
     out: Tensor | None = None
     start = 0
-    for part in x:
+    for part in each("tile", x):
         if out is None:
             last = part.is_contiguous(memory_format=torch.channels_last)
             out = torch.empty(

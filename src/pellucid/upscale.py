@@ -17,6 +17,7 @@ from pellucid.esrgan import SRVGG, RRDBNet
 from pellucid.hires import DIFFUSION
 from pellucid.images.load import MAX_PIXELS, MAX_SIDE
 from pellucid.images.pixels import to_pil, to_tensor
+from pellucid.progress import stage
 
 TILE = 192  # pixels of the small picture, on a side
 REACH = 32  # how far around a tile the diffusion stage reads: beyond it nothing changes by a level
@@ -168,7 +169,9 @@ class DiffusionUpscaler:
 
 def enlarged(upscaler: Upscaler, picture: Image.Image) -> Image.Image:
     """An RGB picture, enlarged by the upscaler's own factor."""
-    *_, last = upscaler.enlarge(picture)
+    with stage("enlarging the picture, tile") as now:
+        for last in upscaler.enlarge(picture):
+            now.total, now.done = last.total, last.done
     assert last.picture is not None
     return last.picture
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pellucid import tiling
 from pellucid.nn import Downsample, PictureAttention, ResidualBlock, Upsample
+from pellucid.progress import each, stage
 
 
 @dataclass(frozen=True)
@@ -183,11 +184,11 @@ class Encoder(nn.Module):
         """As `forward`, with less memory and more time; without gradients."""
         pixels = F.pixel_unshuffle(pixels, self.patch_size) if self.patch_size > 1 else pixels
         x = tiling.compute(tiling.convolution(tiling.split(pixels, tile_size), self.conv_in))
-        for block in cast("Iterable[Any]", self.down_blocks):
-            for resnet in block.resnets:
-                x = tiling.compute(tiling.residual(x, resnet))
-            for downsampler in block.downsamplers:
-                x = tiling.compute(tiling.downsample(x, downsampler))
+        blocks = cast("Iterable[Any]", self.down_blocks)
+        layers = [layer for block in blocks for layer in (*block.resnets, *block.downsamplers)]
+        for layer in each("layer", layers):
+            halved = isinstance(layer, Downsample)
+            x = tiling.compute((tiling.downsample if halved else tiling.residual)(x, layer))
         return self.end(tiling.join(x))
 
 
@@ -225,16 +226,19 @@ class Decoder(nn.Module):
     def tiled(self, z: Tensor, tile_size: int) -> Tensor:
         """As `forward`, with less memory and more time; without gradients."""
         x = tiling.split(self.mid_block(self.conv_in(z)), tile_size)
-        for block in cast("Iterable[Any]", self.up_blocks):
-            for resnet in block.resnets:
-                x = tiling.compute(tiling.residual(x, resnet))
-            for upsampler in block.upsamplers:
-                x = tiling.upsample(x, upsampler)
-                if block is not self.up_blocks[-2]:  # the last would be the largest by far
+        blocks = cast("Iterable[Any]", self.up_blocks)
+        layers = [layer for block in blocks for layer in (*block.resnets, *block.upsamplers)]
+        largest = [layer for layer in layers if isinstance(layer, Upsample)][-1:]
+        with stage("layer", len(layers) + 1) as now:
+            for layer in layers:
+                doubled = isinstance(layer, Upsample)
+                x = (tiling.upsample if doubled else tiling.residual)(x, layer)
+                if layer not in largest:  # which is not held whole
                     x = tiling.compute(x)
-        pixels = tiling.join(
-            tiling.convolution(tiling.norm_silu(x, self.conv_norm_out), self.conv_out)
-        )
+                now.done += 1
+            pixels = tiling.join(
+                tiling.convolution(tiling.norm_silu(x, self.conv_norm_out), self.conv_out)
+            )
         return F.pixel_shuffle(pixels, self.patch_size) if self.patch_size > 1 else pixels
 
 

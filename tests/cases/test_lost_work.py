@@ -402,7 +402,7 @@ def test_a_disk_that_is_full_is_named_before_the_work(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(checkpoints, "load", None)  # it is not called
     said = refused("generate", "x", "--model", model_file)
-    assert "outputs/new.png cannot be written: . has only 1 kB left on its disk" in said
+    assert "outputs/new.png cannot be written: about 2 MB are needed, and . has only 0.0 MB" in said
 
 
 def test_a_lora_that_is_missing_is_named_before_the_model_is_loaded(
@@ -417,3 +417,22 @@ def test_a_lora_that_is_missing_is_named_before_the_model_is_loaded(
         assert "no does not exist" in refused(*words, *more)
     said = refused("generate", "<lora:no:1>", "--model", model_file, "--lora-folder", "loras")
     assert "unknown LoRA in loras named 'no'; choices, nearest first: ink" in said
+
+
+def test_a_disk_that_the_pictures_would_not_fit_on(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before the first step and not after the last; so many more would fit as JPEG."""
+    monkeypatch.chdir(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=3_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    status, _, said = call("generate", "a cat", "--steps", 1, "--count", 60)
+    assert status == 2
+    assert (
+        "outputs/picture.png cannot be written: about 4 MB are needed, and . has only 3.0" in said
+    )
+    assert not (tmp_path / "outputs").exists()
+    assert call("generate", "a cat", "--steps", 1, "--out", "a.jpg")[0] == 0
+    model = tmp_path / "m.safetensors"
+    status, _, said = call("convert", checkpoints.embedded(), model, "--to", "native")
+    assert status == 2 and "m.safetensors cannot be written: about" in said and not model.exists()

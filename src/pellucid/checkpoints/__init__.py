@@ -8,6 +8,7 @@ from pellucid.checkpoints.gan_files import holds_gan, load_gan, save_gan
 from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
 from pellucid.checkpoints.lora.changes import load_lora, save_lora
 from pellucid.checkpoints.lora.description import describe_lora
+from pellucid.checkpoints.merging import Recipe, merge
 from pellucid.checkpoints.models import (
     describe,
     embedded,

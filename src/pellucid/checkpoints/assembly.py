@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.weights import Stored
+from pellucid.progress import Stage
 
 Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["plain", "transposed", "conv", "third"]
@@ -173,9 +174,11 @@ def type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def fill(part: Part, device: str | torch.device, dtype: torch.dtype | None) -> None:
+def fill(
+    part: Part, device: str | torch.device, dtype: torch.dtype | None, loading: Stage | None = None
+) -> None:
     """Give the network its weights, a few at a time, and put it in eval mode; `dtype` None keeps
-    each weight's own type."""
+    each weight's own type. loading: is told how many numbers were read."""
 
     def read(name: str) -> Tensor:
         location = part.locations[name]
@@ -185,6 +188,10 @@ def fill(part: Part, device: str | torch.device, dtype: torch.dtype | None) -> N
 
     names = list(part.module.state_dict())
     with ThreadPoolExecutor(READERS) as pool:  # casting releases the interpreter lock
-        filled = dict(zip(names, pool.map(read, names), strict=True))
+        filled = {}
+        for name, tensor in zip(names, pool.map(read, names), strict=True):
+            filled[name] = tensor
+            if loading is not None:
+                loading.done += tensor.numel()
     part.module.load_state_dict(filled, assign=True, strict=True)
     part.module.eval()

@@ -14,13 +14,14 @@ import torch
 
 from pellucid.backbones.unet import UNetConfig
 from pellucid.checkpoints import backbones, families
-from pellucid.checkpoints.assembly import Part, build, compare, fill
+from pellucid.checkpoints.assembly import Part, build, compare, fill, size
 from pellucid.checkpoints.families import Family
 from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
 from pellucid.checkpoints.vae_files import replacement
 from pellucid.clip import TextConfig, TextTower
 from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
+from pellucid.progress import stage
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
@@ -185,9 +186,10 @@ class Contents:
         self.check()
         if self.prediction is None:
             raise UnknownPrediction(self.path, self.title)
-        for name, part in self.parts.items():
-            of_text = name in ("text", "text_2") and text_dtype is not None
-            fill(part, device, text_dtype if of_text else dtype)
+        with stage(f"loading {self.path.name}", sum(map(size, self.parts.values()))) as loading:
+            for name, part in self.parts.items():
+                of_text = name in ("text", "text_2") and text_dtype is not None
+                fill(part, device, text_dtype if of_text else dtype, loading)
         modules: dict[str, Any] = {name: part.module for name, part in self.parts.items()}
         return Model(
             **modules,

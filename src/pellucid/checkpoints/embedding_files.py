@@ -27,10 +27,17 @@ _ALONE = ("emb_params", "emp_params")  # the second is OneTrainer's spelling
 _MARK = "<embed>"  # in cloneofsimo's metadata, for a key that is a word
 
 
-def load_embeddings(paths: Sequence[str | Path], model: Model) -> tuple[Embedding, ...]:
+class OtherFamily(CheckpointError):
+    """An embedding is for models of another family."""
+
+
+def load_embeddings(
+    paths: Sequence[str | Path], model: Model, skipped: list[str] | None = None
+) -> tuple[Embedding, ...]:
     """The words in files of textual inversion; `textual_inversion.with_words` adds them to `model`.
 
     A word may be in two files, one for each text tower, as diffusers' trainer of SDXL writes them.
+    skipped: gets a sentence for each word of another family, which is left out; None: that is an error.
     Raises CheckpointError: no such file, not an embedding, vectors of another width than the model's.
     """
     files = [Path(path) for path in paths]
@@ -54,7 +61,15 @@ def load_embeddings(paths: Sequence[str | Path], model: Model) -> tuple[Embeddin
                     )
                 known[part] = tensor
             last[word] = path
-    return tuple(embedding(last[word], model, word, vectors) for word, vectors in words.items())
+    found = []
+    for word, vectors in words.items():
+        try:
+            found.append(embedding(last[word], model, word, vectors))
+        except OtherFamily as error:
+            if skipped is None:
+                raise
+            skipped.append(f"{error}; {word!r} is read as text")
+    return tuple(found)
 
 
 def embedding(path: Path, model: Model, word: str, vectors: Mapping[str, Tensor]) -> Embedding:
@@ -173,7 +188,7 @@ def _checked(path: Path, model: Model, vectors: Mapping[str, Tensor]) -> Mapping
         ours = model.name if family is None or family in same else family.title
         titles = " or ".join(family.title for family in same)
         theirs = f"this embedding is for {titles}, the model is {ours}; " if same else ""
-        raise CheckpointError(
+        raise (OtherFamily if same else CheckpointError)(
             f"{path}: {theirs}its vectors have the width {_joined(widths)}, and {ours} needs "
             f"{_joined(needed)}"
         )

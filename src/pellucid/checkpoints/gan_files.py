@@ -19,8 +19,7 @@ from pellucid.checkpoints.assembly import Part, build, compare, fill, same_names
 from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.metadata import dataclass_from, json_entry
 from pellucid.checkpoints.weights import Source
-from pellucid.checkpoints.writing import gather
-from pellucid.files import write_tensors
+from pellucid.checkpoints.writing import gather, write
 from pellucid.gan import GAN, GANConfig, Generator
 
 VERSION = 1
@@ -95,4 +94,4 @@ def save_gan(gan: GAN, path: str | Path) -> None:
     config = dataclasses.asdict(gan.generator.config)
     facts = {"version": VERSION, "name": gan.name, "config": config}
     metadata = {ENTRY: json.dumps(facts, ensure_ascii=False)}
-    write_tensors(path, gather(Path(path), parts, None), metadata, CheckpointError)
+    write(path, gather(Path(path), parts, None), metadata)

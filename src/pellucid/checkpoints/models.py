@@ -64,7 +64,7 @@ def load(
     UnknownPrediction.
     """
     source = existing(embedded() if path is None else path, "a checkpoint")
-    contents = _examine(source, prediction)
+    contents = examine(source, prediction)
     if vae is not None:
         contents = contents.with_vae(existing(vae, "an autoencoder").path)
     return contents.read(device, dtype, text_dtype)
@@ -87,7 +87,7 @@ def load_upscaler(
     """
     source = existing(embedded() if path is None else path, "an upscaler")
     if _format(source) is not None:
-        stage = _examine(source, None).parts.get("upscaler")
+        stage = examine(source, None).parts.get("upscaler")
         if stage is None:
             raise CheckpointError(
                 f"{source.path} is a model without a second stage, and so is not an upscaler"
@@ -98,7 +98,8 @@ def load_upscaler(
     return upscaler_files.load_upscaler(source.path, device, dtype)
 
 
-def _examine(source: Source, prediction: str | None) -> Contents:
+def examine(source: Source, prediction: str | None) -> Contents:
+    """What a checkpoint holds; prediction: as in `load`. Raises CheckpointError."""
     form = _format(source)
     if form is None:
         raise CheckpointError(f"{source.path} {_instead_of_model(source)}")
@@ -149,7 +150,7 @@ def describe(path: str | Path, prediction: str | None = None) -> dict[str, Any]:
     """
     source = existing(path, "a checkpoint")
     if _format(source) is not None:
-        return _describe_model(_examine(source, prediction))
+        return _describe_model(examine(source, prediction))
     for other in OTHERS:
         if other.matches(source):
             facts: dict[str, Any] = other.describe(source)

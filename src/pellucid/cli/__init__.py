@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from pellucid import messages, plugins
 from pellucid.cli._app import app, fail, report
+from pellucid.cli._bar import shown_progress
 from pellucid.cli._options import option_of
 from pellucid.cli._process import check_working_folder, stopped_by_signals, streams
 from pellucid.request import Request
@@ -32,7 +33,8 @@ def _run() -> None:
         check_working_folder()
         for command in plugins.discover(__name__).values():
             assert command.__doc__  # importing it has put the command into the application
-        status = app(prog_name="pellucid", standalone_mode=False)
+        with shown_progress():
+            status = app(prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()  # a full disk behind a ">" fails here, where it can be reported
         if status == 130:  # Typer swallows Ctrl-C and returns this
             raise KeyboardInterrupt

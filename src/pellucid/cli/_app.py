@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -43,6 +44,9 @@ def _options(
     """Options before the command."""
 
 
+screen = threading.RLock()
+"""Whoever holds it writes to the terminal: a bar is drawn by another thread."""
+
 # All control characters but the newline, what turns the direction of a line, and lone surrogates.
 _CONTROLS = re.compile("[\0-\t\v-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -54,8 +58,9 @@ def printable(text: str) -> str:
 
 def show(text: str, err: bool = False) -> None:
     """A text for people, on stdout or stderr."""
-    clear_line()
-    typer.echo(printable(text), err=err)
+    with screen:
+        clear_line()
+        typer.echo(printable(text), err=err)
 
 
 def show_path(path: Path | str) -> None:
@@ -68,12 +73,13 @@ def show_path(path: Path | str) -> None:
     if printable(text) != text:
         show(text)
         return
-    clear_line()
-    try:
-        str(path).encode(sys.stdout.encoding or "utf-8")
-        typer.echo(path)
-    except UnicodeEncodeError:
-        typer.echo(name)
+    with screen:
+        clear_line()
+        try:
+            str(path).encode(sys.stdout.encoding or "utf-8")
+            typer.echo(path)
+        except UnicodeEncodeError:
+            typer.echo(name)
 
 
 def show_json(text: str) -> None:

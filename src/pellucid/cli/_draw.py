@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli._app import report
-from pellucid.cli._bar import bar
 from pellucid.cli._files import Output
 from pellucid.cli._jobs import Job, Jobs, Made, missing
 from pellucid.cli._like import ModelFiles, Recorded, flag_of
 from pellucid.cli._recorded_paths import shareable
 from pellucid.messages import text_of
+from pellucid.progress import stage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,7 +98,7 @@ def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Ge
 def draw_with_diffusion(
     jobs: Jobs, settings: Settings, recorded: Recorded, output: Output, made: Made | None = None
 ) -> Generator[Drawn]:
-    """All jobs, batch after batch, with a progress bar. Latents that cannot be decoded are kept.
+    """All jobs, batch after batch. Latents that cannot be decoded are kept.
 
     made: the pictures that are there already and are not drawn again. A line of a file that cannot
     be drawn is reported, and the next ones are drawn.
@@ -151,8 +151,10 @@ def draw_job(
         parts, there = missing(request, resolve(model, request), seeded, made, record)
         for path in there:
             report(f"{path} is there already")
-    if output.file is not None:  # an error comes now, not after the work is done
-        format_of(output.file, record(resolve(model, request)))
+    resolved = resolve(model, request)  # errors come now, not after the work is done
+    output.check_room(sum(part.count for part in parts), resolved.width * resolved.height)
+    if output.file is not None:
+        format_of(output.file, record(resolved))
     keep = partial(_keep_latents, record, output)
     for part in parts:
         for steps in _run(model, part, adapted, refiner, keep, settings.film):
@@ -205,10 +207,11 @@ def _run(
 
     steps: list[Progress] = []
     finished = 0
-    with bar(request.prompt[:40] or "(no prompt)", request.count) as advance:
+    prompt = f'"{request.prompt[:40]}"' if request.prompt else "without a prompt"
+    with stage(f"drawing {prompt}", request.count) as now:
         try:
             for step in generate_in_batches(model, request, adapt, refiner):
-                advance(completed=finished + len(step.seeds) * step.step / max(step.steps, 1))
+                now.done = finished + len(step.seeds) * step.step / max(step.steps, 1)
                 steps = [*steps, step] if every else [step]
                 if step.images is not None:
                     yield steps

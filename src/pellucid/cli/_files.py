@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pellucid.cli._app import report
-from pellucid.files import check_writable, save_new
+from pellucid.files import check_room, check_writable, save_new
 from pellucid.output_names import DEFAULT, checked, name_for
 from pellucid.settings import load_settings
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SMALL = 256  # pictures of at most this many pixels on a side are shown twice as large in a film
 OUTPUTS = "outputs"  # the folder of the results if there is no --out
 OVERWRITE = "Replace the file of --out if it exists."
+BYTES = {".png": 1.0}  # that a pixel takes at least in a photo; 0.1 in other formats
 OTHERS = (".html", ".htm", ".pdf", ".json", ".txt", ".md", ".svg")  # no names of folders
 PAGES = (".html", ".htm")  # what the file of a page ends in
 
@@ -94,6 +95,11 @@ class Output:
     def stem(self, record: Mapping[str, Any]) -> str:
         """The name of a picture with this record, without its ending."""
         return name_for(record, self.name)
+
+    def check_room(self, count: int, pixels: int) -> None:
+        """ValueError if so many pictures of so many pixels would not fit on the disk."""
+        path = self.folder / "picture.png" if self.file is None else self.file
+        check_room(path, count * round(pixels * BYTES.get(path.suffix.lower(), 0.1)))
 
     def save_picture(
         self,

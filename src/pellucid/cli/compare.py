@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import app, show, show_path
-from pellucid.cli._bar import bar, show_progress
+from pellucid.cli._bar import show_progress
 from pellucid.cli._files import OUTPUTS, PAGES
+from pellucid.progress import stage
 
 if TYPE_CHECKING:
     from pellucid.evaluate.compare.benchmark import CompareOptions, Part
@@ -102,14 +103,14 @@ def _without_missing(options: CompareOptions) -> CompareOptions:
 
 
 def _work(options: CompareOptions, parts: list[Part], workers: int) -> None:
-    """Work through the parts, with a bar."""
+    """Work through the parts."""
     from pellucid.evaluate.compare.work import run_all
 
     done: dict[Part, float] = {}
-    with bar("comparing", len(parts)) as advance:
+    with stage("comparing", len(parts)) as now:
         for part, fraction in run_all(options, parts, workers):
             done[part] = fraction
             name = f"{part.data}, {part.method}, seed {part.seed}"
-            advance(completed=sum(done.values()), description=name)
+            now.done = sum(done.values())
             if fraction == 1:
                 show(f"{name}: done", err=True)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import app, report, show_json, show_path
-from pellucid.cli._bar import bar
 from pellucid.cli._like import Like, ModelFiles, read_like, with_named, with_settings
 from pellucid.cli._model import Device, Dtype, LoraFolder, ModelOrLike, Prediction, Vae
 from pellucid.cli._options import takes_request
 from pellucid.cli._page import AsJson, Out, Overwrite, page_output
 from pellucid.output_names import name_for
+from pellucid.progress import stage
 
 if TYPE_CHECKING:
     from pellucid.explain.run import Explanation
@@ -87,7 +87,8 @@ def explain(
         show_json(json.dumps({"explanations": [run.record() for run in runs]}))
     if output is None:
         return
-    text, left_out = page.page(loaded, runs)
+    with stage("making the page"):
+        text, left_out = page.page(loaded, runs)
     if left_out:
         report(left_out)
     stem = name_for(runs[0].request.record())
@@ -119,12 +120,12 @@ def _explain(
 
 
 def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:
-    """Draw with a progress bar, watched."""
+    """Draw, watched."""
     from pellucid.data.emoji import concept_names, synonyms
     from pellucid.explain.run import Recorder
 
     recorder = Recorder(model, request, adapt)
-    with bar(request.prompt[:40]) as advance:
-        for progress in recorder.run():
-            advance(total=progress.steps, completed=progress.step)
-    return recorder.explanation(concept_names(), synonyms())
+    for _ in recorder.run():
+        pass
+    with stage("comparing words"):
+        return recorder.explanation(concept_names(), synonyms())

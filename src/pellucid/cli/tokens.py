@@ -31,9 +31,10 @@ def tokens(
 
     request = Request(prompt=prompt, **asked)
     loaded = open_parts(model, vae)
-    loaded = with_words(loaded, checkpoints.load_embeddings(request.embeddings, loaded))
+    skipped: list[str] = []
+    loaded = with_words(loaded, checkpoints.load_embeddings(request.embeddings, loaded, skipped))
     resolved = resolve(loaded, request)
-    for warning in (unbalanced(prompt), left_out(prompt)):
+    for warning in (*skipped, unbalanced(prompt), left_out(prompt)):
         if warning is not None:
             report(warning)
     facts = {"model": loaded.name} | reading(loaded.tokenizer, resolved.prompt, resolved.steps)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pellucid.cli._app import app, show_json, show_path
-from pellucid.cli._bar import bar
 from pellucid.cli._complete import names_in
 from pellucid.cli._files import OUTPUTS, OVERWRITE, Output
 from pellucid.cli._model import Device, Dtype, find
+from pellucid.progress import stage
 
 if TYPE_CHECKING:
     from pellucid.upscale import Upscaler
@@ -76,9 +76,9 @@ def upscale(
     results = []
     for picture in pictures:
         opened = open_with_alpha(picture)
-        with bar(f"{picture.name} {factor:g}x") as advance:
+        with stage(f"enlarging {picture.name}, tile") as now:
             for step in enlarge(chosen, opened, scale):
-                advance(total=step.total, completed=step.done)
+                now.total, now.done = step.total, step.done
         assert step.picture is not None
         record, texts = upscaled(picture, chosen.name, factor)
         path = output.save_picture(step.picture, record, f"{picture.stem}-{factor:g}x", texts)

@@ -18,6 +18,7 @@ from pellucid.evaluate.classifier import Classifier
 from pellucid.images.pixels import to_tensor
 from pellucid.model import Model
 from pellucid.pipeline import Request, generate
+from pellucid.progress import each
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Evaluation:
     def pictures(self, prompts: Iterable[str], seed: int = 0, **fields: Any) -> list[Image.Image]:
         """One picture for each prompt; prompt i has the seed `seed + i`. fields: of a `Request`."""
         drawn = []
-        for i, prompt in enumerate(prompts):
+        for i, prompt in enumerate(each("drawing what is measured", list(prompts))):
             *_, last = generate(self.model, Request(prompt=prompt, seed=seed + i, **fields))
             assert last.images is not None
             drawn.append(last.images[0])

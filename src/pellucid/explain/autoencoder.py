@@ -17,6 +17,7 @@ from pellucid.html.records import Picture, Record
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.preview import colors_of
+from pellucid.progress import stage
 from pellucid.request import unit_of
 from pellucid.runtime import Runtime
 from pellucid.vae import VAE, psnr
@@ -93,8 +94,10 @@ def round_trip(model: Model, image: Image.Image, source: str = "picture") -> Rou
     pixels = to_tensor(picture)[None].to(next(model.vae.parameters()))
     large = model.vae.working_bytes(*picture.size) > WHOLE_BYTES
     tile_size = tiling.TILE_SIZE if large else None
-    latents = model.vae.to_latents(pixels, tile_size=tile_size)
-    decoded = to_pil(model.vae.to_pixels(latents, tile_size)[0])
+    with stage("encoding the picture"):
+        latents = model.vae.to_latents(pixels, tile_size=tile_size)
+    with stage("decoding the picture"):
+        decoded = to_pil(model.vae.to_pixels(latents, tile_size)[0])
     difference = (to_tensor(decoded) - to_tensor(picture)).abs() * 127.5
     largest = round(float(difference.max()))
     colours = colors_of(model)

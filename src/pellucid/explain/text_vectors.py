@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.model import Model
+from pellucid.progress import each
 
 BATCH = 64
 """Texts that the tower encodes at once."""
@@ -24,7 +25,7 @@ def text_vectors(model: Model, texts: Sequence[str]) -> Tensor:
     config = model.text.config
     parts = [torch.empty(0, config.projection or config.width)]
     device = next(model.text.parameters()).device
-    for start in range(0, len(texts), BATCH):
+    for start in each("encoding the words", range(0, len(texts), BATCH)):
         # Without padding: the tower is causal, so what follows the end changes nothing.
         out = model.text(model.tokenizer(texts[start : start + BATCH], padded=False).to(device))
         parts.append(unit_length(out.pooled if out.projected is None else out.projected))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import samplers
+from pellucid.progress import stage
 
 # What A1111 writes for the values of some fields.
 WORDS: dict[str, dict[Any, str]] = {
@@ -76,6 +77,7 @@ PARAMETERS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
 OURS = {theirs: (ours, kind) for theirs, ours, kind in PARAMETERS}
 KNOWN = frozenset(OURS) | {"Version", "VAE hash", "Lora hashes", "TI hashes", "Hashes"}
 NEGATIVE = "Negative prompt:"
+HASHED = 2**20  # bytes of a file at a time
 ENOUGH = 3  # known names make a line one of settings
 # The length of a name is limited, so that the time that a line takes grows as its length.
 PAIR = re.compile(r'(\w[\w \-/]{0,63}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
@@ -148,7 +150,12 @@ def _lora_hash(path: Path) -> str | None:
         with path.open("rb") as file:
             if path.suffix == ".safetensors":
                 file.seek(8 + int.from_bytes(file.read(8), "little"))
-            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+            digest = hashlib.sha256()
+            with stage(f"hashing {path.name}", path.stat().st_size) as now:
+                while part := file.read(HASHED):
+                    digest.update(part)
+                    now.done += len(part)
+            return digest.hexdigest()[:12]
     except OSError:
         return None
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pellucid import cascade, tiling
 from pellucid.clip import TextOutput, TextTower
 from pellucid.model import Model
+from pellucid.progress import each, stage
 from pellucid.runtime import devices
 from pellucid.runtime.precision import Float32Fallback, dtype_of, finite
 from pellucid.tiny_vae import TinyVAE
@@ -74,7 +75,7 @@ class Runtime:
 
         def run() -> TextOutput:
             rows = ids.to(self.device).split(TEXT_ROWS)
-            parts = [tower(part, layer, final_norm) for part in rows]
+            parts = [tower(part, layer, final_norm) for part in each("encoding the text", rows)]
             hidden, pooled, projected = zip(*parts, strict=True)
             joined = None if projected[0] is None else torch.cat(projected)
             return TextOutput(torch.cat(hidden), torch.cat(pooled), joined)
@@ -90,13 +91,13 @@ class Runtime:
         vae = self.model.vae
         height, width = pixels.shape[2:]
         self._bring(vae, vae.working_bytes(width, height) // 4)
-        latents = self._finite(
-            "the encoder",
-            vae,
-            lambda: vae.to_latents(
-                pixels.to(self.device, dtype_of(vae)), tile_size=self.tile_size(vae, width, height)
-            ),
-        )
+        tile_size = self.tile_size(vae, width, height)
+        with stage("encoding the picture"):
+            latents = self._finite(
+                "the encoder",
+                vae,
+                lambda: vae.to_latents(pixels.to(self.device, dtype_of(vae)), tile_size=tile_size),
+            )
         return latents.to(self.latent_dtype)
 
     def decode(self, decoder: VAE | TinyVAE, latents: Tensor) -> Tensor:
@@ -115,7 +116,8 @@ class Runtime:
         # In tiles, a quarter is enough.
         work = decoder.working_bytes(width, height) // 4 if isinstance(decoder, VAE) else 0
         self._bring(decoder, work)
-        return self._finite("the decoder", decoder, run, latents)
+        with stage("decoding the picture"):
+            return self._finite("the decoder", decoder, run, latents)
 
     def enlarge(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Pixels (B, 3, h, w) in [-1, 1] -> (B, 3, H, W), by the model's upscaler.
@@ -131,7 +133,8 @@ class Runtime:
             return last.large
 
         self._bring(upscaler)
-        return self._finite("the upscaler", upscaler, run)
+        with stage("enlarging the picture"):
+            return self._finite("the upscaler", upscaler, run)
 
     def tile_size(self, vae: VAE, width: int, height: int) -> int | None:
         """The positions in a tile where a whole picture would not fit in memory; None where it does,

@@ -24,6 +24,7 @@ from pellucid.data.imagefolder import Folder
 from pellucid.diffusion import Conditioning
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
+from pellucid.progress import each
 from pellucid.runtime import Runtime
 from pellucid.train import loop
 from pellucid.train.objective import LossOptions, Objective
@@ -101,10 +102,10 @@ def make_pool(model: Model, folder: Folder, mirror: bool) -> Pool:
     """Encode all pictures and captions, on the model's device."""
     device = next(model.vae.parameters()).device
     latents = []
-    for flip in (False, True) if mirror else (False,):
-        for picture in folder.pixels:
-            pixels = to_pixels([picture[:, ::-1].copy() if flip else picture])
-            latents.append(model.vae.to_latents(pixels.to(device)))
+    pictures = [*folder.pixels]
+    pictures += [picture[:, ::-1].copy() for picture in pictures] if mirror else []
+    for picture in each("encoding the pictures", pictures):
+        latents.append(model.vae.to_latents(to_pixels([picture]).to(device)))
     # A caption is not written in the grammar of prompts: its brackets are brackets.
     literal = [re.sub(r"([\\()\[\]:|])", r"\\\1", caption) for caption in folder.captions]
     text = encode_prompts(Runtime(model), ["", *literal])

@@ -28,8 +28,9 @@ from pellucid.checkpoints.vae_files import config_of, weights_in_folder
 from pellucid.checkpoints.weight_files import STEMS, weights_of
 from pellucid.checkpoints.weights import Source, open_weights
 from pellucid.checkpoints.writing import check_has_place, extras_of, gather, same_when_read
+from pellucid.checkpoints.writing import write as write_file
 from pellucid.clip import TextConfig, TextTower
-from pellucid.files import new_folder, write_tensors
+from pellucid.files import new_folder
 from pellucid.model import Model
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
@@ -237,7 +238,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
             stem = STEMS[1] if part in TEXTS else STEMS[0]
             weights = gather(path, {part: (network, same_names(network))}, dtype)
             file = folder / part / f"{stem}.safetensors"
-            write_tensors(file, weights, {"format": "pt"}, CheckpointError)
+            write_file(file, weights, {"format": "pt"})
     return (*left_out, *extras_of(model))
 
 

@@ -42,10 +42,17 @@ from pellucid.checkpoints.shapes import (
     vae_config,
 )
 from pellucid.checkpoints.weights import Source, Stored, Weights
-from pellucid.checkpoints.writing import check_has_place, extras_of, gather, same_when_read
+from pellucid.checkpoints.writing import (
+    EMPTY,
+    Read,
+    check_has_place,
+    extras_of,
+    gather,
+    same_when_read,
+)
+from pellucid.checkpoints.writing import write as write_file
 from pellucid.clip import TextTower
 from pellucid.diffusion import PREDICTIONS
-from pellucid.files import write_tensors
 from pellucid.model import Model
 from pellucid.plugins import choose
 from pellucid.vae import VAE
@@ -281,13 +288,20 @@ def _locations(
 # ---------------------------------------------------------------- writing
 
 
-def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[str, ...]:
+def write(
+    model: Model,
+    path: Path,
+    dtype: torch.dtype | None = None,
+    read: Read | None = None,
+    about: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
     """Write `model` to `path`; `dtype` None keeps the weights as they are. Returns what was left out.
 
+    read: as in `gather`. about: further metadata.
     Raises CheckpointError for a model that the layout has no place for, and for one that would be
     read as something else, because what the file does not say is the family's.
     """
-    if not isinstance(model.backbone, UNet):
+    if not holds(model):
         raise CheckpointError(
             f"{path} was not written: the original layout is for U-Nets, and the backbone is a "
             f"{type(model.backbone).__name__}"
@@ -297,20 +311,26 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
     assert family is not None  # some family has a U-Net and as many towers
     networks: dict[str, nn.Module] = {"backbone": model.backbone, "vae": model.vae, **towers}
     locations = _locations(path, networks, family)
-    weights = gather(path, {name: (networks[name], locations[name]) for name in networks}, dtype)
-    _check_is_read(path, model, towers, family, {k: tuple(w.shape) for k, w in weights.items()})
+    located = {name: (networks[name], locations[name]) for name in networks}
+    weights = gather(path, located, dtype, read)
+    _check_is_read(path, model, towers, family, {k: w.shape for k, w in weights.items()})
     if model.prediction == "v":
-        weights["v_pred"] = torch.tensor([])
+        weights["v_pred"] = EMPTY
         if model.schedule.zero_terminal_snr:
-            weights["ztsnr"] = torch.tensor([])
+            weights["ztsnr"] = EMPTY
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": model.name,
         "modelspec.prediction_type": "v" if model.prediction == "v" else "epsilon",
     }
-    write_tensors(path, weights, metadata, CheckpointError)
+    write_file(path, weights, metadata | dict(about or {}))
     return extras_of(model)
+
+
+def holds(model: Model) -> bool:
+    """Whether the layout is for models with this kind of backbone."""
+    return isinstance(model.backbone, UNet)
 
 
 def _check_is_read(

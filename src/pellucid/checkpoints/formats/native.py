@@ -26,9 +26,9 @@ from pellucid.checkpoints.contents import Contents
 from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.metadata import dataclass_from, json_entry
 from pellucid.checkpoints.weights import Source
-from pellucid.checkpoints.writing import gather
+from pellucid.checkpoints.writing import Read, gather
+from pellucid.checkpoints.writing import write as write_file
 from pellucid.clip import TextTower, VisionTower
-from pellucid.files import write_tensors
 from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.schedule import Schedule
@@ -121,9 +121,15 @@ def _extra_facts(parts: Mapping[str, Part], lexicon: Lexicon | None) -> dict[str
     return facts
 
 
-def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[str, ...]:
+def write(
+    model: Model,
+    path: Path,
+    dtype: torch.dtype | None = None,
+    read: Read | None = None,
+    about: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
     """Write `model` to `path`, whole or not at all; `dtype` None keeps the weights as they are.
-    Nothing is left out.
+    Nothing is left out. read: as in `gather`. about: further metadata.
 
     Raises CheckpointError: a weight that is not finite (or no longer is, as float16), a folder that
     does not exist, a full disk.
@@ -132,7 +138,7 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
         name: part for name in (*REQUIRED, *OPTIONAL) if (part := getattr(model, name)) is not None
     }
     parts = {part: (module, same_names(module, f"{part}.")) for part, module in modules.items()}
-    weights = gather(path, parts, dtype)
+    weights = gather(path, parts, dtype, read)
     facts = {
         "version": VERSION,
         "name": model.name,
@@ -148,7 +154,8 @@ def write(model: Model, path: Path, dtype: torch.dtype | None = None) -> tuple[s
     }
     if model.lexicon is not None:
         facts["lexicon"] = model.lexicon.to_json()
-    write_tensors(path, weights, {ENTRY: json.dumps(facts, ensure_ascii=False)}, CheckpointError)
+    entry = {ENTRY: json.dumps(facts, ensure_ascii=False)}
+    write_file(path, weights, entry | dict(about or {}))
     return ()
 
 

@@ -23,6 +23,7 @@ from pellucid.model import Model
 from pellucid.noise import draw, generators
 from pellucid.pipeline import guides_of
 from pellucid.preview import pictures
+from pellucid.progress import each
 from pellucid.request import Request, resolve
 from pellucid.runtime import Runtime
 from pellucid.vae import psnr
@@ -83,7 +84,7 @@ def estimate_from_each(
     eps = draw("gaussian", tuple(x0.shape[1:]), generators(seed, 1)).to(x0)
     (guide,) = guides_of(runtime, request, conditioning_schedule(runtime, request, 1), size)
     by_time = []
-    for time in times:
+    for time in each("estimating the picture from each time", times):
         level = level_at(model.schedule, time)
         if level.alpha == 0 and model.prediction == "eps":
             continue

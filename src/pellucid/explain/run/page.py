@@ -9,6 +9,7 @@ says so.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -25,6 +26,7 @@ from pellucid.model import Model
 
 LIMIT = 5_000_000
 """Bytes of a page."""
+PARAGRAPH = re.compile(r"<p>.*?</p>", re.S)
 TITLE = 90  # letters of a prompt in the title
 FOLDER = "explain/run"
 
@@ -147,17 +149,32 @@ def section_html(
 ) -> str:
     """The section with its text; its JavaScript fills the element with `data-part`."""
     content = next(content for content in contents if content is not None)
+    text = told([each.text for each in contents if each is not None])
     return "\n".join(
         [
             f'<section id="{name}">',
             f'<h2><span class="number">{number}</span> {escape(section.title)}</h2>',
-            content.text,
+            text,
             f'<div class="runs" data-part="{name}"></div>',
             f'<p class="equation">{content.equation}</p>',
             *(pages.source_code(function) for function in content.sources),
             "</section>",
         ]
     )
+
+
+def told(texts: Sequence[str]) -> str:
+    """The paragraphs of a section, once where all runs have the same; others begin with the letter of
+    their run."""
+    split = [PARAGRAPH.findall(text) for text in texts]
+    found = []
+    for letter, paragraphs in zip("AB", split, strict=False):
+        for paragraph in paragraphs:
+            if all(paragraph in other for other in split):
+                found.append(paragraph)
+            else:
+                found.append(f"<p><b>{letter}:</b> {paragraph.removeprefix('<p>')}")
+    return "\n".join(dict.fromkeys(found))
 
 
 def script(names: Sequence[str] | Mapping[str, object]) -> str:

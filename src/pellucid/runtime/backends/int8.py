@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pellucid.model import Model
 from pellucid.nn import Attention, Embedding
+from pellucid.progress import each
 from pellucid.runtime.backends import eager
 from pellucid.runtime.precision import native_int8
 from pellucid.runtime.threads import SMALL, step_size
@@ -62,7 +63,7 @@ def quantized(network: nn.Module) -> nn.Module:
     tensors = [*network.parameters(), *network.buffers()]
     same = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     kept = {id(layer) for layer in _kept(same)}
-    for parent in list(same.modules()):
+    for parent in each("rounding weights to 8 bits", list(same.modules())):
         shared = Quantizer()
         for name, layer in list(parent.named_children()):
             if id(layer) in kept or not _is_large(layer):
