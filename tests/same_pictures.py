@@ -177,6 +177,7 @@ BASE: dict[str, Any] = {
     "mix": [],
     "mix_by": "noise",
     "walk": None,
+    "walk_by": "embeddings",
     "walk_span": [0.0, 1.0],
     "variation_seed": 8,
     "variation_strength": 0.0,
@@ -387,6 +388,7 @@ def requests_of_tasks() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     }
     tasks |= {
         "walk of three": {"walk": "rabbit", "count": 3},
+        "walk by estimates": {"walk": "rabbit", "count": 3, "walk_by": "estimates"},
         "walk, one picture": {"walk": "rabbit", "walk_span": [0.2, 0.5]},
         "walk of two, part of the way": {
             "walk": "rabbit",

@@ -116,8 +116,9 @@ def test_mix(model: Model, by: str) -> None:
     torch.testing.assert_close(same.x, run(model).x, rtol=1e-3, atol=1e-3)
 
 
-def test_a_walk_from_one_prompt_to_another(model: Model) -> None:
-    way = run(model, walk="a rabbit", count=3, guidance=2.0)
+@pytest.mark.parametrize("by", ["embeddings", "estimates"])
+def test_a_walk_from_one_prompt_to_another(model: Model, by: str) -> None:
+    way = run(model, walk="a rabbit", walk_by=by, count=3, guidance=2.0)
     assert way.seeds == (1, 1, 1)
     ends = [run(model, guidance=2.0), run(model, prompt="a rabbit", guidance=2.0)]
     for i, end in ((0, ends[0]), (2, ends[1])):
@@ -126,6 +127,21 @@ def test_a_walk_from_one_prompt_to_another(model: Model) -> None:
     for i in range(3):
         alone = run(model, **way.request.alone(i).record())
         torch.testing.assert_close(alone.x, way.x[i : i + 1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_walk_by_estimates_is_a_mix_with_other_weights(model: Model) -> None:
+    way = run(model, walk="a rabbit", walk_by="estimates", count=5)
+    for i, weight in ((1, 1 / 3), (2, 1), (3, 3)):
+        mixed = run(model, mix=[("a rabbit", weight)])
+        torch.testing.assert_close(way.x[i : i + 1], mixed.x, atol=1e-5, rtol=1e-4)
+
+
+def test_a_walk_goes_as_the_model_says(model: Model) -> None:
+    assert run(model, walk="a rabbit").request.walk_by == "embeddings"
+    other = replace(model, defaults=replace(model.defaults, walk_by="estimates"))
+    assert run(other, walk="a rabbit").request.walk_by == "estimates"
+    assert run(other, walk="a rabbit", walk_by="embeddings").request.walk_by == "embeddings"
+    assert "walk_by" not in run(other).request.record()
 
 
 def test_a_walk_of_prompts_of_different_lengths(model: Model) -> None:

@@ -231,8 +231,8 @@ def emphasized(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:
 class StepConditioning(NamedTuple):
     """The conditioning of one step, each of a batch of 1; `uncond` is None where it is not needed."""
 
-    conds: list[tuple[Conditioning, float]]
-    """Of the prompts, with their weights."""
+    conds: list[tuple[Conditioning, float | Tensor]]
+    """Of the prompts, with their weights, as `guidance.ClassifierFree` takes them."""
     uncond: Conditioning | None
     """Of the negative prompt."""
 
@@ -272,8 +272,8 @@ def conditioning_schedule(
     """The conditioning of each of `steps`, and then of `second` steps of a second pass.
 
     Prompts that are mixed have weights that add up to 1; prompts that AND joins keep theirs. On a
-    walk, each conditioning is a batch of `request.count`, image by image; so it is where the pictures
-    of other requests are in the batch.
+    walk, each conditioning or each weight is a batch of `request.count`, image by image; so are the
+    conditionings where the pictures of other requests are in the batch.
     Raises ValueError for weights that make no sense, and for AND with a mix of embeddings or a walk.
     """
     if steps + second == 0:
@@ -295,13 +295,18 @@ def conditioning_schedule(
     encoded = {text: together[i : i + 1] for i, text in enumerate(texts)}
 
     def at(step: int) -> StepConditioning:
-        conds = [(encoded[each[step]], weight) for each, weight in prompts]
+        given = [(encoded[each[step]], weight) for each, weight in prompts]
+        conds: list[tuple[Conditioning, float | Tensor]] = [*given]
         if request.walk is not None:
-            (here, _), (there, _) = conds
-            stops = [interpolate(here, there, share) for share in request.walk_positions]
-            conds = [(Conditioning.cat(stops), 1.0)]
+            (here, _), (there, _) = given
+            if request.walk_by == "estimates":
+                shares = torch.tensor(request.walk_positions).view(-1, 1, 1, 1).to(runtime.device)
+                conds = [(here, 1 - shares), (there, shares)]
+            else:
+                stops = [interpolate(here, there, share) for share in request.walk_positions]
+                conds = [(Conditioning.cat(stops), 1.0)]
         elif request.mix_by == "embedding":
-            conds = [(Conditioning.mix(conds), 1.0)]
+            conds = [(Conditioning.mix(given), 1.0)]
         if not guided:
             return StepConditioning(conds, None)
         uncond = encoded[negative[step]]

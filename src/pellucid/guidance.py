@@ -61,7 +61,8 @@ class ClassifierFree:
 
     cond: the prompt, of x's batch or of 1; or several, [(cond_i, weight_i), ...], which stand for
         uncond + sum of weight_i (cond_i - uncond) (Liu et al. 2022, "Composable Diffusion", eq. 11).
-        With weights that add up to 1 this is their weighted mean, "half frog, half rabbit".
+        With weights that add up to 1 this is their weighted mean, "half frog, half rabbit". A weight
+        may be a tensor (B, 1, 1, 1), one for each picture of x; such weights must add up to 1.
     uncond: the empty or the negative prompt. May be None if scale is 1 and the weights add up to 1.
     rescale: 0 to 1, how far the spread of the guided output is brought back to that of cond, which
         keeps high scales from burning colours (Lin et al. 2023, section 3.4; measured on v).
@@ -73,7 +74,7 @@ class ClassifierFree:
     """
 
     predict: Predict
-    cond: Conditioning | Sequence[tuple[Conditioning, float]]
+    cond: Conditioning | Sequence[tuple[Conditioning, float | Tensor]]
     uncond: Conditioning | None
     scale: float
     rescale: float = 0.0
@@ -88,7 +89,7 @@ class ClassifierFree:
         if not 0 <= start <= end <= 1:
             raise ValueError(f"interval must be 0 <= from <= to <= 1, got {self.interval}")
         weights = [weight for _, weight in self.conds]
-        if not weights or not all(map(math.isfinite, weights)):
+        if not weights or not all(torch.as_tensor(each).isfinite().all() for each in weights):
             raise ValueError(
                 f"the weights of cond must be one or more finite numbers, got {weights}"
             )
@@ -98,14 +99,15 @@ class ClassifierFree:
             raise ValueError(f"weights {weights}, which do not add up to 1, need uncond")
 
     @property
-    def conds(self) -> list[tuple[Conditioning, float]]:
+    def conds(self) -> list[tuple[Conditioning, float | Tensor]]:
         """The prompts and their weights."""
         return [(self.cond, 1.0)] if isinstance(self.cond, Conditioning) else list(self.cond)
 
     @property
     def rest(self) -> float:
         """How much of uncond is in the sum of the prompts: 1 minus their weights."""
-        total = math.fsum(weight for _, weight in self.conds)
+        weights = [weight for _, weight in self.conds if not isinstance(weight, Tensor)]
+        total = math.fsum(weights) if weights else 1
         return 0.0 if math.isclose(total, 1) else 1 - total
 
     def __call__(self, x: Tensor, level: Level) -> Parts:

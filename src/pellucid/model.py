@@ -10,7 +10,7 @@ from torch import nn
 from pellucid.cascade import Upscaler
 from pellucid.clip import TextTower, VisionTower
 from pellucid.lexicon import Lexicon
-from pellucid.prompt import Emphasis
+from pellucid.prompt import Emphasis, WalkBy
 from pellucid.schedule import Schedule
 from pellucid.tiny_vae import TinyVAE
 from pellucid.tokenizer import Tokenizer
@@ -31,6 +31,7 @@ class Defaults:
     spacing: str = "uniform"
     width: int = 64
     height: int = 64
+    walk_by: WalkBy = "embeddings"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ all of them. Those of few-step models leave open what they take from the family,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 from pellucid.checkpoints import families
@@ -42,7 +42,7 @@ def _few(steps: int, sampler: str, spacing: str, guidance: float = 1.0, side: in
 
 
 def _whole(defaults: Defaults) -> Preset:
-    return Preset(**asdict(defaults))
+    return Preset(**{each.name: getattr(defaults, each.name) for each in fields(Preset)})
 
 
 # Guidance and sizes are those of the model cards' examples, which are diffusers' defaults where a

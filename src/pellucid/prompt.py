@@ -24,6 +24,8 @@ from operator import itemgetter
 from typing import Literal, NamedTuple
 
 MORE, LESS = 1.1, 1 / 1.1
+WalkBy = Literal["embeddings", "estimates"]
+"""What is interpolated between two prompts: their text embeddings, or the estimates of the picture."""
 Emphasis = Literal["original", "no_norm"]
 """What weights do to the text encoder's vectors, see `model`."""
 LONGEST_SHOWN = 80  # characters of a part of a prompt in a message

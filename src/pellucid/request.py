@@ -28,7 +28,7 @@ from pydantic import (
 from pellucid.lexicon import expand_emoji
 from pellucid.messages import FieldMessage
 from pellucid.plugins import choose
-from pellucid.prompt import Emphasis, LoraTag, split_and, take_loras
+from pellucid.prompt import Emphasis, LoraTag, WalkBy, split_and, take_loras
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -306,6 +306,14 @@ class Request(BaseModel):
     walk: Prompt | None = option(
         "A prompt to interpolate to: --count pictures on the way, all of one seed.", group=STEER
     )
+    walk_by: WalkBy | None = option(
+        "Interpolate the text embeddings or the estimates of the picture: embeddings, estimates. "
+        "Default: as suits the model.",
+        group=STEER,
+        needs="walk",
+    )
+    """By embeddings the walk passes through what lies between the texts, which may be another thing. By
+    estimates each picture is drawn towards both prompts at once."""
     walk_span: tuple[Share, Share] = option(
         "The part of the walk to draw.", (0.0, 1.0), STEER, flag=None, needs="walk"
     )
@@ -557,6 +565,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         "spacing": samplers.spacing_of(
             name, d.spacing if spacing is None else spacing, model.schedule
         ),
+        "walk_by": d.walk_by if request.walk_by is None else request.walk_by,
         "width": width,
         "height": height,
         "drawn_size": drawn_size_of(model, width, height),

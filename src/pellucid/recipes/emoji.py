@@ -68,5 +68,6 @@ RECIPE = Recipe(
         # Of one thing each, so that a picture has one class.
         "gan": {"tinted": 0.0, "on_color": 0.0, "pair": 0.0},
     },
-    defaults=Defaults(steps=20, guidance=5.0, sampler="dpmpp_2m", spacing="uniform"),
+    # Between two prompts, embeddings lead through other things.
+    defaults=Defaults(8, 3.0, "dpmpp_2m", "uniform", walk_by="estimates"),
 )
