@@ -50,7 +50,7 @@ def pairs(model: Model, art: EmojiArt, count: int, held: bool) -> list[Pair]:
         if not sample.phrases:  # no partner was to be had
             continue
         across = sample.phrases[0].box == LEFT
-        words = columns(model.tokenizer, sample.caption, sample.phrases)
+        words = columns(model.tokenizer, sample.caption, sample.phrases)[:2]
         pixels = torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
         found.append(Pair(pixels, sample.caption, words, across))
     return found

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from pellucid.backbones.unet import SD15, UNet, UNetConfig
 from pellucid.diffusion import Conditioning
-from pellucid.recipes import emoji
+from pellucid.recipes import scenes
 
 STEPS, SCALE = 20, 7.5
 SHAPES = {  # config, latents on a side, batch of the training step, tokens
     "emoji": (
         replace(
-            emoji.unet((96, 192)),
+            scenes.unet((96, 192)),
             in_channels=32,
             out_channels=32,
             cross_attention_dim=192,
