@@ -175,27 +175,28 @@ def test_noisy_times_come_more_often() -> None:
     assert t.div(1000).logit().mean().item() == pytest.approx(0.8, abs=0.05)
 
 
-@pytest.mark.parametrize(("target", "folder"), [("", "small"), ("-gpu", "gpu-small")])
+def commands_of(target: str, *variables: str) -> list[list[str]]:
+    """What `make TARGET` runs from nothing, less the program's name and the rendering of the art."""
+    words = ["make", "-Bn", "-C", Path(__file__).parents[1], target, *variables]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    found = [line.split()[1:] for line in said.splitlines() if "/pellucid " in line]
+    return [each for each in found if each[0] != "data"]
+
+
 def test_the_recipe_of_the_model_that_ships(
-    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, folder: str
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commands of the Makefile one after the other, as SMALL=1 has them, on very small art."""
-    root = Path(__file__).parents[1]
-    words = ["make", "-Bn", "-C", root, f"emoji-model{target}", "SMALL=1", "DEVICE=cpu"]
-    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    commands = [line.split()[1:] for line in said.splitlines() if "/pellucid " in line]
-    assert commands[-1][0] == "evaluate"
+    *train, evaluate = commands_of("emoji-model", "SMALL=1", "DEVICE=cpu")
+    assert evaluate[0] == "evaluate" and {each[0] for each in train} == {"train"}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    for small, large in ((64, 256), (128, 512)):
-        save_art(tmp_path / f"runs/art{small}.npz", 32)
-        save_art(tmp_path / f"runs/art{large}.npz", 128)
-    trained = [each for each in commands if each[0] == "train"]
-    for command in trained:
-        given = [word for word in command if not word.startswith("packages=")]
-        status, _, err = call(*given)
-        assert status == 0, (given, err)
-    made = checkpoints.load(tmp_path / f"runs/{folder}/emoji.safetensors")
+    save_art(tmp_path / "runs/art64.npz", 32)
+    save_art(tmp_path / "runs/art256.npz", 128)
+    for command in train:
+        status, _, err = call(*(word for word in command if not word.startswith("packages=")))
+        assert status == 0, (command, err)
+    made = checkpoints.load(tmp_path / "runs/small/emoji.safetensors")
     shipped = checkpoints.load(device="meta", dtype=None)
     assert made.upscaler is not None and shipped.upscaler is not None and made.lexicon is not None
     assert made.upscaler.config == shipped.upscaler.config
@@ -205,3 +206,17 @@ def test_the_recipe_of_the_model_that_ships(
     assert (theirs.steps, theirs.guidance, ours.width) == (8, 3, 128)
     *_, last = generate(made, Request(prompt="a frog", seed=1, steps=2))
     assert last.images is not None and last.images[0].size == (128, 128)
+
+
+def test_the_recipe_for_a_gpu_has_the_same_parts() -> None:
+    small, gpu = (commands_of(f"emoji-model{end}", "SMALL=1") for end in ("", "-gpu"))
+    names = {"runs/small": "runs/gpu-small", "art64": "art128", "art256": "art512"}
+
+    def renamed(word: str) -> str:
+        for old, new in names.items():
+            word = word.replace(old, new)
+        return word
+
+    assert [list(map(renamed, command)) for command in small] == gpu
+    wide = {word for command in commands_of("emoji-model-gpu") for word in command}
+    assert {"channels=192,384,384", "art=runs/art512.npz"} <= wide
