@@ -294,10 +294,25 @@ def sample(generator: Generator, seeds: Sequence[int], label: int | None = None)
 
     label: the class of all of them; None for an unconditional generator.
     """
-    config, device = generator.config, generator.project.weight.device
-    z = torch.cat(
-        [torch.randn(1, config.latent, generator=noise.generators(s, 1)[0]) for s in seeds]
-    )
+    return _drawn(generator, _latents(generator, seeds), label)
+
+
+def between(
+    generator: Generator, seeds: tuple[int, int], share: float, label: int | None = None
+) -> Tensor:
+    """The picture (1, 3, size, size) in [-1, 1] on the way from that of one seed, share 0, to that of
+    another, share 1: the noises are mixed on the sphere, as `noise.slerp`."""
+    first, last = _latents(generator, seeds).split(1)
+    return _drawn(generator, noise.slerp(first, last, share), label)
+
+
+def _latents(generator: Generator, seeds: Sequence[int]) -> Tensor:
+    latent = generator.config.latent
+    return torch.cat([torch.randn(1, latent, generator=noise.generators(s, 1)[0]) for s in seeds])
+
+
+def _drawn(generator: Generator, z: Tensor, label: int | None) -> Tensor:
+    device = generator.project.weight.device
     labels = None if label is None else torch.full((len(z),), label, device=device)
     return generator(z.to(device), labels).float()
 

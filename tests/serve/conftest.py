@@ -14,6 +14,8 @@ import uvicorn
 from sending import LONG
 from starlette.testclient import TestClient
 
+from pellucid import checkpoints
+from pellucid.gan import GAN, GANConfig, Generator
 from pellucid.serve.app import application
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.engine import Engine
@@ -21,11 +23,13 @@ from pellucid.serve.engine import Engine
 
 @pytest.fixture(scope="session")
 def models(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two models."""
+    """A folder with two models, and a GAN."""
     folder = tmp_path_factory.mktemp("models")
     shutil.copy(model_file, folder / "tiny.safetensors")
     (folder / "more").mkdir()
     shutil.copy(model_file, folder / "more" / "other.safetensors")
+    config = GANConfig(latent=8, generator_width=4, classes=("frog", "rabbit"))
+    checkpoints.save_gan(GAN(Generator(config).eval(), "a GAN"), folder / "gan.safetensors")
     return folder
 
 

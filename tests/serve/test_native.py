@@ -15,7 +15,8 @@ from PIL import Image
 from sending import LONG, png
 from starlette.testclient import TestClient
 
-from pellucid import checkpoints
+from pellucid import checkpoints, gan
+from pellucid.images.pixels import to_pil
 from pellucid.pipeline import generate
 from pellucid.plan import prompt_warnings
 from pellucid.request import Request, resolve
@@ -231,6 +232,29 @@ def test_models_and_capabilities(client: TestClient) -> None:
     assert all(field["help"] for field in found["fields"])
     reply = client.get("/api/models/tinny/capabilities")
     assert reply.status_code == 404 and "nearest first: tiny" in reply.json()["error"]["message"]
+
+
+def test_a_gan_draws_at_once(client: TestClient, models: Path) -> None:
+    assert client.get("/api/gans").json() == {
+        "gans": [{"name": "gan", "classes": ["frog", "rabbit"], "size": 32}]
+    }
+    generator = checkpoints.load_gan(models / "gan.safetensors").generator
+
+    def drawn(**asked: Any) -> np.ndarray:
+        reply = client.get("/api/gans/gan/picture", params={"prompt": "rabbit", **asked})
+        assert reply.headers["content-type"] == "image/png"
+        return np.asarray(Image.open(io.BytesIO(reply.content)))
+
+    for seed, asked in ((3, {"seed": 3}), (4, {"seed": 3, "towards": 4, "share": 1})):
+        (expected,) = gan.sample(generator, [seed], 1)
+        assert np.array_equal(drawn(**asked), np.asarray(to_pil(expected)))
+    half = drawn(seed=3, towards=4, share=0.5)
+    assert all(not np.array_equal(half, drawn(seed=seed)) for seed in (3, 4))
+    assert client.get("/api/gans/tiny/picture").status_code == 404
+    reply = client.get("/api/gans/gan/picture", params={"prompt": "dog"})
+    assert (
+        reply.status_code == 422 and "there is no class 'dog'" in reply.json()["error"]["message"]
+    )
 
 
 def test_tokens(client: TestClient) -> None:

@@ -302,6 +302,19 @@ def test_the_noise_lab_answers(tab: Callable[..., Any]) -> None:
     expect(inside.locator("h1")).to_be_visible()
 
 
+def test_the_gan_follows_its_slider(tab: Callable[..., Any]) -> None:
+    page = tab("learn")
+    picture = page.get_by_alt_text("Picture of the GAN gan")
+    picture.wait_for()
+    before = picture.get_attribute("src")
+    page.get_by_label(re.compile("On the way")).press("End")
+    expect(page.get_by_text("On the way: 100 %")).to_be_visible()
+    assert picture.get_attribute("src") != before
+    page.get_by_label("What", exact=True).select_option("rabbit")
+    expect(picture).to_have_attribute("src", re.compile("prompt=rabbit"))
+    expect(picture).to_have_js_property("naturalWidth", 32)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_barrier(tab: Callable[..., Any], scheme: str) -> None:
     """By axe-core, in every view."""

@@ -24,6 +24,7 @@ from pellucid.runtime.devices import choose_device
 from pellucid.serve import replicas, worker
 from pellucid.serve.acceptance import Acceptance, Asked
 from pellucid.serve.configuration import Configuration
+from pellucid.serve.gans import Gans
 from pellucid.serve.hashes import Hashes
 from pellucid.serve.library import Library
 from pellucid.serve.pictures import Pictures
@@ -105,7 +106,7 @@ class Engine:
         )
         self.acceptance = Acceptance(configuration, self.library, self.pictures)
         self.queue = Queue(folder / "queue.sqlite")
-        self.hashes = Hashes(self.queue)
+        self.hashes, self.gans = Hashes(self.queue), Gans(self.library)
         self.live: dict[str, Live] = {}
         self.stopping = False
         self.changed = threading.Condition()

@@ -50,6 +50,14 @@ class ModelFile:
         except ValueError as error:
             raise ValueError(str(error).replace(str(self.path), self.name)) from error
 
+    @cached_property
+    def is_gan(self) -> bool:
+        """Whether it is the file of a GAN."""
+        try:
+            return self.path.is_file() and checkpoints.holds_gan(self.path)
+        except ValueError:  # it is damaged
+            return False
+
 
 class Library:
     """What the configured folders hold. Safe to use from several threads."""

@@ -67,5 +67,7 @@ export function listen(heard, connected) {
   source.onopen = () => connected(true);
   source.onerror = () => connected(false);
 }
+export const gans = () => call("GET", "gans");
+export const ganUrl = (name, asked) => `/api/gans/${encodeURIComponent(name)}/picture?${query(asked)}`;
 /** The curves alpha and sigma of each noise schedule. */
 export const schedules = () => call("GET", "schedules");

@@ -26,7 +26,7 @@ from pellucid.images.load import open_image
 from pellucid.images.metadata import read_metadata
 from pellucid.plan import prompt_warnings
 from pellucid.plugins import nearest
-from pellucid.request import MAX_PROMPT, Request, chosen_seed, resolve
+from pellucid.request import MAX_PROMPT, MAX_SEED, Request, chosen_seed, resolve
 from pellucid.schedule import Schedule
 from pellucid.serve import events
 from pellucid.serve.acceptance import Asked, upscaler_names
@@ -46,6 +46,7 @@ CELLS = 100
 Id = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="Of a job or a grid.")]
 PictureId = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="SHA-256 of a file.")]
 Name = Annotated[str, Field(max_length=300)]
+Seed = Annotated[int, Query(ge=0, le=MAX_SEED)]
 
 
 class _Strict(BaseModel):
@@ -331,6 +332,29 @@ def models(engine: Server) -> dict[str, Any]:
             problem, facts = str(error).replace(str(file.path), file.name), {}
         listed.append({"name": file.name, "problem": problem, **facts})
     return {"models": listed, "default": engine.acceptance.default_model}
+
+
+@about_router.get("/gans")
+def gans(engine: Server) -> dict[str, Any]:
+    """The GANs among the models: name, classes, size in pixels."""
+    return {"gans": engine.gans.listed()}
+
+
+@about_router.get("/gans/{name:path}/picture", response_class=Response)
+def gan_picture(
+    engine: Server,
+    name: Name,
+    seed: Seed = 0,
+    towards: Seed = 0,
+    share: Annotated[float, Query(ge=0, le=1, description="0: of seed; 1: of towards.")] = 0.0,
+    prompt: Annotated[str, Query(max_length=1000, description="One of its classes.")] = "",
+) -> Response:
+    """A picture of a GAN as PNG, on the way between those of two seeds."""
+    try:
+        image = engine.gans.picture(name, prompt, (seed, towards), share)
+    except UnknownName as error:
+        raise Refused(404, str(error)) from None
+    return Response(encoded(image), media_type="image/png")
 
 
 @about_router.get("/models/{name:path}/capabilities")
