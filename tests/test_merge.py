@@ -90,6 +90,9 @@ def test_a_weighted_sum_of_two(files: dict[str, Path], call: Any, tmp_path: Path
     ]
     assert [m["path"] for m in recipe["models"]] == ["sd1.safetensors", "sd1-2.safetensors"]
     assert metadata(out)["modelspec.prediction_type"] == "epsilon"
+    assert checkpoints.describe(out)["merged"] == (
+        "sum of sd1.safetensors, sd1-2.safetensors; shares: backbone 0.3; text 0.3; vae 0.3"
+    )
 
 
 @pytest.mark.parametrize(("share", "whole"), [("0", "sd1"), ("1", "sd1-2")])

@@ -24,6 +24,7 @@ from pellucid.checkpoints.assembly import Part
 from pellucid.checkpoints.contents import Contents
 from pellucid.checkpoints.formats import ldm, native
 from pellucid.checkpoints.header import CheckpointError
+from pellucid.checkpoints.merge_record import ENTRY
 from pellucid.checkpoints.models import examine
 from pellucid.checkpoints.weights import existing
 from pellucid.plugins import choose
@@ -132,7 +133,7 @@ def merge(
         return recipe.apply(network, values) if network in shared else values[0]
 
     form = native if contents[0].form == "native" or not ldm.holds(model) else ldm
-    about = {"pellucid_merge": json.dumps(_record(contents, recipe), ensure_ascii=False)}
+    about = {ENTRY: json.dumps(_record(contents, recipe), ensure_ascii=False)}
     left_out = form.write(model, out, None, read, about)
     return (*dict.fromkeys(warnings), *(f"left out: {what}" for what in left_out))
 

@@ -20,6 +20,7 @@ from pellucid.checkpoints import (
     embedding_files,
     formats,
     gan_files,
+    merge_record,
     tiny_vae_files,
     upscaler_files,
     vae_files,
@@ -150,7 +151,7 @@ def describe(path: str | Path, prediction: str | None = None) -> dict[str, Any]:
     """
     source = existing(path, "a checkpoint")
     if _format(source) is not None:
-        return _describe_model(examine(source, prediction))
+        return _describe_model(examine(source, prediction)) | merge_record.said(source)
     for other in OTHERS:
         if other.matches(source):
             facts: dict[str, Any] = other.describe(source)
