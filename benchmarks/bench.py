@@ -129,6 +129,7 @@ def unet(options: argparse.Namespace) -> dict[str, Any]:
         works["Pellucid int8 (--fast)"] = lambda: small(
             x.bfloat16(), t, Conditioning(tokens.bfloat16())
         )
+    works |= by_openvino(half, (x.bfloat16(), t, Conditioning(tokens.bfloat16())))
     expected = works[BASE]().float()
     off = {
         name: float((work().float() - expected).norm() / expected.norm())
@@ -136,6 +137,22 @@ def unet(options: argparse.Namespace) -> dict[str, Any]:
     }
     works |= openvino(options, (x, t, tokens))
     return {"seconds": turns(works, 1 if options.quick else 3), "difference": off}
+
+
+def by_openvino(network: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
+    """The backends openvino and openvino_int8; the ranges of the second are those of this input."""
+    from pellucid.runtime.backends import _compiled, _ranges, int8
+
+    if _compiled.unsuitable(inputs[0].device) is not None:
+        return {}
+    layers = int8.rounded_layers(network)
+    found = _ranges.measured(network, layers, lambda network: network(*inputs))
+    ranges = {layers[name].weight.data_ptr(): ends for name, ends in found.items()}
+    networks = {
+        "Pellucid openvino (default where installed)": _compiled.Compiled(network, False, {}),
+        "Pellucid openvino_int8": _compiled.Compiled(network, True, ranges),
+    }
+    return {name: lambda made=made: made(*inputs) for name, made in networks.items()}
 
 
 def openvino(options: argparse.Namespace, inputs: Any) -> dict[str, Callable[[], Any]]:
@@ -199,8 +216,10 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     from pellucid.data.emoji import concept_names
     from pellucid.opening import open_model
     from pellucid.pipeline import generate
+    from pellucid.rehearsal import rehearse
     from pellucid.request import Request
     from pellucid.runtime.backends import EAGER, choose_backend, prepared
+    from pellucid.runtime.threads import parameters_of
 
     cpu, draws = torch.device("cpu"), {}
     for name, dtype, backend in (
@@ -209,9 +228,8 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
         ("--fast", "auto", "fast"),
     ):
         model = open_model(None, device="cpu", dtype=dtype)
-        model, _ = prepared(lambda model, _: (model, ()), choose_backend(backend, cpu))(
-            model, Request()
-        )
+        choice = choose_backend(backend, cpu, parameters_of(model))
+        model, _ = prepared(lambda model, _: (model, ()), choice, rehearse)(model, Request())
 
         def draw(prompt: str, steps: int = 20, model: Any = model) -> Any:
             *_, last = generate(model, Request(prompt=prompt, seed=1, steps=steps))

@@ -16,15 +16,16 @@ from pellucid.conditioning import encode_prompts
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.opening import open_model
+from pellucid.rehearsal import rehearse
 from pellucid.request import Request
 from pellucid.runtime import Runtime, backends, precision
-from pellucid.runtime.backends import EAGER, FAST, choose_backend, int8, prepared
+from pellucid.runtime.backends import EAGER, choose_backend, int8, prepared
 from pellucid.runtime.precision import native_bfloat16
 from pellucid.runtime.threads import SMALL, threads_for
 
 Call = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
-BOUNDS = {"eager": 1e-5, "int8": 0.1}
+BOUNDS = {"eager": 1e-5, "int8": 0.1, "openvino": 1e-4, "openvino_int8": 0.1}
 """How far the network's output may be from that of float32, relative to its size."""
 
 
@@ -53,28 +54,29 @@ def asked(model: Model) -> tuple[Tensor, Tensor, Conditioning]:
 
 @pytest.mark.parametrize("name", backends.names())
 @torch.no_grad()
-def test_parity(name: str, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parity(name: str, model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(int8, "SMALL", 0)  # 8 bits in spite of its size
     choice = choose_backend(name, CPU)
     if choice.name != name:
         pytest.skip(choice.warnings[0])
     expected = model.backbone(*asked(model))
-    made, warnings = prepared(as_it_is, choice)(model, Request())
+    made, warnings = prepared(as_it_is, choice, rehearse)(model, Request())
     assert warnings == ()
     assert relative(made.backbone(*asked(model)), expected) < BOUNDS[name]
     assert relative(model.backbone(*asked(model)), expected) < 1e-5  # the model itself stays
 
 
 def test_a_small_network_is_not_rounded(model: Model) -> None:
-    assert int8.prepare(model).backbone is model.backbone
+    assert int8.prepare(model, rehearse)[0].backbone is model.backbone
 
 
 def test_names_that_stand_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_backend("auto", CPU).name == EAGER
+    assert choose_backend("auto", CPU, 1000).name == EAGER
     assert choose_backend("fast", torch.device("mps")).name == EAGER
     monkeypatch.setattr(int8, "unsuitable", lambda device: "int8 needs a moon")
-    replaced = choose_backend("fast", CPU)
-    assert FAST["cpu"] == "int8" and replaced.name == EAGER
+    replaced = choose_backend("fast", CPU, 1000)
+    assert replaced.name == EAGER
     assert replaced.warnings == ("int8 needs a moon; the backend is eager",)
     with pytest.raises(ValueError, match="unknown backend 'inte8'; choices, nearest first: int8"):
         choose_backend("inte8", CPU)

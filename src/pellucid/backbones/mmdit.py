@@ -306,12 +306,22 @@ class MMDiT(nn.Module):
         layer in order, (B, heads, h / patch_size, w / patch_size, L).
         ValueError: h or w that do not fit, no pooled text.
         """
+        return self.body(*self.embed(x, t, cond), record)
+
+    def embed(self, x: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
+        """What `body` gets: x, the time and the pooled text as one vector (B, width) after SiLU, which
+        all layers share, and the tokens."""
         if cond.pooled is None:
             raise ValueError("the conditioning has no pooled text; an MMDiT needs (B, pooled_dim)")
+        return x, F.silu(self.time_text_embed(t, cond.pooled.to(x.dtype))), cond.tokens
+
+    def body(
+        self, x: Tensor, embedding: Tensor, tokens: Tensor, record: AttentionRecorder | None = None
+    ) -> Tensor:
+        """All of the network after the embeddings: nearly all of its work."""
         patch = self.config.patch_size
         size = (x.shape[2] // patch, x.shape[3] // patch)
-        embedding = F.silu(self.time_text_embed(t, cond.pooled.to(x.dtype)))
-        text = self.context_embedder(cond.tokens)
+        text = self.context_embedder(tokens)
         x = self.pos_embed(x)
         maps: list[Tensor] | None = None if record is None else []
         for layer in self.transformer_blocks:

@@ -235,18 +235,29 @@ class UNet(nn.Module):
         list, takes the attention to the text of every transformer block in order,
         (B, heads, h', w', L).
         """
+        return self.body(*self.embed(x, t, cond), record)
+
+    def embed(self, x: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
+        """What `body` gets: x, to which the map of the text is appended where there is one; the time,
+        (B, 4 * block_out_channels[0]), after SiLU, which all blocks share; the tokens."""
         time = F.silu(self.embed_time(t, cond, x.dtype))
         if self.config.patch_size > 1:
             x = F.pixel_unshuffle(x, self.config.patch_size)
         if self.config.map_channels > 0:
             x = torch.cat([x, self.draw_map(x, cond)], dim=1)
+        return x, time, cond.tokens
+
+    def body(
+        self, x: Tensor, time: Tensor, tokens: Tensor, record: AttentionRecorder | None = None
+    ) -> Tensor:
+        """All of the network after the embeddings: nearly all of its work."""
         x = self.conv_in(x)
         kept = [x]
         for down in self.down_blocks:
-            kept += down(kept[-1], time, cond.tokens, record)
-        x = self.mid_block(kept[-1], time, cond.tokens, record)
+            kept += down(kept[-1], time, tokens, record)
+        x = self.mid_block(kept[-1], time, tokens, record)
         for up in self.up_blocks:
-            x = up(x, kept, time, cond.tokens, record)
+            x = up(x, kept, time, tokens, record)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return F.pixel_shuffle(x, self.config.patch_size) if self.config.patch_size > 1 else x
 

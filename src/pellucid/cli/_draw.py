@@ -129,9 +129,11 @@ def draw_job(
     """The pictures of one job that are not made yet."""
     from pellucid.adapters import adapt
     from pellucid.images.metadata import format_of
+    from pellucid.rehearsal import rehearse
     from pellucid.request import chosen_seed, resolve
     from pellucid.runtime import Runtime
     from pellucid.runtime.backends import choose_backend, prepared
+    from pellucid.runtime.threads import parameters_of
 
     files, request = job.files, job.request
     refiner = None
@@ -139,8 +141,9 @@ def draw_job(
         refiner = _open_refiner(Path(request.refiner), files, settings)
     warnings = recorded.missing(files, model.name, request)
     warnings += _without_effect(files, request, settings)
-    backend = choose_backend(settings.backend, Runtime(model).device)
-    adapted = prepared(partial(adapt, folder=files.lora_folder, live=settings.live_lora), backend)
+    backend = choose_backend(settings.backend, Runtime(model).device, parameters_of(model))
+    opened = partial(adapt, folder=files.lora_folder, live=settings.live_lora)
+    adapted = prepared(opened, backend, rehearse)
     seeded = request.seed not in (None, -1)
     # Chosen here, so that the record of latents that are kept has the seed of the run.
     request = request.model_copy(update={"seed": chosen_seed(request)})

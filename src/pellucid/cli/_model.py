@@ -80,7 +80,10 @@ Dtype = Annotated[
 ]
 Backend = Annotated[
     str,
-    _in_box("How the network is computed: eager, int8; `pellucid info` shows what auto chooses."),
+    _in_box(
+        "How the network is computed: eager, int8, openvino, openvino_int8; `pellucid info` "
+        "shows what auto chooses."
+    ),
 ]
 Threads = Annotated[
     int | None, _in_box("CPU threads, at least 1. Default: chosen by the size of the model.")

@@ -47,7 +47,7 @@ def info(
     else:
         facts = {"file": str(path)} | checkpoints.describe(path, prediction)
         if "prompt" in facts:  # a model
-            facts["runs here on"] = _choice(facts["types"])
+            facts["runs here on"] = _choice(facts["types"], facts["parameters"]["backbone"])
     if as_json:
         show_json(json.dumps(facts, indent=1))
         return
@@ -80,7 +80,7 @@ def _said(found: Metadata) -> dict[str, Any]:
     return {"program": settings.program} | settings.fields | others
 
 
-def _choice(types: dict[str, int]) -> str:
+def _choice(types: dict[str, int], parameters: int) -> str:
     """The device, number type and backend that `auto` chooses, and why."""
     import torch
 
@@ -90,7 +90,7 @@ def _choice(types: dict[str, int]) -> str:
 
     stored: torch.dtype = getattr(torch, next(iter(types)))
     device = choose_device("auto")
-    auto, fast = (choose_backend(name, device).name for name in ("auto", "fast"))
+    auto, fast = (choose_backend(name, device, parameters).name for name in ("auto", "fast"))
     choice = choose_dtype(device, "auto", stored)
     return f"{choice}; backend {auto}, with --fast {fast}"
 

@@ -80,6 +80,13 @@ def native_int8() -> bool:
     return bool(able.get("avx512_vnni")) and _onednn_limit() not in NO_VNNI
 
 
+def native_int8_matrices() -> bool:
+    """Whether this CPU has AMX for 8 bits, and with it AMX for bfloat16."""
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    limit = _onednn_limit()
+    return bool(able.get("amx_int8")) and any(isa in limit for isa in ("AMX", "DEFAULT", "ALL"))
+
+
 def native_bfloat16() -> bool:
     """Whether this CPU has instructions for products in bfloat16, and oneDNN may use them.
 

@@ -17,12 +17,16 @@ SMALL = 10**10
 7 * 10**8, Stable Diffusion 1.5 at 512x512 has 3.5 * 10**12."""
 
 
+def parameters_of(model: Model) -> int:
+    """How many parameters the network has."""
+    return sum(parameter.numel() for parameter in model.backbone.parameters())
+
+
 def step_size(model: Model) -> int:
     """The network's parameters times the places of the latents, at the model's own size."""
     side = model.vae.config.downsample
     width, height = model.drawn_size
-    parameters = sum(parameter.numel() for parameter in model.backbone.parameters())
-    return parameters * (width // side) * (height // side)
+    return parameters_of(model) * (width // side) * (height // side)
 
 
 def threads_for(model: Model) -> int:

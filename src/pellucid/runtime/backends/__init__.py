@@ -1,7 +1,9 @@
-"""How a network is computed: one file each, with `HELP`, `unsuitable(device)` and `prepare(model)`.
+"""How a network is computed: one file each, with `HELP`, `unsuitable(device)` and
+`prepare(model, rehearse)`.
 
 `unsuitable` says why a backend cannot be used here, None if it can; `prepare` gives the model as the
-backend computes it. LoRAs change weights, so a model is prepared after they are applied.
+backend computes it, and warnings. LoRAs change weights, so a model is prepared after they are
+applied.
 """
 
 from __future__ import annotations
@@ -18,11 +20,27 @@ if TYPE_CHECKING:
     from pellucid.request import Request
 
 EAGER = "eager"
-FAST = {"cpu": "int8", "cuda": "compiled"}
-"""What `--fast` chooses, by the kind of device."""
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "auto": {"cpu": ("openvino", EAGER)},
+    "fast": {"cpu": ("openvino_int8", "int8", EAGER)},
+}
+"""Names that stand for the first one of several that can be used, by the kind of device."""
+LARGE = 10**8
+"""Parameters of a network from which on OpenVINO, which first compiles it for seconds, is chosen."""
+NOT_COMPLETE = "is not complete"
+"""What the reason says where a package is there that cannot be used."""
 
 Adapt = Callable[[Model, "Request"], tuple[Model, tuple[str, ...]]]
 """As in `pipeline`."""
+
+Rehearse = Callable[[Model], None]
+"""Draws a little with a model, so that a backend sees what the layers get: `rehearsal.rehearse`."""
+
+Prepared = tuple[Model, tuple[str, ...]]
+
+
+class Unsuitable(ValueError):
+    """A backend cannot compute this network."""
 
 
 class Choice(NamedTuple):
@@ -37,24 +55,43 @@ def names() -> tuple[str, ...]:
     return plugins.discover(__name__).names
 
 
-def choose_backend(name: str, device: torch.device) -> Choice:
-    """The backend by its name; "auto" is eager, "fast" the fastest one of a kind of device.
+def choose_backend(name: str, device: torch.device, parameters: int = LARGE) -> Choice:
+    """The backend by its name; "auto" is the fastest that is as exact as the number type, "fast" the
+    fastest of all.
 
-    One that cannot be used here is replaced by eager. ValueError for an unknown name.
+    One that cannot be used here is replaced by eager. parameters: of the network. ValueError for an
+    unknown name.
     """
-    if name in ("auto", "fast"):
-        name = EAGER if name == "auto" else FAST.get(device.type, EAGER)
     known = plugins.discover(__name__)
-    why = known[plugins.choose(name, known, "backend")].unsuitable(device)
-    return Choice(name) if why is None else Choice(EAGER, (f"{why}; the backend is {EAGER}",))
+    if name not in CHOICES:
+        why = known[plugins.choose(name, known, "backend")].unsuitable(device)
+        return Choice(name) if why is None else Choice(EAGER, (f"{why}; the backend is {EAGER}",))
+    warnings: tuple[str, ...] = ()
+    for each in CHOICES[name].get(device.type, (EAGER,)):
+        if each.startswith("openvino") and parameters < LARGE:
+            continue
+        why = known[each].unsuitable(device)
+        if why is None:
+            return Choice(each, tuple(f"{text}; the backend is {each}" for text in warnings))
+        if name == "fast" and not each.startswith("openvino"):
+            warnings = (why,)
+        elif NOT_COMPLETE in why:
+            warnings = (*warnings, why)
+    return Choice(EAGER, warnings)
 
 
-def prepared(adapt: Adapt, choice: Choice) -> Adapt:
-    """`adapt`, and then what the backend does to the model."""
-    backend = plugins.discover(__name__)[choice.name]
+def prepared(adapt: Adapt, choice: Choice, rehearse: Rehearse) -> Adapt:
+    """`adapt`, and then what the backend does to the model; eager where the backend cannot compute
+    it."""
 
-    def adapted(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
+    def adapted(model: Model, request: Request) -> Prepared:
         model, unmatched = adapt(model, request)
-        return backend.prepare(model), (*unmatched, *choice.warnings)
+        known = plugins.discover(__name__)
+        try:
+            model, warnings = known[choice.name].prepare(model, rehearse)
+        except Unsuitable as error:
+            model, _ = known[EAGER].prepare(model, rehearse)
+            warnings = (f"{error}; the backend is {EAGER}",)
+        return model, (*unmatched, *choice.warnings, *warnings)
 
     return adapted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pellucid.model import Model
+from pellucid.runtime.backends import Prepared, Rehearse
 
 HELP = "every operation by itself; works everywhere"
 
@@ -14,9 +15,9 @@ def unsuitable(device: torch.device) -> str | None:
     return None
 
 
-def prepare(model: Model) -> Model:
+def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     """The same model, its convolutions in channels_last, which is the fast layout on a CPU."""
     for part in (model.backbone, model.vae, model.tiny_vae):
         if part is not None:
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    return model, ()

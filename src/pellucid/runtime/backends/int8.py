@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pellucid.model import Model
 from pellucid.nn import Attention, Embedding
 from pellucid.progress import each
-from pellucid.runtime.backends import eager
+from pellucid.runtime.backends import Prepared, Rehearse, eager
 from pellucid.runtime.precision import native_int8
 from pellucid.runtime.threads import SMALL, step_size
 
@@ -45,34 +45,44 @@ _made: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictiona
 """The networks in 8 bits, so that the next request with the same model has them at once."""
 
 
-def prepare(model: Model) -> Model:
+def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     """The model with the network in 8 bits, the rest as `eager` has it; `model` stays as it is.
 
     A network whose step is small would be slower, and stays as it is too.
     """
-    model = eager.prepare(model)
+    model, _ = eager.prepare(model, rehearse)
     if step_size(model) <= SMALL:
-        return model
+        return model, ()
     if model.backbone not in _made:
         _made[model.backbone] = quantized(model.backbone)
-    return replace(model, backbone=_made[model.backbone])
+    return replace(model, backbone=_made[model.backbone]), ()
 
 
 def quantized(network: nn.Module) -> nn.Module:
     """A copy of the network, which shares all weights that stay as they are."""
     tensors = [*network.parameters(), *network.buffers()]
     same = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
-    kept = {id(layer) for layer in _kept(same)}
+    rounded = {id(layer) for layer in rounded_layers(same).values()}
     for parent in each("rounding weights to 8 bits", list(same.modules())):
         shared = Quantizer()
         for name, layer in list(parent.named_children()):
-            if id(layer) in kept or not _is_large(layer):
-                continue
-            if type(layer) is nn.Linear:
-                setattr(parent, name, Linear(layer, shared))
-            elif type(layer) is nn.Conv2d and layer.groups == 1:
-                setattr(parent, name, Conv2d(layer, shared))
+            if id(layer) in rounded:
+                small = Linear if isinstance(layer, nn.Linear) else Conv2d
+                setattr(parent, name, small(layer, shared))  # type: ignore[arg-type]
     return same
+
+
+def rounded_layers(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers that are computed in 8 bits, by their names."""
+    kept = {id(layer) for layer in _kept(network)}
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        # A layer with a live LoRA has a type of its own.
+        if (type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1))
+        and layer.weight.numel() >= LEAST
+        and id(layer) not in kept
+    }
 
 
 def _kept(network: nn.Module) -> list[nn.Module]:
@@ -90,10 +100,6 @@ def _kept(network: nn.Module) -> list[nn.Module]:
         *kept,
         *(getattr(network, name) for name in ("conv_in", "conv_out") if hasattr(network, name)),
     ]
-
-
-def _is_large(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.numel() >= LEAST
 
 
 class Quantizer:
