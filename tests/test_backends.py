@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +181,23 @@ def test_threads_by_the_size_of_the_work(model: Model, monkeypatch: pytest.Monke
     monkeypatch.setattr("pellucid.runtime.threads.SMALL", SMALL)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads_for(model) == 8  # as they are set
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_the_core_to_others(given: str | None, expected: str) -> None:
+    code = (
+        "import sys, os, pellucid.__main__; assert 'torch' not in sys.modules;"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=own if given is None else own | {"OMP_WAIT_POLICY": given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == expected
 
 
 # ---------------------------------------------------------------- the command

@@ -1,6 +1,12 @@
 """The ``pellucid`` command, also as ``python -m pellucid``."""
 
+import os
 import signal
+
+# Before OpenMP is loaded, which reads it once: its threads wait for each other in every layer, and by
+# default they do so by running in circles. Where another program has one of the cores, a step then
+# takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Ctrl-C ends the program at once until `main` begins: while modules are imported, the exception
