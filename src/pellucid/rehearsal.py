@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pellucid.model import Model
 from pellucid.pipeline import generate
+from pellucid.progress import each
 from pellucid.request import Request, unit_of
 
 PROMPTS = (
@@ -26,7 +27,7 @@ def rehearse(model: Model) -> None:
         for side in (model.defaults.width, model.defaults.height)
     ]
     steps = min(STEPS, model.defaults.steps)
-    for seed, prompt in enumerate(PROMPTS):
+    for seed, prompt in enumerate(each("measuring what the layers get", PROMPTS)):
         request = Request(prompt=prompt, width=sides[0], height=sides[1], steps=steps, seed=seed)
         for _ in generate(model, request):
             pass

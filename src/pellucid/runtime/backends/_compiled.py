@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
+from pellucid.progress import stage
 from pellucid.runtime.backends import NOT_COMPLETE, Prepared, Rehearse, Unsuitable, eager
 from pellucid.runtime.backends._ranges import Ranges, ranges_of
 from pellucid.runtime.precision import HALVES, dtype_of, native_int8_matrices
@@ -164,7 +165,8 @@ class Compiled(nn.Module):
                 "PERFORMANCE_HINT": "LATENCY",
                 "ENABLE_CPU_PINNING": False,
             }
-            compiled = ov.Core().compile_model(made, "CPU", settings)
+            with stage("compiling the network"):
+                compiled = ov.Core().compile_model(made, "CPU", settings)
             return compiled.create_infer_request(), graph
         except (RuntimeError, _graph.Unsupported) as error:
             text = str(error).strip().rpartition("\n")[2]
