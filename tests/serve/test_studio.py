@@ -251,6 +251,7 @@ def test_favourites_and_the_bin(tab: Callable[..., Any]) -> None:
     page = made(tab(), "a favourite triangle")
     page.get_by_role("link", name="History").click()
     page.get_by_label("Search in prompts and settings").fill("favourite triangle")
+    expect(page.locator(".thumb")).to_have_count(1)
     page.locator(".thumb").click()
     page.get_by_role("button", name="☆ Favourite").click()
     page.get_by_role("button", name="Favourites", exact=True).click()
@@ -259,6 +260,24 @@ def test_favourites_and_the_bin(tab: Callable[..., Any]) -> None:
     expect(page.locator(".thumb")).to_have_count(0)
     page.get_by_role("button", name="Bin", exact=True).click()
     expect(page.locator(".thumb")).to_have_count(1)
+
+
+def test_a_late_reply_does_not_replace_a_newer_one(tab: Callable[..., Any]) -> None:
+    page = made(made(tab(), "a late circle"), "a late square")
+    held: list[Any] = []
+    page.route(lambda url: "limit=60" in url and "q=" not in url, lambda route: held.append(route))
+    with page.expect_request(lambda sent: "limit=60" in sent.url):
+        page.get_by_role("link", name="History").click()
+    page.get_by_label("Search in prompts and settings").fill("late circle")
+    expect(page.locator(".thumb")).to_have_count(1)
+    with page.expect_response(lambda reply: "limit=60" in reply.url) as late:
+        for route in held:
+            route.continue_()
+    late.value.finished()
+    page.evaluate(
+        "new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))"
+    )
+    assert page.locator(".thumb").count() == 1
 
 
 def test_without_a_pointer(tab: Callable[..., Any]) -> None:
@@ -343,6 +362,7 @@ def test_nothing_is_wider_than_the_screen(tab: Callable[..., Any], width: int) -
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
     last = page.locator(".tabs a").last.bounding_box()
     assert last["x"] + last["width"] <= width  # all views can be seen in the navigation
+    expect(page.get_by_role("heading", name="History", level=1)).to_be_visible()
     page.locator(".thumb").first.click()
     chosen = page.get_by_label("The chosen picture").bounding_box()
     others = page.locator(".thumbs").bounding_box()

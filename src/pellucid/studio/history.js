@@ -39,10 +39,11 @@ export function History() {
   const [list, setList] = useState([]), [next, setNext] = useState(null), [chosen, setChosen] = useState(null), [read, setRead] = useState(null);
   const ask = (before) => api.jobs({ q: search, state: "done", favourite: only === "favourites" ? true : undefined, deleted: only === "bin", before, limit: 60 });
   const wanted = (jobs) => shown(jobs).filter((p) => only !== "favourites" || p.favourite);
-  const load = () => attempt(async () => { const r = await ask(), found = wanted(r.jobs); setList(found); setNext(r.next); setChosen((c) => found.find((p) => p.key === c?.key) ?? null); });
+  const asked = useRef(0); // only the reply to the newest question is shown
+  const load = () => attempt(async () => { const mine = ++asked.current, r = await ask(); if (mine !== asked.current) return; const found = wanted(r.jobs); setList(found); setNext(r.next); setChosen((c) => found.find((p) => p.key === c?.key) ?? null); });
   const finished = [...store.jobs.values()].filter((j) => j.state === "done").length;
   useEffect(() => { const timer = setTimeout(load, 150); return () => clearTimeout(timer); }, [search, only, finished]);
-  const more = () => attempt(async () => { const r = await ask(next); setList([...list, ...wanted(r.jobs)]); setNext(r.next); });
+  const more = () => attempt(async () => { const mine = asked.current, r = await ask(next); if (mine !== asked.current) return; setList([...list, ...wanted(r.jobs)]); setNext(r.next); });
   const dropped = (u) => { const s = u.settings ?? null; if (s?.program) setRead(s); else toast("This picture holds no settings", true); };
   return html`<div class="stack"><div class="head"><h1>History</h1><${DropZone} take=${dropped} label="Read the settings of a picture…"><span class="small soft">Drop a picture of A1111, ComfyUI, InvokeAI, Fooocus or Pellucid here. </span></${DropZone}></div>
     <div class="row"><div class="grow"><label class="hidden" for="search">Search in prompts and settings</label><input id="search" type="search" placeholder="Search in prompts and settings" value=${search} onInput=${(e) => setSearch(e.target.value)} /></div>

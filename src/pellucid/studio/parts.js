@@ -97,8 +97,9 @@ export function Choose({ onChoose, label = "Choose a file", files = true }) {
   const [list, setList] = useState([]);
   const [search, setSearch] = useState("");
   useEffect(() => {
-    const timer = setTimeout(() => api.jobs({ limit: 30, q: search, state: "done" }).then((r) => setList(r.jobs.filter((j) => j.kind === "generate").flatMap(picturesOf)), (e) => toast(e.message, true)), 150);
-    return () => clearTimeout(timer);
+    let current = true; // only the reply to the newest question is shown
+    const timer = setTimeout(() => api.jobs({ limit: 30, q: search, state: "done" }).then((r) => current && setList(r.jobs.filter((j) => j.kind === "generate").flatMap(picturesOf)), (e) => toast(e.message, true)), 150);
+    return () => { current = false; clearTimeout(timer); };
   }, [search]);
   return html`<div class="stack">${files && html`<${DropZone} label=${label} take=${(u) => onChoose({ ...u, url: api.pictureUrl(u.id), request: u.request ?? u.settings?.request ?? {} })}>
       <p class="soft">Drop a picture here, paste one, choose a file, or take one of these.</p></${DropZone}>`}
