@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -147,6 +148,28 @@ def test_an_input_is_rounded_once_for_layers_that_share_it() -> None:
     assert quantizer(x.clone())[0] is not numbers
     assert float(((numbers.float() - zero) * scale - x).abs().max()) <= scale * 0.501
     assert numbers.min() == 0 and numbers.max() == 255
+
+
+@pytest.mark.skipif(int8.unsuitable(CPU) is not None, reason="needs VNNI")
+@torch.no_grad()
+def test_a_picture_in_8_bits_does_not_depend_on_its_batch(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "SMALL", 0)
+    network = int8.prepare(model, rehearse)[0].backbone
+    x, t, cond = asked(model)
+    together = network(x * torch.tensor([1.0, 50.0]).view(2, 1, 1, 1), t, cond)
+    assert torch.equal(network(x[:1], t[:1], cond[:1]), together[:1])
+
+
+@pytest.mark.skipif(int8.unsuitable(CPU) is not None, reason="needs VNNI")
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@torch.no_grad()
+def test_what_is_not_finite_stays_so_in_8_bits(wrong: float) -> None:
+    layer = int8.Linear(nn.Linear(96, 192), int8.Quantizer())
+    x = noise(2, 3, 96)
+    x[1, 0, 5] = wrong
+    assert not torch.isfinite(layer(x)).all()
 
 
 # ---------------------------------------------------------------- attention in bfloat16

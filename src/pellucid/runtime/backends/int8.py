@@ -11,10 +11,12 @@ import copy
 import math
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.nn import Attention, Embedding
 from pellucid.progress import each
@@ -54,8 +56,26 @@ def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     if step_size(model) <= SMALL:
         return model, ()
     if model.backbone not in _made:
-        _made[model.backbone] = quantized(model.backbone)
+        _made[model.backbone] = EachPicture(quantized(model.backbone))
     return replace(model, backbone=_made[model.backbone]), ()
+
+
+class EachPicture(nn.Module):
+    """A network that computes one picture after the other: with one scale for the inputs of a whole
+    batch, a picture would depend on the others. It takes about a tenth longer.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.config: Any = getattr(network, "config", None)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditioning, record: Any = None) -> Tensor:
+        """As the network's."""
+        if record is not None:
+            return self.network(x, t, cond, record)
+        rows = zip(x.split(1), t.split(1), range(len(x)), strict=True)
+        return torch.cat([self.network(row, time, cond[i : i + 1]) for row, time, i in rows])
 
 
 def quantized(network: nn.Module) -> nn.Module:
@@ -117,6 +137,9 @@ class Quantizer:
         if self.last is not None and self.source is not None and self.source() is x:
             return self.last
         low, high = (float(end) for end in x.aminmax())
+        if not math.isfinite(high - low):  # so that the output is not finite either
+            self.source, self.last = weakref.ref(x), (x.to(torch.uint8), math.nan, 0)
+            return self.last
         low, high = min(low, 0.0), max(high, 0.0)
         scale = max((high - low) / 255, 1e-12)
         zero = math.floor(-low / scale)  # rounded up, the largest number would be 256
