@@ -180,6 +180,11 @@ def made_by(name: str, folder: Path) -> Path:
         return png_text(folder / "a.png", invokeai_metadata=json.dumps(INVOKE))
     if name == "InvokeAI 2":
         return png_text(folder / "a.png", sd_metadata=json.dumps(INVOKE_2), Dream="a")
+    if name == "Easy Diffusion":
+        words = {"prompt": "a snowy cabin, dusk", "negative_prompt": "blurry", "seed": "77"}
+        words |= {"num_inference_steps": "4", "guidance_scale": "2.5", "sampler_name": "euler_a"}
+        words |= {"width": "16", "height": "16", "use_vae_model": "None"}
+        return png_text(folder / "a.png", **words)
     assert name == "NovelAI"
     texts = {"Title": "NovelAI generated image", "Description": NOVELAI["prompt"]}
     texts |= {
@@ -192,7 +197,7 @@ def made_by(name: str, folder: Path) -> Path:
 
 PROGRAMS = (
     *("Fooocus", "Fooocus JPEG", "Fooocus WebP", "ComfyUI", "ComfyUI WebP"),
-    *("InvokeAI", "InvokeAI 2", "NovelAI"),
+    *("InvokeAI", "InvokeAI 2", "NovelAI", "Easy Diffusion"),
 )
 
 
@@ -274,6 +279,16 @@ def test_words_of_cameras_are_no_prompt(
     path = with_exif(tmp_path / "photo.jpg", NO_PROMPT[kind] or b"\0" * 8)
     said = refused("generate", "--like", path, "--model", model_file, "--out", tmp_path)
     assert "photo.jpg" in said and "does not say" in said
+
+
+@pytest.mark.parametrize("text", ['[{"prompt": "a hut"}]', '{"nodes": []}', ' [ {"x": 1}, 2]'])
+def test_json_of_an_unknown_program_is_no_prompt(
+    text: str, tmp_path: Path, refused: Any, model_file: Path
+) -> None:
+    """Case 5: a list of objects as well."""
+    path = png_text(tmp_path / "a.png", parameters=text)
+    said = refused("generate", "--like", path, "--model", model_file, "--out", tmp_path)
+    assert "does not say" in said
 
 
 @pytest.mark.parametrize("kind", FORMATS)

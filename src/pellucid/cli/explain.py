@@ -125,7 +125,8 @@ def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:
     from pellucid.explain.run import Recorder
 
     recorder = Recorder(model, request, adapt)
-    for _ in recorder.run():
-        pass
+    with stage(f'drawing "{request.prompt[:40]}"'):
+        for _ in recorder.run():
+            pass
     with stage("comparing words"):
         return recorder.explanation(concept_names(), synonyms())

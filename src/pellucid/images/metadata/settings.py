@@ -59,8 +59,8 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def begins_as_json(text: str) -> bool:
-    """Whether a text begins as a JSON object does. A prompt can begin with {red|blue}."""
-    return re.match(r'\s*\{\s*"', text) is not None
+    """Whether a text begins as a JSON object or a list of them. A prompt can begin with {red|blue}."""
+    return re.match(r'\s*(\[\s*)?\{\s*"', text) is not None
 
 
 def is_json_object(text: str) -> bool:
