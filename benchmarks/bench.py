@@ -222,17 +222,18 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     from pellucid.runtime.threads import parameters_of
 
     cpu, draws = torch.device("cpu"), {}
-    for name, dtype, backend in (
-        ("float32 (--exact)", "float32", EAGER),
-        ("default", "auto", EAGER),
-        ("--fast", "auto", "fast"),
+    for name, dtype, backend, more in (
+        ("float32 (--exact)", "float32", EAGER, {}),
+        ("default", "auto", EAGER, {}),
+        ("--fast", "auto", "fast", {}),
+        ("--exact --forecast", "float32", EAGER, {"forecast": True}),
     ):
         model = open_model(None, device="cpu", dtype=dtype)
         choice = choose_backend(backend, cpu, parameters_of(model))
         model, _ = prepared(lambda model, _: (model, ()), choice, rehearse)(model, Request())
 
-        def draw(prompt: str, steps: int = 20, model: Any = model) -> Any:
-            *_, last = generate(model, Request(prompt=prompt, seed=1, steps=steps))
+        def draw(prompt: str, steps: int = 20, model: Any = model, more: Any = more) -> Any:
+            *_, last = generate(model, Request(prompt=prompt, seed=1, steps=steps, **more))
             return np.asarray(last.images[0], dtype=float)
 
         draws[name] = draw
@@ -240,7 +241,7 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     prompts = [f"a {name}" for name in names]
     exact = [draws["float32 (--exact)"](prompt) for prompt in prompts]
     ratio: dict[str, list[float]] = {}
-    for name in ("default", "--fast"):
+    for name in list(draws)[1:]:
         errors = [((draws[name](p) - e) ** 2).mean() for p, e in zip(prompts, exact, strict=True)]
         ratio[name] = [float(10 * np.log10(255**2 / max(error, 1e-3))) for error in errors]
     works = {f"{n}, 20 steps": lambda d=d: d("a rabbit") for n, d in draws.items()}

@@ -183,6 +183,7 @@ BASE: dict[str, Any] = {
     "variation_strength": 0.0,
     "rescale": 0.0,
     "interval": [0.0, 1.0],
+    "forecast": False,
     "noise": "gaussian",
     "eta": None,
     "clip_guidance": 0.0,

@@ -110,11 +110,27 @@ class ClassifierFree:
         total = math.fsum(weights) if weights else 1
         return 0.0 if math.isclose(total, 1) else 1 - total
 
+    def is_guided(self, level: Level) -> bool:
+        """Whether there is guidance at a level."""
+        start, end = self.interval
+        return self.scale != 1 and start <= signal_share(level) <= end
+
+    def has_prompts_of(self, other: ClassifierFree) -> bool:
+        """Whether both have the same prompts with the same weights, and the same negative prompt."""
+        ours, theirs = (
+            [*each.conds, *([] if each.uncond is None else [(each.uncond, 0.0)])]
+            for each in (self, other)
+        )
+        return len(ours) == len(theirs) and all(
+            torch.equal(torch.as_tensor(weight), torch.as_tensor(other_weight))
+            and (a is b or torch.equal(a.tokens, b.tokens))
+            for (a, weight), (b, other_weight) in zip(ours, theirs, strict=True)
+        )
+
     def __call__(self, x: Tensor, level: Level) -> Parts:
         """The guided estimate, and what it was made of."""
         conds = [cond for cond, _ in self.conds]
-        start, end = self.interval
-        guide = self.scale != 1 and start <= signal_share(level) <= end
+        guide = self.is_guided(level)
         if self.uncond is not None and (guide or self.rest != 0):
             conds.append(self.uncond)
         batch = Conditioning.cat([_fit(cond, len(x)) for cond in conds])

@@ -17,6 +17,7 @@ from torch import Tensor
 from pellucid import hires, inpaint, latents, samplers
 from pellucid.conditioning import StepConditioning, conditioning_schedule
 from pellucid.diffusion import Network, predictor
+from pellucid.forecast import Forecast
 from pellucid.guidance import (
     ByStep,
     ClassifierFree,
@@ -35,6 +36,7 @@ from pellucid.plan import (
     check_clip_guidance,
     check_refiner,
     levels_of,
+    no_forecast,
     sampler_options,
     split_at_refiner,
     warnings_of,
@@ -256,7 +258,10 @@ def steps_of_pass(
         if first == end:
             continue
         guides = guides_of(runtime, request, texts[first:end], begin.size, begin.canvas)
-        recorded = Recorded(ByStep(levels[first:end], guides))
+        by_step: GuidedDenoiser = ByStep(levels[first:end], guides)
+        if request.forecast and no_forecast(request, end - first) is None:
+            by_step = Forecast(by_step, levels[first:end], changes_of(guides, levels[first:end]))
+        recorded = Recorded(by_step)
         guided: GuidedDenoiser = recorded
         if request.clip_guidance:
             guided = with_clip(runtime.model, request, guided, guides[0])
@@ -287,6 +292,18 @@ def guides_of(
     return [
         ClassifierFree(predict, conds, uncond, scale, rescale, interval) for conds, uncond in sized
     ]
+
+
+def changes_of(guides: Sequence[ClassifierFree], levels: Sequence[Level]) -> list[int]:
+    """The steps that have other prompts than the one before, or guidance where that had none, or none
+    where that had it."""
+    same = [
+        before.is_guided(level) == after.is_guided(next_level) and before.has_prompts_of(after)
+        for before, after, level, next_level in zip(
+            guides, guides[1:], levels, levels[1:], strict=False
+        )
+    ]
+    return [step for step, alike in enumerate(same, 1) if not alike]
 
 
 def network(runtime: Runtime, size: tuple[int, int], canvas: Canvas | None) -> Network:

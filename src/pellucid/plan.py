@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from pellucid import hires, inpaint, samplers
+from pellucid import forecast, hires, inpaint, samplers
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import signal_share
 from pellucid.lexicon import describe, unknown_words
@@ -86,6 +86,17 @@ def sampler_options(request: ResolvedRequest) -> dict[str, float]:
     if "eta" not in inspect.signature(samplers.get(request.sampler).sample).parameters:
         raise ValueError(f"the sampler {request.sampler!r} has no eta; ddim has")
     return {"eta": request.eta}
+
+
+def no_forecast(request: ResolvedRequest, steps: int) -> str | None:
+    """Why a pass of so many steps has no forecast, where the request asks for one; None if it has."""
+    if steps < forecast.FEWEST:
+        return f"{steps} steps are too few, {forecast.FEWEST} are needed"
+    if samplers.get(request.sampler).spec.order is None:
+        return f"the sampler {request.sampler!r} adds noise or chooses its own steps"
+    if request.eta:
+        return "eta adds noise"
+    return "clip_guidance needs the network" if request.clip_guidance else None
 
 
 def batch_key(model: Model, request: ResolvedRequest) -> str | None:
@@ -193,6 +204,10 @@ def warnings_of(
             )
     warnings += picture_warnings(model, asked, request)
     warnings += guidance_warnings(asked, request, passes)
+    if request.forecast:
+        why = [no_forecast(request, len(levels) - 1) for levels in passes]
+        if why[0] is not None and None not in why:
+            warnings.append(FieldMessage("{forecast} does nothing: {why}", why=why[0]))
     if inpaint.sees_masks(model) and not request.masked:
         warnings.append(
             f"{model.name} is for inpainting; without a mask it draws the whole picture"

@@ -330,6 +330,12 @@ class Request(BaseModel):
         "The part of the run that has guidance, such as 0.2,0.8.", (0.0, 1.0), STEER, form="FROM,TO"
     )
     """In `guidance.signal_share`: 0 is noise, 1 the picture."""
+    forecast: bool = option(
+        "Faster: forecast the estimate of some steps from those before, in place of computing it.",
+        False,
+        STEER,
+    )
+    """From `forecast.FEWEST` steps on, with samplers that add no noise."""
     noise: str = option("gaussian, offset, pyramid, blue, pink.", "gaussian", STEER)
     """The kind of noise to start from, one of `noise.NOISES`."""
     eta: Share | None = option("How much fresh noise a step of ddim adds, 0 to 1.", group=STEER)
