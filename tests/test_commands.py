@@ -13,7 +13,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.M | re.S)
 # Programs that set the project up, which needs the network, and one that talks to the server.
-OTHERS = {"make", "source", ".venv/bin/pip", "curl"}
+OTHERS = {"make", "source", ".venv/bin/pip", "curl", "docker"}
 
 # What is added to a command so that it is quick.
 QUICK = {
@@ -133,6 +133,18 @@ def working_folder(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
+def flags_of(words: Sequence[str]) -> set[str]:
+    """The options among the words of a command."""
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
+
+
+def known_flags(command: str) -> set[str]:
+    """The options that a command has."""
+    plugins.discover("pellucid.cli")
+    found = typer.main.get_command(cli.app).commands[command]  # type: ignore[attr-defined]
+    return {flag for each in found.params for flag in (*each.opts, *each.secondary_opts)}
+
+
 def pictures_in(folder: Path) -> set[Path]:
     """The pictures that commands have left, without those of the texts."""
     found = (path for ending in ("png", "webp", "jpg") for path in folder.rglob(f"*.{ending}"))
@@ -149,6 +161,9 @@ def test_the_commands_run(
 ) -> None:
     shown: list[tuple[Path, str]] = []
     for words in section.commands:
+        if words[1] == "serve" or "--ray" in words:  # a server or a cluster: in tests/serve
+            assert flags_of(words) <= known_flags(words[1]), shlex.join(words)
+            continue
         before = pictures_in(working_folder)
         status, out, err = call(*quick(words))
         assert status == 0, f"{shlex.join(words)}\n{err}"

@@ -192,7 +192,7 @@ def test_a_part_is_a_function_of_its_seed_and_kept(method: str, tmp_path: Path) 
     first, second = (known(part, points, recipe, tmp_path / name) for name in "ab")
     assert first is not None and second is not None
     assert first["coverage"] == second["coverage"] and first["curves"] == second["curves"]
-    curves = {"gan": {"generator", "discriminator", "real", "made"}, "diffusion": {"loss"}}
+    curves = {"gan": {"generator", "discriminator", "real", "fake"}, "diffusion": {"loss"}}
     curves |= {"pacgan": curves["gan"], "real": set()}
     assert set(first["curves"]) == curves[method]
     assert known(part, points, replace(recipe, seen=5120), tmp_path / "a") is None
