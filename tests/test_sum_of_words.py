@@ -67,7 +67,8 @@ def test_it_is_saved_and_read(words: Model, tmp_path: Path) -> None:
     again = checkpoints.load(tmp_path / "words.safetensors")
     assert again.text_encoding == words.text_encoding
     before, after = (np.asarray(drawn(model)).astype(int) for model in (words, again))
-    assert abs(before - after).max() <= 1  # sums may be rounded otherwise where memory lies otherwise
+    # Sums may be rounded differently where memory is aligned differently.
+    assert abs(before - after).max() <= 1
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "ldm"])
