@@ -78,6 +78,7 @@ def test_a_small_network_is_not_rounded(model: Model) -> None:
 def test_names_that_stand_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend("auto", CPU, 1000).name == EAGER
     assert choose_backend("fast", torch.device("mps")).name == EAGER
+    monkeypatch.setattr(backends, "has_amx", lambda: False)
     monkeypatch.setattr(int8, "unsuitable", lambda device: "int8 needs a moon")
     replaced = choose_backend("fast", CPU, 1000)
     assert replaced.name == EAGER
@@ -190,6 +191,20 @@ def test_attention_in_blocks(
     halves = [x.bfloat16() for x in (q, k, v)]
     assert relative(blocks.attend(*halves), expected) < 0.02
     assert blocks.attend(*halves).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@torch.no_grad()
+def test_with_amx_the_fused_kernel_is_used(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "has_amx", lambda: amx)
+    used: list[bool] = []
+    in_blocks = blocks.attend_in_blocks
+    monkeypatch.setattr(
+        blocks, "attend_in_blocks", lambda *q: (used.append(True), in_blocks(*q))[1]
+    )
+    x = noise(1, 2, 300, 8).bfloat16()
+    blocks.attend(x, x, x)
+    assert bool(used) is not amx
 
 
 # ---------------------------------------------------------------- threads

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid import checkpoints, pipeline
+from pellucid.cli._draw import faster
 from pellucid.forecast import FEWEST, Forecast, is_computed
 from pellucid.guidance import Parts, signal_share
 from pellucid.model import Model
@@ -113,3 +114,14 @@ def test_the_picture_is_nearly_the_same(shipped: Model) -> None:
         for more in ({"forecast": True}, {"steps": 14})
     ]
     assert ratio[0] > 40 and ratio[0] > ratio[1] + 3
+
+
+def test_fast_forecasts_where_it_can(model: Model) -> None:
+    def asked(**more: object) -> bool:
+        given = {"prompt": "a red apple", "steps": 20, "sampler": "euler"}
+        return faster(model, Request.model_validate(given | more)).forecast
+
+    assert asked()
+    assert not asked(forecast=False)  # as it says
+    assert not asked(steps=FEWEST - 1) and not asked(sampler="euler_ancestral")
+    assert asked(forecast=True, steps=4)  # which then is a warning

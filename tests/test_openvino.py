@@ -97,6 +97,25 @@ def test_every_family(family: str) -> None:
 
 
 @pytest.mark.usefixtures("package")
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+@torch.no_grad()
+def test_in_bfloat16(family: str) -> None:
+    """The graph has bfloat16 too, and no copy of the weights in float32."""
+    model = of_family(family)
+    expected = model.backbone(*asked(model))
+    model.backbone.bfloat16()
+    x, t, cond = asked(model)
+    question = (x.bfloat16(), t, replace(cond.to(dtype=torch.bfloat16), sizes=cond.sizes))
+    made, warnings = openvino.prepare(model, look)
+    assert warnings == ()
+    found = made.backbone(*question)
+    assert found.dtype == torch.bfloat16
+    assert relative(found, expected) < 0.02
+    ((_, graph),) = made.backbone.graphs.values()
+    assert graph.dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("package")
 @torch.no_grad()
 def test_a_picture_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     made, _ = openvino.prepare(small(), look)
@@ -170,7 +189,7 @@ def ranges_files(tmp_path: Path) -> list[Path]:
 @torch.no_grad()
 def test_8_bits(tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pellucid.runtime.backends.int8.LEAST", 2**10)
-    monkeypatch.setattr(_compiled, "native_int8_matrices", lambda: not tokens)
+    monkeypatch.setattr(_compiled, "has_amx", lambda: not tokens)
     model = small()
     made, _ = openvino_int8.prepare(model, look)
     error = relative(made.backbone(*asked(model)), model.backbone(*asked(model)))
@@ -220,8 +239,13 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     for backend in (openvino, openvino_int8):
         monkeypatch.setattr(backend, "unsuitable", lambda device: None)
     assert choose_backend("auto", CPU, LARGE) == ("openvino", ())
-    assert choose_backend("fast", CPU, LARGE) == ("openvino_int8", ())
+    for amx, expected in ((False, "openvino_int8"), (True, "openvino")):
+        monkeypatch.setattr(backends, "has_amx", lambda amx=amx: amx)
+        assert choose_backend("fast", CPU, LARGE) == (expected, ())
     assert choose_backend("auto", CPU, LARGE - 1) == ("eager", ())
+    monkeypatch.setattr(backends, "free_memory", lambda device: 3 * LARGE)
+    assert choose_backend("auto", CPU, LARGE) == ("eager", ())
+    monkeypatch.setattr(backends, "free_memory", lambda device: None)  # not known
     assert choose_backend("auto", torch.device("cuda"), LARGE) == ("eager", ())
 
 

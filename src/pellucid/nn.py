@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from typing import Protocol
 
 import torch
@@ -139,7 +140,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, record: AttentionRecorder | None = N
         # On a CPU the backward pass of the fused kernel is slow in bfloat16: 22% of a training
         # step.
         on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
-        if on_cpu and not q.requires_grad and q.shape[-2] * k.shape[-2] >= BLOCK_PLACES:
+        large = q.shape[-2] * k.shape[-2] >= BLOCK_PLACES
+        if on_cpu and large and not q.requires_grad and not has_amx():
             return attend_in_blocks(q, k, v)
         slow = on_cpu and q.requires_grad
         if not slow if map_bytes <= MAP_BYTES else avoids_map(q, k, v):
@@ -158,7 +160,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, record: AttentionRecorder | None = N
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """As `attend`, a block of one head's queries at a time: for bfloat16 on a CPU.
+    """As `attend`, a block of one head's queries at a time: for bfloat16 on a CPU without AMX.
 
     There the fused kernel does not use the processor's bfloat16 for its products. On an AMD EPYC
     (Zen 5), blocks that stay in the cache take half its time for 4,096 places and 40 numbers a head.
@@ -176,6 +178,19 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             torch.softmax(torch.mm(part, across, out=score), -1, out=weight)
             out[image, head, begin : begin + rows] = weight @ values
     return out
+
+
+def onednn_limit() -> str:
+    """The instructions that oneDNN is limited to by its environment variable, or "ALL"."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+
+
+def has_amx() -> bool:
+    """Whether this CPU has AMX, products of matrices in 8 bits and in bfloat16, and oneDNN may use
+    it."""
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    limit = onednn_limit()
+    return bool(able.get("amx_int8")) and any(isa in limit for isa in ("AMX", "DEFAULT", "ALL"))
 
 
 def avoids_map(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -144,6 +144,8 @@ def draw_job(
     backend = choose_backend(settings.backend, Runtime(model).device, parameters_of(model))
     opened = partial(adapt, folder=files.lora_folder, live=settings.live_lora)
     adapted = prepared(opened, backend, rehearse)
+    if settings.backend == "fast":
+        request = faster(model, request)
     seeded = request.seed not in (None, -1)
     # Chosen here, so that the record of latents that are kept has the seed of the run.
     request = request.model_copy(update={"seed": chosen_seed(request)})
@@ -165,6 +167,18 @@ def draw_job(
             assert last.images is not None
             records = [record(last.request.alone(i)) for i in range(len(last.images))]
             yield Drawn(last.images, records, [*warnings, *last.warnings], steps, model)
+
+
+def faster(model: Model, request: Request) -> Request:
+    """The request with `forecast`, where it does not say itself and the steps allow it."""
+    from pellucid.plan import levels_of, no_forecast
+    from pellucid.request import resolve
+
+    if "forecast" in request.model_fields_set:
+        return request
+    resolved = resolve(model, request)
+    why = [no_forecast(resolved, len(levels) - 1) for levels in levels_of(model, resolved)]
+    return request.model_copy(update={"forecast": True}) if None in why else request
 
 
 def _open_refiner(path: Path, files: ModelFiles, settings: Settings) -> Model:

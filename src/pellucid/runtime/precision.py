@@ -7,13 +7,14 @@ again, that part alone, in float32.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from pellucid.nn import onednn_limit
 
 if TYPE_CHECKING:
     from pellucid.diffusion import Conditioning
@@ -70,21 +71,10 @@ BFLOAT16_ISA = ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AMX", "AVX10", "DEFAULT
 """Values of ONEDNN_MAX_CPU_ISA that allow instructions for bfloat16, and what contains them."""
 
 
-def _onednn_limit() -> str:
-    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
-
-
 def native_int8() -> bool:
     """Whether this CPU has AVX-512's instructions for 8 bits (VNNI), and oneDNN may use them."""
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(able.get("avx512_vnni")) and _onednn_limit() not in NO_VNNI
-
-
-def native_int8_matrices() -> bool:
-    """Whether this CPU has AMX for 8 bits, and with it AMX for bfloat16."""
-    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    limit = _onednn_limit()
-    return bool(able.get("amx_int8")) and any(isa in limit for isa in ("AMX", "DEFAULT", "ALL"))
+    return bool(able.get("avx512_vnni")) and onednn_limit() not in NO_VNNI
 
 
 def native_bfloat16() -> bool:
@@ -92,7 +82,7 @@ def native_bfloat16() -> bool:
 
     Without them bfloat16 is slower than float32: 2.7 times in a training step.
     """
-    if not any(isa in _onednn_limit() for isa in BFLOAT16_ISA):
+    if not any(isa in onednn_limit() for isa in BFLOAT16_ISA):
         return False
     # torch 2.10 and newer
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -15,6 +15,8 @@ import torch
 
 from pellucid import plugins
 from pellucid.model import Model
+from pellucid.nn import has_amx
+from pellucid.runtime.devices import HOME, free_memory
 
 if TYPE_CHECKING:
     from pellucid.request import Request
@@ -22,11 +24,15 @@ if TYPE_CHECKING:
 EAGER = "eager"
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "auto": {"cpu": ("openvino", EAGER)},
-    "fast": {"cpu": ("openvino_int8", "int8", EAGER)},
+    "fast": {"cpu": ("openvino_int8", "int8", "openvino", EAGER)},
 }
 """Names that stand for the first one of several that can be used, by the kind of device."""
+IN_8_BITS = ("openvino_int8", "int8")
+"""Those that a CPU with AMX does not need: there bfloat16 takes no longer, and no preparation."""
 LARGE = 10**8
 """Parameters of a network from which on OpenVINO, which first compiles it for seconds, is chosen."""
+ROOM = 4
+"""Bytes for each parameter that must be free then: OpenVINO has a copy of the weights."""
 NOT_COMPLETE = "is not complete"
 """What the reason says where a package is there that cannot be used."""
 
@@ -57,7 +63,7 @@ def names() -> tuple[str, ...]:
 
 def choose_backend(name: str, device: torch.device, parameters: int = LARGE) -> Choice:
     """The backend by its name; "auto" is the fastest that is as exact as the number type, "fast" the
-    fastest of all.
+    fastest of all. Where memory is short, neither is one that has a copy of the weights.
 
     One that cannot be used here is replaced by eager. parameters: of the network. ValueError for an
     unknown name.
@@ -67,15 +73,15 @@ def choose_backend(name: str, device: torch.device, parameters: int = LARGE) -> 
         why = known[plugins.choose(name, known, "backend")].unsuitable(device)
         return Choice(name) if why is None else Choice(EAGER, (f"{why}; the backend is {EAGER}",))
     warnings: tuple[str, ...] = ()
+    free = free_memory(HOME)
+    large = parameters >= LARGE and (free is None or free >= ROOM * parameters)
     for each in CHOICES[name].get(device.type, (EAGER,)):
-        if each.startswith("openvino") and parameters < LARGE:
+        if (each.startswith("openvino") and not large) or (each in IN_8_BITS and has_amx()):
             continue
         why = known[each].unsuitable(device)
         if why is None:
             return Choice(each, tuple(f"{text}; the backend is {each}" for text in warnings))
-        if name == "fast" and not each.startswith("openvino"):
-            warnings = (why,)
-        elif NOT_COMPLETE in why:
+        if (each == "int8" or NOT_COMPLETE in why) and why not in warnings:
             warnings = (*warnings, why)
     return Choice(EAGER, warnings)
 

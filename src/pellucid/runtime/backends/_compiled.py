@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
+from pellucid.nn import has_amx
 from pellucid.progress import stage
 from pellucid.runtime.backends import NOT_COMPLETE, Prepared, Rehearse, Unsuitable, eager
 from pellucid.runtime.backends._ranges import Ranges, ranges_of
-from pellucid.runtime.precision import HALVES, dtype_of, native_int8_matrices
+from pellucid.runtime.precision import HALVES, dtype_of
 
 SIZES = 2
 """Compiled graphs that are kept, each for one size: both passes of a request. Each has a copy of the
@@ -77,7 +78,10 @@ def prepare(model: Model, rehearse: Rehearse, int8: bool) -> Prepared:
 
     Raises Unsuitable.
     """
-    model, _ = eager.prepare(model, rehearse)
+    if int8:  # the model draws a little by itself
+        model, _ = eager.prepare(model, rehearse)
+    else:  # a weight in channels_last would be copied
+        eager.channels_last(model.vae, model.tiny_vae)
     for made in _made:
         if made.network is model.backbone and made.int8 is int8:
             return replace(model, backbone=made), ()
@@ -155,7 +159,11 @@ class Compiled(nn.Module):
         ov = load()
         from pellucid.runtime.backends import _graph
 
-        graph = _graph.Graph(self.ranges, tokens=not native_int8_matrices())
+        # With float32 in the graph OpenVINO makes a copy of all weights in it; but the scales of
+        # weights in 8 bits need its digits.
+        whole = not self.int8 and self.dtype == torch.bfloat16
+        kind = torch.bfloat16 if whole else torch.float32
+        graph = _graph.Graph(self.ranges, not has_amx(), kind)
         network: Any = self.network
         try:
             made = graph.finish(network.body(*(graph.input(shape) for shape in shapes)))

@@ -30,14 +30,19 @@ class Graph:
     """The graph so far.
 
     ranges: the least and the largest input of the layers whose weights are in 8 bits, by the
-    `data_ptr` of the weight. tokens: whether the inputs of linear layers are rounded too.
+    `data_ptr` of the weight. tokens: whether the inputs of linear layers are rounded too. dtype: of
+    the numbers in the graph; in bfloat16 OpenVINO makes no copy of the weights in float32.
     """
 
     def __init__(
-        self, ranges: Mapping[int, tuple[float, float]] | None = None, tokens: bool = True
+        self,
+        ranges: Mapping[int, tuple[float, float]] | None = None,
+        tokens: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.ranges = ranges or {}
         self.tokens = tokens
+        self.dtype = dtype
         self.inputs: list[Any] = []
         self.kept: list[Any] = []
         """What must live as long as the graph: memory that it refers to."""
@@ -46,10 +51,20 @@ class Graph:
         """A tensor that the graph is given."""
         node = ops.parameter(list(shape), ov.Type.f32)
         self.inputs.append(node)
-        return Symbol(self, node)
+        return Symbol(self, self.cast(node))
+
+    def cast(self, node: Any) -> Any:
+        """A node in the type of the graph."""
+        kind = TYPES[self.dtype]
+        same = node.output(0).get_element_type() == kind
+        return node if same else ops.convert(node, kind.to_string())
+
+    def number(self, value: float) -> Any:
+        """A number, in the type of the graph."""
+        return ops.constant(value, TYPES[self.dtype])
 
     def constant(self, tensor: Tensor) -> Any:
-        """A tensor of numbers, float32 in the graph whatever type they have in memory."""
+        """A tensor of numbers, in the type of the graph whatever type they have in memory."""
         tensor = tensor.detach().contiguous()
         if tensor.dtype not in TYPES:
             tensor = tensor.float()
@@ -58,8 +73,7 @@ class Graph:
         numbers = plain.numpy()
         memory = ov.Tensor(numbers, list(tensor.shape), TYPES[tensor.dtype])
         self.kept.append(memory)
-        node = ops.constant(memory, shared_memory=True)
-        return node if tensor.dtype == torch.float32 else ops.convert(node, "f32")
+        return self.cast(ops.constant(memory, shared_memory=True))
 
     def weight(self, weight: Tensor) -> tuple[Any, tuple[float, float] | None]:
         """The weight of a linear layer or a convolution, in 8 bits with a scale for each output
@@ -70,12 +84,13 @@ class Graph:
         flat = weight.detach().float().flatten(1)
         scales = (flat.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)
         numbers = (flat / scales).round_().to(torch.int8).view(weight.shape)
-        whole = ops.convert(ops.constant(numbers.numpy(), ov.Type.i8), "f32")
+        whole = self.cast(ops.constant(numbers.numpy(), ov.Type.i8))
         wide = scales.view(-1, *[1] * (weight.ndim - 1))
         return ops.multiply(whole, ops.constant(wide.numpy())), ends
 
     def finish(self, output: Symbol) -> ov.Model:
-        return ov.Model([output.node], self.inputs)
+        wide = self.dtype == torch.float32
+        return ov.Model([output.node if wide else ops.convert(output.node, "f32")], self.inputs)
 
 
 def rounded(x: Any, ends: tuple[float, float]) -> Any:
@@ -185,7 +200,7 @@ class Symbol:
         elif isinstance(other, Tensor):
             node = self.graph.constant(other)
         else:
-            node = ops.constant(np.float32(other))
+            node = self.graph.number(other)
         return self.new(operation(node, self.node) if turned else operation(self.node, node))
 
     def __add__(self, other: Any) -> Symbol:
@@ -298,7 +313,7 @@ def _pad(x: Symbol, pads: Sequence[int], mode: str = "constant", value: Any = No
     before, after = [0] * x.ndim, [0] * x.ndim
     for i in range(len(pads) // 2):
         before[-1 - i], after[-1 - i] = pads[2 * i], pads[2 * i + 1]
-    zero = np.float32(0)
+    zero = x.graph.number(0)
     return x.new(ops.pad(x.node, np.array(before), np.array(after), "constant", zero))
 
 
@@ -313,7 +328,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.interpolate: _interpolate,
     F.pad: _pad,
     torch.cat: _cat,
-    F.silu: lambda x, inplace=False: x.new(ops.swish(x.node)),
+    F.silu: lambda x, inplace=False: x.new(ops.swish(x.node, x.graph.number(1))),
     F.gelu: lambda x, approximate="none": x.new(
         ops.gelu(x.node, "tanh" if approximate == "tanh" else "erf")
     ),

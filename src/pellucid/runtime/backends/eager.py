@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from pellucid.model import Model
 from pellucid.runtime.backends import Prepared, Rehearse
@@ -17,7 +18,12 @@ def unsuitable(device: torch.device) -> str | None:
 
 def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     """The same model, its convolutions in channels_last, which is the fast layout on a CPU."""
-    for part in (model.backbone, model.vae, model.tiny_vae):
+    channels_last(model.backbone, model.vae, model.tiny_vae)
+    return model, ()
+
+
+def channels_last(*parts: nn.Module | None) -> None:
+    """Change the layout of convolutions."""
+    for part in parts:
         if part is not None:
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, ()
