@@ -5,41 +5,102 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pellucid.runtime import devices, memory
+from pellucid import checkpoints
+from pellucid.checkpoints import contents
+from pellucid.model import Model
+from pellucid.runtime import Runtime, devices, memory
 from pellucid.runtime.devices import free_memory
+from pellucid.serve.models_kept import Kept
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
-PARTS = {"backbone": 860_000_000, "text": 123_000_000, "vae": 84_000_000}
-
-
-def test_a_model_that_fits_is_not_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda device: 5 * 10**9)
-    assert memory.shortage(PARTS, torch.float32, CPU) is None
-    monkeypatch.setattr(memory, "free_memory", lambda device: None)  # not known
-    assert memory.shortage(PARTS, torch.float32, CPU) is None
+CPU, CUDA, META = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
+PARTS = {"backbone": 3_440_000_000, "text": 492_000_000, "vae": 336_000_000}
+Free = Callable[[int | None], None]
 
 
-def test_what_does_not_fit_is_said_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda device: 3 * 10**9)
-    said = memory.shortage(PARTS, torch.float32, CPU)
-    assert said is not None
-    assert str(said) == (
-        "the model needs 4.3 GB of memory in float32, and 3.0 GB are free; dtype bfloat16 would fit"
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Free:
+    """Pretend that so many bytes are free; None: that it is not known."""
+    return lambda count: monkeypatch.setattr(memory, "free_memory", lambda *_, **__: count)
+
+
+@pytest.mark.parametrize("count", [5 * 10**9, None])
+def test_a_model_that_fits_is_not_mentioned(count: int | None, free: Free) -> None:
+    free(count)
+    assert memory.fits_at_once("sd15", PARTS, torch.float32, CPU)
+
+
+def test_what_does_not_fit_is_said_with_what_would(free: Free) -> None:
+    free(3 * 10**9)
+    with pytest.raises(memory.DoesNotFit) as error:
+        memory.fits_at_once("sd15", PARTS, torch.float32, CPU)
+    said = error.value.args[0]
+    assert said == (
+        "sd15 needs 4.3 GB of memory in float32, and 3.0 GB are free; dtype bfloat16 would fit"
     )
     assert "--dtype bfloat16 would fit" in said.written(lambda field: f"--{field}")
-    assert "would fit" not in str(memory.shortage(PARTS, torch.float32, CPU, work=2 * 10**9))
-    assert "would fit" not in str(memory.shortage({"b": 10**10}, torch.bfloat16, CPU))
+    free(2 * 10**9)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(memory.DoesNotFit, match=r"2\.0 GB are free$"):
+            memory.fits_at_once("sd15", PARTS, dtype, CPU)
 
 
-def test_parts_take_turns_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda device: 35 * 10**8)
-    assert memory.shortage(PARTS, torch.float32, CUDA) is None
-    assert memory.shortage(PARTS, torch.float32, CPU) is not None
+def test_parts_take_turns_on_a_gpu(free: Free) -> None:
+    free(35 * 10**8)
+    assert not memory.fits_at_once("sd15", PARTS, torch.float32, CUDA)
+    free(33 * 10**8)
+    with pytest.raises(memory.DoesNotFit, match=r"needs 3\.4 GB"):
+        memory.fits_at_once("sd15", PARTS, torch.float32, CUDA)
+
+
+def test_it_is_said_before_weights_are_read(
+    free: Free, refused: Any, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that keep their type stay in the file, and need no memory on a CPU."""
+    free(1000)
+    loaded = checkpoints.load(model_file)
+    monkeypatch.setattr(contents, "fill", None)  # it is not called
+    words = ("generate", "a cat", "--model", model_file, "--dtype", "bfloat16")
+    assert "tiny.safetensors needs 0.0 GB of memory in bfloat16" in refused(*words)
+    halves = model_file.with_name("half.safetensors")
+    checkpoints.save(loaded, halves, torch.float16)
+    assert "in float32, and 0.0 GB are free" in refused(*words[:3], halves, "--dtype", "float32")
+
+
+def test_a_gpu_that_is_too_small_for_all_gets_the_network_first(
+    free: Free, model_file: Path
+) -> None:
+    """The meta device stands for a GPU here; the other parts go there when it is their turn."""
+    size = sum(p.numel() for p in checkpoints.load(model_file).backbone.parameters())
+    free(4 * size)
+    model = checkpoints.load(model_file, META)
+    assert devices.device_of(model.backbone) == Runtime(model).device == META
+    assert devices.device_of(model.vae) == devices.device_of(model.text) == CPU
+
+
+def test_models_that_are_kept_make_room(model: Model) -> None:
+    """A server drops what it keeps for later before it says that a model does not fit."""
+    kept = Kept(10**12)
+    kept.get("first", lambda: model)
+
+    def load() -> Model:
+        if len(kept):
+            raise memory.DoesNotFit("it does not fit")
+        return model
+
+    assert kept.get("second", load) is model and len(kept) == 1
+
+    def never() -> Model:
+        raise memory.DoesNotFit("it does not fit")
+
+    with pytest.raises(memory.DoesNotFit):
+        kept.get("third", never)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

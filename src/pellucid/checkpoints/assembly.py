@@ -128,6 +128,17 @@ def size(part: Part) -> int:
     return sum(parameter.numel() for parameter in part.module.parameters())
 
 
+def memory_of(part: Part, device: torch.device, dtype: torch.dtype | None) -> int:
+    """How many bytes `fill` needs on a device. What keeps its type stays in the file on a CPU."""
+    needed = 0
+    for name, tensor in part.module.state_dict().items():
+        stored = part.weights[part.locations[name].key].dtype
+        kind = stored if dtype is None else dtype
+        if device.type != "cpu" or kind != stored:
+            needed += tensor.numel() * kind.itemsize
+    return needed
+
+
 def compare(path: Path, parts: Mapping[str, Part], unused: Collection[str] = ()) -> None:
     """Check that the file has every parameter in its shape, and nothing else but `unused`.
 

@@ -14,7 +14,7 @@ import torch
 
 from pellucid.backbones.unet import UNetConfig
 from pellucid.checkpoints import backbones, families
-from pellucid.checkpoints.assembly import Part, build, compare, fill, size
+from pellucid.checkpoints.assembly import Part, build, compare, fill, memory_of, size
 from pellucid.checkpoints.families import Family
 from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
 from pellucid.checkpoints.vae_files import replacement
@@ -22,6 +22,8 @@ from pellucid.clip import TextConfig, TextTower
 from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.progress import stage
+from pellucid.runtime.devices import HOME
+from pellucid.runtime.memory import fits_at_once
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
@@ -175,7 +177,11 @@ class Contents:
         text_dtype: torch.dtype | None = None,
     ) -> Model:
         """The model, with its weights; text_dtype: that of the text towers, None: as the others.
-        Raises CheckpointError, UnknownPrediction."""
+
+        Where the parts do not fit on a GPU at once, only the backbone is there, and the others follow
+        when it is their turn (`runtime.devices.bring`). Raises CheckpointError, UnknownPrediction,
+        DoesNotFit.
+        """
         vae = self.vae
         if vae is None:
             raise CheckpointError(
@@ -186,10 +192,12 @@ class Contents:
         self.check()
         if self.prediction is None:
             raise UnknownPrediction(self.path, self.title)
+        texts = ("text", "text_2") if text_dtype is not None else ()
+        types = {name: text_dtype if name in texts else dtype for name in self.parts}
+        places = self._places(torch.device(device), types)
         with stage(f"loading {self.path.name}", sum(map(size, self.parts.values()))) as loading:
             for name, part in self.parts.items():
-                of_text = name in ("text", "text_2") and text_dtype is not None
-                fill(part, device, text_dtype if of_text else dtype, loading)
+                fill(part, places[name], types[name], loading)
         modules: dict[str, Any] = {name: part.module for name, part in self.parts.items()}
         return Model(
             **modules,
@@ -202,6 +210,16 @@ class Contents:
             defaults=self.defaults,
             latents=families.latent_space(vae),
         )
+
+    def _places(
+        self, device: torch.device, types: Mapping[str, torch.dtype | None]
+    ) -> dict[str, torch.device]:
+        """Where each part goes at first. types: the number type of each. Raises DoesNotFit."""
+        needed = {n: memory_of(part, device, types[n]) for n, part in self.parts.items()}
+        most = types["backbone"] or next(iter(self.parts["backbone"].weights.values())).dtype
+        if fits_at_once(self.path.name, needed, most, device):
+            return dict.fromkeys(self.parts, device)
+        return {name: device if name == "backbone" else HOME for name in self.parts}
 
     def _check_tokenizer(self) -> None:
         """Every tower has a row for every piece, and a position for every token of a row."""

@@ -62,7 +62,7 @@ def load(
 
     Nothing in the file is run. Raises CheckpointError: no such file, truncated, of another kind,
     keys that are missing, unknown or of the wrong shape, no autoencoder, one with other latents;
-    UnknownPrediction.
+    UnknownPrediction. Raises DoesNotFit, before weights are read, if there is not enough memory.
     """
     source = existing(embedded() if path is None else path, "a checkpoint")
     contents = examine(source, prediction)

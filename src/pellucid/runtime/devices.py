@@ -35,8 +35,8 @@ def choose_device(name: str, best: Sequence[str] = ("cuda", "mps")) -> torch.dev
     return torch.device(name)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes of free memory; None where that is not known."""
+def free_memory(device: torch.device, swap: bool = False) -> int | None:
+    """Bytes of free memory; None where that is not known. swap: whether a CPU's swap space counts."""
     if device.type == "cuda":
         # Memory that the allocator holds but does not use is free too.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -45,19 +45,22 @@ def free_memory(device: torch.device) -> int | None:
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     if device.type == "cpu":
         known = [
-            free for free in (_machine(), _address_space(), _control_group()) if free is not None
+            free
+            for free in (_machine(swap), _address_space(), _control_group())
+            if free is not None
         ]
         return min(known, default=None)
     return None
 
 
-def _machine() -> int | None:
-    """What this machine can give without swapping."""
+def _machine(swap: bool = False) -> int | None:
+    """What this machine can give without swapping, or with it."""
     try:  # Linux; the names are missing elsewhere
         with open("/proc/meminfo", encoding="ascii") as lines:
-            found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-        return int(found[0][1]) * 1024
-    except (OSError, IndexError, ValueError):
+            found = {name: rest for name, _, rest in (line.partition(":") for line in lines)}
+        names = ("MemAvailable", "SwapFree") if swap else ("MemAvailable",)
+        return sum(int(found[name].split()[0]) * 1024 for name in names)
+    except (OSError, LookupError, ValueError):
         pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -12,38 +12,34 @@ from pellucid.runtime.devices import free_memory
 GB = 1e9
 
 
-def shortage(
-    parameters: Mapping[str, int], dtype: torch.dtype, device: torch.device, work: int = 0
-) -> FieldMessage | None:
-    """What to say of a model that does not fit in the free memory; None if it fits.
+class DoesNotFit(ValueError):
+    """A model needs more memory than is free; says how much."""
 
-    parameters: how many numbers each part has, as `checkpoints.describe(path)["parameters"]`.
-    dtype: the number type that they are loaded in. work: bytes that are needed in addition. On a GPU
-    the parts take turns and the largest one has to fit; on a CPU all of them. Where the free memory
-    is not known, everything fits.
+
+def fits_at_once(
+    name: str, parts: Mapping[str, int], dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether all parts of a model fit on a device at the same time.
+
+    False: only one after the other, as `devices.bring` brings them to a GPU. Where the free memory is
+    not known, everything fits. name: the model's. parts: how many bytes each part needs. dtype: the
+    number type of most of them. Raises DoesNotFit: not all of them on a CPU, whose swap space counts
+    too, or not even the largest one on a GPU.
     """
-    free = free_memory(device)
-    if free is None:
-        return None
-    together = sum if device.type == "cpu" else max
-    numbers = together(parameters.values())
-    needed = numbers * dtype.itemsize + work
+    free = free_memory(device, swap=True)
+    if free is None or sum(parts.values()) <= free:
+        return True
+    needed = sum(parts.values()) if device.type == "cpu" else max(parts.values())
     if needed <= free:
-        return None
-    smaller = next(
-        (
-            name
-            for name in ("bfloat16", "float16")
-            if getattr(torch, name).itemsize < dtype.itemsize
-            and numbers * getattr(torch, name).itemsize + work <= free
-        ),
-        None,
-    )
-    advice = "" if smaller is None else "; {dtype} {smaller} would fit"
-    return FieldMessage(
-        "the model needs {needed:.1f} GB of memory in {type}, and {free:.1f} GB are free" + advice,
-        needed=needed / GB,
-        free=free / GB,
-        type=str(dtype).removeprefix("torch."),
-        smaller=smaller,
+        return False
+    half_fits = dtype.itemsize == 4 and needed // 2 <= free
+    raise DoesNotFit(
+        FieldMessage(
+            "{name} needs {needed:.1f} GB of memory in {type}, and {free:.1f} GB are free"
+            + ("; {dtype} bfloat16 would fit" if half_fits else ""),
+            name=name,
+            needed=needed / GB,
+            free=free / GB,
+            type=str(dtype).removeprefix("torch."),
+        )
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pellucid.model import Model
 from pellucid.runtime.devices import choose_device, empty_cache
+from pellucid.runtime.memory import DoesNotFit
 
 
 class Kept:
@@ -24,11 +25,18 @@ class Kept:
         self._models: OrderedDict[Hashable, Model] = OrderedDict()
 
     def get(self, key: Hashable, load: Callable[[], Model]) -> Model:
-        """The model of a key, loaded if it is not there."""
+        """The model of a key, loaded if it is not there; the others make room if it does not fit."""
         if key in self._models:
             self._models.move_to_end(key)
             return self._models[key]
-        model = load()
+        try:
+            model = load()
+        except DoesNotFit:
+            if not self._models:
+                raise
+            self._models.clear()
+            give_back_memory()
+            model = load()
         self._models[key] = model
         self.shrink()
         return model

@@ -32,6 +32,7 @@ from pellucid.pipeline import Progress, batch_size, generate, generate_in_batche
 from pellucid.preview import preview
 from pellucid.request import PICTURES, Request, file_fields, files_in, resolve
 from pellucid.runtime import Runtime
+from pellucid.runtime.memory import DoesNotFit
 from pellucid.serve.models_kept import Kept
 from pellucid.serve.pages import PAGES
 from pellucid.serve.pictures import Pictures
@@ -219,7 +220,8 @@ class Worker:
             raise
         except ValueError as error:
             reason = without_paths(text_of(error), task, self.settings)
-            return Ended(task.id, "failed", reason, fault="request")
+            whose: Fault = "server" if isinstance(error, DoesNotFit) else "request"
+            return Ended(task.id, "failed", reason, fault=whose)
         except Exception as error:
             # Torch raises a RuntimeError on the CPU and a subclass on a GPU.
             if (
