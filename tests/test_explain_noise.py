@@ -292,7 +292,7 @@ def test_the_page_has_everything_and_needs_nothing(
     assert "is left out" not in text
     strips, steps, types, looks = len(report.schedules) * len(TIMES), 2 * len(TIMES), 12, 6
     assert text.count("<img ") == 2 + strips + steps + types + looks
-    assert text.count("<svg ") == 4 + 2 + 1 + 2
+    assert text.count('class="plot"') == 4 + 2 + 1 + 2
     assert "photo.png: 40x30" in text and "its middle, 16x16" in text
     assert "&#x27;a rabbit&#x27;" in text
 

@@ -40,7 +40,7 @@ def test_a_page_is_well_formed_and_asks_for_nothing(well_formed: Callable[[str],
         pages.paragraph("a < b"),
         pages.row(pages.picture(image, 'a "red" one', width=40)),
         pages.table(["name", "value"], [["x<y", 0.123456], ["n", 12345]]),
-        pages.figure(Plot("p", [Series("a", [0, 1], [1, 2])]).svg(), "caption"),
+        pages.figure(Plot("p", [Series("a", [0, 1], [1, 2])]).html(), "caption"),
     )
     text = pages.page("Noise & more", body, script="let a = 1;")
     well_formed(text)

@@ -89,7 +89,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over one pair of axes, with a legend where there are several.
+    """Curves over one pair of axes, with a legend where there are several: in a picture on the right,
+    on a page below, where its letters are as large as those of the text.
 
     x_range, y_range: None covers all finite values; values outside are left out.
     Raises ValueError: no series, x and y of unequal length, a logarithmic axis that reaches 0.
@@ -113,10 +114,9 @@ class Plot:
             if len(one.x) != len(one.y):
                 raise ValueError(f"{one.name!r} has {len(one.x)} x and {len(one.y)} y")
 
-    def marks(self) -> list[Mark]:
-        """Axes, legend and curves, in drawing order."""
-        legend = self._legend()
-        x, y = self.axes()
+    def marks(self, legend: bool = False) -> list[Mark]:
+        """Axes, curves, and the legend if there is to be one, in drawing order."""
+        x, y = self.axes(self._legend_width() if legend else 0)
         left, right, bottom, top = x.start, x.end, y.start, y.end
         marks = [_text(left, 16, self.title, "start")]
         if self.y_label:
@@ -139,7 +139,7 @@ class Plot:
                 if len(run) and np.isfinite(run[0]).all():
                     style = "dots" if len(run) == 1 else one.style
                     marks.append(Mark(run, style=style, color=color))
-            if legend:
+            if legend and len(self.series) > 1:
                 at = top + 6 + 17 * number
                 sample = np.array([[right + 12, at], [right + 32, at]])
                 marks.append(Mark(sample, style=one.style, color=color))
@@ -162,8 +162,13 @@ class Plot:
             low, high = (low / 2, low * 2) if log else (low - 0.5, low + 0.5)
         return Axis(low, high, start, end, log)
 
+    def html(self) -> str:
+        """The plot and its legend, which `modules/hover.js` adds values to."""
+        keys = "".join(_key(one, i, len(self.series) > 1) for i, one in enumerate(self.series))
+        return f'<div class="plotbox">{self.svg()}<p class="values">{keys}</p></div>'
+
     def svg(self) -> str:
-        """An <svg> element, coloured by the page's `CSS`."""
+        """An <svg> element without the legend, coloured by the page's `CSS`."""
         drawn = "".join(_svg(mark) for mark in self.marks())
         return (
             f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
@@ -180,21 +185,19 @@ class Plot:
             "x_label": self.x_label,
             "series": [
                 {
-                    "name": one.name,
-                    "color": number % len(LIGHT),
                     "x": [float(f"{value:.4g}") for value in one.x],
                     "y": [float(f"{v:.4g}") if math.isfinite(v) else None for v in one.y],
                 }
-                for number, one in enumerate(self.series)
+                for one in self.series
             ],
         }
 
-    def axes(self) -> tuple[Axis, Axis]:
-        """Of x and of y, inside the margins, left of the legend."""
-        x = self._axis("x", float(LEFT), float(self.width - RIGHT) - self._legend())
+    def axes(self, legend: float = 0) -> tuple[Axis, Axis]:
+        """Of x and of y, inside the margins, left of a legend of this width."""
+        x = self._axis("x", float(LEFT), float(self.width - RIGHT) - legend)
         return x, self._axis("y", float(self.height - BOTTOM), float(TOP))
 
-    def _legend(self) -> float:
+    def _legend_width(self) -> float:
         """The width of the legend in pixels."""
         longest = max(len(one.name) for one in self.series)
         return SAMPLE + LETTER * longest if len(self.series) > 1 else 0
@@ -203,7 +206,7 @@ class Plot:
         """The plot as a picture on white, each pixel scale x scale."""
         picture = Image.new("RGB", (self.width * scale, self.height * scale), "white")
         brush, font = ImageDraw.Draw(picture), ImageFont.load_default(11 * scale)
-        for mark in self.marks():
+        for mark in self.marks(legend=True):
             _paint(brush, mark, scale, font)
         return picture
 
@@ -223,6 +226,16 @@ def _svg(mark: Mark) -> str:
     else:
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in mark.points)
     return f'<path class="{name} {mark.style}" d="{path}"/>'
+
+
+def _key(one: Series, number: int, shown: bool) -> str:
+    """The name of a curve behind a piece of it."""
+    path = "M2 5h0M10 5h0M18 5h0" if one.style == "dots" else "M0 5H20"
+    return (
+        f'<span{"" if shown else " hidden"}><svg class="sample" width="20" height="10" '
+        f'aria-hidden="true"><path class="s{number % len(LIGHT)} {one.style}" d="{path}"/></svg>'
+        f"{escape(one.name)}</span>"
+    )
 
 
 def _paint(brush: ImageDraw.ImageDraw, mark: Mark, scale: int, font: Font) -> None:
@@ -247,15 +260,14 @@ def _paint(brush: ImageDraw.ImageDraw, mark: Mark, scale: int, font: Font) -> No
 
 
 def _colors(colors: Sequence[str]) -> str:
-    return "".join(
-        f".s{i}{{stroke:{color}}}.k{i}{{background:{color}}}" for i, color in enumerate(colors)
-    )
+    return "".join(f".s{i}{{stroke:{color}}}" for i, color in enumerate(colors))
 
 
 CSS = (
-    ".plot{max-width:100%;height:auto;font:11px system-ui,sans-serif;display:block}"
-    ".plot path{fill:none;stroke-width:1.6}.plot path.faint{stroke:#8885;stroke-width:1}"
+    ".plot{overflow:visible;max-width:100%;height:auto;font:11px system-ui,sans-serif;display:block}"
+    "@media(max-width:560px){.plot{font-size:15px}}.sample{margin-right:.35rem}"
+    ".plot path,.sample path{fill:none;stroke-width:1.6}.plot path.faint{stroke:#8885;stroke-width:1}"
     ".plot text{fill:currentColor}.plot text.faint{opacity:.75}"
-    ".plot .dashed{stroke-dasharray:5 4}.plot .dots{stroke-width:3.2;stroke-linecap:round}"
+    "path.dashed{stroke-dasharray:5 4}path.dots{stroke-width:3.2!important;stroke-linecap:round}"
     f"{_colors(LIGHT)}@media(prefers-color-scheme:dark){{{_colors(DARK)}}}"
 )

@@ -70,7 +70,7 @@ def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list
         *([paragraph(one["published"])] if one["published"] else []),
         control("samples"),
         row(picture(real, "the data"), *samples(options, name, shown), name="samples"),
-        row(*(figure(plot.svg()) for plot in plots(options, one))),
+        row(*(figure(plot.html()) for plot in plots(options, one))),
     ]
 
 

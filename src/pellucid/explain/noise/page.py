@@ -129,7 +129,7 @@ def _schedules(report: NoiseReport) -> str:
             "of x. Move the two sliders: the first goes through t, the second through the schedules."
         ),
         control("schedule"),
-        row(*(figure(plot.svg()) for plot in curves(report.schedules))),
+        row(*(figure(plot.html()) for plot in curves(report.schedules))),
         table(("schedule", "what"), [(one.name, one.about) for one in report.schedules]),
         paragraph("The same picture and the same noise under each schedule:"),
         strips(report).html(),
@@ -163,7 +163,7 @@ def _trajectory(report: NoiseReport) -> str:
                 for m in report.trajectory.moments
             ],
         ),
-        row(*(figure(plot.svg()) for plot in moments(report))),
+        row(*(figure(plot.html()) for plot in moments(report))),
     )
 
 
@@ -181,7 +181,7 @@ def _noise_types(report: NoiseReport) -> str:
         ),
         control("types"),
         noise_types(report).html(),
-        row(figure(spectra(report).svg())),
+        row(figure(spectra(report).html())),
         table(
             ("noise", "variance", "brightness ±", "neighbours", "slope", "what"),
             [
@@ -206,7 +206,7 @@ def _estimates(report: NoiseReport) -> str:
     parts = []
     if found.by_time:
         parts += [control("estimates"), estimates(report).html()]
-        parts += [row(figure(errors(report).svg()), figure(quality(report).svg()))]
+        parts += [row(figure(errors(report).html()), figure(quality(report).html()))]
     if len(found.by_time) < len(report.times):
         parts += [
             paragraph(
@@ -298,7 +298,6 @@ def spectra(report: NoiseReport) -> Plot:
         y_range=POWER_RANGE,
         log_x=True,
         log_y=True,
-        width=560,
     )
 
 

@@ -11,10 +11,13 @@ function hoverPlot(plot) {
   const { x, x_label: label, series } = JSON.parse(plot.dataset.plot);
   const [width, height] = [plot.viewBox.baseVal.width, plot.viewBox.baseVal.height];
   const line = el("i", { class: "cursor", hidden: "" });
-  const said = el("p", { class: "values", role: "status" });
-  const box = el("div", { class: "plotbox" });
-  plot.replaceWith(box);
-  box.append(plot, line, said);
+  const said = plot.nextElementSibling;
+  const keys = [...said.children];
+  const numbers = keys.map((key) => key.appendChild(el("b")));
+  const place = el("span", { class: "place" }, "Point at the plot, or use the arrow keys, to read its values.");
+  said.setAttribute("role", "status");
+  said.prepend(place);
+  plot.after(line);
   plot.setAttribute("tabindex", "0");
   const grid = [...new Set(series.flatMap((one) => one.x))].sort((a, b) => a - b);
   const scale = x.log ? Math.log : (v) => v;
@@ -25,11 +28,12 @@ function hoverPlot(plot) {
     line.hidden = false;
     line.style.height = `${plot.getBoundingClientRect().height}px`;
     line.style.left = `${(100 * at(grid[now])) / width}%`;
-    const values = series.map((one) => {
+    place.replaceChildren(`${label || "x"} = `, el("b", {}, people(grid[now])));
+    series.forEach((one, i) => {
       const k = nearest(one.x, grid[now]);
-      return el("span", {}, el("i", { class: `key k${one.color}` }), `${one.name} `, el("b", {}, one.y[k] === null ? "-" : people(one.y[k])));
+      keys[i].hidden = false;
+      numbers[i].textContent = one.y[k] === null ? " -" : ` ${people(one.y[k])}`;
     });
-    said.replaceChildren(el("span", {}, `${label || "x"} = `, el("b", {}, people(grid[now]))), ...values);
   };
   const hide = () => (line.hidden = true);
   plot.addEventListener("pointermove", (event) => {
@@ -45,7 +49,6 @@ function hoverPlot(plot) {
     event.preventDefault();
     show((now < 0 ? 0 : now) + step);
   });
-  said.append(el("span", {}, "Point at the plot, or use the arrow keys, to read its values."));
 }
 
 function nearest(numbers, value) {

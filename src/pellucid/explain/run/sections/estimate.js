@@ -6,7 +6,7 @@ export function show(place, page) {
   page.cards(place, (card, run) => {
     const [x, x0] = [frame(run, "", ""), frame(run, "", "")];
     const [xCaption, x0Caption] = [el("span"), el("span")];
-    const [clean, noisy] = [el("span", { class: "clean" }), el("span")];
+    const [bar, clean, noisy] = [el("i"), el("span"), el("span")];
     card.append(
       el(
         "div",
@@ -14,7 +14,8 @@ export function show(place, page) {
         el("figure", {}, x, el("figcaption", {}, el("b", {}, "The network’s input, x"), el("br"), xCaption)),
         el("figure", {}, x0, el("figcaption", {}, el("b", {}, "Its estimate of the picture, x̂₀"), el("br"), x0Caption)),
       ),
-      el("div", { class: "share" }, clean, noisy),
+      el("div", { class: "share", "aria-hidden": "true" }, bar),
+      el("p", { class: "small shares" }, el("span", {}, el("i", { class: "key clean" }), clean), el("span", {}, el("i", { class: "key" }), noisy)),
     );
     page.follow(() => {
       const step = page.stepOf(run);
@@ -26,9 +27,9 @@ export function show(place, page) {
       x0Caption.textContent =
         `The step ends at α = ${people(step.alphaAfter)}, σ = ${people(step.sigmaAfter)}.` +
         (step.evaluations > 1 ? ` This sampler evaluated the network ${step.evaluations} times in this step; the last one is shown.` : "");
-      clean.style.width = `${100 * step.clean}%`;
-      clean.textContent = step.clean > 0.12 ? `picture ${percent(step.clean)}` : "";
-      noisy.textContent = step.clean < 0.88 ? `noise ${percent(1 - step.clean)}` : "";
+      bar.style.width = `${100 * step.clean}%`;
+      clean.textContent = `picture ${percent(step.clean)}`;
+      noisy.textContent = `noise ${percent(1 - step.clean)}`;
     });
   });
 }
