@@ -113,10 +113,11 @@ def _explain(
     first = _watch(model, adapted, request)
     if versus is None and versus_guidance is None:
         return [first]
-    # The resolved request has the seed, so that both begin with the same noise.
-    changes = {"prompt": versus, "guidance": versus_guidance}
-    other = first.request.model_dump() | {n: v for n, v in changes.items() if v is not None}
-    return [first, _watch(model, adapted, type(request).model_validate(other))]
+    # Both begin with the same noise.
+    changes = {"prompt": versus, "guidance": versus_guidance, "seed": first.request.seed}
+    given = {n: v for n, v in changes.items() if v is not None}
+    other = type(request).model_validate(request.model_dump(exclude_unset=True) | given)
+    return [first, _watch(model, adapted, other)]
 
 
 def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:
