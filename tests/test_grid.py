@@ -67,6 +67,8 @@ WRONG = {
     "steps=1,x": "--x: steps must be a number, got 'x'",
     "only_masked=maybe": "--x: only_masked must be true or false, got 'maybe'",
     "size=big": "--x: --size must be WIDTHxHEIGHT",
+    "steps=0,1001": "--steps must be between 1 and 1000, got 0",
+    "lora=no,none": "no does not exist",
     "seed=" + ",".join(map(str, range(1001))): "at most 1000 pictures, got 1001",
 }
 

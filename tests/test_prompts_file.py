@@ -72,6 +72,15 @@ def test_each_line_and_resuming(here: Path, call: Any, monkeypatch: pytest.Monke
     assert len(out.split()) == 2  # each picture counts once
 
 
+def test_lines_end_as_in_text_files(here: Path, call: Any) -> None:
+    """Those of Windows and old Macs; what only Unicode calls a line separator ends none."""
+    text = '{ "prompt": "a\u2028b" }\r\na\u0085c\rd\n'
+    Path("p.txt").write_bytes(text.encode())
+    out = call("generate", "--prompts", "p.txt", "--steps", 1)[1]
+    prompts = [record(path)["prompt"] for path in out.splitlines()]
+    assert prompts == ["a\u2028b", "a\u0085c", "d"]
+
+
 BAD_LINES = {
     b'a\n{"promt": "b"}': "p.txt, line 2: unknown field 'promt'; nearest: prompt",
     b'a\n{"prompt": "b", "steps": 0}': "p.txt, line 2: --steps must be between 1 and 1000, got 0",
@@ -81,6 +90,7 @@ BAD_LINES = {
     b'{"prompt": "b", "sampler": "no"}': "p.txt, line 1: unknown sampler",
     b"a\nb\xff": "p.txt, line 2: the text must be UTF-8",
     b"#\n\n": "p.txt has no prompts in it",
+    b'{ "promt": "b" }': "p.txt, line 1: unknown field 'promt'; nearest: prompt",
     b'{"a' + b"[" * 99_999: "p.txt, line 1 begins as JSON and is not valid",
 }
 

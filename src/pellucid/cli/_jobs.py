@@ -4,6 +4,7 @@ of a prompt; and which of the pictures are there already."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -105,7 +106,8 @@ def read_prompts(name: str) -> tuple[tuple[int, dict[str, Any]], ...]:
     """
     text = _read(name)
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: JSON may have line separators of Unicode in its texts.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         line = line.strip()
         if line and not line.startswith("#"):
             lines.append((number, _fields(line, f"{name}, line {number}")))
@@ -135,7 +137,7 @@ def _read(name: str) -> str:
 def _fields(line: str, place: str) -> dict[str, Any]:
     from pellucid.request import Request
 
-    if not line.startswith('{"'):
+    if not re.match(r'\{\s*["}]', line):  # else it may be a variation, {red|blue}
         return {"prompt": line}
     try:
         fields = json.loads(line)

@@ -94,13 +94,17 @@ def grid(
     output = Output.of(out, count)
     for warning in warnings:
         report(warning)
-    cells = Cells(files, recorded, Settings(device, dtype), output)
-    cells.made = Made.of(output.folder) if resume else None
-    loaded = files.open(device, dtype)
-    rows = [
-        [cells.draw(loaded, {**asked, **across, **down}, as_json) for across in axes[0].fields]
+    jobs = [
+        [job_of(files, {**asked, **across, **down}) for across in axes[0].fields]
         for down in axes[1].fields
     ]
+    errors = [job for row in jobs for job in row if isinstance(job, ValueError)]
+    if len(errors) == count:
+        raise errors[0]
+    cells = Cells(recorded, Settings(device, dtype), output)
+    cells.made = Made.of(output.folder) if resume else None
+    loaded = files.open(device, dtype)
+    rows = [[cells.draw(loaded, job, as_json) for job in row] for row in jobs]
     shown = [[open_image(c) if isinstance(c, Path) else c for c in row] for row in rows]
     sheet = table(shown, axes[0].labels, axes[1].labels if y is not None else [""])
     about = {"grid": json.dumps({"x": x, "y": y})}
@@ -115,21 +119,28 @@ def grid(
         raise SystemExit(2)
 
 
+def job_of(files: ModelFiles, asked: dict[str, Any]) -> Job | ValueError:
+    """What a cell draws, or why it cannot be drawn."""
+    try:
+        return Job(*with_named(files, Request.model_validate(asked)))
+    except ValueError as error:
+        return error
+
+
 @dataclass
 class Cells:
     """Draws the cells of a table."""
 
-    files: ModelFiles
     recorded: Recorded
     settings: Settings
     output: Output
     made: Made | None = None
 
-    def draw(self, model: Model, asked: dict[str, Any], quiet: bool) -> Path | str:
+    def draw(self, model: Model, job: Job | ValueError, quiet: bool) -> Path | str:
         """The picture of a cell, or why it cannot be drawn."""
         try:
-            files, request = with_named(self.files, Request.model_validate(asked))
-            job = Job(files, request)
+            if isinstance(job, ValueError):
+                raise job
             if self.made is not None:
                 self.made.last = None
             path: Path | None = None
