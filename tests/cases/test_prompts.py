@@ -60,6 +60,13 @@ def test_what_has_an_effect_is_silent(options: tuple[object, ...], drawn: Any) -
     assert ("guidance" in err) == bool(nothing), err
 
 
+def test_a_comparison_of_two_runs_is_silent(call: Any, model_file: Path, tmp_path: Path) -> None:
+    """Case 8: the second run has the options of the first, and not its defaults as options."""
+    page = tmp_path / "two.html"
+    words = ("a rabbit", "--versus", "red", "--steps", 1, "--model", model_file, "--out", page)
+    assert call("explain", *words) == (0, f"{page}\n", "")
+
+
 def test_a_picture_that_stays_as_it_is(drawn: Any, tmp_path: Path) -> None:
     """Issue 12, section 3: strength 0 draws nothing."""
     Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
