@@ -337,6 +337,9 @@ def picture(options: argparse.Namespace) -> dict[str, Any]:
         for name, words in (
             ("Pellucid --fast", [*ours, "--fast"]),
             ("Pellucid (default)", ours),
+            ("Pellucid --backend openvino", [*ours, "--backend", "openvino"]),
+            ("Pellucid --backend int8", [*ours, "--backend", "int8"]),
+            ("Pellucid --backend eager", [*ours, "--backend", "eager"]),
             (BASE, theirs),
         ):
             process = subprocess.Popen(words, stdout=subprocess.DEVNULL)

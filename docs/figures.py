@@ -172,7 +172,7 @@ def of_unet(model: Model) -> Figures:
         hook.remove()
     yield "unet-levels", sheet(cells, 4)
 
-    picture = last(model, PAIR).images[0]
+    picture = last(model, PAIR, arrange=False).images[0]
     x0 = model.vae.to_latents(to_tensor(picture)[None])
     maps: list[Tensor] = []
     x = add_noise(x0, eps, level.alpha, level.sigma)
@@ -269,6 +269,18 @@ def of_stable_diffusion(model: Model) -> Figures:
     yield "stable-diffusion-run", sheet(cells, len(shown))
 
 
+def of_regions(model: Model) -> Figures:
+    steps = list(run(model, PAIR, seed=3, steps=8))
+    cells = [
+        Cell(pictures(Runtime(model), p.x0)[0], f"step {p.step}")
+        for p in (steps[i] for i in (0, 2, 4, 7))
+    ]
+    yield "regions-steps", sheet(cells, len(cells))
+    whole = last(model, PAIR, seed=3, steps=8, arrange=False)
+    cells = [Cell(steps[-1].images[0], "regions"), Cell(whole.images[0], "as a whole")]
+    yield "regions-whole", sheet(cells, 2)
+
+
 PAGES: tuple[Callable[[Model], Figures], ...] = (
     of_gan,
     of_noise,
@@ -280,6 +292,7 @@ PAGES: tuple[Callable[[Model], Figures], ...] = (
     of_text,
     of_guidance,
     of_latents,
+    of_regions,
     of_stable_diffusion,
 )
 

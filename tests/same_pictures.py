@@ -184,6 +184,7 @@ BASE: dict[str, Any] = {
     "rescale": 0.0,
     "interval": [0.0, 1.0],
     "forecast": False,
+    "arrange": None,
     "noise": "gaussian",
     "eta": None,
     "clip_guidance": 0.0,

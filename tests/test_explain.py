@@ -23,7 +23,7 @@ from pellucid.backbones.unet import SD15, SDXL, UNet, UNetConfig
 from pellucid.cascade import Upscaler, UpscalerConfig
 from pellucid.diffusion import Conditioning
 from pellucid.explain.run import Explanation, Recorder, explain, page, page_data, recorder
-from pellucid.explain.run.record import Near, project
+from pellucid.explain.run.record import Near, Word, project
 from pellucid.explain.run.sections import in_order, meaning, network
 from pellucid.explain.run.words import compared, whole_words, words_of
 from pellucid.explain.text_vectors import text_vectors
@@ -268,7 +268,8 @@ def test_maps_are_the_networks(model: Model, told: Explanation) -> None:
 
 
 def test_large_maps_keep_their_mean_and_shape() -> None:
-    maps = recorder.WordAttention([1, 2], average=True)
+    words = [Word("w", 0, 1.0, place, place, "w", content=True) for place in (1, 2)]
+    maps = recorder.WordAttention(words, (), average=True)
     weights = torch.rand(2, 3, 64, 32, 5).softmax(-1)
     maps.append(weights)
     (kept,) = maps.kept

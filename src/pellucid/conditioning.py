@@ -21,7 +21,7 @@ from pellucid.diffusion import Conditioning, normalized
 from pellucid.guidance import interpolate
 from pellucid.model import Emphasis, Model
 from pellucid.prompt import each_step, parse, split_and, take_loras
-from pellucid.request import Request, ResolvedRequest
+from pellucid.request import ResolvedRequest
 from pellucid.runtime import Runtime
 from pellucid.tokenizer import Tokenizer
 
@@ -273,7 +273,8 @@ def conditioning_schedule(
 
     Prompts that are mixed have weights that add up to 1; prompts that AND joins keep theirs. On a
     walk, each conditioning or each weight is a batch of `request.count`, image by image; so are the
-    conditionings where the pictures of other requests are in the batch.
+    conditionings where the pictures of other requests are in the batch. With regions, the batch has
+    the first region of every image, then the second, as `regions.Regional` calls the network.
     Raises ValueError for weights that make no sense, and for AND with a mix of embeddings or a walk.
     """
     if steps + second == 0:
@@ -305,6 +306,8 @@ def conditioning_schedule(
             else:
                 stops = [interpolate(here, there, share) for share in request.walk_positions]
                 conds = [(Conditioning.cat(stops), 1.0)]
+        elif request.regions:
+            conds = [(Conditioning.cat([each.repeat(request.count) for each, _ in given]), 1.0)]
         elif request.mix_by == "embedding":
             conds = [(Conditioning.mix(given), 1.0)]
         if not guided:
@@ -317,8 +320,11 @@ def conditioning_schedule(
     return [at(step) for step in range(steps + second)]
 
 
-def weighted_prompts(request: Request) -> list[tuple[str, float]]:
-    """The prompts that are added up, and their weights. See `conditioning_schedule`."""
+def weighted_prompts(request: ResolvedRequest) -> list[tuple[str, float]]:
+    """The prompts that are added up, or those of the regions, and their weights. See
+    `conditioning_schedule`."""
+    if request.regions:
+        return [(region.prompt, 1 / len(request.regions)) for region in request.regions]
     weights = [1.0, *(weight for _, weight in request.mix)]
     weights += [1.0] * (len(request.prompts) - len(weights))  # of a walk
     weighted = []
@@ -342,11 +348,12 @@ def add_up(prompts: Sequence[tuple[Any, float]]) -> bool:
 # ---------------------------------------------------------------- reading a prompt
 
 
-def reading(tokenizer: Tokenizer, prompt: str, steps: int) -> dict[str, Any]:
-    """What `conditioning_schedule` makes of a prompt, as plain values: its prompts with their weights,
-    the texts that their steps use, and the chunks and tokens of each. ValueError for weights that
-    make no sense."""
-    text, loras = take_loras(prompt)
+def reading(tokenizer: Tokenizer, request: ResolvedRequest) -> dict[str, Any]:
+    """What `conditioning_schedule` makes of the prompt of a request, as plain values: its prompts with
+    their weights, the texts that their steps use, and the chunks and tokens of each; and the regions
+    that are drawn by themselves. ValueError for weights that make no sense."""
+    steps = request.steps
+    text, loras = take_loras(request.prompt)
     prompts = []
     for part, weight in split_and(text):
         check_weight(part, weight)
@@ -368,6 +375,7 @@ def reading(tokenizer: Tokenizer, prompt: str, steps: int) -> dict[str, Any]:
         "steps": steps,
         "loras": [lora._asdict() for lora in loras],
         "prompts": prompts,
+        "regions": [region._asdict() for region in request.regions],
     }
 
 

@@ -43,6 +43,7 @@ from pellucid.plan import (
 )
 from pellucid.preview import decoder_of
 from pellucid.progress import stage
+from pellucid.regions import Regional
 from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve, unit_of
 from pellucid.runtime import Runtime
 from pellucid.runtime.devices import free_memory
@@ -259,6 +260,8 @@ def steps_of_pass(
             continue
         guides = guides_of(runtime, request, texts[first:end], begin.size, begin.canvas)
         by_step: GuidedDenoiser = ByStep(levels[first:end], guides)
+        if request.regions:
+            by_step = Regional(by_step, request.regions)
         if request.forecast and no_forecast(request, end - first) is None:
             by_step = Forecast(by_step, levels[first:end], changes_of(guides, levels[first:end]))
         recorded = Recorded(by_step)
@@ -346,12 +349,14 @@ def finished(
     if canvas is not None and not drawn:
         return [canvas.picture] * len(x)
     pixels = runtime.decode(decoder_of(runtime.model, request.decoder), x).float()
+    scale = 1 if request.second_pass is None else request.second_pass.scale
+    size = round(request.width * scale), round(request.height * scale)
     if runtime.model.upscaler is not None:
-        scale = 1 if request.second_pass is None else request.second_pass.scale
-        size = round(request.width * scale), round(request.height * scale)
         images = enlarged(runtime, pixels, size, request.seeds)
     else:
         images = [to_pil(picture) for picture in pixels]
+        if request.regions:  # their canvas is larger
+            images = [each.resize(size, Image.Resampling.LANCZOS) for each in images]
     return images if canvas is None else [canvas.paste(picture) for picture in images]
 
 

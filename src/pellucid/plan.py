@@ -27,7 +27,7 @@ from pellucid.prompt import (
     unbalanced,
     unread,
 )
-from pellucid.request import Request, ResolvedRequest, draws_any_size, unit_of
+from pellucid.request import Request, ResolvedRequest, draws_any_size, no_arrangement, unit_of
 from pellucid.schedule import MAX_STEPS, Level
 
 SHOWN = 3  # texts of a prompt that the warnings name
@@ -109,7 +109,7 @@ def batch_key(model: Model, request: ResolvedRequest) -> str | None:
     """
     prompts = weighted_prompts(request)
     if (
-        (request.image, request.walk, request.embeddings) != (None, None, ())
+        (request.image, request.walk, request.embeddings, request.regions) != (None, None, (), ())
         or (request.clip_guidance, request.variation_strength) != (0, 0)
         or len(prompts) > 1
         or not add_up(prompts)
@@ -204,6 +204,8 @@ def warnings_of(
             )
     warnings += picture_warnings(model, asked, request)
     warnings += guidance_warnings(asked, request, passes)
+    if asked.arrange and not request.regions:
+        warnings.append(FieldMessage("{arrange} does nothing: {why}", why=why_whole(model, asked)))
     if request.forecast:
         why = [no_forecast(request, len(levels) - 1) for levels in passes]
         if why[0] is not None and None not in why:
@@ -213,6 +215,16 @@ def warnings_of(
             f"{model.name} is for inpainting; without a mask it draws the whole picture"
         )
     return warnings
+
+
+def why_whole(model: Model, request: Request) -> str:
+    """Why a request that asks for an arrangement of its things has none."""
+    if model.lexicon is None:
+        return f"{model.name} does not list what it has learned"
+    field = no_arrangement(request)
+    if field is not None:
+        return f"the request has {field}"
+    return "the prompt does not name several things that the model has learned"
 
 
 def prompt_warnings(model: Model, request: Request, counts: Sequence[int]) -> list[str]:

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from pellucid.arrangement import Region, arrange
 from pellucid.lexicon import expand_emoji
 from pellucid.messages import FieldMessage
 from pellucid.plugins import choose
@@ -296,6 +297,12 @@ class Request(BaseModel):
         needs="refiner",
     )
 
+    arrange: bool | None = option(
+        "Draw each thing of the prompt by itself, in a part of the picture. Default: where the model "
+        "lists what it has learned.",
+        group=STEER,
+    )
+    """As `arrangement.arrange` reads the prompt."""
     mix: tuple[tuple[Prompt, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = option(
         "A further prompt and its weight.", (), STEER, form="TEXT or TEXT:WEIGHT"
     )
@@ -497,6 +504,9 @@ class ResolvedRequest(Request):
     drawn_size: tuple[int, int] = Field(default=(0, 0), exclude=True)
     """Width and height that the backbone draws in the first pass; with an upscaler not those of the
     result. It is not part of the record, which determines it."""
+    regions: tuple[Region, ...] = Field(default=(), exclude=True)
+    """The parts of the picture that are drawn by themselves, in the place of `prompt`; none: the
+    whole. They follow from the record too."""
     seed: int
     picture: Image.Image | None = Field(default=None, exclude=True, repr=False)
     """`image`, opened; it is not part of the record."""
@@ -564,6 +574,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     guidance = d.guidance if own is None else own
     picture = None if request.image is None else open_image(request.image)
     width, height = size_of(model, request, picture)
+    drawn_size, regions = canvas_of(model, request, drawn_size_of(model, width, height))
     filled: dict[str, Any] = {
         "steps": d.steps if request.steps is None else request.steps,
         "guidance": guidance if request.guidance is None else request.guidance,
@@ -574,7 +585,8 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         "walk_by": d.walk_by if request.walk_by is None else request.walk_by,
         "width": width,
         "height": height,
-        "drawn_size": drawn_size_of(model, width, height),
+        "drawn_size": drawn_size,
+        "regions": regions,
         "seed": chosen_seed(request),
         "picture": picture,
     }
@@ -598,6 +610,28 @@ def in_words(model: Model, request: Request) -> Request:
     }
     mix = tuple((expand_emoji(text, words), weight) for text, weight in request.mix)
     return request.model_copy(update={**each, "mix": mix})
+
+
+def canvas_of(
+    model: Model, request: Request, size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[Region, ...]]:
+    """Width and height of the first pass, and the regions in it: larger than `size` where the things of
+    the prompt are drawn one by one."""
+    arranged = None
+    if model.lexicon is not None and no_arrangement(request) is None:
+        arranged = arrange(take_loras(request.prompt)[0], model.lexicon)
+    if arranged is None:
+        return size, ()
+    width, height = (side * arranged.side for side in size)
+    return (width, height), arranged.regions(width, height)
+
+
+def no_arrangement(request: Request) -> str | None:
+    """The field that keeps the things of a prompt from being drawn one by one; None if none does."""
+    if request.arrange is False:
+        return "arrange"
+    fields = ("image", "mix", "walk", "clip_guidance", "refiner")
+    return next((name for name in fields if getattr(request, name)), None)
 
 
 def draws_any_size(model: Model) -> bool:

@@ -37,7 +37,7 @@ def tokens(
     for warning in (*skipped, unbalanced(prompt), left_out(prompt)):
         if warning is not None:
             report(warning)
-    facts = {"model": loaded.name} | reading(loaded.tokenizer, resolved.prompt, resolved.steps)
+    facts = {"model": loaded.name} | reading(loaded.tokenizer, resolved)
     if as_json:
         show_json(json.dumps(facts, indent=1))
         return
@@ -50,6 +50,12 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     for lora in facts["loras"]:
         weights = f"{lora['weight']:g} in the network, {lora['text_weight']:g} in the text towers"
         yield f"LoRA {lora['name']}: {weights}"
+    for region in facts["regions"]:
+        left, top, width, height = (region[name] for name in ("left", "top", "width", "height"))
+        yield (
+            f"region {left:.0%} to {left + width:.0%} across, {top:.0%} to {top + height:.0%} down: "
+            f"{_shown(region['prompt'])}"
+        )
     several = len(facts["prompts"]) > 1
     for number, prompt in enumerate(facts["prompts"], start=1):
         if several:

@@ -143,7 +143,7 @@ class PageData:
                 ]
                 for words in run.texts()
             ],
-            "vectors": signed(run.text.tokens[0, :80, :256]),
+            "vectors": signed(run.text.tokens.flatten(0, 1)[:80, :256]),
             "width": run.text.tokens.shape[2],
             "start": latents(run.start, detail),
             "startPicture": shrunk(preview(self.model, run.start[None])[0], detail.side),

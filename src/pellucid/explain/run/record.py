@@ -29,13 +29,15 @@ class Word:
     id: int
     weight: float
     place: int
-    """Its column in the attention maps and its row in the conditioning."""
+    """Its column in the attention maps and its row in the conditioning, of its region."""
     word: int
     """The number of the word that it is a piece of, counted from 0."""
     whole: str
     """That word."""
     content: bool
     """Whether it means something: not an article, a preposition, a comma."""
+    region: int = 0
+    """The number of the region whose prompt it is in; 0 if the picture is drawn as a whole."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Explanation:
     """With every default filled in."""
     warnings: tuple[str, ...]
     text: Conditioning
-    """The conditioning of the first call, a batch of 1."""
+    """The conditioning of the first call, a batch of 1, or of all regions."""
     near: tuple[Near, ...]
     """The words of the prompt that mean something, each compared with other words."""
     space: WordSpace | None
@@ -192,7 +194,7 @@ class Explanation:
             "warnings": list(self.warnings),
             "texts": [[vars(word) for word in words] for words in texts],
             "text": {
-                "tokens": packed(self.text.tokens[0]),
+                "tokens": packed(self.text.tokens.flatten(0, 1)),
                 "pooled": None if pooled is None else packed(pooled[0]),
             },
             "near": [{"word": one.word, "others": [*map(list, one.others)]} for one in self.near],

@@ -18,12 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pellucid.arrangement import Region
 from pellucid.diffusion import Conditioning
-from pellucid.explain.run.record import Explanation, NetworkCall, Step, UpscalerCall
+from pellucid.explain.run.record import Explanation, NetworkCall, Step, UpscalerCall, Word
 from pellucid.explain.run.words import compared, word_schedule
+from pellucid.latents import first_pass
 from pellucid.model import Model
 from pellucid.pipeline import Adapt, Progress, generate, plain
+from pellucid.regions import box
 from pellucid.request import Request, resolve
+from pellucid.runtime import Runtime
 
 MAP_SIDE = 16
 """Attention maps are kept with at most this many positions on a side."""
@@ -38,22 +42,24 @@ Result = TypeVar("Result")
 class WordAttention:
     """Keeps a part of the attention maps of one call of the network.
 
-    That is the first row of the batch, which is the prompt's; the columns of its words and the sum
-    of all others; at most `MAP_SIDE` positions on a side; the mean of the heads if `average`.
-    columns: those of the words.
+    That is the first row of the batch, which is the prompt's, or the first one of each region; the
+    columns of its words and the sum of all others; at most `MAP_SIDE` positions on a side; the mean of
+    the heads if `average`. A word of one region has no attention in the others.
     """
 
-    def __init__(self, columns: Sequence[int], average: bool) -> None:
-        self.columns = list(columns)
+    def __init__(self, words: Sequence[Word], regions: Sequence[Region], average: bool) -> None:
+        self.words = words
+        self.regions = regions
         self.average = average
         self.kept: list[Tensor] = []
 
     def append(self, weights: Tensor, /) -> None:
         """weights: (B, heads, h, w, L)."""
-        one = weights[0].detach()
+        weights = weights.detach()
         if self.average:
-            one = one.mean(0, keepdim=True)
-        words = one[..., self.columns].permute(0, 3, 1, 2).float()  # (heads, words, h, w)
+            weights = weights.mean(1, keepdim=True)
+        each = [weights[word.region, ..., word.place] for word in self.words]  # (heads, h, w)
+        words = self.on_canvas(torch.stack(each, dim=1)).float()  # (heads, words, h, w)
         height, width = words.shape[2:]
         if max(height, width) > MAP_SIDE:
             scale = MAP_SIDE / max(height, width)
@@ -62,6 +68,19 @@ class WordAttention:
         rest = (1 - words.sum(1, keepdim=True)).clamp(min=0)
         kept = torch.cat([words, rest], dim=1).permute(0, 2, 3, 1)  # (heads, h', w', words + 1)
         self.kept.append(kept.to("cpu", torch.float16))
+
+    def on_canvas(self, words: Tensor) -> Tensor:
+        """Maps of regions as maps of the whole picture, each word's in its region."""
+        if not self.regions:
+            return words
+        height, width = words.shape[2:]
+        first = self.regions[0]
+        size = round(height / first.height), round(width / first.width)
+        canvas = words.new_zeros(*words.shape[:2], *size)
+        for i, word in enumerate(self.words):
+            rows, columns = box(self.regions[word.region], *size)
+            canvas[:, i, rows, columns] = words[:, i]
+        return canvas
 
 
 class Recorder:
@@ -81,8 +100,9 @@ class Recorder:
         # LoRAs and embeddings come first: a recorded part must be the part that draws.
         model, self.unmatched = adapt(model, request)
         self.original = model
-        self.request = request
-        self.plan = word_schedule(model, resolve(model, request))
+        self.resolved = resolve(model, request)
+        self.request = request.model_copy(update={"seed": self.resolved.seed})
+        self.plan = word_schedule(model, self.resolved)
         self.steps: list[Step] = []
         self.calls: list[NetworkCall] = []
         self.upscaling: list[UpscalerCall] = []
@@ -134,17 +154,41 @@ class Recorder:
         """Call the network and record it. An inpainting network's x has more channels than the
         latents, which come first."""
         words = self.plan.words(len(self.steps), float(t[0]))
-        maps = WordAttention([word.place for word in words], self.average)
+        maps = WordAttention(words, self.resolved.regions, self.average)
         start = self.now()
         network = self.original.backbone.forward
         output = network(x, t, cond, maps) if self.has_attention else network(x, t, cond)
         seconds = self.now() - start
         self.seconds["network"] += seconds
-        latents = as_kept(x[0, : self.model.vae.config.latent_channels])
+        latents = self.whole(x[:, : self.model.vae.config.latent_channels])
         self.calls.append(NetworkCall(latents, float(t[0]), words, tuple(maps.kept), seconds))
         if self.text is None:
-            self.text = cond[:1].to("cpu", torch.float32)
+            self.text = cond[: max(len(self.resolved.regions), 1)].to("cpu", torch.float32)
         return output
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The latents of the picture that the network was called with, (C, h, w): of regions, put into
+        the latest ones of the whole picture, as what lies between them is not the network's."""
+        regions = self.resolved.regions
+        if not regions:
+            return as_kept(x[0])
+        size = tuple(
+            round(side / part)
+            for side, part in zip(x.shape[2:], (regions[0].height, regions[0].width), strict=True)
+        )
+        before = self.noise() if self.last is None else self.last.x
+        canvas = as_kept(before[0])
+        if canvas.shape[1:] != size:  # a second pass begins
+            canvas = F.interpolate(canvas[None], size)[0]
+        for part, region in zip(x, regions, strict=False):  # what follows is without the text
+            rows, columns = box(region, *size)
+            canvas[:, rows, columns] = as_kept(part)
+        return canvas
+
+    def noise(self) -> Tensor:
+        """The noisy latents that the run begins with, (1, C, h, w)."""
+        runtime = Runtime(self.original)
+        return first_pass(runtime, self.resolved, None, self.plan.passes[0][0]).x
 
     def call_upscaler(self, x: Tensor, t: Tensor, small: Tensor, noise: Tensor) -> Tensor:
         """Call the second stage and record it. Only its first enlargement is kept."""

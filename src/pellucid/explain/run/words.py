@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pellucid.conditioning import chunked
 from pellucid.explain.run.record import Near, Word
@@ -32,7 +32,8 @@ MOST_NEAR = 8
 class WordSchedule:
     """The levels of a run, and the words of the prompt at each step.
 
-    Of prompts that are joined or mixed only the first is followed.
+    Of prompts that are joined or mixed only the first is followed; of regions, all are, one after the
+    other.
     """
 
     schedule: Schedule
@@ -58,6 +59,9 @@ def word_schedule(model: Model, request: ResolvedRequest) -> WordSchedule:
     ValueError: a prompt that has no tokens at any step.
     """
     passes = levels_of(model, request)
+    if request.regions:
+        own = [words_of(model, region.prompt) for region in request.regions]
+        return WordSchedule(model.schedule, passes, [joined(own)] * sum(map(len, passes)))
     text = split_and(take_loras(request.prompt)[0])[0][0]
     each = each_step(text, *(len(levels) - 1 for levels in passes))
     words = {text: words_of(model, text) for text in (text, *each)}
@@ -67,6 +71,15 @@ def word_schedule(model: Model, request: ResolvedRequest) -> WordSchedule:
             'least one word, such as "a rabbit"'
         )
     return WordSchedule(model.schedule, passes, [words[text] for text in each])
+
+
+def joined(regions: Sequence[Sequence[Word]]) -> tuple[Word, ...]:
+    """The words of all regions, numbered as one text."""
+    found: list[Word] = []
+    for region, words in enumerate(regions):
+        before = found[-1].word + 1 if found else 0
+        found += [replace(word, word=before + word.word, region=region) for word in words]
+    return tuple(found)
 
 
 def words_of(model: Model, text: str) -> tuple[Word, ...]:

@@ -396,7 +396,7 @@ def tokens(engine: Server, text: PromptText) -> dict[str, Any]:
     model = file.outline
     request = Request(prompt=text.prompt, steps=text.steps, seed=0)
     resolved = resolve(model, request)
-    read = reading(model.tokenizer, resolved.prompt, resolved.steps)
+    read = reading(model.tokenizer, resolved)
     chunks = [r["chunks"] for prompt in read["prompts"] for r in prompt["readings"]]
     warnings = [str(each) for each in prompt_warnings(model, resolved, [resolved.steps])]
     count = max((sum(map(len, own)) for own in chunks), default=0)

@@ -1,0 +1,210 @@
+"""Several things in one prompt: what they are, and where each belongs.
+
+A small network draws one thing well and several badly: each of them gets a few positions of the
+latents. Where a model lists what it has learned, a prompt such as "a cat and two red apples" is
+therefore cut into one text for each thing, and every thing is drawn in a region of its own, at the
+size that the network was trained on (`regions`, after Bar-Tal et al. 2023, "MultiDiffusion",
+arXiv:2302.08113). This module reads the prompt and arranges the regions; it is plain text work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from pellucid.lexicon import PLAIN_WORDS, Lexicon
+from pellucid.nouns import singulars, with_article
+
+MOST = 9
+"""Things that are arranged, at most."""
+
+Cell = tuple[float, float]
+"""Left and top of a thing's place, in cells: a cell is as large as what the model draws."""
+
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_ARTICLES = {"a", "an", "the", "some", "my", "your", "his", "her", "our", "their"}
+# Words between two things -> how these lie. The longest that is found counts.
+_ABOVE = "on top of|on|above|over|riding|rides|in|inside|sitting on|sits on|standing on|behind"
+_BELOW = "below|under|underneath|beneath|in front of|wearing|wears"
+_LEFT = (
+    "to the left of|on the left of|left of|next to|beside|besides|near|with|holding|and|and also"
+)
+_RIGHT = "to the right of|on the right of|right of"
+LIES: dict[str, str] = {
+    words: lie
+    for lie, each in (("above", _ABOVE), ("below", _BELOW), ("left", _LEFT), ("right", _RIGHT))
+    for words in each.split("|")
+}
+_SHAPES = {"row": "row", "line": "row", "column": "column", "stack": "column"}
+_JOINT = re.compile(rf"\b({'|'.join(sorted(LIES, key=len, reverse=True))})\b|(,)")
+_TOKEN = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
+# The grammar of prompts, which changes with the steps or joins whole prompts.
+_GRAMMAR = re.compile(r"[()\[\]{}<>|:]|\b(?:AND|BREAK)\b")
+
+
+class Region(NamedTuple):
+    """A part of a picture with a prompt of its own."""
+
+    prompt: str
+    left: float
+    """From 0 to 1 of the picture's width, as is `width`."""
+    top: float
+    width: float
+    height: float
+
+
+class Arrangement(NamedTuple):
+    """Texts, one for each thing, and where they belong on a canvas of some cells each way."""
+
+    texts: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    side: int
+    """Cells of the canvas from left to right, and from top to bottom."""
+
+    def regions(self, width: int, height: int) -> tuple[Region, ...]:
+        """On a canvas of this size, in pixels of the first pass, whose shorter side has `side` cells."""
+        cell = min(width, height) / self.side
+        left, top = (width - cell * self.side) / 2, (height - cell * self.side) / 2
+        return tuple(
+            Region(
+                text,
+                (left + x * cell) / width,
+                (top + y * cell) / height,
+                cell / width,
+                cell / height,
+            )
+            for text, (x, y) in zip(self.texts, self.cells, strict=True)
+        )
+
+
+class _Thing(NamedTuple):
+    """A known name in a prompt."""
+
+    first: int
+    """Its first token, and the one after its last."""
+    end: int
+    name: str
+    """In the singular."""
+    many: bool
+    """Whether the prompt has it in what may be a plural."""
+
+
+def arrange(prompt: str, lexicon: Lexicon) -> Arrangement | None:
+    """The things of a prompt, arranged; None: one thing, or a prompt that is not understood as several
+    things."""
+    if _GRAMMAR.search(prompt):
+        return None
+    tokens = list(_TOKEN.finditer(prompt))
+    words = [token.group().lower().replace("’", "'") for token in tokens]
+    things = _things(words, lexicon)
+    if not things:
+        return None
+    joints = []
+    starts = [_start(words, things[0].first, 0, things[0])]
+    for before, after in pairwise(things):
+        gap = prompt[tokens[before.end - 1].end() : tokens[after.first].start()]
+        found = list(_JOINT.finditer(gap.lower()))
+        joints.append(" ".join(match.group() for match in found if match.group() != ","))
+        first = after.first
+        if found:
+            begin = tokens[before.end - 1].end() + found[-1].end()
+            first = next(i for i in range(before.end, first + 1) if tokens[i].start() >= begin)
+        starts.append(_start(words, first, before.end, after))
+        between = words[before.end : starts[-1]]  # the joint and what is left out, such as a verb
+        if not PLAIN_WORDS.issuperset(between) or (not found and "of" in between):
+            return None
+    head = prompt[: tokens[starts[0]].start()]
+    tail = prompt[tokens[things[-1].end - 1].end() :].rstrip(" .!")
+    shape = next((_SHAPES[word] for word in words[things[-1].end :] if word in _SHAPES), None)
+    tail = re.sub(r",?\s*in a (?:row|line|column|stack|grid|circle)\b", "", tail)
+    texts: list[str] = []
+    for thing, start in zip(things, starts, strict=True):
+        own = words[start : thing.first]
+        count = max([_number(word) for word in own if thing.many], default=0)
+        rest = [word for word in own if not _number(word) and word not in _ARTICLES]
+        text = " ".join([*rest, thing.name])
+        if thing.many or {"a", "an", "one"} & set(own):
+            text = with_article(text)
+        texts += [f"{head}{text}{tail}"] * max(count, 1)
+    if not 2 <= len(texts) <= MOST:
+        return None
+    lie = LIES.get(joints[0], "left") if len(texts) == len(things) == 2 else None
+    return Arrangement(tuple(texts), *_cells(len(texts), lie, shape))
+
+
+def _things(words: Sequence[str], lexicon: Lexicon) -> list[_Thing]:
+    """The known names in the words, the longest ones first, from left to right."""
+    names = {
+        tuple(name.lower().split()): name.lower()
+        for entry in lexicon.entries
+        for name in entry.names
+        if name.lower() not in PLAIN_WORDS
+    }
+    longest = max(map(len, names), default=0)
+    found: list[_Thing] = []
+    at = 0
+    while at < len(words):
+        thing = None
+        for length in range(min(longest, len(words) - at), 0, -1):
+            own = tuple(words[at : at + length])
+            forms = [(*own[:-1], last) for last in singulars(own[-1])]
+            known = [form for form in forms if form in names]
+            if known:  # "stars" and "star" may both be names
+                thing = _Thing(at, at + length, names[known[-1]], _many(own[-1], known))
+                break
+        if thing is None:
+            at += 1
+            continue
+        if found and found[-1].end == thing.first:  # "a rose garden": the first one is no thing
+            found.pop()
+        found.append(thing)
+        at = thing.end
+    return found
+
+
+def _start(words: Sequence[str], first: int, earliest: int, thing: _Thing) -> int:
+    """Where the phrase of a thing begins: at its last article or number from `earliest` on, else at
+    `first`."""
+    for at in range(thing.first - 1, earliest - 1, -1):
+        if words[at] in _ARTICLES or _number(words[at]):
+            return at
+    return first
+
+
+def _many(word: str, forms: Sequence[Sequence[str]]) -> bool:
+    """Whether a word may be a plural: one that is spelled like it, or another than its known forms."""
+    return word.endswith("s") or all(form[-1] != word for form in forms)
+
+
+def _number(word: str) -> int:
+    """What a word counts, 1 to 9; 0 if it does not count."""
+    if word in NUMBERS:
+        return NUMBERS.index(word) + 1
+    return int(word) if re.fullmatch("[1-9]", word) else 0
+
+
+def _cells(count: int, lie: str | None, shape: str | None) -> tuple[tuple[Cell, ...], int]:
+    """Where so many things are, and how many cells the canvas has each way."""
+    if shape is None and lie is not None:
+        first, second = (
+            ((0.0, 0.5), (1.0, 0.5))
+            if lie in ("left", "right")
+            else (
+                (0.5, 0.0),
+                (0.5, 1.0),
+            )
+        )
+        return ((first, second) if lie in ("left", "above") else (second, first)), 2
+    if shape == "row" and count <= 4:
+        return tuple((float(i), (count - 1) / 2) for i in range(count)), count
+    if shape == "column" and count <= 4:
+        return tuple(((count - 1) / 2, float(i)) for i in range(count)), count
+    side = 2 if count <= 4 else 3
+    rows = -(-count // side)
+    cells: list[Cell] = []
+    for row in range(rows):
+        here = min(side, count - row * side)
+        cells += [(i + (side - here) / 2, row + (side - rows) / 2) for i in range(here)]
+    return tuple(cells), side

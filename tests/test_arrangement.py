@@ -1,0 +1,221 @@
+"""Several things in one prompt: how it is read, and that each region is drawn by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pellucid import checkpoints
+from pellucid.arrangement import Region, arrange
+from pellucid.explain.run.recorder import Recorder
+from pellucid.guidance import Parts
+from pellucid.lexicon import Entry, Lexicon
+from pellucid.model import Model
+from pellucid.pipeline import Progress, generate
+from pellucid.regions import Regional, box
+from pellucid.request import Request, resolve
+from pellucid.schedule import Level
+
+WORDS = Lexicon(
+    tuple(
+        Entry("", names)
+        for names in (
+            ("cat", "kitten"),
+            ("dog",),
+            ("red apple", "apple"),
+            ("orange",),
+            ("cup of coffee", "coffee"),
+            ("bow and arrow",),
+            ("bow",),
+            ("star", "stars"),
+            ("rose",),
+            ("mouse",),
+            ("jeans",),
+            ("watch",),
+            ("top hat", "hat"),
+            ("rain",),
+        )
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("a cat and a dog", ["a cat", "a dog"]),
+        ("A cat, a dog and an orange", ["a cat", "a dog", "an orange"]),
+        ("three red apples", ["a red apple"] * 3),
+        ("2 small blue cats and a dog", ["a small blue cat", "a small blue cat", "a dog"]),
+        ("cats and dogs", ["a cat", "a dog"]),
+        ("four stars", ["a star"] * 4),
+        ("two mice", ["a mouse"] * 2),
+        ("a dog with jeans", ["a dog", "jeans"]),
+        ("an orange cat and an orange", ["an orange cat", "an orange"]),
+        ("a rose hat on a dog", ["a rose hat", "a dog"]),
+        ("a dog chasing two cats", ["a dog", "a cat", "a cat"]),
+        ("a picture of a cat and a dog", ["a picture of a cat", "a picture of a dog"]),
+        ("a cup of coffee next to a cat", ["a cup of coffee", "a cat"]),
+        (
+            "3d style a cat and a dog on a blue background",
+            ["3d style a cat on a blue background", "3d style a dog on a blue background"],
+        ),
+        ("a cat in the rain", ["a cat", "rain"]),
+    ],
+)
+def test_every_thing_gets_a_text(prompt: str, texts: list[str]) -> None:
+    arranged = arrange(prompt, WORDS)
+    assert arranged is not None
+    assert list(arranged.texts) == texts
+    assert len(arranged.cells) == len(texts)
+    assert len(set(arranged.cells)) == len(texts)
+    assert all(0 <= place <= arranged.side - 1 for cell in arranged.cells for place in cell)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        "a cat",
+        "a bow and arrow",
+        "a cup of coffee",
+        "a zebra and a cat",
+        "a cat and a blorf",
+        "100 cats",
+        "a cat of a dog",
+        "a (cat:1.2) and a dog",
+        "a [cat:dog:0.5] and a dog",
+        "a cat AND a dog",
+        "watch and see",
+        "a dog kicking zebras and a cat",
+    ],
+)
+def test_what_is_not_several_known_things_stays_whole(prompt: str) -> None:
+    assert arrange(prompt, WORDS) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "cells"),
+    [
+        ("to the left of", ((0.0, 0.5), (1.0, 0.5))),
+        ("to the right of", ((1.0, 0.5), (0.0, 0.5))),
+        ("and", ((0.0, 0.5), (1.0, 0.5))),
+        ("above", ((0.5, 0.0), (0.5, 1.0))),
+        ("sitting on", ((0.5, 0.0), (0.5, 1.0))),
+        ("below", ((0.5, 1.0), (0.5, 0.0))),
+        ("in front of", ((0.5, 1.0), (0.5, 0.0))),
+    ],
+)
+def test_two_things_lie_as_the_words_between_them_say(words: str, cells: tuple[object]) -> None:
+    arranged = arrange(f"a cat {words} a dog", WORDS)
+    assert arranged is not None
+    assert (arranged.cells, arranged.side) == (cells, 2)
+
+
+def test_rows_and_columns() -> None:
+    row, column = arrange("three cats in a row", WORDS), arrange("3 cats in a column", WORDS)
+    assert row is not None and column is not None
+    assert row.texts == ("a cat",) * 3
+    assert row.cells == ((0, 1), (1, 1), (2, 1))
+    assert column.cells == ((1, 0), (1, 1), (1, 2))
+
+
+def test_regions_keep_to_the_middle_of_a_wide_canvas() -> None:
+    arranged = arrange("a cat above a dog", WORDS)
+    assert arranged is not None
+    first, second = arranged.regions(256, 128)
+    assert first == Region("a cat", 96 / 256, 0.0, 64 / 256, 0.5)
+    assert box(second, 16, 32) == (slice(8, 16), slice(12, 20))
+
+
+def test_each_region_has_its_own_estimate_and_the_rest_their_edges() -> None:
+    regions = (Region("a", 0.0, 0.0, 0.5, 0.5), Region("b", 0.5, 0.5, 0.5, 0.5))
+    seen: list[torch.Tensor] = []
+
+    def guide(x: torch.Tensor, level: Level) -> Parts:
+        seen.append(x)
+        values = torch.tensor([1.0, 2.0, 1.0, 1.0]).view(4, 1, 1, 1).expand_as(x).clone()
+        values[..., 1:-1, 1:-1] = 5  # the middle is not the ground
+        return Parts(values, 2 * values, 3 * values)
+
+    x = torch.randn(2, 3, 8, 8)
+    parts = Regional(guide, regions)(x, Level(1.0, 1.0, 500.0))
+    assert torch.equal(seen[0], torch.cat([x[..., :4, :4], x[..., 4:, 4:]]))
+    assert torch.equal(parts.guided[0, :, 1, 1], torch.full((3,), 5.0))
+    assert torch.equal(parts.guided[1, :, 4, 4], torch.full((3,), 1.0))
+    assert torch.equal(parts.guided[0, :, 0, 7], torch.full((3,), 1.0))
+    assert torch.equal(parts.uncond, 3 * parts.guided)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Model:
+    return checkpoints.load()
+
+
+def draw(model: Model, **fields: object) -> Progress:
+    *_, last = generate(model, Request.model_validate({"seed": 3, "steps": 2} | fields))
+    return last
+
+
+def test_the_shipped_model_draws_each_thing_by_itself(shipped: Model) -> None:
+    last = draw(shipped, prompt="a cat and a dog", count=2)
+    assert last.x.shape[2:] == (16, 16)
+    assert last.images is not None
+    assert [picture.size for picture in last.images] == [(256, 256)] * 2
+    other = draw(shipped, prompt="a frog and a dog", count=2)
+    left, right = (slice(4, 12), slice(0, 8)), (slice(4, 12), slice(8, 16))
+    assert torch.allclose(
+        last.x[..., right[0], right[1]], other.x[..., right[0], right[1]], atol=1e-4
+    )
+    assert not torch.allclose(
+        last.x[..., left[0], left[1]], other.x[..., left[0], left[1]], atol=0.1
+    )
+
+
+def test_a_region_is_what_the_network_draws_of_its_noise(shipped: Model) -> None:
+    whole = draw(shipped, prompt="a cat", arrange=False)
+    assert whole.x.shape[2:] == (8, 8)
+    assert draw(shipped, prompt="a cat").x.equal(whole.x)
+
+
+def test_it_can_be_turned_off_and_the_record_says_so(shipped: Model) -> None:
+    off = draw(shipped, prompt="a cat and a dog", arrange=False)
+    assert off.x.shape[2:] == (8, 8)
+    assert off.request.record()["arrange"] is False
+    record = resolve(shipped, Request(prompt="a cat and a dog", seed=3)).record()
+    assert "regions" not in record
+    assert resolve(shipped, Request.model_validate(record)).regions
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"prompt": "a cat"}, "does not name several things"),
+        ({"prompt": "a cat and a dog", "mix": (("a frog", 1.0),)}, "the request has mix"),
+    ],
+)
+def test_asking_for_it_in_vain_is_said(shipped: Model, fields: dict[str, object], why: str) -> None:
+    assert any(why in warning for warning in draw(shipped, arrange=True, **fields).warnings)
+
+
+def test_explaining_shows_the_words_of_every_region_in_its_place(shipped: Model) -> None:
+    request = Request(prompt="a cat and a dog", steps=2)
+    recorder = Recorder(shipped, request)
+    *_, last = recorder.run()
+    run = recorder.explanation()
+    assert [(word.whole, word.region) for word in run.steps[0].words if word.content] == [
+        ("cat", 0),
+        ("dog", 1),
+    ]
+    step = run.steps[0]
+    assert step.x.shape == step.cond.shape == last.x.shape[1:]
+    names = [word.whole for word in step.words]
+    for maps in step.maps:  # (heads, h, w, words + 1)
+        assert maps.sum(-1).allclose(torch.ones(()).half(), atol=0.01)
+        cat, (height, width) = maps[..., names.index("cat")], maps.shape[1:3]
+        left, right = cat[..., : width // 2], cat[..., width // 2 :]
+        assert left[:, height // 4 : -height // 4].any()
+        assert not right.any()
+    # Where nothing is drawn the noise is that of the run.
+    start = draw(shipped, prompt="a cat and a dog", steps=2, seed=last.request.seed)
+    assert run.picture.tobytes() == start.images[0].tobytes()
+    assert float(step.x[:, 0, 0].abs().min()) > 0
