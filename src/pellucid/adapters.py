@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,14 +77,13 @@ def find(name: str, folder: Path | None) -> Path:
     return Folder(folder, "LoRA").find(name)
 
 
-def embeddings_named(request: Request, folder: Path) -> tuple[str, ...]:
-    """The embeddings in `folder` that the prompts have as a word, other than the request's own."""
+def embeddings_named(request: Request, files: Iterable[Path]) -> list[Path]:
+    """Those of the embeddings `files` that the prompts have as a word, other than the request's own."""
     prompts = "\n".join((*request.prompts, request.negative_prompt))
     own = {name_of(Path(path)) for path in request.embeddings}
-    found = Folder(folder, "embedding").files()
-    return tuple(
-        str(path)
-        for path in found
+    return [
+        path
+        for path in files
         if (word := name_of(path)) not in own
         and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompts, re.IGNORECASE)
-    )
+    ]

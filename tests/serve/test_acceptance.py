@@ -166,11 +166,17 @@ def test_the_word_of_an_embedding_is_known(model: Model, tmp_path: Path) -> None
     configuration = Configuration(data=tmp_path, model="first")
     library = Library((tmp_path / "models",), embeddings=tmp_path / "embeddings")
     accepting = Acceptance(configuration, library, Pictures(tmp_path / "pictures"))
-    asked = Request(prompt="qwzx")
-    (said,) = accepting.job(Asked(asked)).warnings
-    assert "has not learned the word 'qwzx'" in said
-    known = asked.model_copy(update={"embeddings": ("qwzx",)})
-    assert accepting.job(Asked(known)).warnings == []
+    unknown = accepting.job(Asked(Request(prompt="qwzy")))
+    assert "has not learned the word 'qwzy'" in unknown.warnings[0]
+    named = accepting.job(Asked(Request(prompt="QWZX")))
+    assert (named.warnings, named.request["embeddings"]) == ([], ["qwzx"])
+    assert accepting.task(named).request.embeddings == (str(library.embedding("qwzx")),)
+    asked = Request(prompt="qwzx", embeddings=("qwzx",))
+    assert accepting.job(Asked(asked)).request["embeddings"] == ["qwzx"]
+    both = Asked(Request(prompt="a square"), kind="explain", versus=Request(negative_prompt="qwzx"))
+    assert accepting.job(both).options["versus"]["embeddings"] == ["qwzx"]
+    read, request = accepting.read(library.model("first"), Request(prompt="qwzx"))
+    assert len(read.tokenizer.encode(request.prompt)) == 2
     wrong = asked.model_copy(update={"embeddings": ("large",)})
     with pytest.raises(ValueError, match="large") as caught:
         accepting.job(Asked(wrong))

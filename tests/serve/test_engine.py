@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import weakref
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from starlette.testclient import TestClient
 
 from pellucid.images.data_url import to_data_url
 from pellucid.request import Request
-from pellucid.serve import models_kept
+from pellucid.serve import models_kept, server
 from pellucid.serve.acceptance import Asked
 from pellucid.serve.app import application
 from pellucid.serve.configuration import Configuration
@@ -57,6 +58,25 @@ def stored(engine: Engine, shade: int) -> str:
 def made(engine: Engine, job: Job, name: str) -> None:
     engine.queue.take([job.id])
     engine.end(Ended(job.id, "done", None, [Picture(name, 1, 16, 16)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("", "File exists"), ("pictures", "File exists"), ("queue.sqlite", "file is not a database")],
+)
+def test_a_data_folder_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    data = tmp_path / "data"
+    (data / name).parent.mkdir(exist_ok=True)
+    (data / name).write_text("a file of something else")
+    sockets: list[socket.socket] = []
+    real = server.bound
+    monkeypatch.setattr(server.logs, "configure", lambda form: None)
+    monkeypatch.setattr(server, "bound", lambda c: sockets.append(real(c)) or sockets[0])
+    with pytest.raises(ValueError, match=f"the data folder .*data cannot be used: {said}"):
+        server.run(Configuration(data=data, port=0), print, print)
+    assert sockets[0].fileno() == -1  # another server can have the address
 
 
 def test_a_picture_that_a_job_starts_from_is_kept(idle: Engine) -> None:

@@ -31,8 +31,14 @@ STUDIO = Path(__file__).parents[2] / "src" / "pellucid" / "studio"
 @pytest.fixture(scope="session")
 def address(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of its own, with a tiny model, on a free port."""
+    loras = tmp_path_factory.mktemp("loras")
+    (loras / "ink.safetensors").touch()
     configuration = Configuration(
-        data=tmp_path_factory.mktemp("studio"), models=(models,), model="tiny", port=0
+        data=tmp_path_factory.mktemp("studio"),
+        models=(models,),
+        loras=loras,
+        model="tiny",
+        port=0,
     )
     listening = bound(configuration)
     server = uvicorn.Server(
@@ -116,6 +122,21 @@ def test_the_prompt_counts_tokens_and_keeps_weights(tab: Callable[..., Any]) -> 
     page.get_by_label("Prompt", exact=True).fill("a (red:1.3) square")
     expect(page.locator(".tokens .strong").first).to_contain_text("1.3")
     expect(page.locator("#prompt-prompt-count")).to_contain_text("tokens")
+
+
+def test_a_name_is_completed_by_the_keyboard(tab: Callable[..., Any]) -> None:
+    page = tab()
+    with (
+        page.expect_response(re.compile("/api/loras")),
+        page.expect_response(re.compile("/api/embe")),
+    ):
+        page.reload()  # the names are there when both replies are
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.press_sequentially("a cat in in")
+    expect(page.get_by_role("option", name="ink LoRA")).to_be_visible()
+    prompt.press("ArrowDown")
+    prompt.press("Enter")
+    expect(prompt).to_have_value("a cat in <lora:ink:1>")
 
 
 def test_everything_survives_a_reload(tab: Callable[..., Any]) -> None:
@@ -245,6 +266,29 @@ def test_settings_of_another_program_are_read(tab: Callable[..., Any], tmp_path:
     settings(page)
     expect(page.get_by_label("Negative prompt")).to_have_value("a circle")
     expect(page.get_by_label("Steps", exact=True).first).to_have_value("7")
+
+
+def test_settings_that_are_used_again_replace_the_others(tab: Callable[..., Any]) -> None:
+    page = tab("change")
+    page.get_by_role("button", name="Walk").click()
+    page.get_by_label("First prompt").fill("a walking square")
+    page.get_by_label("Second prompt").fill("a circle")
+    page.get_by_label("Pictures").fill("2")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_role("button", name="Go on with this picture")).to_be_visible()
+    page.get_by_role("link", name="Make").click()
+    settings(page)
+    page.get_by_label("Guidance", exact=True).fill("3")
+    page.get_by_role("link", name="History").click()
+    page.get_by_label("Search in prompts and settings").fill("walking square")
+    page.locator(".thumb").first.click()
+    page.get_by_role("button", name="Use these settings again").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a walking square")
+    settings(page)
+    expect(page.get_by_label("Guidance", exact=True)).to_have_value("")
+    other = page.get_by_role("group", name="Other settings")
+    other.get_by_text("Walk: a circle").click()
+    expect(other.get_by_text("Walk: a circle")).to_have_count(0)
 
 
 def test_favourites_and_the_bin(tab: Callable[..., Any]) -> None:

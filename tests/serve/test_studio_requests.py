@@ -113,3 +113,50 @@ def test_an_explanation_is_found_again() -> None:
     assert called(find, [{**job, "kind": "generate"}], "first", request, None) is None
     assert called(find, [{**job, "deleted": True}], "first", request, None) is None
     assert called(find, [job], "first", {**request, "seed": 9}, None) is None
+
+
+NAMES = {"loras": ["Ink", "oil paint"], "embeddings": ["inkling"], "words": ["ink", "rabbit"]}
+
+
+@pytest.mark.parametrize(
+    ("before", "texts"),
+    [
+        ("a rab", ["rabbit"]),
+        ("an in", ["inkling", "<lora:Ink:1>", "ink"]),
+        ("an ink", ["inkling", "<lora:Ink:1>"]),
+        ("a cat <lora:", ["Ink:1>", "oil paint:1>"]),
+        ("a cat <lora:oil p", ["oil paint:1>"]),
+        ("<lora:Ink:1> a", []),
+        ("a rabbit ", []),
+    ],
+)
+def test_names_are_completed(before: str, texts: list[str]) -> None:
+    found = called("completion", before, NAMES)
+    assert [each["text"] for each in found["list"]] == texts
+    if texts:
+        assert before[: found["from"]] + texts[0] in (
+            "a rabbit",
+            "an inkling",
+            "a cat <lora:Ink:1>",
+            "a cat <lora:oil paint:1>",
+        )
+
+
+def test_settings_of_a_picture_are_used_without_its_files() -> None:
+    kept = {"prompt": "an inkling", "seed": 8, "loras": [["Ink", 1, 1]], "embeddings": ["other"]}
+    files = {
+        "image": "i",
+        "mask": "m",
+        "only_masked": True,
+        "strength": 0.5,
+        "extend": [8, 0, 0, 0],
+    }
+    request = {
+        **kept,
+        **files,
+        "refiner": "second",
+        "embeddings": ["inkling", "other"],
+        "eta": None,
+    }
+    assert called("settingsOf", request) == kept
+    assert "embeddings" not in called("settingsOf", {**kept, "embeddings": ["inkling"]})

@@ -19,7 +19,7 @@ import typer
 
 from pellucid.cli._model import default_model, find
 from pellucid.cli._recorded_paths import found_again, searched, shareable
-from pellucid.folders import name_of
+from pellucid.folders import Folder, name_of
 from pellucid.settings import load_settings
 
 if TYPE_CHECKING:
@@ -213,7 +213,8 @@ def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request
         if kind not in (PICTURES, "upscalers")  # those of upscalers are `with_settings`'s
     }
     request = request.model_copy(update=paths)
-    found = embeddings_named(request, own.embeddings)
+    embeddings = Folder(own.embeddings, "embedding").files()
+    found = tuple(str(path) for path in embeddings_named(request, embeddings))
     request = request.model_copy(update={"embeddings": request.embeddings + found})
     if files.lora_folder is None and request.lora_tags:
         files = replace(files, lora_folder=own.loras)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pellucid import checkpoints, hires
+from pellucid.adapters import embeddings_named
 from pellucid.inpaint import prepare
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
@@ -38,6 +38,7 @@ from pellucid.serve.library import Library, ModelFile, UnknownName
 from pellucid.serve.pictures import Pictures
 from pellucid.serve.queue import Job, Kind
 from pellucid.serve.worker import ModelSpec, Task
+from pellucid.textual_inversion import reads_words
 
 
 class Asked(NamedTuple):
@@ -79,10 +80,9 @@ class Acceptance:
         """The job, with a seed. ValueError: it cannot be done, and why."""
         file = self.library.model(self.default_model if asked.model is None else asked.model)
         # With a seed, a job that runs again makes the same picture.
-        request = asked.request.model_copy(update={"seed": chosen_seed(asked.request)})
-        versus = (
-            None if asked.versus is None else asked.versus.model_copy(update={"seed": request.seed})
-        )
+        seed = {"seed": chosen_seed(asked.request)}
+        request = self.with_embeddings(asked.request).model_copy(update=seed)
+        versus = asked.versus and self.with_embeddings(asked.versus).model_copy(update=seed)
         ignored = []
         if asked.kind == "explain" and (request.refiner or (versus and versus.refiner)):
             said = FieldMessage(
@@ -130,7 +130,7 @@ class Acceptance:
         check_refiner(outline, request, refiner)
         located = self.located(request)
         with _without_paths(located):
-            words = checkpoints.load_embeddings(located.embeddings, outline)
+            outline, skipped = knows_words(outline, located)
             resolved = resolve(outline, located)
         limits = self.limits
         _at_most("count", resolved.count, limits.count_limit)
@@ -142,7 +142,7 @@ class Acceptance:
                 f"a picture must have at most {limits.pixel_limit:,} pixels on this server, got "
                 f"{pixels(resolved):,}"
             )
-        said = self.checked_mask(outline, resolved)
+        said = skipped + self.checked_mask(outline, resolved)
         check_clip_guidance(outline, resolved)
         sampler_options(resolved)
         passes = levels_of(outline, resolved)
@@ -151,9 +151,6 @@ class Acceptance:
         if resolved.decoder == "tiny" and outline.tiny_vae is None and is_quick(outline.vae):
             resolved = resolved.model_copy(update={"decoder": "vae"})  # it has the same effect
         named = resolved.model_copy(update=_names(request))
-        if words:
-            numbers = {w.word: (0,) * len(next(iter(w.vectors.values()))) for w in words}
-            outline = replace(outline, tokenizer=outline.tokenizer.with_words(numbers))
         said += warnings_of(outline, request, named, refiner, passes)
         return resolved, [str(each) for each in said]
 
@@ -173,6 +170,20 @@ class Acceptance:
         with _without_paths(request):
             warnings = prepare(request, unit_of(model)).warnings
         return [_clean(text, request) for text in warnings]
+
+    def with_embeddings(self, request: Request) -> Request:
+        """The request with the embeddings of the library that its prompts have as a word."""
+        names = {path: name for name, path in self.library.embeddings().items()}
+        found = tuple(names[path] for path in embeddings_named(request, names))
+        return request.model_copy(update={"embeddings": request.embeddings + found})
+
+    def read(self, file: ModelFile, request: Request) -> tuple[Model, ResolvedRequest]:
+        """How a request's prompts are read: the model without its weights that knows the words of their
+        embeddings, and the request with its defaults. ValueError: an embedding that does not fit."""
+        located = self.located(self.with_embeddings(request))
+        with _without_paths(located):
+            model, _ = knows_words(file.outline, located)
+            return model, resolve(model, located)
 
     def located(self, request: Request) -> Request:
         """The request with paths in place of names. ValueError: nothing has such a name."""
@@ -226,6 +237,14 @@ class Acceptance:
             versus=None if versus is None else self.located(Request.model_validate(versus)),
             previews=bool(job.options.get("previews")),
         )
+
+
+def knows_words(model: Model, request: Request) -> tuple[Model, list[str]]:
+    """The model whose tokenizer knows the words of the request's embeddings, and a warning for each word
+    of another family. ValueError: a file is no embedding, or does not fit the model."""
+    skipped: list[str] = []
+    words = checkpoints.load_embeddings(request.embeddings, model, skipped)
+    return reads_words(model, words), [_clean(text, request) for text in skipped]
 
 
 def upscaler_names(library: Library) -> list[str]:

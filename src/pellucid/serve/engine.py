@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -93,10 +94,7 @@ class Engine:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
-        folder = configuration.data
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock_file = _locked(folder)
-        self.pictures = Pictures(folder / "pictures")
+        self._lock_file, self.pictures, self.queue = _opened(configuration.data)
         self.library = Library(
             configuration.models,
             configuration.loras,
@@ -105,7 +103,6 @@ class Engine:
             configuration.upscalers,
         )
         self.acceptance = Acceptance(configuration, self.library, self.pictures)
-        self.queue = Queue(folder / "queue.sqlite")
         self.hashes, self.gans = Hashes(self.queue), Gans(self.library)
         self.live: dict[str, Live] = {}
         self.stopping = False
@@ -587,6 +584,20 @@ class _Worker(threading.Thread):
             reason = f"it took longer than {limit:g} seconds"
             self.engine.end(Ended(id, "failed", reason, fault="server"))
         self._begin()
+
+
+def _opened(folder: Path) -> tuple[Any, Pictures, Queue]:
+    """The lock, the pictures and the queue of a data folder. ValueError: it cannot be used."""
+    with ExitStack() as undo:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = undo.enter_context(_locked(folder))
+            pictures, queue = Pictures(folder / "pictures"), Queue(folder / "queue.sqlite")
+        except (OSError, sqlite3.Error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"the data folder {folder} cannot be used: {reason}") from None
+        undo.pop_all()
+    return lock, pictures, queue
 
 
 def _locked(folder: Path) -> Any:

@@ -140,14 +140,21 @@ class Search(NamedTuple):
 
 
 class Queue:
-    """The jobs of one server. Safe to use from several threads."""
+    """The jobs of one server. Safe to use from several threads.
+
+    Raises sqlite3.Error: the file is no database, or cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.row_factory = sqlite3.Row
-        self._db.execute("pragma journal_mode = wal")
-        self._db.executescript(SCHEMA)
+        try:
+            self._db.execute("pragma journal_mode = wal")
+            self._db.executescript(SCHEMA)
+        except sqlite3.Error:
+            self._db.close()
+            raise
         if "fault" not in [row["name"] for row in self._rows("pragma table_info(jobs)")]:
             self._db.execute("alter table jobs add column fault text")  # of an older version
         if "favourite" not in [row["name"] for row in self._rows("pragma table_info(pictures)")]:

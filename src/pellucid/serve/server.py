@@ -39,25 +39,25 @@ def run(
     ValueError: an address that cannot be had, a data folder in use.
     """
     logs.configure(configuration.log)
-    listening = bound(configuration)
-    engine = Engine(configuration)
-    token = token_of(configuration)
-    config = uvicorn.Config(
-        application(engine, token),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=round(configuration.stop_seconds) + 5,
-        limit_concurrency=CONNECTIONS,
-    )
-    port = listening.getsockname()[1]
-    host = f"[{configuration.host}]" if ":" in configuration.host else configuration.host
-    address = f"http://{host}:{port}/"
-    say(address if token is None else f"{address}login?token={token}")
-    if not is_loopback(configuration.host):
-        warn("the connection is not encrypted; put a server with TLS in front of it")
-    Server(config, engine).run([listening])
+    with bound(configuration) as listening:
+        engine = Engine(configuration)
+        token = token_of(configuration)
+        config = uvicorn.Config(
+            application(engine, token),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=round(configuration.stop_seconds) + 5,
+            limit_concurrency=CONNECTIONS,
+        )
+        port = listening.getsockname()[1]
+        host = f"[{configuration.host}]" if ":" in configuration.host else configuration.host
+        address = f"http://{host}:{port}/"
+        say(address if token is None else f"{address}login?token={token}")
+        if not is_loopback(configuration.host):
+            warn("the connection is not encrypted; put a server with TLS in front of it")
+        Server(config, engine).run([listening])
 
 
 def bound(configuration: Configuration) -> socket.socket:

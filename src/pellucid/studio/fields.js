@@ -34,11 +34,24 @@ export function Field({ field, value, onChange, error = null, wide = false }) {
 const ELSEWHERE = new Set(["prompt", "negative_prompt", "seed", "count", "width", "height", "image", "mask", "extend", "strength", "loras", "embeddings",
   "mix", "walk", "walk_span", "mask_invert", "mask_grow", "mask_blur", "inpaint_fill", "only_masked", "padding", "refiner"]);
 
+// Those of them that Make has.
+const IN_MAKE = new Set(["prompt", "negative_prompt", "seed", "count", "width", "height"]);
+const isSetting = (f) => !ELSEWHERE.has(f.name) && (f.choices || ["boolean", "integer", "number"].includes(f.type) || PAIRS.has(f.name));
+
+/** What is set and has no field in Make, such as the LoRAs of a picture whose settings are used again. */
+export function OtherSettings() {
+  const { able, request } = useStore();
+  const names = Object.keys(request).filter((name) => !IN_MAKE.has(name) && !able?.fields.some((f) => f.name === name && isSetting(f)));
+  if (!able || !names.length) return null;
+  return html`<div class="row" role="group" aria-label="Other settings">${names.map((name) => html`<button key=${name} type="button" class="small" title="Remove this setting" onClick=${() => setRequest({ [name]: undefined })}>
+    <span class="cut">${title(name)}: ${shown(request[name])}</span><span aria-hidden="true">✕</span></button>`)}</div>`;
+}
+
 /** The settings under "More", in the groups of the request. */
 export function Settings({ error, names = null }) {
   const { able, request } = useStore();
   if (!able) return null;
-  const fields = able.fields.filter((f) => (names ? names.includes(f.name) : !ELSEWHERE.has(f.name) && (f.choices || ["boolean", "integer", "number"].includes(f.type) || PAIRS.has(f.name))));
+  const fields = able.fields.filter((f) => (names ? names.includes(f.name) : isSetting(f)));
   const groups = new Map([["", []]]); // fields without a group come first
   for (const f of fields) groups.set(f.group, [...(groups.get(f.group) ?? []), f]);
   return html`${[...groups].map(([group, list]) => html`<div class="stack" key=${group}>${group && html`<h3>${group}</h3>`}<div class="fields">

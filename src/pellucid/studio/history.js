@@ -1,16 +1,17 @@
 /** History: everything that was made; search, favourites, the bin; settings of a dropped picture. */
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
-import { attempt, chooseModel, picturesOf, setRequest, toast, useStore } from "./state.js";
+import { attempt, change, chooseModel, picturesOf, setRequest, toast, useStore } from "./state.js";
 import { DropZone, Facts, Picture, Thumb } from "./parts.js";
+import { settingsOf } from "./requests.js";
 
 /** Puts settings into Make; what this model does not have is named. */
 export async function useSettings(request, model, { models, able }) {
   if (model && models.some((m) => m.name === model) && model !== able?.name) await chooseModel(model);
-  const { image, mask, refiner, ...rest } = request;
-  setRequest(Object.fromEntries(Object.entries(rest).filter(([, v]) => v !== null && v !== undefined)));
+  change({ request: {} }); // what was set before stays no longer
+  setRequest(settingsOf(request));
   location.hash = "make";
-  if (image || mask) toast("The picture that it began from is not among the settings. Choose it again under Change.");
+  if (request.image || request.mask) toast("The picture that it began from is not among the settings. Choose it again under Change.");
 }
 
 function Details({ picture, onChange, onClose }) {

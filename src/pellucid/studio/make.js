@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
 import { active, attempt, chooseModel, draw, picturesOf, setRequest, state, useStore } from "./state.js";
-import { Settings } from "./fields.js";
+import { OtherSettings, Settings } from "./fields.js";
 import { Picture, Progress, Queue, Wrong } from "./parts.js";
 import { Prompt } from "./prompt.js";
 
@@ -94,7 +94,7 @@ export function Make() {
       <div class="row"><button class="main" type="submit" disabled=${!able}>Draw</button><span class="soft small">Ctrl + Enter; Escape cancels</span></div>
       <${Wrong} error=${error && !["prompt", "negative_prompt"].includes(error.field) ? error : null} />
       <div class="fields"><div><label for="count">Pictures</label><input id="count" type="number" min="1" max=${able?.fields.find((f) => f.name === "count")?.maximum ?? 100} value=${request.count ?? 1} onInput=${(e) => setRequest({ count: +e.target.value || undefined })} /></div><${Seed} last=${job?.pictures?.[chosen]?.seed} /></div>
-      <${Size} />
+      <${Size} /><${OtherSettings} />
       <details><summary>More</summary><div class="stack">
         ${negative && html`<${Prompt} name="negative" label="Negative prompt" rows="2" value=${request.negative_prompt ?? ""} onChange=${(v) => setRequest({ negative_prompt: v })} onSubmit=${submit} error=${wrong("negative_prompt")} />`}
         <${Settings} error=${error} /><button type="button" class="plain" onClick=${() => setRequest(Object.fromEntries(Object.keys(request).filter((k) => k !== "prompt").map((k) => [k, undefined])))}>Back to the model's own settings</button></div></details></form>

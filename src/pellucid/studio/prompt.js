@@ -1,22 +1,15 @@
 /** The prompt's text field: live tokens, borders of chunks, names completed while typing. */
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
+import { completion } from "./requests.js";
 import { useStore } from "./state.js";
 
-/** What could be completed at the cursor: { from, names, after } or null. */
-function completion(text, at, names) {
-  const before = text.slice(0, at);
-  const lora = /<lora:([^:>\s]*)$/.exec(before);
-  if (lora) return { from: at - lora[1].length, part: lora[1], names: names.loras, after: ":1>" };
-  const word = /([\p{L}\d_-]{2,})$/u.exec(before);
-  if (!word) return null;
-  return { from: at - word[1].length, part: word[1], names: [...names.embeddings, ...names.words], after: "" };
-}
+const CHOICES = 8;
 
 export function Prompt({ name = "prompt", label = "Prompt", value, onChange, onSubmit, rows = 3, error = null }) {
   const { able, model, names } = useStore();
   const [read, setRead] = useState(null);
-  const [open, setOpen] = useState(null); // { from, list, after, chosen }
+  const [open, setOpen] = useState(null); // { from, list, at, chosen }
   const field = useRef();
 
   useEffect(() => { // counted when typing pauses
@@ -26,15 +19,12 @@ export function Prompt({ name = "prompt", label = "Prompt", value, onChange, onS
   }, [value, model]);
 
   const complete = (text, at) => {
-    const found = completion(text, at, { ...names, words: able?.words ?? [] });
-    if (!found) return setOpen(null);
-    const part = found.part.toLowerCase();
-    const list = found.names.filter((n) => n.toLowerCase().startsWith(part) && n.toLowerCase() !== part).slice(0, 8);
-    setOpen(list.length ? { ...found, list, at, chosen: -1 } : null);
+    const found = completion(text.slice(0, at), { ...names, words: able?.words ?? [] });
+    setOpen(found.list.length ? { from: found.from, list: found.list.slice(0, CHOICES), at, chosen: -1 } : null);
   };
   const take = (chosen) => {
-    const text = value.slice(0, open.from) + chosen + open.after + value.slice(open.at);
-    const cursor = open.from + chosen.length + open.after.length;
+    const text = value.slice(0, open.from) + chosen.text + value.slice(open.at);
+    const cursor = open.from + chosen.text.length;
     onChange(text);
     setOpen(null);
     requestAnimationFrame(() => { field.current.focus(); field.current.setSelectionRange(cursor, cursor); });
@@ -55,7 +45,7 @@ export function Prompt({ name = "prompt", label = "Prompt", value, onChange, onS
   return html`<div class=${`field menu ${error ? "bad" : ""}`}><label for=${id}>${label}</label>
     <textarea id=${id} ref=${field} rows=${rows} value=${value} spellcheck aria-autocomplete="list" aria-controls=${open ? `${id}-list` : null} aria-describedby=${`${id}-count`}
       onInput=${(e) => { onChange(e.target.value); complete(e.target.value, e.target.selectionStart); }} onKeyDown=${key} onBlur=${() => setTimeout(() => setOpen(null), 150)} />
-    ${open && html`<ul id=${`${id}-list`} role="listbox" aria-label="Completions">${open.list.map((n, i) => html`<li role="option" aria-selected=${i === open.chosen} onMouseDown=${(e) => { e.preventDefault(); take(n); }}>${n}</li>`)}</ul>`}
+    ${open && html`<ul id=${`${id}-list`} role="listbox" aria-label="Completions">${open.list.map((each, i) => html`<li role="option" aria-selected=${i === open.chosen} onMouseDown=${(e) => { e.preventDefault(); take(each); }}>${each.name}${each.kind && html` <span class="small soft">${each.kind}</span>`}</li>`)}</ul>`}
     ${error && html`<p class="wrong" role="alert">${error}</p>`}
     <p class="help numbers" id=${`${id}-count`}>${read ? `${read.count} of ${most * read.chunk_size} tokens${most > 1 ? `, ${most} chunks` : ""}` : " "}</p>
     ${read && !plain && html`<div class="tokens" aria-hidden="true">${readings.map((r) => html`${readings.length > 1 && html`<span class="chunk">${r.weight !== 1 ? `weight ${r.weight}, ` : ""}steps ${r.steps.map(([a, b]) => (a === b ? a : `${a} to ${b}`)).join(", ")}</span>`}

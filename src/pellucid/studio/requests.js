@@ -1,6 +1,7 @@
 /** What the views ask for: requests from what a form says. Plain functions, without a page. */
 
 const MASK = ["strength", "mask_blur", "mask_grow", "inpaint_fill", "only_masked", "padding"];
+const OF_FILES = ["image", "mask", "mask_invert", "extend", ...MASK, "refiner", "refiner_at"];
 const SECOND = ["hires", "hires_strength", "hires_steps", "hires_upscaler"];
 
 const given = (own, names) => Object.fromEntries(names.filter((n) => own[n] !== undefined).map((n) => [n, own[n]]));
@@ -60,3 +61,29 @@ function plain(request) {
 export const explanationOf = (jobs, model, request, versus) =>
   [...jobs].find((job) => job.kind === "explain" && ["queued", "running", "done"].includes(job.state) && !job.deleted &&
     job.model === model && plain(job.request) === plain(request) && plain(job.versus) === plain(versus));
+
+/**
+ * What can complete the text before the cursor: `from`, where that begins, and a list of { name, kind, text }.
+ * `kind` is "" for a word that the model knows.
+ */
+export function completion(before, { loras, embeddings, words }) {
+  const inside = /<lora:([^:<>]*)$/.exec(before);
+  const part = (inside ?? /([\p{L}\d_-]{2,})$/u.exec(before))?.[1];
+  if (part === undefined) return { from: before.length, list: [] };
+  const typed = part.toLowerCase();
+  const begin = (names) => names.filter((name) => name.toLowerCase().startsWith(typed));
+  const longer = (names) => begin(names).filter((name) => name.toLowerCase() !== typed);
+  const tags = begin(loras).map((name) => ({ name, kind: "LoRA", text: inside ? `${name}:1>` : `<lora:${name}:1>` }));
+  const own = longer(embeddings).map((name) => ({ name, kind: "embedding", text: name }));
+  const known = longer(words).map((name) => ({ name, kind: "", text: name }));
+  return { from: before.length - part.length, list: inside ? tags : [...own, ...tags, ...known] };
+}
+
+/** The settings of a picture for Make: without its refiner and the picture that it began from, and without the
+ *  embeddings that its prompts name, which are found by their names again. */
+export function settingsOf(request) {
+  const prompts = JSON.stringify([request.prompt, request.negative_prompt, request.mix, request.walk]).toLowerCase();
+  const embeddings = (request.embeddings ?? []).filter((name) => !prompts.includes(name.toLowerCase()));
+  const kept = Object.entries({ ...request, embeddings: embeddings.length ? embeddings : null });
+  return Object.fromEntries(kept.filter(([name, value]) => value !== null && value !== undefined && !OF_FILES.includes(name)));
+}
