@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from types import ModuleType
 
 
@@ -22,8 +24,7 @@ class Plugins(Mapping[str, ModuleType]):
             folders = [] if spec is None else list(spec.submodule_search_locations or ())
         else:
             folders = list(loaded.__path__)
-        found = (module.name for module in pkgutil.iter_modules(folders))
-        self.names = tuple(sorted(name for name in found if not name.startswith("_")))
+        self.names = _stems(tuple((folder, _changed(folder)) for folder in folders))
 
     def __getitem__(self, name: str) -> ModuleType:
         if name not in self.names:
@@ -35,6 +36,21 @@ class Plugins(Mapping[str, ModuleType]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+@lru_cache(maxsize=64)
+def _stems(folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    """The public modules in folders, each with the time of its last change: they are listed anew only
+    after one."""
+    found = (module.name for module in pkgutil.iter_modules([folder for folder, _ in folders]))
+    return tuple(sorted(name for name in found if not name.startswith("_")))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:  # in an archive
+        return 0
 
 
 def discover(package: str) -> Plugins:

@@ -5,10 +5,10 @@ import { draw, pictureAt, picturesOf, toast, useStore } from "./state.js";
 import { Brush, maskFile } from "./brush.js";
 import { Field, Settings, fieldOf } from "./fields.js";
 import { Frame } from "./frame.js";
-import { Stage } from "./make.js";
+import { ModelChoice, Stage } from "./make.js";
 import { Choose, Picture, Queue, Wrong } from "./parts.js";
 import { Prompt } from "./prompt.js";
-import { modelOf, promptOf, requestOf } from "./requests.js";
+import { OWN_DEFAULTS, modelOf, promptOf, requestOf } from "./requests.js";
 
 // name: title, the field that the model must have, whether it starts from a picture
 const WAYS = {
@@ -41,7 +41,7 @@ export function Change({ arguments: [id, index] }) {
   const unit = able.size.unit;
   const extend = own.extend ?? [0, 0, 0, 0];
   const prompt = promptOf(own, picture, request);
-  const field = (name) => { const f = fieldOf(able, name); return f && html`<${Field} field=${f} value=${own[name]} error=${error?.field === name ? error.message : null} onChange=${(v) => set({ [name]: v })} />`; };
+  const field = (name) => { const f = fieldOf(able, name); return f && html`<${Field} field=${{ ...f, default: OWN_DEFAULTS[name] ?? f.default }} value=${own[name]} error=${error?.field === name ? error.message : null} onChange=${(v) => set({ [name]: v })} />`; };
 
   const submit = async () => {
     setError(null);
@@ -64,19 +64,20 @@ export function Change({ arguments: [id, index] }) {
       <${Prompt} value=${prompt} label=${way === "mix" || way === "walk" ? "First prompt" : "Prompt"} onChange=${(v) => set({ prompt: v })} onSubmit=${submit} />
       ${(way === "mix" || way === "walk") && html`<${Prompt} name="second" label="Second prompt" rows="2" value=${own.second ?? ""} onChange=${(v) => set({ second: v })} onSubmit=${submit} />`}
       ${way === "mix" && html`<div><label for="share">How much of each</label><input id="share" type="range" min="0" max="1" step="0.05" value=${share} aria-valuetext=${`${Math.round(share * 100)} % of the second prompt`} onInput=${(e) => setShare(+e.target.value)} /><div class="row small soft"><span class="grow">first</span><span class="numbers">${Math.round(share * 100)} % second</span></div></div>${field("mix_by")}`}
+      ${way === "walk" && field("walk_by")}
       ${(way === "walk" || way === "variations") && html`<div><label for="many">Pictures</label><input id="many" type="number" min="2" max="64" value=${own.count ?? (way === "walk" ? 8 : 4)} onInput=${(e) => set({ count: +e.target.value || undefined })} /></div>`}
       ${needsPicture && field("strength")}
       ${way === "brush" && html`<details><summary>Mask</summary><div class="fields">${["inpaint_fill", "mask_blur", "mask_grow", "only_masked", "padding"].map(field)}</div></details>`}
       ${way === "enlarge" && html`<div class="fields">${["hires", "hires_strength", "hires_steps", "hires_upscaler"].map(field)}</div>`}
       ${way === "variations" && field("variation_strength")}
       <button class="main" type="submit" style="justify-self:start">Draw</button><${Wrong} error=${error} />
-      <details><summary>More</summary><div class="stack"><${Settings} error=${error} names=${["steps", "guidance", "sampler", "spacing"]} /></div></details></form>
+      <details><summary>More</summary><div class="stack"><${ModelChoice} /><${Settings} error=${error} names=${["steps", "guidance", "sampler", "spacing"]} /></div></details></form>
     <div class="stack">${done && html`<${Stage} job=${done} chosen=${chosen} onChoose=${setChosen} />
         ${done.state === "done" && done.pictures?.[0] && html`<div class="row"><button onClick=${() => { setPicture(picturesOf(done)[chosen]); setJob(null); }}>Go on with this picture</button><button class="plain" onClick=${() => setJob(null)}>Back to the first picture</button></div>`}`}
       ${!done && (needsPicture || way === "enlarge" || way === "variations") && (picture
         ? html`${way === "brush" ? html`<${Brush} picture=${picture} paper=${paper} />` : way === "extend" ? html`<${Frame} picture=${picture} extend=${extend} unit=${unit} onChange=${(v) => set({ extend: v })} />`
             : html`<div class="stage"><${Picture} url=${picture.url} width=${picture.width} alt=${picture.prompt ?? "The picture that is changed"} /></div>`}
-          <button class="plain" style="justify-self:start" onClick=${() => setPicture(null)}>Another picture</button>`
+          <button type="button" style="justify-self:start" onClick=${() => setPicture(null)}>Another picture</button>`
         : html`<${Choose} onChoose=${setPicture} />`)}
       ${!done && (way === "mix" || way === "walk") && html`<div class="stage"><p class="soft">${way === "mix" ? "One picture of two prompts." : "Pictures on the way from one prompt to the other, from the same noise."}</p></div>`}
       <${Queue} /></div></div>`;

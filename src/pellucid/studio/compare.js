@@ -49,7 +49,7 @@ function Pair() {
   const choose = (p) => setPair(a ? [a, p] : [p, null]);
   if (!a || !b) return html`<div class="stack"><p>${a ? "Now the second picture." : "Choose the first picture."}</p>${a && html`<div style="width:8rem"><${Picture} url=${a.url} width=${a.width} alt="The first picture" /></div>`}<${Choose} onChoose=${choose} /></div>`;
   const settings = (p) => ({ model: p.model, ...(p.resolved ?? p.request), seed: p.seed ?? p.request.seed });
-  return html`<div class="two" style="grid-template-columns:minmax(0,1.4fr) minmax(16rem,1fr)"><${TwoPictures} first=${a} second=${b} />
+  return html`<div class="two chosen"><${TwoPictures} first=${a} second=${b} />
     <div class="stack"><h2>What differs</h2><h3>First</h3><${Facts} request=${settings(a)} other=${settings(b)} only /><h3>Second</h3><${Facts} request=${settings(b)} other=${settings(a)} only />
       <button style="justify-self:start" onClick=${() => setPair([null, null])}>Two other pictures</button></div></div>`;
 }

@@ -3,7 +3,7 @@ import { html } from "./vendor/preact-htm.js";
 import { setRequest, useStore } from "./state.js";
 
 const PAIRS = new Set(["interval"]); // written as two numbers from 0 to 1
-const title = (name) => name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
+const title = (name) => (name[0].toUpperCase() + name.slice(1)).replaceAll("_", " ").replace(/^Clip/, "CLIP");
 const shown = (value) => (Array.isArray(value) ? value.join(", ") : String(value));
 
 /** One field. `value` undefined means: the model's own default, which the empty field shows. */
@@ -23,7 +23,7 @@ export function Field({ field, value, onChange, error = null, wide = false }) {
       onInput=${(e) => onChange(e.target.value === "" ? undefined : +e.target.value)} />`;
   else if (PAIRS.has(field.name)) {
     const [a, b] = value ?? field.default;
-    control = html`<div class="row" role="group" aria-label=${title(field.name)}>${[a, b].map((v, i) => html`<input type="number" class="grow" style="width:5rem" step="0.05" min="0" max="1" value=${v} aria-label=${`${title(field.name)}, ${i ? "to" : "from"}`} onInput=${(e) => onChange(i ? [a, +e.target.value] : [+e.target.value, b])} />`)}</div>`;
+    control = html`<div class="pair" role="group" aria-label=${title(field.name)}>${[a, b].map((v, i) => html`<input type="number" step="0.05" min="0" max="1" value=${v} aria-label=${`${title(field.name)}, ${i ? "to" : "from"}`} onInput=${(e) => onChange(i ? [a, +e.target.value] : [+e.target.value, b])} />`)}</div>`;
   } else
     control = html`<input type="text" ...${common} value=${value ?? ""} placeholder=${standard} onInput=${(e) => onChange(e.target.value || undefined)} />`;
   return html`<div class=${`field ${error ? "bad" : ""} ${wide ? "wide" : ""}`}>${field.type !== "boolean" && html`<label for=${PAIRS.has(field.name) ? null : id}>${title(field.name)}</label>`}${control}
@@ -55,7 +55,11 @@ export function Settings({ error, names = null }) {
   const groups = new Map([["", []]]); // fields without a group come first
   for (const f of fields) groups.set(f.group, [...(groups.get(f.group) ?? []), f]);
   return html`${[...groups].map(([group, list]) => html`<div class="stack" key=${group}>${group && html`<h3>${group}</h3>`}<div class="fields">
-    ${list.filter((f) => !f.needs || request[f.needs] !== undefined).map((f) => html`<${Field} key=${f.name} field=${f} value=${request[f.name]} error=${error?.field === f.name ? error.message : null} onChange=${(v) => setRequest({ [f.name]: v })} />`)}</div></div>`)}`;
+    ${list.filter((f) => !f.needs || request[f.needs] !== undefined).map((f) => html`<${Field} key=${f.name} field=${described(able, f, request[f.name])} value=${request[f.name]} error=${error?.field === f.name ? error.message : null} onChange=${(v) => setRequest({ [f.name]: v })} />`)}</div></div>`)}`;
 }
+
+/** A sampler is described by what it does, in place of a list of names. */
+export const described = (able, field, value) =>
+  field.name === "sampler" ? { ...field, help: able.samplers.find((s) => s.name === (value ?? field.default))?.help ?? field.help } : field;
 
 export const fieldOf = (able, name) => able?.fields.find((f) => f.name === name);

@@ -3,7 +3,7 @@ import { html, useEffect, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
 import { active, pictureAt, state, useStore } from "./state.js";
 import { explanationOf } from "./requests.js";
-import { Field, fieldOf } from "./fields.js";
+import { Field, described, fieldOf } from "./fields.js";
 import { Choose, Facts, Picture, Progress, Wrong } from "./parts.js";
 
 const CHANGES = ["prompt", "guidance", "sampler", "steps", "spacing"];
@@ -53,7 +53,7 @@ export function Look({ arguments: [id, index] }) {
   return html`<div class="stack"><div class="head"><h1>Look inside</h1><a class="button" href="#look">Another picture</a></div>
     <div class="two"><div class="card row top-row"><${Picture} url=${picture.url} width=${picture.width} alt=${picture.prompt} class="beside" /><${Facts} request=${{ prompt: picture.prompt, model: picture.model, seed: picture.seed, ...Object.fromEntries(["steps", "guidance", "sampler", "spacing"].map((n) => [n, picture.resolved[n]])) }} /></div>
       <form class="card stack" onSubmit=${(e) => { e.preventDefault(); setChanges(draft); }}><h2>Change one thing, see both runs</h2><div class="fields">
-        ${CHANGES.map((name) => { const f = fieldOf(able, name); return f && html`<${Field} key=${name} wide=${name === "prompt"} field=${{ ...f, default: picture.resolved[name] ?? f.default }} value=${draft[name]} onChange=${(v) => set(name, v)} />`; })}</div>
+        ${CHANGES.map((name) => { const f = fieldOf(able, name); return f && html`<${Field} key=${name} wide=${name === "prompt"} field=${described(able, { ...f, default: picture.resolved[name] ?? f.default }, draft[name])} value=${draft[name]} onChange=${(v) => set(name, v)} />`; })}</div>
         <div class="row"><button class="main" disabled=${!Object.keys(draft).length}>Draw both</button>${Object.keys(changes).length > 0 && html`<button type="button" class="plain" onClick=${() => { setDraft({}); setChanges({}); }}>Only the picture</button>`}</div></form></div>
     <${Pane} picture=${picture} changes=${changes} /></div>`;
 }

@@ -1,5 +1,5 @@
 /** Make: from words to a picture, which is seen while it comes out of the noise. */
-import { html, useEffect, useState } from "./vendor/preact-htm.js";
+import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
 import { active, attempt, chooseModel, draw, picturesOf, setRequest, state, useStore } from "./state.js";
 import { OtherSettings, Settings } from "./fields.js";
@@ -34,9 +34,14 @@ export function Stage({ job, chosen, onChoose }) {
   const [at, setAt] = useState(null); // a step that the slider was moved to
   const [what, setWhat] = useState("x0");
   const [kept, setKept] = useState(null);
+  const place = useRef();
   const pictures = job ? picturesOf(job) : [], picture = pictures[chosen];
   const done = job?.state === "done", live = (job && steps.get(job.id)) ?? kept ?? [];
-  useEffect(() => { setAt(null); setKept(null); }, [job?.id]);
+  useEffect(() => {
+    setAt(null);
+    setKept(null);
+    if (active(job)) place.current?.scrollIntoView({ block: "nearest" }); // on a phone it is below the form
+  }, [job?.id]);
   useEffect(() => setAt(null), [chosen]);
   const load = () => !live.length && done && attempt(async () => setKept((await api.steps(job.id)).steps));
   // The steps in which the chosen picture was drawn; while they come, those of the newest batch.
@@ -44,7 +49,7 @@ export function Stage({ job, chosen, onChoose }) {
   const seen = live.filter((s) => s.first <= wanted && wanted < s.first + s.x0.length);
   const step = at === null ? (picture ? null : seen.at(-1)) : seen[at];
   if (!job) return html`<div class="stage"><p class="soft">Write what you want to see, then press Draw.</p></div>`;
-  return html`<div class="stack"><div class="stage" aria-live="polite" aria-busy=${active(job)}>
+  return html`<div class="stack" ref=${place}><div class="stage" aria-live="polite" aria-busy=${active(job)}>
       ${step ? html`<${Picture} url=${step[what][wanted - step.first]} alt=${`Step ${step.step} of ${step.steps}`} width="64" />`
         : picture ? html`<${Picture} url=${picture.url} width=${picture.width} alt=${`${job.request.prompt}, seed ${picture.seed}`} />`
         : html`<p class="soft">${job.state === "queued" ? "Waiting for its turn" : job.state === "running" ? "Starting from noise" : ""}</p>`}</div>
@@ -97,6 +102,6 @@ export function Make() {
       <${Size} /><${OtherSettings} />
       <details><summary>More</summary><div class="stack">
         ${negative && html`<${Prompt} name="negative" label="Negative prompt" rows="2" value=${request.negative_prompt ?? ""} onChange=${(v) => setRequest({ negative_prompt: v })} onSubmit=${submit} error=${wrong("negative_prompt")} />`}
-        <${Settings} error=${error} /><button type="button" class="plain" onClick=${() => setRequest(Object.fromEntries(Object.keys(request).filter((k) => k !== "prompt").map((k) => [k, undefined])))}>Back to the model's own settings</button></div></details></form>
+        <${Settings} error=${error} /><button type="button" style="justify-self:start" onClick=${() => setRequest(Object.fromEntries(Object.keys(request).filter((k) => k !== "prompt").map((k) => [k, undefined])))}>Back to the model's own settings</button></div></details></form>
     <div class="stack"><${Stage} job=${job} chosen=${chosen} onChoose=${setChosen} /><${Queue} /></div></div>`;
 }

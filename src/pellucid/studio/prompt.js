@@ -42,10 +42,10 @@ export function Prompt({ name = "prompt", label = "Prompt", value, onChange, onS
   const readings = read ? read.prompts.flatMap((p) => p.readings.map((r) => ({ ...r, weight: p.weight }))) : [];
   const most = Math.max(1, ...readings.map((r) => r.chunks.length));
   const plain = readings.length < 2 && most === 1 && readings.every((r) => r.chunks[0].every((t) => t.weight === 1));
-  return html`<div class=${`field menu ${error ? "bad" : ""}`}><label for=${id}>${label}</label>
-    <textarea id=${id} ref=${field} rows=${rows} value=${value} spellcheck aria-autocomplete="list" aria-controls=${open ? `${id}-list` : null} aria-describedby=${`${id}-count`}
+  return html`<div class=${`field ${error ? "bad" : ""}`}><label for=${id}>${label}</label>
+    <div class="menu"><textarea id=${id} ref=${field} rows=${rows} value=${value} spellcheck aria-autocomplete="list" aria-controls=${open ? `${id}-list` : null} aria-describedby=${`${id}-count`}
       onInput=${(e) => { onChange(e.target.value); complete(e.target.value, e.target.selectionStart); }} onKeyDown=${key} onBlur=${() => setTimeout(() => setOpen(null), 150)} />
-    ${open && html`<ul id=${`${id}-list`} role="listbox" aria-label="Completions">${open.list.map((each, i) => html`<li role="option" aria-selected=${i === open.chosen} onMouseDown=${(e) => { e.preventDefault(); take(each); }}>${each.name}${each.kind && html` <span class="small soft">${each.kind}</span>`}</li>`)}</ul>`}
+    ${open && html`<ul id=${`${id}-list`} role="listbox" aria-label="Completions">${open.list.map((each, i) => html`<li role="option" aria-selected=${i === open.chosen} onMouseDown=${(e) => { e.preventDefault(); take(each); }}>${each.name}${each.kind && html` <span class="small soft">${each.kind}</span>`}</li>`)}</ul>`}</div>
     ${error && html`<p class="wrong" role="alert">${error}</p>`}
     <p class="help numbers" id=${`${id}-count`}>${read ? `${read.count} of ${most * read.chunk_size} tokens${most > 1 ? `, ${most} chunks` : ""}` : " "}</p>
     ${read && !plain && html`<div class="tokens" aria-hidden="true">${readings.map((r) => html`${readings.length > 1 && html`<span class="chunk">${r.weight !== 1 ? `weight ${r.weight}, ` : ""}steps ${r.steps.map(([a, b]) => (a === b ? a : `${a} to ${b}`)).join(", ")}</span>`}

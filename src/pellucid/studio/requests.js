@@ -4,6 +4,9 @@ const MASK = ["strength", "mask_blur", "mask_grow", "inpaint_fill", "only_masked
 const OF_FILES = ["image", "mask", "mask_invert", "extend", ...MASK, "refiner", "refiner_at"];
 const SECOND = ["hires", "hires_strength", "hires_steps", "hires_upscaler"];
 
+/** Change draws with these where nothing is typed: a second pass and a variation are what it is there for. */
+export const OWN_DEFAULTS = { hires: 2, variation_strength: 0.2 };
+
 const given = (own, names) => Object.fromEntries(names.filter((n) => own[n] !== undefined).map((n) => [n, own[n]]));
 
 /** Whether it is known what made a picture: a job of this server, or what its file says. */
@@ -35,15 +38,15 @@ export const requestOf = {
   brush: (form) => fromPicture(form, { ...given(form.own, MASK), mask: form.mask }),
   extend: (form) => fromPicture(form, { ...given(form.own, ["strength"]), extend: form.own.extend }),
   // With strength 0 the first pass leaves a picture without a record as it is.
-  enlarge: (form) => ({ ...again(form, 0), hires: 2, ...given(form.own, SECOND), count: 1 }),
+  enlarge: (form) => ({ ...again(form, 0), hires: OWN_DEFAULTS.hires, ...given(form.own, SECOND), count: 1 }),
   variations: (form) => {
     const { own, picture, base, random } = form;
     const seed = picture?.seed ?? picture?.request?.seed ?? base.seed ?? 0;
-    const one = { ...again(form), seed, count: 1, variation_strength: own.variation_strength ?? 0.2 };
+    const one = { ...again(form), seed, count: 1, variation_strength: own.variation_strength ?? OWN_DEFAULTS.variation_strength };
     return Array.from({ length: own.count ?? 4 }, (_, i) => ({ ...one, variation_seed: (own.variation_seed ?? random) + i }));
   },
   mix: ({ base, own, share }) => ({ ...base, mix: [[own.second ?? "", Math.max(0.01, share / Math.max(0.01, 1 - share))]], ...given(own, ["mix_by"]) }),
-  walk: ({ base, own }) => ({ ...base, walk: own.second ?? "", count: own.count ?? 8 }),
+  walk: ({ base, own }) => ({ ...base, walk: own.second ?? "", count: own.count ?? 8, ...given(own, ["walk_by"]) }),
 };
 
 /** The model for a way of Change: that of the picture where what made it is drawn again. */
