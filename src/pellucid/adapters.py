@@ -14,7 +14,7 @@ from pellucid.model import Model
 from pellucid.progress import stage
 from pellucid.prompt import take_loras
 from pellucid.request import Request
-from pellucid.runtime import devices
+from pellucid.runtime import devices, turns
 from pellucid.textual_inversion import Embedding, with_words
 
 SHOWN = 3  # keys or words that a warning names
@@ -63,9 +63,12 @@ def adapt(
         other = None if upscaler == hires.DIFFUSION else upscaler
         enlarger = checkpoints.load_upscaler(other, devices.device_of(model.vae))
         model = replace(model, enlarger=enlarger)
-    with stage("adding LoRAs to the model"):
-        model = attach(model, loras, live)
-    return with_words(model, words), tuple(dict.fromkeys(warnings))
+    changed = {part for lora, *_ in loras for part in lora.changes}
+    changed |= model.towers.keys() if words else set()
+    with turns.reading(*(getattr(model, part) for part in changed)):
+        with stage("adding LoRAs to the model"):
+            adapted = attach(model, loras, live)
+        return with_words(adapted, words), tuple(dict.fromkeys(warnings))
 
 
 def find(name: str, folder: Path | None) -> Path:

@@ -27,11 +27,13 @@ def open_model(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
+    in_turns: bool = False,
 ) -> Model:
     """The model in `path`, None: the one that ships.
 
     vae: the autoencoder that it gets. tiny_vae: a tiny autoencoder; None: one next to the model.
-    threads: of this process from now on; None: as many as suit the model.
+    threads: of this process from now on; None: as many as suit the model. in_turns: as in
+    `checkpoints.load`.
     Raises ValueError: a device that is not there, an unknown type, a file that is no model.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
@@ -47,7 +49,7 @@ def open_model(
         torch.set_num_threads(threads)
     # Text is read once, and rounding in it changes the whole picture: "a fox" by 28 dB.
     text = torch.float32 if where.type == "cpu" and dtype == "auto" else None
-    model = checkpoints.load(path, where, choice.dtype, prediction, vae, text)
+    model = checkpoints.load(path, where, choice.dtype, prediction, vae, text, in_turns)
     if threads is None:
         torch.set_num_threads(threads_for(model))
     if tiny_vae is not None:

@@ -191,13 +191,16 @@ def fill(
     """Give the network its weights, a few at a time, and put it in eval mode; `dtype` None keeps
     each weight's own type. loading: called with how many numbers were read."""
 
+    names = part.module.state_dict()
+
     def read(name: str) -> Tensor:
         location = part.locations[name]
         stored = part.weights[location.key]
-        tensor = location.unpack(stored.get(stored.dtype if dtype is None else dtype))
-        return tensor.to(device)
+        tensor = location.unpack(stored.get(stored.dtype if dtype is None else dtype)).to(device)
+        # A part that is read again has the layout that it had.
+        plain = names[name].is_contiguous()
+        return tensor if plain else tensor.contiguous(memory_format=torch.channels_last)
 
-    names = list(part.module.state_dict())
     with ThreadPoolExecutor(READERS) as pool:  # casting releases the interpreter lock
         filled = {}
         for name, tensor in zip(names, pool.map(read, names), strict=True):

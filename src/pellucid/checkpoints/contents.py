@@ -22,11 +22,16 @@ from pellucid.clip import TextConfig, TextTower
 from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.progress import stage
+from pellucid.runtime import turns
 from pellucid.runtime.devices import HOME
 from pellucid.runtime.memory import fits_at_once
+from pellucid.runtime.precision import dtype_of
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
+
+IN_TURNS = {"backbone", "vae", "text", "text_2"}
+"""The parts that may take turns; a model with others is small, and uses several at once."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +180,13 @@ class Contents:
         device: str | torch.device,
         dtype: torch.dtype | None,
         text_dtype: torch.dtype | None = None,
+        in_turns: bool = False,
     ) -> Model:
         """The model, with its weights; text_dtype: that of the text towers, None: as the others.
 
         Where the parts do not fit on a GPU at once, only the backbone is there, and the others follow
-        when it is their turn (`runtime.devices.bring`). Raises CheckpointError, UnknownPrediction,
-        DoesNotFit.
+        when it is their turn (`runtime.devices.bring`). in_turns: on a CPU too, where each is read in
+        its turn. Raises CheckpointError, UnknownPrediction, DoesNotFit.
         """
         vae = self.vae
         if vae is None:
@@ -194,9 +200,13 @@ class Contents:
             raise UnknownPrediction(self.path, self.title)
         texts = ("text", "text_2") if text_dtype is not None else ()
         types = {name: text_dtype if name in texts else dtype for name in self.parts}
-        places = self._places(torch.device(device), types)
-        with stage(f"loading {self.path.name}", sum(map(size, self.parts.values()))) as loading:
-            for name, part in self.parts.items():
+        places = self._places(torch.device(device), types, in_turns)
+        for name in self.parts.keys() - places.keys():
+            self.parts[name].module.to(types[name])
+            turns.take_turns(self.parts[name].module, self._reader(self.parts[name]))
+        now = {name: self.parts[name] for name in places}
+        with stage(f"loading {self.path.name}", sum(map(size, now.values()))) as loading:
+            for name, part in now.items():
                 fill(part, places[name], types[name], loading)
         modules: dict[str, Any] = {name: part.module for name, part in self.parts.items()}
         return Model(
@@ -212,14 +222,32 @@ class Contents:
         )
 
     def _places(
-        self, device: torch.device, types: Mapping[str, torch.dtype | None]
+        self, device: torch.device, types: Mapping[str, torch.dtype | None], in_turns: bool
     ) -> dict[str, torch.device]:
-        """Where each part goes at first. types: the number type of each. Raises DoesNotFit."""
+        """Where each part goes at first; the others are read in their turn. types: the number type of
+        each. Raises DoesNotFit."""
         needed = {n: memory_of(part, device, types[n]) for n, part in self.parts.items()}
         most = types["backbone"] or next(iter(self.parts["backbone"].weights.values())).dtype
-        if fits_at_once(self.path.name, needed, most, device):
+        work = None
+        if in_turns and self.parts.keys() <= IN_TURNS and None not in types.values():
+            vae = cast(VAE, self.parts["vae"].module)
+            work = vae.working_bytes(self.defaults.width, self.defaults.height)
+        if fits_at_once(self.path.name, needed, most, device, work):
             return dict.fromkeys(self.parts, device)
+        if device == HOME:
+            return {}
         return {name: device if name == "backbone" else HOME for name in self.parts}
+
+    def _reader(self, part: Part) -> turns.Read:
+        """What reads a part again, whenever its turn comes."""
+        name, weights, locations = self.path.name, part.weights, part.locations
+
+        def read(module: torch.nn.Module) -> None:
+            again = Part(module, weights, locations)
+            with stage(f"loading {name}", size(again)) as loading:
+                fill(again, HOME, dtype_of(module), loading)
+
+        return read
 
     def _check_tokenizer(self) -> None:
         """Every tower has a row for every piece, and a position for every token of a row."""

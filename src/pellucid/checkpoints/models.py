@@ -51,14 +51,16 @@ def load(
     prediction: str | None = None,
     vae: str | Path | None = None,
     text_dtype: torch.dtype | None = None,
+    in_turns: bool = False,
 ) -> Model:
     """The model in the file or folder `path`, on `device`, its weights as `dtype`, in eval mode.
 
     path: None is the model that ships with the package. dtype: None keeps each weight's own type.
     prediction: what the network predicts, one of `diffusion.PREDICTIONS`, if the file does not say
     it; None: as the file says. vae: a file or folder whose autoencoder the model gets, in place of
-    its own or because it has none. text_dtype: that of the text towers; None: `dtype`. Weights that
-    are of `dtype` already stay in the file until they are used, so it must not be overwritten.
+    its own or because it has none. text_dtype: that of the text towers; None: `dtype`. in_turns: where
+    memory is too short for all parts at once, each is read when `Runtime` needs it. Weights that are of
+    `dtype` already stay in the file until they are used, so it must not be overwritten.
 
     Nothing in the file is run. Raises CheckpointError: no such file, truncated, of another kind,
     keys that are missing, unknown or of the wrong shape, no autoencoder, one with other latents;
@@ -68,7 +70,7 @@ def load(
     contents = examine(source, prediction)
     if vae is not None:
         contents = contents.with_vae(existing(vae, "an autoencoder").path)
-    return contents.read(device, dtype, text_dtype)
+    return contents.read(device, dtype, text_dtype, in_turns)
 
 
 def embedded() -> Path:

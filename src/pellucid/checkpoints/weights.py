@@ -134,9 +134,10 @@ def _single(path: Path) -> Weights:
         return _pickled(path)
     header = read_header(path)
     metadata = header.pop("__metadata__", None) or {}
+    mapped = _Mapped(path)
     try:
-        file = safe_open(path, framework="pt", device="cpu")  # checks all offsets
-        names = set(file.keys())
+        with safe_open(path, framework="pt", device="cpu") as file:  # checks all offsets
+            names = set(file.keys())
         with path.open("rb") as raw:
             start = 8 + int.from_bytes(raw.read(8), "little")
     except (SafetensorError, OSError) as error:
@@ -148,26 +149,33 @@ def _single(path: Path) -> Weights:
                 f"{path}: {key} has the type {entry['dtype']}; supported are {', '.join(DTYPES)}"
             )
         shape, kind = tuple(entry["shape"]), DTYPES[entry["dtype"]]
-        get = _reader(path, file, key, shape, kind, start + entry["data_offsets"][0])
+        get = _reader(mapped, key, shape, kind, start + entry["data_offsets"][0])
         stored[key] = Stored(shape, kind, get)
     return Weights(path, stored, {str(k): str(v) for k, v in metadata.items()})
 
 
+class _Mapped:
+    """A safetensors file; it takes address space once a tensor is needed in its own type."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def file(self) -> Any:
+        return safe_open(self.path, framework="pt", device="cpu")
+
+
 def _reader(
-    path: Path,
-    file: Any,
-    key: str,
-    shape: tuple[int, ...],
-    kind: torch.dtype,
-    begin: int,
+    mapped: _Mapped, key: str, shape: tuple[int, ...], kind: torch.dtype, begin: int
 ) -> Callable[[torch.dtype], Tensor]:
     """`Stored.get` of one tensor of a safetensors file, whose bytes start at `begin`."""
+    path = mapped.path
 
     def get(dtype: torch.dtype) -> Tensor:
         try:
             if dtype == kind:
-                mapped: Tensor = file.get_tensor(key)
-                return mapped
+                whole: Tensor = mapped.file.get_tensor(key)
+                return whole
             # Read through the mapping, its pages would stay in memory next to the cast tensor.
             whole = torch.empty(shape, dtype=dtype)
             buffer = bytearray(READ_BYTES)

@@ -107,7 +107,7 @@ def draw_with_diffusion(
     from pellucid.preview import PREVIEWS
 
     choose(settings.preview, PREVIEWS, "preview")
-    model = jobs.files.open(settings.device, settings.dtype, settings.threads)
+    model = jobs.files.open(settings.device, settings.dtype, settings.threads, in_turns=True)
     for job in jobs:
         try:
             yield from draw_job(job, model, settings, recorded, output, made)
@@ -186,7 +186,9 @@ def _open_refiner(path: Path, files: ModelFiles, settings: Settings) -> Model:
     from pellucid.checkpoints import UnknownPrediction
     from pellucid.opening import open_model
 
-    open_it = partial(open_model, path, vae=files.vae, device=settings.device, dtype=settings.dtype)
+    open_it = partial(
+        open_model, path, vae=files.vae, device=settings.device, dtype=settings.dtype, in_turns=True
+    )
     try:
         return open_it()
     except UnknownPrediction:

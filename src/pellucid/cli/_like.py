@@ -47,7 +47,9 @@ class ModelFiles:
     tiny_vae: Path | None = None
     lora_folder: Path | None = None
 
-    def open(self, device: str, dtype: str, threads: int | None = None) -> Model:
+    def open(
+        self, device: str, dtype: str, threads: int | None = None, in_turns: bool = False
+    ) -> Model:
         """The model with its other files; errors as in `open_model`."""
         from pellucid.opening import open_model
 
@@ -59,6 +61,7 @@ class ModelFiles:
             device=device,
             dtype=dtype,
             threads=threads,
+            in_turns=in_turns,
         )
 
     def record(self, request: Request, name: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pellucid.runtime import turns
+
 try:
     import resource
 except ImportError:  # Windows has no such limits
@@ -122,11 +124,12 @@ def bring(
     Call it before each part's turn in a run: the text towers, the network, the decoder. others: the
     model's other parts. work: bytes that the part needs in addition to its weights. A part that has
     to make room goes to the CPU and stays there until it is brought itself, so that no part moves
-    twice in a turn. Returns those that went. Nothing moves if the device is the CPU, or if the free
-    memory is not known. If memory is still short, the part that follows fails or falls back to tiles,
-    which need less.
+    twice in a turn. Returns those that went. Nothing moves if the free memory is not known. If memory
+    is still short, the part that follows fails or falls back to tiles, which need less. On a CPU
+    nothing moves; parts that take turns there are read and let go (`turns`).
     """
     if device.type == "cpu":
+        turns.begin(part)
         return []
     needed = work
     if not is_on(part, device):
@@ -150,8 +153,8 @@ def in_the_way(parts: Sequence[nn.Module], missing: int) -> nn.Module:
 
 
 def device_of(part: nn.Module) -> torch.device:
-    """The device that a part is on; a GPU's has a number."""
-    return next(part.parameters()).device
+    """The device that a part is on, or will be when its turn comes; a GPU's has a number."""
+    return HOME if turns.takes_turns(part) else next(part.parameters()).device
 
 
 def is_on(part: nn.Module, device: torch.device) -> bool:

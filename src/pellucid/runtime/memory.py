@@ -17,20 +17,27 @@ class DoesNotFit(ValueError):
 
 
 def fits_at_once(
-    name: str, parts: Mapping[str, int], dtype: torch.dtype, device: torch.device
+    name: str,
+    parts: Mapping[str, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    work: int | None = None,
 ) -> bool:
     """Whether all parts of a model fit on a device at the same time.
 
     False: only one after the other, as `devices.bring` brings them to a GPU. Where the free memory is
     not known, everything fits. name: the model's. parts: how many bytes each part needs. dtype: the
-    number type of most of them. Raises DoesNotFit: not all of them on a CPU, whose swap space counts
-    too, or not even the largest one on a GPU.
+    number type of most of them. work: if given, the parts may come one after the other on a CPU too,
+    where they do not fit without swap space next to so many bytes to compute with. Raises DoesNotFit:
+    not even the largest one fits, or, on a CPU without `work`, not all of them. Swap space counts.
     """
-    free = free_memory(device, swap=True)
-    if free is None or sum(parts.values()) <= free:
-        return True
-    needed = sum(parts.values()) if device.type == "cpu" else max(parts.values())
-    if needed <= free:
+    free, together = free_memory(device, swap=True), sum(parts.values())
+    if free is None or together <= free:
+        ready = None if work is None else free_memory(device)
+        if work is None or ready is None or together + work <= ready:
+            return True
+    needed = together if device.type == "cpu" and work is None else max(parts.values())
+    if free is None or needed <= free:
         return False
     half_fits = dtype.itemsize == 4 and needed // 2 <= free
     raise DoesNotFit(

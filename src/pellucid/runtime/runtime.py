@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pellucid import cascade, tiling
 from pellucid.clip import TextOutput, TextTower
+from pellucid.diffusion import Conditioning, Network
 from pellucid.model import Model
 from pellucid.progress import each, stage
 from pellucid.runtime import devices
@@ -60,10 +61,15 @@ class Runtime:
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
-    def network(self) -> Float32Fallback:
+    def network(self) -> Network:
         """The backbone on its device; it changes to float32 if half precision is not enough."""
-        self._bring(self.model.backbone)
-        return Float32Fallback(self.model.backbone, "the network", self.warnings)
+        network = Float32Fallback(self.model.backbone, "the network", self.warnings)
+
+        def call(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+            self._bring(self.model.backbone)  # between two steps a preview may have its turn
+            return network(x, t, cond)
+
+        return call
 
     def encode_text(
         self, tower: TextTower, ids: Tensor, layer: int, final_norm: bool

@@ -18,6 +18,7 @@ from pellucid.progress import stage
 from pellucid.runtime.backends import NOT_COMPLETE, Prepared, Rehearse, Unsuitable, eager
 from pellucid.runtime.backends._ranges import Ranges, ranges_of
 from pellucid.runtime.precision import HALVES, dtype_of
+from pellucid.runtime.turns import takes_turns
 
 SIZES = 2
 """Compiled graphs that are kept, each for one size: both passes of a request. Each has a copy of the
@@ -78,6 +79,8 @@ def prepare(model: Model, rehearse: Rehearse, int8: bool) -> Prepared:
 
     Raises Unsuitable.
     """
+    if takes_turns(model.backbone):
+        raise Unsuitable("openvino needs the network in memory twice, and memory is short")
     if int8:  # the model draws a little by itself
         model, _ = eager.prepare(model, rehearse)
     else:  # a weight in channels_last would be copied

@@ -20,6 +20,7 @@ from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.nn import Attention, Embedding
 from pellucid.progress import each
+from pellucid.runtime import turns
 from pellucid.runtime.backends import Prepared, Rehearse, eager
 from pellucid.runtime.precision import native_int8
 from pellucid.runtime.threads import SMALL, step_size
@@ -56,7 +57,8 @@ def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     if step_size(model) <= SMALL:
         return model, ()
     if model.backbone not in _made:
-        _made[model.backbone] = EachPicture(quantized(model.backbone))
+        with turns.reading(model.backbone):
+            _made[model.backbone] = EachPicture(quantized(model.backbone))
     return replace(model, backbone=_made[model.backbone]), ()
 
 
