@@ -20,7 +20,7 @@ from pellucid.model import Model
 from pellucid.pipeline import Progress, generate
 from pellucid.preview import preview
 from pellucid.request import Request
-from pellucid.runtime import backends, memory, turns
+from pellucid.runtime import backends, devices, memory
 from pellucid.runtime.backends import int8, prepared
 from pellucid.runtime.devices import weight_bytes
 from pellucid.runtime.precision import finite
@@ -48,7 +48,7 @@ def short(file: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
 
 def here(model: Model) -> list[str]:
     """The parts that are in memory."""
-    return [name for name, part in parts_of(model).items() if turns.is_read(part)]
+    return [name for name, part in parts_of(model).items() if devices.is_read(part)]
 
 
 def drawn(model: Model, request: Request = REQUEST, adapt: Any = None) -> Progress:
@@ -125,23 +125,23 @@ def test_a_part_that_changed_to_float32_stays_so() -> None:
         part.to_empty(device="cpu")
         nn.init.ones_(part.weight)  # type: ignore[arg-type]
 
-    turns.take_turns(part, read)
-    turns.begin(part)
+    devices.take_turns(part, read)
+    devices.begin_turn(part)
     wide = torch.full((1, 2), 6e4)
     _, warning = finite("it", part, lambda: part(wide.to(next(part.parameters()).dtype)))
     assert warning is not None
-    turns.let_go(part)
-    turns.begin(part)
+    devices.let_go(part)
+    devices.begin_turn(part)
     assert calls == [torch.float16, torch.float32]
 
 
 def test_a_model_that_is_not_used_any_more_goes(file: Path, short: Model) -> None:
-    before = len(turns._reads)
+    before = len(devices._reads)
     another = checkpoints.load(file, in_turns=True)
-    assert len(turns._reads) == before + 3
+    assert len(devices._reads) == before + 3
     del another
     gc.collect()
-    assert len(turns._reads) == before
+    assert len(devices._reads) == before
 
 
 HEAVY = """
@@ -197,9 +197,8 @@ def test_the_command_takes_turns(
     assert call(*words, tmp_path / "all.png")[0] == 0
     monkeypatch.setattr(memory, "free_memory", lambda *_, **__: largest + 2**25)
     begun: list[nn.Module] = []
-    monkeypatch.setattr(
-        turns, "begin", lambda part, begin=turns.begin: (begun.append(part), begin(part))
-    )
+    begin = devices.begin_turn
+    monkeypatch.setattr(devices, "begin_turn", lambda part: (begun.append(part), begin(part)))
     assert call(*words, tmp_path / "turns.png")[0] == 0
     assert (tmp_path / "all.png").read_bytes() == (tmp_path / "turns.png").read_bytes()
-    assert len([part for part in begun if turns.takes_turns(part)]) >= 3
+    assert len([part for part in begun if devices.takes_turns(part)]) >= 3

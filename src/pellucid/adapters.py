@@ -14,7 +14,7 @@ from pellucid.model import Model
 from pellucid.progress import stage
 from pellucid.prompt import take_loras
 from pellucid.request import Request
-from pellucid.runtime import devices, turns
+from pellucid.runtime import devices
 from pellucid.textual_inversion import Embedding, with_words
 
 SHOWN = 3  # keys or words that a warning names
@@ -65,7 +65,7 @@ def adapt(
         model = replace(model, enlarger=enlarger)
     changed = {part for lora, *_ in loras for part in lora.changes}
     changed |= model.towers.keys() if words else set()
-    with turns.reading(*(getattr(model, part) for part in changed)):
+    with devices.reading(*(getattr(model, part) for part in changed)):
         with stage("adding LoRAs to the model"):
             adapted = attach(model, loras, live)
         return with_words(adapted, words), tuple(dict.fromkeys(warnings))

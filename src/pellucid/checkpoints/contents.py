@@ -22,8 +22,7 @@ from pellucid.clip import TextConfig, TextTower
 from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.progress import stage
-from pellucid.runtime import turns
-from pellucid.runtime.devices import HOME
+from pellucid.runtime.devices import HOME, Read, take_turns
 from pellucid.runtime.memory import fits_at_once
 from pellucid.runtime.precision import dtype_of
 from pellucid.schedule import Schedule
@@ -203,7 +202,7 @@ class Contents:
         places = self._places(torch.device(device), types, in_turns)
         for name in self.parts.keys() - places.keys():
             self.parts[name].module.to(types[name])
-            turns.take_turns(self.parts[name].module, self._reader(self.parts[name]))
+            take_turns(self.parts[name].module, self._reader(self.parts[name]))
         now = {name: self.parts[name] for name in places}
         with stage(f"loading {self.path.name}", sum(map(size, now.values()))) as loading:
             for name, part in now.items():
@@ -238,7 +237,7 @@ class Contents:
             return {}
         return {name: device if name == "backbone" else HOME for name in self.parts}
 
-    def _reader(self, part: Part) -> turns.Read:
+    def _reader(self, part: Part) -> Read:
         """What reads a part again, whenever its turn comes."""
         name, weights, locations = self.path.name, part.weights, part.locations
 

@@ -7,6 +7,7 @@ that lists in which of several files each tensor is; and pickles that torch.save
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,23 +135,31 @@ def _single(path: Path) -> Weights:
         return _pickled(path)
     header = read_header(path)
     metadata = header.pop("__metadata__", None) or {}
-    mapped = _Mapped(path)
+    with path.open("rb") as raw:
+        start = 8 + int.from_bytes(raw.read(8), "little")
+    mapped, stored = _Mapped(path), dict[str, Stored]()
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:  # checks all offsets
-            names = set(file.keys())
-        with path.open("rb") as raw:
-            start = 8 + int.from_bytes(raw.read(8), "little")
-    except (SafetensorError, OSError) as error:
+        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        end = 0
+        for key, entry in entries:
+            if entry["dtype"] not in DTYPES:
+                raise CheckpointError(
+                    f"{path}: {key} has the type {entry['dtype']}; supported are {', '.join(DTYPES)}"
+                )
+            shape, kind = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+            begin, size = end, math.prod(shape) * kind.itemsize
+            end += size
+            if [begin, end] != entry["data_offsets"] or min(shape, default=0) < 0:
+                raise ValueError(
+                    f"{key} is not where the tensor before it ends, or of another size"
+                )
+            get = _reader(mapped, key, shape, kind, start + begin)
+            stored[key] = Stored(shape, kind, get)
+    except (ValueError, TypeError, LookupError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-    stored = {}
-    for key, entry in header.items():
-        if entry["dtype"] not in DTYPES or key not in names:
-            raise CheckpointError(
-                f"{path}: {key} has the type {entry['dtype']}; supported are {', '.join(DTYPES)}"
-            )
-        shape, kind = tuple(entry["shape"]), DTYPES[entry["dtype"]]
-        get = _reader(mapped, key, shape, kind, start + entry["data_offsets"][0])
-        stored[key] = Stored(shape, kind, get)
+    stored = {key: stored[key] for key in header}
     return Weights(path, stored, {str(k): str(v) for k, v in metadata.items()})
 
 
@@ -188,7 +197,7 @@ def _reader(
                         raise CheckpointError(f"{path} became shorter while it was read")
                     piece.copy_(read[: len(piece)])
             return whole
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:  # of mapping it, the last
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     return get

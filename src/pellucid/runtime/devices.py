@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
-from collections.abc import Sequence
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch import nn
-
-from pellucid.runtime import turns
 
 try:
     import resource
@@ -126,10 +129,10 @@ def bring(
     to make room goes to the CPU and stays there until it is brought itself, so that no part moves
     twice in a turn. Returns those that went. Nothing moves if the free memory is not known. If memory
     is still short, the part that follows fails or falls back to tiles, which need less. On a CPU
-    nothing moves; parts that take turns there are read and let go (`turns`).
+    nothing moves; parts that take turns there are read and let go (`take_turns`).
     """
     if device.type == "cpu":
-        turns.begin(part)
+        begin_turn(part)
         return []
     needed = work
     if not is_on(part, device):
@@ -154,7 +157,7 @@ def in_the_way(parts: Sequence[nn.Module], missing: int) -> nn.Module:
 
 def device_of(part: nn.Module) -> torch.device:
     """The device that a part is on, or will be when its turn comes; a GPU's has a number."""
-    return HOME if turns.takes_turns(part) else next(part.parameters()).device
+    return HOME if takes_turns(part) else next(part.parameters()).device
 
 
 def is_on(part: nn.Module, device: torch.device) -> bool:
@@ -170,3 +173,64 @@ def empty_cache(device: torch.device) -> None:
             torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def give_back_memory() -> None:
+    """Return memory that is no longer used to the system."""
+    gc.collect()
+    empty_cache(choose_device("auto"))
+    if sys.platform == "linux":  # glibc keeps freed memory for later
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+# ---------------------------------------------------------------- turns on a CPU
+
+Read = Callable[[nn.Module], None]
+"""Gives a part its numbers, in the number type that it has."""
+_reads: weakref.WeakKeyDictionary[nn.Module, Read] = weakref.WeakKeyDictionary()
+"""The parts that take turns. A `Read` must not refer to its part, which would then stay forever."""
+
+
+def take_turns(part: nn.Module, read: Read) -> None:
+    """From now on a part is there in its turn only."""
+    part.to("meta")
+    _reads[part] = read
+
+
+def takes_turns(part: nn.Module) -> bool:
+    """Whether a part may be missing while others are in memory."""
+    return part in _reads
+
+
+def is_read(part: nn.Module) -> bool:
+    """Whether a part has its numbers."""
+    return next(part.parameters()).device.type != "meta"
+
+
+def begin_turn(part: nn.Module) -> None:
+    """The turn of a part begins: it is read, and those that are there in turn are let go before."""
+    if part in _reads and is_read(part):
+        return
+    let_go(*(other for other in _reads if other is not part))
+    if part in _reads:
+        _reads[part](part)
+
+
+@contextmanager
+def reading(*parts: nn.Module) -> Iterator[None]:
+    """All of these parts are there inside, for what copies them; they are let go afterwards."""
+    missing = [part for part in parts if takes_turns(part) and not is_read(part)]
+    for part in missing:
+        _reads[part](part)
+    yield
+    let_go(*missing)
+
+
+def let_go(*parts: nn.Module) -> None:
+    """Give back the memory of parts that take turns."""
+    going = [part for part in parts if is_read(part)]
+    for part in going:
+        part.to("meta")
+    if going:
+        give_back_memory()

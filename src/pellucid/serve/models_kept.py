@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from dataclasses import fields
 
 from torch import Tensor, nn
 
 from pellucid.model import Model
-from pellucid.runtime.devices import choose_device, empty_cache
+from pellucid.runtime.devices import give_back_memory
 from pellucid.runtime.memory import DoesNotFit
 
 
@@ -68,12 +64,3 @@ class Kept:
 
     def __len__(self) -> int:
         return len(self._models)
-
-
-def give_back_memory() -> None:
-    """Return memory that is no longer used to the system."""
-    gc.collect()
-    empty_cache(choose_device("auto"))
-    if sys.platform == "linux":  # glibc keeps freed memory for later
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)

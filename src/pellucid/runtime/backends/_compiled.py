@@ -17,8 +17,8 @@ from pellucid.nn import has_amx
 from pellucid.progress import stage
 from pellucid.runtime.backends import NOT_COMPLETE, Prepared, Rehearse, Unsuitable, eager
 from pellucid.runtime.backends._ranges import Ranges, ranges_of
+from pellucid.runtime.devices import takes_turns
 from pellucid.runtime.precision import HALVES, dtype_of
-from pellucid.runtime.turns import takes_turns
 
 SIZES = 2
 """Compiled graphs that are kept, each for one size: both passes of a request. Each has a copy of the

@@ -20,8 +20,8 @@ from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.nn import Attention, Embedding
 from pellucid.progress import each
-from pellucid.runtime import turns
 from pellucid.runtime.backends import Prepared, Rehearse, eager
+from pellucid.runtime.devices import reading
 from pellucid.runtime.precision import native_int8
 from pellucid.runtime.threads import SMALL, step_size
 
@@ -57,7 +57,7 @@ def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     if step_size(model) <= SMALL:
         return model, ()
     if model.backbone not in _made:
-        with turns.reading(model.backbone):
+        with reading(model.backbone):
             _made[model.backbone] = EachPicture(quantized(model.backbone))
     return replace(model, backbone=_made[model.backbone]), ()
 
