@@ -127,7 +127,7 @@ def test_regions_keep_to_the_middle_of_a_wide_canvas() -> None:
     assert box(second, 16, 32) == (slice(8, 16), slice(12, 20))
 
 
-def test_each_region_has_its_own_estimate_and_the_rest_their_edges() -> None:
+def test_each_region_has_its_own_estimate_and_the_rest_their_corners() -> None:
     regions = (Region("a", 0.0, 0.0, 0.5, 0.5), Region("b", 0.5, 0.5, 0.5, 0.5))
     seen: list[torch.Tensor] = []
 
@@ -135,11 +135,13 @@ def test_each_region_has_its_own_estimate_and_the_rest_their_edges() -> None:
         seen.append(x)
         values = torch.tensor([1.0, 2.0, 1.0, 1.0]).view(4, 1, 1, 1).expand_as(x).clone()
         values[..., 1:-1, 1:-1] = 5  # the middle is not the ground
+        values[0, :, 0, 0] = 9  # nor is a corner unlike the others
         return Parts(values, 2 * values, 3 * values)
 
     x = torch.randn(2, 3, 8, 8)
     parts = Regional(guide, regions)(x, Level(1.0, 1.0, 500.0))
     assert torch.equal(seen[0], torch.cat([x[..., :4, :4], x[..., 4:, 4:]]))
+    assert torch.equal(parts.guided[0, :, 0, 0], torch.full((3,), 9.0))
     assert torch.equal(parts.guided[0, :, 1, 1], torch.full((3,), 5.0))
     assert torch.equal(parts.guided[1, :, 4, 4], torch.full((3,), 1.0))
     assert torch.equal(parts.guided[0, :, 0, 7], torch.full((3,), 1.0))

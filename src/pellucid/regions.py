@@ -1,10 +1,9 @@
 """Prompts for parts of a picture, each drawn by itself on one canvas.
 
 Every step cuts the regions out of x, lets the network estimate each with its own prompt, and puts
-the estimates back where they came from. Between the regions the picture is plain, like most of what
-is at their edges. This is MultiDiffusion (Bar-Tal et al. 2023, arXiv:2302.08113, section 4.2) for
-regions that do not overlap, where its least-squares solution (equation 5) is each region's own
-estimate.
+the estimates back where they came from. Between the regions the picture is plain, like their
+corners. This is MultiDiffusion (Bar-Tal et al. 2023, arXiv:2302.08113, section 4.2) for regions that
+do not overlap, where its least-squares solution (equation 5) is each region's own estimate.
 """
 
 from __future__ import annotations
@@ -47,14 +46,16 @@ class Regional:
 
 
 def ground(regions: Sequence[Tensor]) -> Tensor:
-    """What lies between regions, each (B, C, h, w): the median of their edges, (B, C, 1, 1)."""
-    edges = [
-        torch.cat(
-            [each[..., 0, :], each[..., -1, :], each[..., 1:-1, 0], each[..., 1:-1, -1]], dim=-1
-        )
-        for each in regions
-    ]
-    return torch.cat(edges, dim=-1).median(dim=-1).values[..., None, None]
+    """What lies between regions, each (B, C, h, w): the most typical of their corners, (B, C, 1, 1).
+
+    It is one of the corners, the nearest to the median of all. The median itself takes each channel
+    from another corner, and may decode to a colour that none of them has.
+    """
+    corners = torch.cat([each[..., [0, 0, -1, -1], [0, -1, 0, -1]] for each in regions], dim=-1)
+    median = corners.median(dim=-1, keepdim=True).values
+    nearest = (corners - median).square().sum(dim=1).argmin(dim=-1)
+    chosen = [own[:, i] for own, i in zip(corners, nearest.tolist(), strict=True)]
+    return torch.stack(chosen)[..., None, None]
 
 
 def box(region: Region, height: int, width: int) -> tuple[slice, slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,9 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for results.json and sheet.png.")] = Path(
         OUTPUTS, "evaluation"
     ),
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps of every picture.", min=1, max=1000)
+    ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,5 +43,7 @@ def evaluate(
     from pellucid.evaluate.report import report
 
     loaded = checkpoints.load(model, prediction=prediction, vae=vae)
+    if steps is not None:
+        loaded = replace(loaded, defaults=replace(loaded.defaults, steps=steps))
     report(loaded, art, classifier, out, metric or (), show_progress)
     show_path(out / "results.json")
