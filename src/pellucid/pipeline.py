@@ -31,20 +31,11 @@ from pellucid.inpaint import Canvas
 from pellucid.latents import Begin
 from pellucid.model import Model
 from pellucid.noise import draw, source
-from pellucid.plan import (
-    batch_key,
-    check_clip_guidance,
-    check_refiner,
-    levels_of,
-    no_forecast,
-    sampler_options,
-    split_at_refiner,
-    warnings_of,
-)
+from pellucid.plan import Plan, no_forecast, planned
 from pellucid.preview import decoder_of
 from pellucid.progress import stage
 from pellucid.regions import Regional
-from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve, unit_of
+from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve
 from pellucid.runtime import Runtime
 from pellucid.runtime.devices import free_memory
 from pellucid.samplers import Step
@@ -121,26 +112,15 @@ def generate(
     Raises ValueError: a size or a setting that this model cannot do, a picture that cannot be read,
     a refiner that cannot continue with this model's latents.
     """
-    check_refiner(model, request, refiner)
     model, unmatched = plain(model, request) if adapt is None else adapt(model, request)
     asked, request = request, resolve(model, request)
     if others:
         request = request.model_copy(update={"others": tuple(resolve(model, o) for o in others)})
-        keys = {batch_key(model, each) for each in request.members}
-        if len(keys) > 1 or None in keys:
-            raise ValueError("the requests cannot share a batch: they differ in more than prompts")
-    check_clip_guidance(model, request)
-    decoder_of(model, request.decoder)  # an error comes now, not after the work is done
-    canvas = None if request.start is None else inpaint.prepare(request, unit_of(model))
-    passes = levels_of(model, request)
-    warnings = list(unmatched)
-    if not others:
-        warnings += warnings_of(model, asked, request, refiner, passes)
-    warnings += () if canvas is None else canvas.warnings
-    runtime = Runtime(model, warnings)
-    total = sum(len(levels) - 1 for levels in passes)
+    plan = planned(model, asked, request, refiner)
+    runtime = Runtime(model, [*unmatched, *plan.warnings])
+    total = plan.steps
     with stage("step", total) as now:
-        for number, (step, parts) in enumerate(steps_of(runtime, refiner, request, canvas, passes)):
+        for number, (step, parts) in enumerate(steps_of(runtime, refiner, plan)):
             now.done = min(number, total - 1)  # what follows the last step belongs to it
             if not torch.isfinite(step.x).all():
                 raise ValueError(
@@ -160,7 +140,7 @@ def generate(
                 parts=parts,
                 request=request,
                 seeds=tuple(request.seeds),
-                images=finished(runtime, request, canvas, step.x, total > 0) if last else None,
+                images=finished(runtime, plan, step.x) if last else None,
                 warnings=tuple(runtime.warnings),
             )
 
@@ -173,7 +153,6 @@ def generate_in_batches(
     Every picture is as in one batch, and memory does not grow with their number. LoRAs and
     embeddings are opened once.
     """
-    check_refiner(model, request, refiner)
     request = request.model_copy(update={"seed": chosen_seed(request)})  # one for all batches
     model, unmatched = plain(model, request) if adapt is None else adapt(model, request)
     size = batch_size(Runtime(model), resolve(model, request))
@@ -220,42 +199,38 @@ def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
 
 
 def steps_of(
-    runtime: Runtime,
-    refiner: Model | None,
-    request: ResolvedRequest,
-    canvas: Canvas | None,
-    passes: Sequence[Sequence[Level]],
+    runtime: Runtime, refiner: Model | None, plan: Plan
 ) -> Iterator[tuple[Step, Parts | None]]:
     """The start, then every step of every pass, each with the parts of its last estimate."""
+    request, passes = plan.request, plan.passes
     counts = [len(levels) - 1 for levels in passes]
     runtimes = [runtime] if refiner is None else [runtime, Runtime(refiner, runtime.warnings)]
     prompts = [conditioning_schedule(each, request, *counts) for each in runtimes]
-    begin = latents.first_pass(runtime, request, canvas, passes[0][0])
+    begin = latents.first_pass(runtime, request, plan.canvas, passes[0][0])
     step = Step(begin.x, begin.x0, passes[0][0])
     yield step, None
-    for step, parts in steps_of_pass(runtimes, request, begin, passes[0], prompts):
+    for step, parts in steps_of_pass(runtimes, plan, 0, begin, prompts):
         yield step, parts
     if request.second_pass is not None:
         begin = latents.second_pass(runtime, request, request.second_pass, step.x, passes[1][0])
         rest = [each[counts[0] :] for each in prompts]
-        yield from steps_of_pass(runtimes, request, begin, passes[1], rest)
+        yield from steps_of_pass(runtimes, plan, 1, begin, rest)
 
 
 def steps_of_pass(
     runtimes: Sequence[Runtime],
-    request: ResolvedRequest,
+    plan: Plan,
+    number: int,
     begin: Begin,
-    levels: Sequence[Level],
     prompts: Sequence[Sequence[StepConditioning]],
 ) -> Iterator[tuple[Step, Parts | None]]:
-    """The model's steps of a pass, then the refiner's. prompts: the conditioning of each, by step."""
-    sampler, options = samplers.get(request.sampler), sampler_options(request)
+    """The model's steps of a pass, then the refiner's. number: of the pass, from 0. prompts: the
+    conditioning of each model, by step."""
+    request, levels = plan.request, plan.passes[number]
+    sampler = samplers.get(request.sampler)
     noise = source(begin.streams, request.noise)
-    refiner = runtimes[1].model if len(runtimes) > 1 else None
     x = begin.x
-    for runtime, texts, (first, end) in zip(
-        runtimes, prompts, split_at_refiner(refiner, request, levels), strict=True
-    ):
+    for runtime, texts, (first, end) in zip(runtimes, prompts, plan.splits[number], strict=True):
         if first == end:
             continue
         guides = guides_of(runtime, request, texts[first:end], begin.size, begin.canvas)
@@ -271,7 +246,7 @@ def steps_of_pass(
         keep = inpaint.keep_of(runtime.model, begin.canvas, begin.x0)
         if keep is not None:
             guided = keep.around(guided)
-        for step in sampler.steps(guided, x, levels[first : end + 1], noise, **options):
+        for step in sampler.steps(guided, x, levels[first : end + 1], noise, **plan.options):
             if keep is not None and step.level is levels[-1]:  # a little noise may be left
                 step = step._replace(x=keep(step.x))
             x = step.x
@@ -342,11 +317,10 @@ def with_clip(
 # ---------------------------------------------------------------- pixels
 
 
-def finished(
-    runtime: Runtime, request: ResolvedRequest, canvas: Canvas | None, x: Tensor, drawn: bool
-) -> list[Image.Image]:
+def finished(runtime: Runtime, plan: Plan, x: Tensor) -> list[Image.Image]:
     """The pictures of the last step; where no step was drawn, the one to start from."""
-    if canvas is not None and not drawn:
+    request, canvas = plan.request, plan.canvas
+    if canvas is not None and plan.steps == 0:
         return [canvas.picture] * len(x)
     pixels = runtime.decode(decoder_of(runtime.model, request.decoder), x).float()
     scale = 1 if request.second_pass is None else request.second_pass.scale

@@ -1,7 +1,8 @@
-"""What a run will do, decided before it begins: pure functions of the model and the request.
+"""What a run will do, decided before it begins, by functions of the model and the request.
 
-The levels of each pass, which steps are the refiner's, the sampler's options, and what the user
-should be warned of.
+`planned` gives all of it: the levels of each pass, which steps are the refiner's, the sampler's options,
+the picture to start from, and what the user should be warned of. All that cannot be done is refused
+there.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import inspect
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pellucid import forecast, hires, inpaint, samplers
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import signal_share
+from pellucid.inpaint import Canvas
 from pellucid.lexicon import describe, unknown_words
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
@@ -32,6 +35,58 @@ from pellucid.schedule import MAX_STEPS, Level
 
 SHOWN = 3  # texts of a prompt that the warnings name
 SYNTAX = re.compile(r"\b(?:AND|BREAK)\b")  # words of a prompt that are no text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does."""
+
+    request: ResolvedRequest
+    passes: list[list[Level]]
+    """The levels of each pass."""
+    splits: list[list[tuple[int, int]]]
+    """Which steps of each pass are the model's and which the refiner's, as `split_at_refiner`."""
+    options: dict[str, float]
+    """The sampler's own."""
+    canvas: Canvas | None
+    """The picture to start from, and what is drawn of it; None: noise."""
+    warnings: list[str]
+    """What is done differently from what was asked. Of a batch of several requests, only those about all
+    of them."""
+
+    @property
+    def steps(self) -> int:
+        """Of all passes."""
+        return sum(len(levels) - 1 for levels in self.passes)
+
+
+def planned(
+    model: Model, asked: Request, request: ResolvedRequest, refiner: Model | None = None
+) -> Plan:
+    """The plan of a run; `request` is `asked`, resolved, perhaps with `others`. No weights are needed.
+
+    Raises ValueError: a setting that the model, the sampler or the refiner cannot do, requests that
+    cannot share a batch, a mask that does not fit.
+    """
+    check_refiner(model, request, refiner)
+    if request.others:
+        keys = {batch_key(model, each) for each in request.members}
+        if len(keys) > 1 or None in keys:
+            raise ValueError("the requests cannot share a batch: they differ in more than prompts")
+    check_clip_guidance(model, request)
+    decoder_of(model, request.decoder)
+    options = sampler_options(request)
+    passes = levels_of(model, request)
+    canvas = None if request.start is None else inpaint.prepare(request, unit_of(model))
+    warnings = [] if request.others else warnings_of(model, asked, request, refiner, passes)
+    return Plan(
+        request=request,
+        passes=passes,
+        splits=[split_at_refiner(refiner, request, levels) for levels in passes],
+        options=options,
+        canvas=canvas,
+        warnings=warnings + ([] if canvas is None else list(canvas.warnings)),
+    )
 
 
 def levels_of(model: Model, request: ResolvedRequest) -> list[list[Level]]:

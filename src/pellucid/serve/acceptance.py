@@ -6,23 +6,13 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pellucid import checkpoints, hires
 from pellucid.adapters import embeddings_named
-from pellucid.inpaint import prepare
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
-from pellucid.plan import (
-    batch_key,
-    check_clip_guidance,
-    check_refiner,
-    levels_of,
-    sampler_options,
-    warnings_of,
-)
-from pellucid.preview import is_quick
+from pellucid.plan import batch_key, planned
 from pellucid.request import (
     PICTURES,
     Request,
@@ -30,14 +20,13 @@ from pellucid.request import (
     chosen_seed,
     file_fields,
     resolve,
-    unit_of,
     with_files,
 )
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.library import Library, ModelFile, UnknownName
 from pellucid.serve.pictures import Pictures
 from pellucid.serve.queue import Job, Kind
-from pellucid.serve.worker import ModelSpec, Task
+from pellucid.serve.worker import ModelSpec, Task, without_paths
 from pellucid.textual_inversion import reads_words
 
 
@@ -124,52 +113,38 @@ class Acceptance:
 
     def checked(self, file: ModelFile, request: Request) -> tuple[ResolvedRequest, list[str]]:
         """The request with the model's defaults, and warnings. ValueError, as in `job`."""
-        outline, refiner = file.outline, None
-        if request.refiner is not None:
-            refiner = self.library.model(request.refiner).outline
-        check_refiner(outline, request, refiner)
-        located = self.located(request)
-        with _without_paths(located):
-            outline, skipped = knows_words(outline, located)
-            resolved = resolve(outline, located)
-        limits = self.limits
-        _at_most("count", resolved.count, limits.count_limit)
-        _at_most("steps", resolved.steps, limits.step_limit)
-        if resolved.second_pass is not None:
-            _at_most("hires_steps", resolved.second_pass.steps, limits.step_limit)
-        if pixels(resolved) > limits.pixel_limit:
-            raise ValueError(
-                f"a picture must have at most {limits.pixel_limit:,} pixels on this server, got "
-                f"{pixels(resolved):,}"
-            )
-        said = skipped + self.checked_mask(outline, resolved)
-        check_clip_guidance(outline, resolved)
-        sampler_options(resolved)
-        passes = levels_of(outline, resolved)
+        refiner = None if request.refiner is None else self.library.model(request.refiner).outline
         for tag in request.lora_tags:
             self.library.lora(tag.name)
-        if resolved.decoder == "tiny" and outline.tiny_vae is None and is_quick(outline.vae):
-            resolved = resolved.model_copy(update={"decoder": "vae"})  # it has the same effect
-        named = resolved.model_copy(update=_names(request))
-        said += warnings_of(outline, request, named, refiner, passes)
-        return resolved, [str(each) for each in said]
+        located = self.located(request)
+        with _without_paths(located):
+            model, skipped = knows_words(file.outline, located)
+            resolved = resolve(model, located)
+            self.check_limits(resolved)
+            plan = planned(model, located, resolved, refiner)
+        return resolved, [without_paths(text, located) for text in (*skipped, *plan.warnings)]
 
-    def checked_mask(self, model: Model, request: ResolvedRequest) -> list[str]:
-        """How the mask is read, if there is one that says so. ValueError: it does not fit the picture,
-        it is empty, or the picture with its extension is too large."""
-        if request.picture is None or not request.masked:
-            return []
-        left, top, right, bottom = request.extend
-        width, height = request.picture.size
-        extended = (width + left + right) * (height + top + bottom)
-        if extended > self.limits.upload_pixels:
+    def check_limits(self, request: ResolvedRequest) -> None:
+        """ValueError: a request is beyond a limit of this server."""
+        limits = self.limits
+        _at_most("count", request.count, limits.count_limit)
+        _at_most("steps", request.steps, limits.step_limit)
+        if request.second_pass is not None:
+            _at_most("hires_steps", request.second_pass.steps, limits.step_limit)
+        if pixels(request) > limits.pixel_limit:
             raise ValueError(
-                f"a picture with its extension must have at most {self.limits.upload_pixels:,} pixels "
-                f"on this server, got {extended:,}"
+                f"a picture must have at most {limits.pixel_limit:,} pixels on this server, got "
+                f"{pixels(request):,}"
             )
-        with _without_paths(request):
-            warnings = prepare(request, unit_of(model)).warnings
-        return [_clean(text, request) for text in warnings]
+        if request.picture is not None:
+            left, top, right, bottom = request.extend
+            width, height = request.picture.size
+            extended = (width + left + right) * (height + top + bottom)
+            if extended > limits.upload_pixels:
+                raise ValueError(
+                    f"a picture with its extension must have at most {limits.upload_pixels:,} pixels "
+                    f"on this server, got {extended:,}"
+                )
 
     def with_embeddings(self, request: Request) -> Request:
         """The request with the embeddings of the library that its prompts have as a word."""
@@ -244,7 +219,7 @@ def knows_words(model: Model, request: Request) -> tuple[Model, list[str]]:
     of another family. ValueError: a file is no embedding, or does not fit the model."""
     skipped: list[str] = []
     words = checkpoints.load_embeddings(request.embeddings, model, skipped)
-    return reads_words(model, words), [_clean(text, request) for text in skipped]
+    return reads_words(model, words), skipped
 
 
 def upscaler_names(library: Library) -> list[str]:
@@ -268,18 +243,9 @@ def _without_paths(request: Request) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if (text := _clean(str(error), request)) == str(error):
+        if (text := without_paths(str(error), request)) == str(error):
             raise
         raise ValueError(text) from None
-
-
-def _clean(text: str, request: Request) -> str:
-    for name, word in (("image", "picture"), ("mask", "mask")):
-        place = str(getattr(request, name))
-        text = text.replace(f"the {word} {place}", f"the {word}").replace(place, name)
-    for path in request.embeddings:
-        text = text.replace(path, Path(path).stem)
-    return text
 
 
 def _given(request: Request) -> dict[str, Any]:

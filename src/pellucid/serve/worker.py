@@ -219,9 +219,8 @@ class Worker:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
         except ValueError as error:
-            reason = without_paths(text_of(error), task, self.settings)
             whose: Fault = "server" if isinstance(error, DoesNotFit) else "request"
-            return Ended(task.id, "failed", reason, fault=whose)
+            return Ended(task.id, "failed", self.said(text_of(error), task), fault=whose)
         except Exception as error:
             # Torch raises a RuntimeError on the CPU and a subclass on a GPU.
             if (
@@ -229,7 +228,7 @@ class Worker:
                 or "memory" not in repr(error).lower()
             ):
                 log.exception("job %s failed", task.id)
-                reason = without_paths(f"{type(error).__name__}: {error}", task, self.settings)
+                reason = self.said(f"{type(error).__name__}: {error}", task)
                 return Ended(task.id, "failed", f"internal error: {reason}", fault="server")
         self.kept.free()  # only now: the error held the tensors of the run
         reason = "not enough memory; use a smaller size or count"
@@ -263,7 +262,7 @@ class Worker:
         made += self.store(task, progress)
         if len(made) < task.request.count:
             return None
-        said = [without_paths(warning, task, self.settings) for warning in progress.warnings]
+        said = [self.said(warning, task) for warning in progress.warnings]
         return Ended(task.id, "done", None, made, said)
 
     def store(self, task: Task, progress: Progress) -> list[Picture]:
@@ -327,7 +326,7 @@ class Worker:
         warnings = [text for run in runs for text in run.warnings] + (
             [left_out] if left_out else []
         )
-        said = [without_paths(warning, task, self.settings) for warning in dict.fromkeys(warnings)]
+        said = [self.said(warning, task) for warning in dict.fromkeys(warnings)]
         return Ended(task.id, "done", None, made, said)
 
     def examine(self, task: Task) -> Ended:
@@ -337,6 +336,14 @@ class Worker:
         self.store_page(task, PAGES[task.kind](model, image, task.request))
         return Ended(task.id, "done")
 
+    def said(self, text: str, task: Task) -> str:
+        """A message for the client of a job."""
+        specs = [task.model] + ([] if task.refiner is None else [task.refiner])
+        names = {str(spec.path): spec.name for spec in specs}
+        if self.settings.lora_folder is not None:
+            names[str(self.settings.lora_folder)] = "the LoRA folder"
+        return without_paths(text, task.request, names)
+
     def store_page(self, task: Task, text: str) -> None:
         """Write the page of a job, whole or not at all."""
         folder = self.settings.folder / "explanations"
@@ -344,15 +351,15 @@ class Worker:
         write_text(folder / f"{task.id}.html", text)
 
 
-def without_paths(text: str, task: Task, settings: Settings) -> str:
-    """A message for a client: with names in place of the server's paths."""
-    specs = [task.model] + ([] if task.refiner is None else [task.refiner])
-    places = {str(spec.path): spec.name for spec in specs}
-    for name, kind in file_fields(Request).items():
-        for path in files_in(getattr(task.request, name)):
-            places.setdefault(path, f"the {name}" if kind == PICTURES else Path(path).stem)
-    if settings.lora_folder is not None:
-        places[str(settings.lora_folder)] = "the LoRA folder"
+def without_paths(text: str, request: Request, names: Mapping[str, str] | None = None) -> str:
+    """A message for a client: with names in place of the server's paths, which are those of the request
+    and those in `names`."""
+    places = dict(names or {})
+    for name, kind in file_fields(type(request)).items():
+        for path in files_in(getattr(request, name)):
+            places.setdefault(path, name if kind == PICTURES else Path(path).stem)
+            if kind == PICTURES:
+                places |= {f"the {word} {path}": f"the {word}" for word in ("picture", "mask")}
     for place in sorted(places, key=len, reverse=True):
         text = text.replace(place, places[place])
     return text

@@ -26,7 +26,7 @@ from pellucid.images.load import open_image
 from pellucid.images.metadata import read_metadata
 from pellucid.plan import prompt_warnings
 from pellucid.plugins import nearest
-from pellucid.request import MAX_PROMPT, MAX_SEED, Request, chosen_seed, resolve
+from pellucid.request import MAX_PROMPT, MAX_SEED, Request, chosen_seed
 from pellucid.schedule import Schedule
 from pellucid.serve import events
 from pellucid.serve.acceptance import Asked, upscaler_names
@@ -393,9 +393,8 @@ def embeddings(engine: Server) -> dict[str, list[str]]:
 def tokens(engine: Server, text: PromptText) -> dict[str, Any]:
     """How a model reads a prompt: its tokens, weights, chunks, and the steps that use them."""
     file = engine.library.model(text.model or engine.acceptance.default_model)
-    model = file.outline
     request = Request(prompt=text.prompt, steps=text.steps, seed=0)
-    resolved = resolve(model, request)
+    model, resolved = engine.acceptance.read(file, request)
     read = reading(model.tokenizer, resolved)
     chunks = [r["chunks"] for prompt in read["prompts"] for r in prompt["readings"]]
     warnings = [str(each) for each in prompt_warnings(model, resolved, [resolved.steps])]
