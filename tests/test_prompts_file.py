@@ -72,6 +72,16 @@ def test_each_line_and_resuming(here: Path, call: Any, monkeypatch: pytest.Monke
     assert len(out.split()) == 2  # each picture counts once
 
 
+def test_resuming_where_only_some_lines_have_a_seed(here: Path, call: Any) -> None:
+    """A line without a seed does not take the picture of one that names its seed."""
+    Path("p.txt").write_text('a cat\n{"prompt": "a cat", "seed": 3}\n')
+    words = ("generate", "--prompts", "p.txt", "--steps", 1)
+    assert call(*words)[0] == 0
+    assert call(*words, "--resume")[:2] == (0, "")
+    Path("outputs/a-cat-3.png").unlink()
+    assert call(*words, "--resume")[:2] == (0, "outputs/a-cat-3.png\n")
+
+
 def test_lines_end_as_in_text_files(here: Path, call: Any) -> None:
     """Those of Windows and old Macs; what only Unicode calls a line separator ends none."""
     text = '{ "prompt": "a\u2028b" }\r\na\u0085c\rd\n'

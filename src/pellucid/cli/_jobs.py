@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,17 +171,23 @@ class Made:
     """
 
     folder: Path
-    found: dict[str, list[Path]] = field(default_factory=dict)
+    found: dict[str, list[tuple[Path, int]]] = field(default_factory=dict)
+    """The pictures of each record, with their seeds."""
+    seeds: set[int] = field(default_factory=set)
+    """Seeds that jobs ask for, whose pictures are not those of jobs without a seed."""
     taken: set[Path] = field(default_factory=set)
     last: Path | None = None
     """The picture that was taken last."""
 
     @classmethod
-    def of(cls, folder: Path) -> Made:
-        """Reads what the pictures in a folder, and below it, record."""
+    def of(cls, folder: Path, jobs: Iterable[Job] = ()) -> Made:
+        """Reads what the pictures in a folder, and below it, record. jobs: those to come."""
         from pellucid.images.metadata import FORMATS, read_metadata
 
         made = cls(folder)
+        for request in (job.request for job in jobs):
+            if request.seed not in (None, -1):
+                made.seeds.update(range(request.seed, request.seed + request.count))
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in FORMATS and path.is_file():
                 try:
@@ -189,16 +195,16 @@ class Made:
                 except ValueError:
                     continue
                 if record is not None:
-                    made.found.setdefault(_key(record), []).append(path)
-                    made.found.setdefault(_key(record, seed=False), []).append(path)
+                    for key in (_key(record), _key(record, seed=False)):
+                        made.found.setdefault(key, []).append((path, record.get("seed", -1)))
         return made
 
     def take(self, record: Mapping[str, Any], seed: bool) -> Path | None:
         """A picture with this record that was not taken yet. seed: whether it counts."""
         paths = self.found.get(_key(record, seed), [])
         while paths:
-            path = paths.pop()
-            if path not in self.taken:
+            path, number = paths.pop()
+            if path not in self.taken and (seed or number not in self.seeds):
                 self.taken.add(path)
                 self.last = path
                 return path

@@ -161,7 +161,7 @@ def generate(
     lines = () if prompts is None else read_prompts(prompts)
     jobs = Jobs(files, asked, prompts, lines, dynamic)
     output = Output.of(out, jobs.count(), overwrite, film, name)
-    made = Made.of(output.folder) if resume else None
+    made = Made.of(output.folder, jobs) if resume else None
     drawn: Generator[Drawn]
     if is_gan:
         drawn = draw_with_gan(files, Request.model_validate(asked), settings)
