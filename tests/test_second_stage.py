@@ -15,6 +15,7 @@ from pellucid.cascade import Upscaler, UpscalerConfig
 from pellucid.lexicon import Entry, Lexicon
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, enlarged, generate, resolve
+from pellucid.plan import prompt_warnings
 from pellucid.runtime import Runtime
 
 FACTOR = 4
@@ -173,3 +174,6 @@ def test_unknown_words_are_named(cascade: Model) -> None:
     assert named(cascade, prompt="two cute rabbits") == []
     assert named(replace(cascade, lexicon=None), prompt="a zebra") == []
     assert "'zebra'" in named(cascade, prompt="a rabbit", walk="a zebra", count=2)[0]
+    taught = Request(prompt="a zebra, ink style", loras=(("ink.safetensors", 1, 1),))
+    said = prompt_warnings(cascade, taught, (2,))
+    assert not any("learned" in warning for warning in said)  # a LoRA brings words of its own

@@ -295,7 +295,7 @@ def prompt_warnings(model: Model, request: Request, counts: Sequence[int]) -> li
         for text in unread(part, *counts)[:SHOWN]
     ]
     warnings += [long_prompt_warning(model.tokenizer, prompt, *counts) for prompt in prompts]
-    if model.lexicon is not None:
+    if model.lexicon is not None and not (request.loras or request.lora_tags):  # they add words
         words = [word.lower() for word in model.tokenizer.words]
         texts = (SYNTAX.sub(" ", take_loras(prompt)[0]) for prompt in request.prompts)
         warnings.append(
