@@ -69,9 +69,14 @@ def sections() -> Iterator[Section]:
         for part in re.split(r"^## ", page.read_text("utf-8"), flags=re.M)[1:]:
             lines = "".join(BLOCK.findall(part)).replace("\\\n", " ").splitlines()
             commands = [tuple(shlex.split(line, comments=True)) for line in lines]
-            ours = tuple(words for words in commands if words and words[0] == "pellucid")
+            ours = tuple(words for words in commands if "pellucid" in words[: 1 + variables(words)])
             if ours:
                 yield Section(page.stem, part.partition("\n")[0], ours)
+
+
+def variables(words: Sequence[str]) -> int:
+    """How many environment variables a command line sets first."""
+    return sum(1 for _ in itertools.takewhile(re.compile(r"[A-Z_]+=").match, words))
 
 
 def quick(words: tuple[str, ...]) -> list[str]:
@@ -108,9 +113,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(tiny.state_dict(), shelf / "taesd_decoder.safetensors")
     upscaler = RRDBNet(RRDBConfig(width=4, blocks=1, growth=2))
     torch.save(upscaler.state_dict(), shelf / "4x-UltraSharp.pth")
-    (shelf / "prompts.txt").write_text("a frog\nan owl\n")
-    (shelf / "words").mkdir()
-    (shelf / "words" / "animal.txt").write_text("rabbit\nfrog\n")
     rng = np.random.default_rng(0)
     concepts = [Concept("", (name,)) for name in ("frog", "owl", "star", "cactus")]
     (shelf / "runs").mkdir()
@@ -123,7 +125,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def working_folder(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The repository as a newcomer has it, and the files of a user."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PELLUCID_WILDCARDS", str(shelf / "words"))
     monkeypatch.setenv("PELLUCID_UPSCALERS", str(shelf))
     for path in shelf.iterdir():
         if path.name != "runs":
@@ -160,7 +161,10 @@ def test_the_commands_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown: list[tuple[Path, str]] = []
-    for words in section.commands:
+    for line in section.commands:
+        words = line[variables(line) :]
+        for name, _, value in (word.partition("=") for word in line[: variables(line)]):
+            monkeypatch.setenv(name, value)
         if words[1] == "serve" or "--ray" in words:  # a server or a cluster: in tests/serve
             assert flags_of(words) <= known_flags(words[1]), shlex.join(words)
             continue
@@ -168,11 +172,10 @@ def test_the_commands_run(
         status, out, err = call(*quick(words))
         assert status == 0, f"{shlex.join(words)}\n{err}"
         assert "pellucid:" not in err, f"{shlex.join(words)} warns\n{err}"
-        for line in (
-            out.splitlines() if words[1] in ("generate", "train", "noise", "explain") else ()
-        ):
-            if line.endswith((".png", ".html", ".safetensors")):
-                assert (working_folder / line).is_file(), f"{shlex.join(words)} printed {line}"
+        names_files = words[1] in ("generate", "train", "noise", "explain")
+        for path in out.splitlines() if names_files else ():
+            if path.endswith((".png", ".html", ".safetensors")):
+                assert (working_folder / path).is_file(), f"{shlex.join(words)} printed {path}"
         new = sorted(pictures_in(working_folder) - before)
         shown += [(path, " ".join(words[2:])) for path in new]
     folder = pytestconfig.getoption("--sheets")
