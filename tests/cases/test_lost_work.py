@@ -436,3 +436,27 @@ def test_a_disk_that_the_pictures_would_not_fit_on(
     model = tmp_path / "m.safetensors"
     status, _, said = call("convert", checkpoints.embedded(), model, "--to", "native")
     assert status == 2 and "m.safetensors cannot be written: about" in said and not model.exists()
+
+
+LONG = {
+    "train lora": ("train", "lora", "data=docs/examples/ink", "out={}/x.safetensors"),
+    "train clip": ("train", "clip", "data=docs/examples/ink", "size=32", "out={}/x"),
+    "train gan": ("train", "gan", "data=docs/examples/ink", "size=32", "out={}"),
+    "train pack": ("train", "pack", "out={}/x.safetensors"),
+    "compare": ("compare", "--data", "ring", "--out", "{}/x"),
+    "evaluate": ("evaluate", "--out", "{}"),
+    "data": ("data", "emoji", "--packages", "no", "--out", "{}/x.npz"),
+    "merge": ("merge", "a", "b", "--out", "{}/x.safetensors"),
+    "noise": ("noise", "docs/examples/cat.png", "--out", "{}/x.html"),
+}
+
+
+@pytest.mark.parametrize("command", LONG)
+def test_an_output_that_cannot_be_written_is_named_before_the_work(
+    command: str, refused: Any, tmp_path: Path
+) -> None:
+    """Issue 12, section 5: also where hours of training would come first."""
+    taken = tmp_path / "taken"
+    taken.write_bytes(b"mine")
+    said = refused(*(word.format(taken) for word in LONG[command]))
+    assert str(taken) in said and ("cannot be written" in said or "must be a folder" in said)

@@ -164,6 +164,15 @@ def _names_a_file(out: str, endings: tuple[str, ...]) -> bool:
     return suffix in endings
 
 
+def check_out(out: Path, folder: bool = True, option: str = "--out") -> None:
+    """Check, before the work, where a command writes that names its files itself: into the folder
+    `out`, or the one file. ValueError that names the option."""
+    page = out.suffix.lower() in PAGES
+    if out.is_dir() != folder and (page or os.path.lexists(out)):
+        raise ValueError(f"{option} must be a {'folder' if folder else 'file'}, got {out}")
+    check_writable(out / "new" if folder else out)
+
+
 def save_film(
     output: Output, model: Model, steps: Sequence[Progress], i: int, target: Path, preview: str
 ) -> dict[str, str]:

@@ -11,7 +11,7 @@ import typer
 
 from pellucid.cli._app import app, show, show_path
 from pellucid.cli._bar import show_progress
-from pellucid.cli._files import OUTPUTS, PAGES
+from pellucid.cli._files import OUTPUTS, check_out
 from pellucid.progress import stage
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def compare(
 
     if workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {workers}")
-    if out.suffix.lower() in PAGES or (out.exists() and not out.is_dir()):
-        raise ValueError(f"--out must be a folder, got {out}")
+    check_out(out)
     options = CompareOptions(
         methods=tuple(methods) if methods else ("gan", "diffusion"),
         **({"data": tuple(data)} if data else {}),

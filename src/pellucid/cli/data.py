@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app, fail, show_path
+from pellucid.cli._files import check_out
 
 data_app = typer.Typer(help="Make training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -27,6 +28,7 @@ def emoji(
     """Render the emoji art that the shipped model was trained on."""
     from pellucid.data.emoji import render
 
+    check_out(out, folder=False)
     try:
         art = render(packages, size, extra)
     except ImportError:

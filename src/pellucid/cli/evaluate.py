@@ -10,7 +10,7 @@ import typer
 
 from pellucid.cli._app import app, show_path
 from pellucid.cli._bar import show_progress
-from pellucid.cli._files import OUTPUTS
+from pellucid.cli._files import OUTPUTS, check_out
 from pellucid.cli._model import ModelFile, Prediction, Vae
 from pellucid.plugins import discover
 
@@ -42,6 +42,7 @@ def evaluate(
     from pellucid import checkpoints
     from pellucid.evaluate.report import report
 
+    check_out(out)
     loaded = checkpoints.load(model, prediction=prediction, vae=vae)
     if steps is not None:
         loaded = replace(loaded, defaults=replace(loaded.defaults, steps=steps))

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pellucid.cli._app import app, show, show_path
 from pellucid.cli._bar import show_progress
+from pellucid.cli._files import check_out
 
 KINDS = {
     int: "a whole number",
@@ -96,8 +97,9 @@ def train(
         return
     recipes = discover("pellucid.recipes")
     design = recipes[choose(recipe, recipes, "recipe")].RECIPE
-    given = {"options": _options(kind, settings or [], resume), "recipe": design}
-    given["say"] = show_progress
+    options = _options(kind, settings or [], resume)
+    check_out(options.out, not kind.out.suffix, "out")
+    given = {"options": options, "recipe": design, "say": show_progress}
     taken = inspect.signature(module.train).parameters
     try:
         show_path(module.train(**{name: given[name] for name in taken}))
