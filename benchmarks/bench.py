@@ -120,15 +120,11 @@ def unet(options: argparse.Namespace) -> dict[str, Any]:
     works: dict[str, Callable[[], Any]] = {
         BASE: lambda: theirs(x, t, tokens).sample,
         "Pellucid float32 (--exact)": lambda: fast(x, t, Conditioning(tokens)),
-        "Pellucid bfloat16 (default)": lambda: half(
-            x.bfloat16(), t, Conditioning(tokens.bfloat16())
-        ),
+        "Pellucid bfloat16": lambda: half(x.bfloat16(), t, Conditioning(tokens.bfloat16())),
     }
     if int8.unsuitable(x.device) is None:
         small = int8.quantized(half)
-        works["Pellucid int8 (--fast)"] = lambda: small(
-            x.bfloat16(), t, Conditioning(tokens.bfloat16())
-        )
+        works["Pellucid int8"] = lambda: small(x.bfloat16(), t, Conditioning(tokens.bfloat16()))
     works |= by_openvino(half, (x.bfloat16(), t, Conditioning(tokens.bfloat16())))
     expected = works[BASE]().float()
     off = {
@@ -225,7 +221,7 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     for name, dtype, backend, more in (
         ("float32 (--exact)", "float32", EAGER, {}),
         ("default", "auto", EAGER, {}),
-        ("--fast", "auto", "fast", {}),
+        ("--fast", "auto", "fast", {"forecast": True}),
         ("--exact --forecast", "float32", EAGER, {"forecast": True}),
     ):
         model = open_model(None, device="cpu", dtype=dtype)
@@ -352,6 +348,37 @@ def picture(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+LIMIT = 4 * 10**9
+"""Bytes of address space, as `ulimit -v` limits it."""
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """A whole picture of SD1.5, 2 steps at 512x512, in 4 GB of address space."""
+    import resource
+
+    from load import make
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+
+    side = "64" if options.quick else "512"
+    found: dict[str, Any] = {"seconds": {}, "peak bytes": {}}
+    with tempfile.TemporaryDirectory() as room:
+        path = Path(room) / "sd15.safetensors"
+        make(path, Path(room) / "configs", 0.3 if options.quick else 1.0)
+        words = [sys.executable, "-m", "pellucid", "generate", "a frog", "--model", str(path)]
+        words += ["--size", side, "--steps", "2", "--seed", "1", "--out", room]
+        for name, more in (("default", []), ("--fast", ["--fast"])):
+            start = time.perf_counter()
+            process = subprocess.Popen([*words, *more], preexec_fn=limited)
+            _, status, usage = os.wait4(process.pid, 0)
+            if status != 0:
+                raise RuntimeError(f"{name} ended with {os.waitstatus_to_exitcode(status)}")
+            found["seconds"][name] = [time.perf_counter() - start]
+            found["peak bytes"][name] = usage.ru_maxrss * 1024
+    return found
+
+
 def with_diffusers(path: str, folder: str, side: str, steps: str) -> None:
     """What diffusers does at its defaults with a single file, from the command to the picture."""
     import torch
@@ -371,7 +398,7 @@ def with_diffusers(path: str, folder: str, side: str, steps: str) -> None:
 
 TASKS = {
     each.__name__: each
-    for each in (limits, unet, vae, shipped, command, loading, training, picture)
+    for each in (limits, unet, vae, shipped, command, loading, training, picture, memory)
 }
 
 
