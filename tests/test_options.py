@@ -11,12 +11,13 @@ import typer
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from pellucid import hires, noise, request
+from pellucid import hires, noise, request, samplers
 from pellucid.cli import app
+from pellucid.cli._complete import values_of
 from pellucid.cli._options import option_of, options_of, takes_request
 from pellucid.messages import sentence
 from pellucid.plugins import discover
-from pellucid.request import Request, declared, option
+from pellucid.request import Request, choices_of, declared, option
 
 
 class WithGlow(Request):
@@ -69,6 +70,20 @@ def test_names_in_the_help_are_those_of_the_code() -> None:
     upscalers = (*hires.UPSCALERS, "or a file of the ESRGAN family")
     for field, names in (("noise", noise.NOISES), ("hires_upscaler", upscalers)):
         assert Request.model_fields[field].description == f"{', '.join(names)}."
+
+
+def test_choices_are_declared_once() -> None:
+    listed = {name: choices_of(Request, name) for name in Request.model_fields}
+    found = {name: choices() for name, choices in listed.items() if choices is not None}
+    assert found["noise"] == list(noise.NOISES) and found["decoder"] == ["vae", "tiny"]
+    assert found["sampler"] == list(samplers.names()) and "karras" in found["spacing"]
+    assert {"emphasis", "walk_by", "mix_by", "inpaint_fill", "hires_upscaler"} < set(found)
+    for name, values in found.items():
+        needed = {"walk": "a dog"} if name == "walk_by" else {}
+        for value in values:  # each is accepted, and completed from its beginning
+            assert getattr(Request(**{name: value}, **needed), name) == value
+            complete = values_of(Request, name)
+            assert complete is not None and value in complete(value[:2])
 
 
 def test_a_library_names_fields_and_the_command_line_its_options() -> None:

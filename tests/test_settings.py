@@ -240,6 +240,8 @@ def test_values_from_files_do_not_lead_out_of_the_folder() -> None:
         ("pellucid generate --sampler dpm2", ["dpm2", "dpm2_ancestral"]),
         ("pellucid generate --lora p", ["paint"]),
         ("pellucid generate --fill n", ["noise"]),
+        ("pellucid generate --noise p", ["pyramid", "pink"]),
+        ("pellucid generate --spacing align", ["align_your_steps", "align_your_steps_xl"]),
     ],
 )
 def test_completion(

@@ -11,8 +11,18 @@ must not wait for it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
+from collections.abc import Callable, Iterable
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Self,
+    cast,
+    get_args,
+    get_origin,
+)
 
 from PIL import Image
 from pydantic import (
@@ -28,7 +38,7 @@ from pydantic import (
 from pellucid.arrangement import Region, arrange
 from pellucid.lexicon import expand_emoji
 from pellucid.messages import FieldMessage
-from pellucid.plugins import choose
+from pellucid.plugins import choose, discover
 from pellucid.prompt import Emphasis, LoraTag, WalkBy, split_and, take_loras
 
 if TYPE_CHECKING:
@@ -78,6 +88,30 @@ MODEL, START, MASK = "On the model", "Picture to start from", "Mask"
 SECOND, STEER, OUTPUT = "Second pass", "Noise and guidance", "Output"
 
 
+class Choices(NamedTuple):
+    """The values of a field that has a fixed list of them, read when they are needed."""
+
+    names: Callable[[], Iterable[str]]
+
+
+def _spacings() -> list[str]:
+    from pellucid.schedule import SPACINGS
+
+    return ["automatic", *SPACINGS]
+
+
+def _noises() -> Iterable[str]:
+    from pellucid.noise import NOISES
+
+    return NOISES
+
+
+def _upscalers() -> Iterable[str]:
+    from pellucid.hires import UPSCALERS
+
+    return UPSCALERS
+
+
 def option(
     help: str,
     default: Any = None,
@@ -87,6 +121,7 @@ def option(
     form: str = "",
     files: str = "",
     needs: str | None = None,
+    choices: Callable[[], Iterable[str]] | None = None,
     **limits: Any,
 ) -> Any:
     """A field of `Request`, with all that an interface has to know of it.
@@ -96,8 +131,8 @@ def option(
     Fields with the same flag are written together, as --size is. form: the format of
     its text, where it is not one word or number. files: what the files are that it names, if it names
     any: PICTURES, or the folder of the settings that they are in. An HTTP client never gives a path
-    there. needs: the field without which this one does nothing. limits: as pydantic's Field takes
-    them.
+    there. needs: the field without which this one does nothing. choices: gives its values, where they
+    are a list that its type does not have. limits: as pydantic's Field takes them.
     """
     extra: dict[str, Any] = {
         "group": group,
@@ -106,13 +141,27 @@ def option(
         "files": files,
         "needs": needs,
     }
-    return Field(default, description=help, json_schema_extra=extra, **limits)
+    field = Field(default, description=help, json_schema_extra=extra, **limits)
+    if choices is not None:  # not in `extra`, which must be JSON
+        field.metadata.append(Choices(choices))
+    return field
 
 
 def declared(request: BaseModel | type[BaseModel], name: str) -> dict[str, Any]:
     """What `option` says of a field: its group, flag, form, files, needs."""
     kind = request if isinstance(request, type) else type(request)
     return cast("dict[str, Any]", kind.model_fields[name].json_schema_extra or {})
+
+
+def choices_of(request: type[BaseModel], name: str) -> Callable[[], list[str]] | None:
+    """Gives the values of a field, as its type or `option` has them; None: it has no list of them."""
+    field = request.model_fields[name]
+    listed = next((each.names for each in field.metadata if isinstance(each, Choices)), None)
+    if listed is not None:
+        return lambda: list(listed())
+    types = (field.annotation, *get_args(field.annotation))
+    literal = next((each for each in types if get_origin(each) is Literal), None)
+    return None if literal is None else lambda: list(get_args(literal))
 
 
 def file_fields(request: type[BaseModel]) -> dict[str, str]:
@@ -197,9 +246,13 @@ class Request(BaseModel):
     count: int = option("Number of pictures; their seeds count up.", 1, ge=1, le=1000)
     steps: Steps | None = option("Sampling steps, 1 to 1000.")
     guidance: Finite | None = option("Scale of classifier-free guidance; 1 turns it off.")
-    sampler: str | None = option("ddim, euler, dpmpp_2m, ...")
+    sampler: str | None = option(
+        "ddim, euler, dpmpp_2m, ...", choices=lambda: discover("pellucid.samplers")
+    )
     spacing: str | None = option(
-        "How the steps are spaced: karras, uniform, ...", flag="--spacing --schedule"
+        "How the steps are spaced: karras, uniform, ...",
+        flag="--spacing --schedule",
+        choices=_spacings,
     )
     width: Side | None = option(
         "Size in pixels; a model with an upscaler draws at its own size and enlarges to this one.",
@@ -279,6 +332,7 @@ class Request(BaseModel):
         SECOND,
         files="upscalers",
         needs="hires",
+        choices=_upscalers,
     )
     """How the picture is enlarged, one of `hires.UPSCALERS`, or a file. diffusion: by the model's second
     stage, or that of the included model if it has none."""
@@ -343,7 +397,9 @@ class Request(BaseModel):
         STEER,
     )
     """From `forecast.FEWEST` steps on, with samplers that add no noise."""
-    noise: str = option("gaussian, offset, pyramid, blue, pink.", "gaussian", STEER)
+    noise: str = option(
+        "gaussian, offset, pyramid, blue, pink.", "gaussian", STEER, choices=_noises
+    )
     """The kind of noise to start from, one of `noise.NOISES`."""
     eta: Share | None = option("How much fresh noise a step of ddim adds, 0 to 1.", group=STEER)
     """For samplers that have it."""

@@ -1,12 +1,11 @@
-"""What a shell completes: the names of models, LoRAs and samplers. Torch is not imported for it."""
+"""What a shell completes: the names of files and of choices. Torch is imported only for choices that are
+in a module that needs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args, get_origin
 
-from pellucid.plugins import discover
-from pellucid.request import PICTURES, Request, file_fields
+from pellucid.request import PICTURES, Request, choices_of, file_fields
 from pellucid.settings import load_settings
 
 Complete = Callable[[str], list[str]]
@@ -28,16 +27,18 @@ def names_in(folder: str) -> Complete:
     return lambda incomplete: _beginning(incomplete, names())
 
 
-def values_of(field: str, kind: Any) -> Complete | None:
-    """The values of a field of a request with this type; None: it takes any."""
-    folder = file_fields(Request).get(field, PICTURES)
-    if folder != PICTURES:
-        return names_in(folder)
-    if field == "sampler":
-        return lambda incomplete: _beginning(incomplete, discover("pellucid.samplers"))
-    if get_origin(kind) is Literal:
-        return lambda incomplete: _beginning(incomplete, get_args(kind))
-    return None
+def values_of(request: type[Request], field: str) -> Complete | None:
+    """The values of a field of a request: its choices, and the files that it may name; None: it takes
+    any."""
+    folder = file_fields(request).get(field, PICTURES)
+    choices = choices_of(request, field)
+    files = None if folder == PICTURES else names_in(folder)
+
+    def words(incomplete: str) -> list[str]:
+        listed = _beginning(incomplete, () if choices is None else choices())
+        return listed + ([] if files is None else files(incomplete))
+
+    return None if choices is None and files is None else words
 
 
 def _beginning(begun: str, words: Iterable[str]) -> list[str]:

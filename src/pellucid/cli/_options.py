@@ -113,7 +113,7 @@ class RequestOption:
             info: Any = typer.Option(
                 *self.flag.split(),
                 help=text,
-                autocompletion=values_of(self.names[0], kind),
+                autocompletion=values_of(self.request, self.names[0]),
                 metavar=None if self.form in ("", "FILE") else self.form.split()[-1],
                 rich_help_panel=declared(self.request, self.names[0])["group"] or None,
             )

@@ -9,13 +9,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from pellucid import hires, samplers
+from pellucid import samplers
 from pellucid.inpaint import sees_masks
 from pellucid.model import Model
-from pellucid.noise import NOISES
 from pellucid.plan import missing_for_clip_guidance
-from pellucid.request import Request, declared, draws_any_size, unit_of
-from pellucid.schedule import SPACINGS
+from pellucid.request import Request, choices_of, declared, draws_any_size, unit_of
 from pellucid.serve.configuration import Configuration
 
 
@@ -61,7 +59,7 @@ def _field(
 ) -> dict[str, Any]:
     """A field of a request: what it does, what it may be, and what it is by default."""
     kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
-    kind = kinds[0]
+    kind, choices = kinds[0], choices_of(Request, name)
     facts = {
         "name": name,
         "help": schema["description"],
@@ -71,7 +69,7 @@ def _field(
         "default": vars(model.defaults).get(name, schema.get("default")),
         "minimum": kind.get("minimum", kind.get("exclusiveMinimum")),
         "maximum": kind.get("maximum", kind.get("exclusiveMaximum")),
-        "choices": _choices(name, kind),
+        "choices": None if choices is None else choices(),
     }
     most = {
         "steps": limits.step_limit,
@@ -81,16 +79,6 @@ def _field(
     if name in most:
         facts["maximum"] = most[name]
     return facts
-
-
-def _choices(name: str, kind: dict[str, Any]) -> list[str] | None:
-    known = {
-        "sampler": samplers.names,
-        "spacing": lambda: ["automatic", *SPACINGS],
-        "noise": lambda: list(NOISES),
-        "hires_upscaler": lambda: list(hires.UPSCALERS),
-    }
-    return list(known[name]()) if name in known else kind.get("enum")
 
 
 def _sampler(name: str) -> dict[str, Any]:

@@ -12,7 +12,10 @@ export function Field({ field, value, onChange, error = null, wide = false }) {
   const common = { id, "aria-describedby": hint, "aria-invalid": error ? "true" : null };
   const standard = field.default == null ? "" : shown(field.default);
   let control;
-  if (field.type === "boolean")
+  if (field.type === "boolean" && field.default == null) // the model decides
+    control = html`<select ...${common} value=${value ?? ""} onChange=${(e) => onChange(e.target.value === "" ? undefined : e.target.value === "true")}>
+      <option value="">default</option><option value="true">yes</option><option value="false">no</option></select>`;
+  else if (field.type === "boolean")
     control = html`<div class="check"><input type="checkbox" ...${common} checked=${value ?? field.default ?? false} onChange=${(e) => onChange(e.target.checked)} /><label for=${id}>${title(field.name)}</label></div>`;
   else if (field.choices)
     control = html`<select ...${common} value=${value ?? ""} onChange=${(e) => onChange(e.target.value || undefined)}>
@@ -26,7 +29,7 @@ export function Field({ field, value, onChange, error = null, wide = false }) {
     control = html`<div class="pair" role="group" aria-label=${title(field.name)}>${[a, b].map((v, i) => html`<input type="number" step="0.05" min="0" max="1" value=${v} aria-label=${`${title(field.name)}, ${i ? "to" : "from"}`} onInput=${(e) => onChange(i ? [a, +e.target.value] : [+e.target.value, b])} />`)}</div>`;
   } else
     control = html`<input type="text" ...${common} value=${value ?? ""} placeholder=${standard} onInput=${(e) => onChange(e.target.value || undefined)} />`;
-  return html`<div class=${`field ${error ? "bad" : ""} ${wide ? "wide" : ""}`}>${field.type !== "boolean" && html`<label for=${PAIRS.has(field.name) ? null : id}>${title(field.name)}</label>`}${control}
+  return html`<div class=${`field ${error ? "bad" : ""} ${wide ? "wide" : ""}`}>${(field.type !== "boolean" || field.default == null) && html`<label for=${PAIRS.has(field.name) ? null : id}>${title(field.name)}</label>`}${control}
     ${error ? html`<p class="wrong" id=${hint}>${error}</p>` : html`<p class="help" id=${hint}>${field.help}</p>`}</div>`;
 }
 
