@@ -13,16 +13,23 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 
+from pellucid.backbones.mmdit import MMDiTConfig
 from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
 from pellucid.checkpoints import families, tokenizer_files
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
 from pellucid.diffusion import Denoiser
 from pellucid.guidance import GuidedDenoiser, Parts
 from pellucid.model import Model
+from pellucid.tiny_vae import TinyVAEConfig
 from pellucid.tokenizer import CLIP_MERGES, Tokenizer
 from pellucid.vae import VAE, VAEConfig
 
 FAMILIES = families.known()
+
+# Published shapes that the program recognizes by the weights alone.
+SD35_MEDIUM = MMDiTConfig(max_patches=384, qk_norm=True, dual_attention_layers=tuple(range(13)))
+SD35_LARGE = MMDiTConfig(layers=38, heads=38, qk_norm=True)
+TAESD, TAESD3 = TinyVAEConfig(), TinyVAEConfig(latent_channels=16)
 
 # The families' shapes, thinner; all that differs between them is kept.
 VAE_TINY = {"block_out_channels": (32, 32, 64), "layers_per_block": 1}

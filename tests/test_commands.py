@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from pellucid import checkpoints, cli, plugins
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.esrgan import RRDBConfig, RRDBNet
-from pellucid.tiny_vae import TAESD, TinyVAE
+from pellucid.tiny_vae import TinyVAE, TinyVAEConfig
 from references import make_lora, model_of
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +109,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_lora(made["sd15"], shelf / f"{name}.safetensors")
     for word in ("my-frog", "bad-hands"):
         torch.save({"string_to_param": {"*": torch.randn(2, 64) * 0.1}}, shelf / f"{word}.pt")
-    tiny = TinyVAE(replace(TAESD, width=8))
+    tiny = TinyVAE(replace(TinyVAEConfig(), width=8))
     save_file(tiny.state_dict(), shelf / "taesd_decoder.safetensors")
     upscaler = RRDBNet(RRDBConfig(width=4, blocks=1, growth=2))
     torch.save(upscaler.state_dict(), shelf / "4x-UltraSharp.pth")

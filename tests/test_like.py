@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from pellucid import checkpoints
 from pellucid.images.metadata import read_metadata
 from pellucid.model import Model
-from pellucid.tiny_vae import TAESD, TinyVAE
+from pellucid.tiny_vae import TinyVAE, TinyVAEConfig
 from references import make_lora
 
 
@@ -27,7 +27,9 @@ def shelf(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     vae = copy.deepcopy(model.vae)
     vae.decoder.conv_out.weight.data.neg_()
     save_file(vae.state_dict(), tmp_path / "vae.safetensors")
-    save_file(TinyVAE(replace(TAESD, width=8)).state_dict(), tmp_path / "tiny.safetensors")
+    save_file(
+        TinyVAE(replace(TinyVAEConfig(), width=8)).state_dict(), tmp_path / "tiny.safetensors"
+    )
     make_lora(model, tmp_path / "loras" / "paint.safetensors")
     return tmp_path
 

@@ -9,12 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from pellucid import checkpoints, samplers
-from pellucid.backbones.mmdit import SD3_MEDIUM, SD35_LARGE, SD35_MEDIUM, MMDiT, MMDiTConfig
+from pellucid.backbones.mmdit import SD3_MEDIUM, MMDiT, MMDiTConfig
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
 from pellucid.schedule import Schedule
+from references import SD35_LARGE, SD35_MEDIUM
 
 # The published shapes, thinner.
 THIN = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pellucid import checkpoints, pipeline
-from pellucid.backbones.mmdit import SD35_MEDIUM, MMDiT
+from pellucid.backbones.mmdit import MMDiT
 from pellucid.diffusion import Conditioning
 from pellucid.lora import attach
 from pellucid.model import Model
@@ -32,7 +32,7 @@ from pellucid.runtime.backends import (
     prepared,
 )
 from pellucid.runtime.precision import native_int8
-from references import make_lora, model_of, noise
+from references import SD35_MEDIUM, make_lora, model_of, noise
 
 CPU = torch.device("cpu")
 

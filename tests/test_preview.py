@@ -14,7 +14,7 @@ from pellucid.checkpoints import families
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
-from pellucid.tiny_vae import TAESD, TinyVAE
+from pellucid.tiny_vae import TinyVAE, TinyVAEConfig
 from pellucid.vae import SD_VAE, SDXL_VAE, VAE, VAEConfig
 
 THIN = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_groups": 4}
@@ -126,7 +126,7 @@ def test_what_auto_means(slow: Model, model: Model, monkeypatch: pytest.MonkeyPa
 
     assert shows(slow, "linear") and not shows(slow, "vae")
     assert preview.preview(slow, latents)[0].size == (16, 16)
-    tiny = replace(slow, tiny_vae=TinyVAE(replace(TAESD, width=8)).eval())
+    tiny = replace(slow, tiny_vae=TinyVAE(replace(TinyVAEConfig(), width=8)).eval())
     assert shows(tiny, "tiny") and not shows(tiny, "linear")
     other = replace(slow.vae.config, scaling_factor=0.9)
     unknown = replace(slow, vae=VAE(other), latents=families.latent_space(other))

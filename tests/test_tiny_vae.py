@@ -18,8 +18,9 @@ from pellucid.checkpoints.tiny_vae_files import expected as expected_file
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
-from pellucid.tiny_vae import TAESD, TAESD3, TinyVAE, TinyVAEConfig
+from pellucid.tiny_vae import TinyVAE, TinyVAEConfig
 from pellucid.vae import SD_VAE
+from references import TAESD, TAESD3
 
 THIN = {config.latent_channels: replace(config, width=8) for config in (TAESD, TAESD3)}
 

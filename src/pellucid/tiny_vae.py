@@ -34,9 +34,6 @@ class TinyVAEConfig:
         return 2 ** (STAGES - 1)
 
 
-TAESD = TinyVAEConfig()
-TAESD3 = TinyVAEConfig(latent_channels=16)
-
 STAGES = 4  # sizes, from that of the pixels to that of the latents
 BLOCKS = 3  # at every size but the largest, which has one
 MAGNITUDE = 3.0  # latents are squeezed to less than this

@@ -24,7 +24,7 @@ from pellucid.serve.library import Library
 from pellucid.serve.pages import PAGES
 from pellucid.serve.pictures import Pictures
 from pellucid.settings import Settings
-from pellucid.tiny_vae import TAESD, TinyVAE
+from pellucid.tiny_vae import TinyVAE, TinyVAEConfig
 from pellucid.vae import VAE
 
 
@@ -54,7 +54,9 @@ def test_a_tiny_decoder_next_to_the_model_is_known(
     with pytest.raises(ValueError, match="has no tiny autoencoder"):
         accepting.job(asked)
     assert not has_decoder()
-    save_file(TinyVAE(TAESD).state_dict(), tmp_path / "models" / "taesd_decoder.safetensors")
+    save_file(
+        TinyVAE(TinyVAEConfig()).state_dict(), tmp_path / "models" / "taesd_decoder.safetensors"
+    )
     again = Library((tmp_path / "models",))
     accepting = Acceptance(accepting.limits, again, accepting.pictures)
     assert accepting.job(asked).resolved["decoder"] == "tiny"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -412,6 +413,30 @@ def test_nothing_is_wider_than_the_screen(tab: Callable[..., Any], width: int) -
     others = page.locator(".thumbs").bounding_box()
     beside = others["x"] + others["width"] <= chosen["x"]
     assert beside or chosen["y"] + chosen["height"] <= others["y"]  # never over the list
+
+
+def test_the_pictures_of_the_docs(tab: Callable[..., Any], tmp_path: Path) -> None:
+    """Made anew by STUDIO_PICTURES=docs python -m pytest -k pictures_of_the_docs tests/serve"""
+    folder = Path(os.environ.get("STUDIO_PICTURES", tmp_path))
+    page = tab()
+    page.get_by_label("Model", exact=True).select_option("emoji")
+    expect(page.get_by_text("things that this model knows")).to_be_visible()
+    page.get_by_label("Seed", exact=True).fill("7")
+    made(page, "a (red:1.3) fox")
+    expect(page.locator(".tokens .strong")).to_be_visible()
+    page.screenshot(path=folder / "studio_make.png")
+    page.get_by_role("link", name="Change it").click()
+    page.get_by_role("button", name="Brush").click()
+    box = page.locator(".brush canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.35, box["y"] + box["height"] * 0.2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.65, box["y"] + box["height"] * 0.25, steps=8)
+    page.mouse.up()
+    expect(page.get_by_role("button", name="Undo")).to_be_enabled()
+    page.screenshot(path=folder / "studio_change.png")
+    for name in ("studio_make.png", "studio_change.png"):
+        with Image.open(folder / name) as image:
+            assert image.size == (1200, 900)
 
 
 def test_the_page_is_small() -> None:

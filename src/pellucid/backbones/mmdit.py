@@ -57,8 +57,6 @@ class MMDiTConfig:
 
 
 SD3_MEDIUM = MMDiTConfig()
-SD35_MEDIUM = MMDiTConfig(max_patches=384, qk_norm=True, dual_attention_layers=tuple(range(13)))
-SD35_LARGE = MMDiTConfig(layers=38, heads=38, qk_norm=True)
 
 TIME_WIDTH = 256  # of the sinusoid of the time
 NORM_EPS = 1e-6

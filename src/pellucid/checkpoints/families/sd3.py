@@ -5,7 +5,7 @@ It is read from diffusers' folders. T5, its third text tower, is optional and no
 
 from dataclasses import replace
 
-from pellucid.backbones.mmdit import MMDiTConfig
+from pellucid.backbones.mmdit import SD3_MEDIUM
 from pellucid.checkpoints.families import Family, Tower
 from pellucid.clip import SD1_TEXT, SDXL_TEXT
 from pellucid.model import Defaults, LatentSpace, TextEncoding
@@ -14,7 +14,7 @@ from pellucid.vae import VAEConfig
 
 FAMILY = Family(
     title="Stable Diffusion 3",
-    backbone=MMDiTConfig(),
+    backbone=SD3_MEDIUM,
     towers=(
         Tower(replace(SD1_TEXT, projection=768), "", "text_encoder"),
         Tower(SDXL_TEXT, "", "text_encoder_2"),
@@ -25,7 +25,7 @@ FAMILY = Family(
         final_norm=False,
         pads=(SD1_TEXT.eos, 0),
         pooled="all",
-        width=MMDiTConfig().cross_attention_dim,
+        width=SD3_MEDIUM.cross_attention_dim,
         blank=256,
     ),
     vae=VAEConfig(
