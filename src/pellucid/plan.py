@@ -324,7 +324,7 @@ def guidance_warnings(
         return ["with guidance 0 the prompt does nothing; 1 follows it alone"] if text else []
     if scale != 1 and any(inside):
         return []
-    why = "with guidance 1" if scale == 1 else f"no step begins in the interval {start:g},{end:g}"
+    why = " with guidance 1" if scale == 1 else f": no step begins in the interval {start:g},{end:g}"
     idle = {
         "guidance": scale != 1 and asked.guidance is not None,
         "negative_prompt": bool(request.negative_prompt.strip()) and add_up(prompts),
@@ -332,7 +332,7 @@ def guidance_warnings(
         "interval": scale == 1 and any(inside) and (start, end) != (0, 1),
     }
     return [
-        FieldMessage(f"{{{field}}} does nothing: {{why}}", why=why)
+        FieldMessage(f"{{{field}}} does nothing{{why}}", why=why)
         for field, there in idle.items()
         if there
     ]

@@ -268,6 +268,7 @@ def test_published_schedulers_are_read(config: dict[str, Any], folder: Path) -> 
         {"variance_type": "learned_range"},
         {"use_flow_sigmas": True, "prediction_type": "epsilon"},
         {"shift_terminal": 0.1},
+        {"thresholding": True},
     ],
 )
 def test_formulations_that_are_not_supported(options: dict[str, Any], folder: Path) -> None:

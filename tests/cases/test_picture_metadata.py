@@ -335,6 +335,15 @@ ENCODED: dict[str, tuple[str, bytes]] = {
 }
 
 
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+def test_a_comment_in_jis(ending: str, tmp_path: Path, info: Info) -> None:
+    """Case 6: the third code of the EXIF standard."""
+    comment = b"JIS\0\0\0\0\0" + INFOTEXT.replace("a snowy cabin", "雪の小屋").encode("iso2022_jp")
+    path = tmp_path / f"a.{ending}"
+    noisy().save(path, exif=exif(comment))
+    assert '"雪の小屋, dusk"' in info(path, "--json")
+
+
 @pytest.mark.parametrize("kind", ENCODED)
 @pytest.mark.parametrize("ending", ["jpg", "webp"])
 def test_encodings_of_a_comment(
@@ -378,6 +387,12 @@ def test_latin_1_in_a_png_text_stays(text: str, tmp_path: Path, info: Info) -> N
 
 def like(text: str, folder: Path, drawn: Any) -> tuple[dict[str, Any], str]:
     return drawn("--like", a1111_picture(folder / "a.png", text))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_lines_of_windows(end: str, tmp_path: Path, drawn: Any) -> None:
+    """Case 7: line ends are those of the program that saved the text."""
+    has(like(INFOTEXT.replace("\n", end), tmp_path, drawn)[0], **READ)
 
 
 TEMPLATES = (

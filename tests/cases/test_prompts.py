@@ -30,6 +30,7 @@ IDLE: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "walk of one": (("a rabbit", "--walk", "red"), ("walk", "count")),
     "mix_by": (("a rabbit", "--mix-by", "embedding"), ("mix_by", "mix")),
     "emphasis": (("a rabbit", "--emphasis", "no_norm"), ("emphasis", "weight")),
+    "grid of one": (("a rabbit", "--grid"), ("grid", "one picture")),
     "folder": (("a rabbit", "--lora-folder", "."), ("lora_folder",)),
 }
 

@@ -177,6 +177,7 @@ SCHEDULE_FIXED = {
     "predict_epsilon": True,
     "scale_factors": None,
     "shift_terminal": None,
+    "thresholding": False,  # clips estimates (Saharia et al. 2022), which suits pixels only
     "sigma_max": None,
     "sigma_min": None,
     "timestep_scaling": 10.0,
@@ -192,7 +193,7 @@ SCHEDULE_IDLE = (
     *("max_image_seq_len", "max_shift", "noise_sampler_seed", "original_inference_steps"),
     *("predict_x0", "predictor_order", "sample_max_value", "set_alpha_to_one"),
     *("set_alpha_to_zero", "skip_prk_steps", "solver_order", "solver_p", "solver_type"),
-    *("steps_offset", "stochastic_sampling", "tau_func", "tensor_format", "thresholding"),
+    *("steps_offset", "stochastic_sampling", "tau_func", "tensor_format"),
     *("time_shift_type", "timestep_spacing", "upscale_mode", "use_beta_sigmas"),
     *("use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"),
 )

@@ -225,6 +225,8 @@ class Results:
                 images += batch.images if with_grid else []
             if len(images) > 1:
                 self.write_grid(images)
+            elif with_grid:
+                self.warn("--grid does nothing for one picture")
         finally:
             if self.as_json and self.images:
                 found = {"images": self.images, "warnings": self.warnings} | self.grid

@@ -180,7 +180,7 @@ def read_parameters(text: str) -> dict[str, Any]:
 
     An unknown field keeps its own name and stays a string. Text without settings is a prompt.
     """
-    text = text.strip("\n")
+    text = re.sub(r"\r\n?", "\n", text).strip("\n")  # of Windows
     lines, found = text.split("\n"), list[tuple[str, str]]()
     if (settings := find_settings(text)) is not None:
         lines, found = lines[: settings[0]], settings[1]

@@ -50,7 +50,7 @@ def exif_texts(image: Image.Image) -> dict[str, str]:
 def decode_comment(comment: bytes, order: str) -> str:
     """The text of an EXIF UserComment. order: "<" or ">", that of the EXIF.
 
-    Eight letters name the code. "UNICODE" is UTF-16 in the order of the EXIF, by the standard, but
+    Eight bytes name the code. "UNICODE" is UTF-16 in the order of the EXIF, by the standard, but
     programs write both orders, and UTF-8.
     """
     code, body = comment[:8], comment[8:]
@@ -58,6 +58,8 @@ def decode_comment(comment: bytes, order: str) -> str:
         return _unicode(body, order)
     if code in (b"ASCII\0\0\0", bytes(8)):
         return _plain(body)
+    if code == b"JIS\0\0\0\0\0":
+        return body.decode("iso2022_jp", "replace").strip("\0")
     return _plain(comment)
 
 
