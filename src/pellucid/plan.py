@@ -324,7 +324,9 @@ def guidance_warnings(
         return ["with guidance 0 the prompt does nothing; 1 follows it alone"] if text else []
     if scale != 1 and any(inside):
         return []
-    why = " with guidance 1" if scale == 1 else f": no step begins in the interval {start:g},{end:g}"
+    why = (
+        " with guidance 1" if scale == 1 else f": no step begins in the interval {start:g},{end:g}"
+    )
     idle = {
         "guidance": scale != 1 and asked.guidance is not None,
         "negative_prompt": bool(request.negative_prompt.strip()) and add_up(prompts),
