@@ -18,6 +18,7 @@ from pellucid import checkpoints
 from pellucid.backbones.unet import UNet, UNetConfig
 from pellucid.cascade import Upscaler, UpscalerConfig
 from pellucid.checkpoints import CheckpointError, load, save
+from pellucid.checkpoints.weights import open_weights
 from pellucid.clip import TextConfig, TextTower, VisionConfig, VisionTower
 from pellucid.diffusion import Conditioning
 from pellucid.lexicon import Entry, Lexicon
@@ -446,3 +447,14 @@ def test_a_part_that_no_file_can_name(tmp_path: Path) -> None:
     model = dataclasses.replace(tiny(), backbone=torch.nn.Linear(1, 1))
     with pytest.raises(CheckpointError, match="backbone is a Linear"):
         save(model, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_half_is_cast_as_torch_does(dtype: torch.dtype, tmp_path: Path) -> None:
+    """In pieces, and for bfloat16 by way of float32."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.float16)
+    save_file({"x": every.repeat(3)[:-7].clone()}, tmp_path / "halves.safetensors")
+    found = open_weights(tmp_path / "halves.safetensors")["x"].get(dtype)
+    expected = every.repeat(3)[:-7].to(dtype)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
