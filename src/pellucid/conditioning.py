@@ -19,6 +19,7 @@ from torch import Tensor
 from pellucid.clip import TextTower
 from pellucid.diffusion import Conditioning, normalized
 from pellucid.guidance import interpolate
+from pellucid.messages import FieldMessage
 from pellucid.model import Emphasis, Model
 from pellucid.prompt import each_step, parse, split_and, take_loras
 from pellucid.request import ResolvedRequest
@@ -334,7 +335,9 @@ def weighted_prompts(request: ResolvedRequest) -> list[tuple[str, float]]:
             weighted.append((text, share * weight))
     if len(weighted) > len(request.prompts):
         if request.mix_by == "embedding":
-            raise ValueError("AND cannot be combined with mix_by 'embedding', only with 'noise'")
+            raise ValueError(
+                FieldMessage("AND cannot be combined with {mix_by} 'embedding', only with 'noise'")
+            )
         if request.walk is not None:
             raise ValueError("AND cannot be combined with walk")
     return weighted

@@ -20,6 +20,7 @@ from pellucid.diffusion import Conditioning, Network
 from pellucid.guidance import GuidedDenoiser
 from pellucid.images.load import MAX_PIXELS, Mask, open_mask
 from pellucid.images.pixels import fit, to_tensor
+from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.request import Request, ResolvedRequest
 
@@ -123,8 +124,12 @@ def mask_of(request: Request, size: tuple[int, int]) -> Mask:
                 f"{request.image} is {width}x{height}; they must have the same size"
             )
     if reading is not None:
-        inverted = ", inverted" if request.mask_invert else "; mask_invert inverts that"
-        reading = f"the mask {request.mask} is read by its transparency: {reading}{inverted}"
+        inverted = ", inverted" if request.mask_invert else "; {mask_invert} inverts that"
+        reading = FieldMessage(
+            "the mask {file} is read by its transparency: {reading}" + inverted,
+            file=request.mask,
+            reading=reading,
+        )
     if request.mask_invert:
         mask = ImageChops.invert(mask)
     left, top, right, bottom = request.extend

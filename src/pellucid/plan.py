@@ -362,8 +362,13 @@ def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> 
         warnings.append(FieldMessage("{strength} 0 returns the picture unchanged"))
     if img2img_steps(request) == 0 < strength:
         warnings.append(
-            f"strength {strength:g} at {request.steps} steps rounds down to 0 steps: the picture is "
-            "returned unchanged; use more steps or a higher strength"
+            FieldMessage(
+                "{strength} {share:g} of {count} {steps} rounds down to 0: the picture is returned "
+                "unchanged; use more steps or a higher strength",
+                share=strength,
+                count=request.steps,
+                steps="step" if request.steps == 1 else "steps",
+            )
         )
     open_size = None in (asked.width, asked.height)
     if open_size and not request.masked and draws_any_size(model) and picture.size != size:
