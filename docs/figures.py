@@ -143,7 +143,7 @@ def first_stage(model: Model) -> Model:
     """The model without what makes its pictures larger."""
     width, height = model.drawn_size
     small = replace(model.defaults, width=width, height=height)
-    return replace(model, upscaler=None, defaults=small)
+    return replace(model, second_stage=None, defaults=small)
 
 
 def of_unet(model: Model) -> Figures:

@@ -12,25 +12,32 @@ import torch
 from torch import Tensor
 
 from pellucid import cascade
-from pellucid.cascade import Upscaler, UpscalerConfig, enlarge, sample, to_large, to_residual
+from pellucid.cascade import (
+    SuperResolution,
+    SuperResolutionConfig,
+    enlarge,
+    sample,
+    to_large,
+    to_residual,
+)
 from pellucid.recipes import emoji
 from pellucid.train import upscaler
 
-SMALL = UpscalerConfig(block_out_channels=(16, 24), embedding=8)
+SMALL = SuperResolutionConfig(block_out_channels=(16, 24), embedding=8)
 RECIPE = replace(emoji.RECIPE, upscaler=SMALL)
 
 
 @pytest.fixture
-def network() -> Upscaler:
+def network() -> SuperResolution:
     torch.manual_seed(0)
-    return Upscaler(SMALL).eval()
+    return SuperResolution(SMALL).eval()
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_an_untrained_network_that_starts_at_zero_gives_bicubic(network: Upscaler) -> None:
+def test_an_untrained_network_that_starts_at_zero_gives_bicubic(network: SuperResolution) -> None:
     cascade.init_for_training(network)
     small = drawn(2, 3, 8, 12).clamp(-1, 1)
     *_, last = sample(network, small, drawn(2, 3, 32, 48), steps=3)
@@ -42,7 +49,7 @@ def test_a_network_that_knows_the_truth_gives_the_truth(steps: int) -> None:
     large = drawn(1, 3, 32, 32).clamp(-0.9, 0.9)
     small = drawn(1, 3, 8, 8, seed=1).clamp(-1, 1)
 
-    class Oracle(Upscaler):
+    class Oracle(SuperResolution):
         def forward(self, x: Tensor, t: Tensor, small: Tensor, noise: Tensor) -> Tensor:
             return to_residual(large, small, self.config)
 
@@ -59,7 +66,9 @@ def test_residual_there_and_back() -> None:
 
 def test_any_size_and_factor() -> None:
     for factor, height, width in ((4, 7, 13), (2, 9, 5), (3, 8, 8)):
-        net = Upscaler(UpscalerConfig(factor=factor, block_out_channels=(16, 16, 16), embedding=8))
+        net = SuperResolution(
+            SuperResolutionConfig(factor=factor, block_out_channels=(16, 16, 16), embedding=8)
+        )
         small = drawn(1, 3, height, width)
         *_, last = sample(net, small, drawn(1, 3, factor * height, factor * width), 1)
         assert last.large.shape == (1, 3, factor * height, factor * width)
@@ -67,7 +76,7 @@ def test_any_size_and_factor() -> None:
 
 def test_a_crop_is_as_the_whole_where_it_cannot_see_its_edge() -> None:
     torch.manual_seed(0)
-    net = Upscaler(UpscalerConfig(block_out_channels=(16,), embedding=8)).eval()
+    net = SuperResolution(SuperResolutionConfig(block_out_channels=(16,), embedding=8)).eval()
     x, small = drawn(1, 3, 96, 96), drawn(1, 3, 24, 24, seed=1)
     t, noise = torch.tensor([400.0]), torch.tensor([0.1])
     with torch.no_grad():
@@ -77,7 +86,7 @@ def test_a_crop_is_as_the_whole_where_it_cannot_see_its_edge() -> None:
     torch.testing.assert_close(part[..., 36:, 36:], whole[..., 68:, 68:], rtol=1e-4, atol=1e-5)
 
 
-def test_a_picture_does_not_depend_on_its_batch(network: Upscaler) -> None:
+def test_a_picture_does_not_depend_on_its_batch(network: SuperResolution) -> None:
     small, eps = drawn(3, 3, 8, 8), drawn(3, 3, 32, 32, seed=1)
     with torch.no_grad():
         *_, all_three = sample(network, small, eps)
@@ -85,14 +94,14 @@ def test_a_picture_does_not_depend_on_its_batch(network: Upscaler) -> None:
     torch.testing.assert_close(all_three.large[1:2], alone.large, rtol=1e-4, atol=1e-5)
 
 
-def test_the_deviation_of_noise_on_the_small_picture_is_an_input(network: Upscaler) -> None:
+def test_the_deviation_of_noise_on_the_small_picture_is_an_input(network: SuperResolution) -> None:
     small, eps = drawn(1, 3, 8, 8), drawn(1, 3, 32, 32, seed=1)
     *_, plain = sample(network, small, eps)
     *_, noisy = sample(network, small, eps, augment=0.2)
     assert not torch.allclose(plain.large, noisy.large)
 
 
-def test_wrong_shapes_and_steps_are_refused(network: Upscaler) -> None:
+def test_wrong_shapes_and_steps_are_refused(network: SuperResolution) -> None:
     small = drawn(1, 3, 8, 8)
     with pytest.raises(ValueError, match="noise must have the shape"):
         next(sample(network, small, drawn(1, 3, 16, 16)))
@@ -107,7 +116,7 @@ def test_wrong_shapes_and_steps_are_refused(network: Upscaler) -> None:
 )
 def test_configs_that_make_no_network_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must"):
-        UpscalerConfig(**settings)
+        SuperResolutionConfig(**settings)
 
 
 def test_the_loss_of_the_truth_is_zero_and_it_is_weighted_by_time() -> None:
@@ -132,7 +141,9 @@ def test_the_loss_of_the_truth_is_zero_and_it_is_weighted_by_time() -> None:
         upscaler.UpscalerOptions(power=3)
 
 
-def test_sharpening_adds_the_finest_detail_and_nothing_to_flat_parts(network: Upscaler) -> None:
+def test_sharpening_adds_the_finest_detail_and_nothing_to_flat_parts(
+    network: SuperResolution,
+) -> None:
     step = torch.zeros(1, 3, 8, 8)
     step[..., 4:] = 0.3
     sharp = cascade.sharpened(step, 1.0)
@@ -145,7 +156,7 @@ def test_sharpening_adds_the_finest_detail_and_nothing_to_flat_parts(network: Up
     *_, last = sample(network, small, noise)
     torch.testing.assert_close(last.large, cascade.sharpened(soft.large, 1.0))
     with pytest.raises(ValueError, match="sharpen must be at least 0, got -1"):
-        UpscalerConfig(sharpen=-1)
+        SuperResolutionConfig(sharpen=-1)
 
 
 def test_the_waves_repeat_with_the_grid() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pellucid import checkpoints
 from pellucid.backbones.unet import UNet, UNetConfig
-from pellucid.cascade import Upscaler, UpscalerConfig
+from pellucid.cascade import SuperResolution, SuperResolutionConfig
 from pellucid.checkpoints import CheckpointError, load, save
 from pellucid.checkpoints.weights import open_weights
 from pellucid.clip import TextConfig, TextTower, VisionConfig, VisionTower
@@ -121,19 +121,19 @@ def test_round_trip(tmp_path: Path, vision: bool) -> None:
 
 def cascaded() -> Model:
     """With a second stage and a list of words."""
-    stage = Upscaler(UpscalerConfig(factor=2, block_out_channels=(8, 8), embedding=4))
+    stage = SuperResolution(SuperResolutionConfig(factor=2, block_out_channels=(8, 8), embedding=4))
     words = Lexicon((Entry("🐸", ("frog", "toad"), ("amphibian",)),), ("red",))
-    return dataclasses.replace(tiny(), upscaler=stage, lexicon=words)
+    return dataclasses.replace(tiny(), second_stage=stage, lexicon=words)
 
 
 def test_the_second_stage_and_the_words_are_in_the_file(tmp_path: Path) -> None:
     model, path = cascaded(), tmp_path / "model.safetensors"
     assert save(model, path) == ()
     again = load(path)
-    assert model.upscaler is not None and again.upscaler is not None
-    assert again.upscaler.config == model.upscaler.config
+    assert model.second_stage is not None and again.second_stage is not None
+    assert again.second_stage.config == model.second_stage.config
     torch.testing.assert_close(
-        again.upscaler.state_dict(), model.upscaler.state_dict(), rtol=0, atol=0
+        again.second_stage.state_dict(), model.second_stage.state_dict(), rtol=0, atol=0
     )
     assert again.lexicon == model.lexicon
     facts = checkpoints.describe(path)

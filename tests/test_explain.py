@@ -20,7 +20,7 @@ from torch import Tensor
 from pellucid import cascade, checkpoints
 from pellucid.backbones.mmdit import SD3_MEDIUM
 from pellucid.backbones.unet import SD15, SDXL, UNet, UNetConfig
-from pellucid.cascade import Upscaler, UpscalerConfig
+from pellucid.cascade import SuperResolution, SuperResolutionConfig
 from pellucid.diffusion import Conditioning
 from pellucid.explain.run import Explanation, Recorder, explain, page, page_data, recorder
 from pellucid.explain.run.record import Near, Word, project
@@ -120,22 +120,24 @@ def test_seconds_are_those_of_the_parts(told: Explanation) -> None:
 def large(model: Model) -> tuple[Model, Explanation]:
     """A model with a second stage, and a run that enlarges twice."""
     torch.manual_seed(0)
-    stage = Upscaler(UpscalerConfig(block_out_channels=(8,), embedding=4, residual_scale=2)).eval()
+    stage = SuperResolution(
+        SuperResolutionConfig(block_out_channels=(8,), embedding=4, residual_scale=2)
+    ).eval()
     defaults = replace(model.defaults, width=64, height=64)
-    made = replace(model, upscaler=stage, defaults=defaults)
+    made = replace(model, second_stage=stage, defaults=defaults)
     return made, explain(made, REQUEST.model_copy(update={"width": 96, "height": 96}))
 
 
 def test_the_second_stage_is_recorded(large: tuple[Model, Explanation]) -> None:
     model, run = large
-    assert model.upscaler is not None
+    assert model.second_stage is not None
     first, last = run.upscaling
     assert (first.t, last.t) == (1000, 500) and run.seconds["upscaler"] > 0
     assert first.small.shape == (3, 16, 16) and first.x.shape == (3, 64, 64)
     with torch.no_grad():
-        *_, made = cascade.sample(model.upscaler, first.small[None], first.x[None])
+        *_, made = cascade.sample(model.second_stage, first.small[None], first.x[None])
     torch.testing.assert_close(made.x[0], last.x)
-    expected = cascade.to_large(last.residual[None], last.small[None], model.upscaler.config)
+    expected = cascade.to_large(last.residual[None], last.small[None], model.second_stage.config)
     torch.testing.assert_close(made.large, expected)
     *_, drawn = generate(model, REQUEST)
     assert drawn.images is not None and drawn.images[0].size == (64, 64)

@@ -101,7 +101,7 @@ def test_how_often_the_network_is_evaluated(
 
 def test_the_picture_is_nearly_the_same(shipped: Model) -> None:
     """Nearer to that of all steps than as many steps as are computed."""
-    small = replace(shipped, upscaler=None)
+    small = replace(shipped, second_stage=None)
     request = Request(prompt="a red rabbit", steps=20, seed=1, width=64, height=64)
 
     def draw(**more: object) -> np.ndarray:

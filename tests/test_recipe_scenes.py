@@ -198,8 +198,12 @@ def test_the_recipe_of_the_model_that_ships(
         assert status == 0, (command, err)
     made = checkpoints.load(tmp_path / "runs/small/emoji.safetensors")
     shipped = checkpoints.load(device="meta", dtype=None)
-    assert made.upscaler is not None and shipped.upscaler is not None and made.lexicon is not None
-    assert made.upscaler.config == shipped.upscaler.config
+    assert (
+        made.second_stage is not None
+        and shipped.second_stage is not None
+        and made.lexicon is not None
+    )
+    assert made.second_stage.config == shipped.second_stage.config
     assert made.vae.config.shortcut_kernel == shipped.vae.config.shortcut_kernel == 3
     ours, theirs = made.defaults, shipped.defaults
     assert (ours.steps, ours.guidance, ours.sampler) == (8, 3, theirs.sampler)

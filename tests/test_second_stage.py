@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid.cascade import Upscaler, UpscalerConfig
+from pellucid.cascade import SuperResolution, SuperResolutionConfig
 from pellucid.lexicon import Entry, Lexicon
 from pellucid.model import Model
 from pellucid.pipeline import Progress, Request, enlarged, generate, resolve
@@ -25,12 +25,14 @@ FACTOR = 4
 def cascade(model: Model) -> Model:
     """Draws 16x16 and enlarges to 64x64."""
     torch.manual_seed(0)
-    stage = Upscaler(UpscalerConfig(FACTOR, block_out_channels=(8, 8), embedding=4)).eval()
+    stage = SuperResolution(
+        SuperResolutionConfig(FACTOR, block_out_channels=(8, 8), embedding=4)
+    ).eval()
     words = Lexicon(
         (Entry("🍎", ("red apple", "apple"), ("fruit",)), Entry("🐰", ("rabbit",), ())), ("red",)
     )
     defaults = replace(model.defaults, width=64, height=64)
-    return replace(model, upscaler=stage, lexicon=words, defaults=defaults)
+    return replace(model, second_stage=stage, lexicon=words, defaults=defaults)
 
 
 def run(model: Model, **fields: Any) -> Progress:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from pellucid import checkpoints, data
-from pellucid.cascade import UpscalerConfig
+from pellucid.cascade import SuperResolutionConfig
 from pellucid.cli.train import _options
 from pellucid.data import SourceOptions, mnist
 from pellucid.data import load as load_source
@@ -135,7 +135,7 @@ def test_pack_with_an_upscaler_and_the_words_of_the_art(large: Path) -> None:
     pairs.mkdir()
     np.save(pairs / "small.npy", rng.integers(0, 255, (2, 8, 8, 3), dtype=np.uint8))
     np.save(pairs / "large.npy", rng.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8))
-    config = UpscalerConfig(factor=2, block_out_channels=(8,), embedding=4)
+    config = SuperResolutionConfig(factor=2, block_out_channels=(8,), embedding=4)
     stage = train_upscaler.train(
         train_upscaler.UpscalerOptions(
             pairs=str(pairs), out=large / "upscaler", steps=1, batch=2, crop=8, device="cpu"
@@ -155,7 +155,7 @@ def test_pack_with_an_upscaler_and_the_words_of_the_art(large: Path) -> None:
         out=large / "cascade.safetensors",
     )
     model = checkpoints.load(pack.train(options, RECIPE))
-    assert model.upscaler is not None and model.upscaler.config == config
+    assert model.second_stage is not None and model.second_stage.config == config
     assert (model.defaults.width, model.defaults.height) == (256, 256)
     assert model.lexicon is not None
     assert [entry.names for entry in model.lexicon.entries][:2] == [("frog",), ("owl",)]

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pellucid import checkpoints
-from pellucid.cascade import Upscaler, UpscalerConfig
+from pellucid.cascade import SuperResolution, SuperResolutionConfig
 from pellucid.esrgan import SRVGG, RRDBConfig, RRDBNet, SRVGGConfig
 from pellucid.images.metadata import read_metadata, save_image
 from pellucid.images.metadata.texts import read_texts
@@ -163,13 +163,15 @@ def test_tiles_change_nothing(kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Upscaler:
+def stage() -> SuperResolution:
     torch.manual_seed(0)
-    network = Upscaler(UpscalerConfig(block_out_channels=(8, 8, 8), embedding=4, residual_scale=4))
+    network = SuperResolution(
+        SuperResolutionConfig(block_out_channels=(8, 8, 8), embedding=4, residual_scale=4)
+    )
     return network.eval()
 
 
-def test_tiles_of_the_second_stage_have_no_seams(stage: Upscaler, monkeypatch: Any) -> None:
+def test_tiles_of_the_second_stage_have_no_seams(stage: SuperResolution, monkeypatch: Any) -> None:
     given = picture(150, 100)
     whole, tiled = DiffusionUpscaler(stage), DiffusionUpscaler(stage, tile=48)
     steps = list(tiled.enlarge(given))
@@ -182,14 +184,14 @@ def test_tiles_of_the_second_stage_have_no_seams(stage: Upscaler, monkeypatch: A
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (30, 49)])
-def test_any_size_for_the_second_stage(stage: Upscaler, size: tuple[int, int]) -> None:
+def test_any_size_for_the_second_stage(stage: SuperResolution, size: tuple[int, int]) -> None:
     upscaler = DiffusionUpscaler(stage, tile=24)
     large = enlarged(upscaler, picture(*size))
     assert large.size == (4 * size[0], 4 * size[1])
     assert large.tobytes() == enlarged(upscaler, picture(*size)).tobytes()
 
 
-def test_transparency_by_the_second_stage(stage: Upscaler) -> None:
+def test_transparency_by_the_second_stage(stage: SuperResolution) -> None:
     """As in a file of an emoji: black where it is clear."""
     given = Image.new("RGBA", (24, 24))
     given.paste((250, 250, 250, 255), (6, 6, 18, 18))

@@ -59,10 +59,10 @@ def adapt(
             warnings.append(f"{path}: {keys} not match anything in this model: {first}{more}")
     words += bundled.values()
     upscaler = request.hires_upscaler
-    if request.hires is not None and hires.must_open(upscaler, model.upscaler is not None):
+    if request.hires is not None and hires.must_open(upscaler, model.second_stage is not None):
         other = None if upscaler == hires.DIFFUSION else upscaler
-        enlarger = checkpoints.load_upscaler(other, devices.device_of(model.vae))
-        model = replace(model, enlarger=enlarger)
+        opened = checkpoints.load_upscaler(other, devices.device_of(model.vae))
+        model = replace(model, upscaler=opened)
     changed = {part for lora, *_ in loras for part in lora.changes}
     changed |= model.towers.keys() if words else set()
     with devices.reading(*(getattr(model, part) for part in changed)):

@@ -37,7 +37,7 @@ SCHEDULE = Schedule("flow")
 
 
 @dataclass(frozen=True)
-class UpscalerConfig:
+class SuperResolutionConfig:
     """The shape of a super-resolution network."""
 
     factor: int = 4  # of the sides
@@ -101,7 +101,7 @@ class Block(nn.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class Upscaler(nn.Module):
+class SuperResolution(nn.Module):
     """A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) at the size of the small picture.
 
     Each square of factor x factor pixels of the noisy residual becomes the channels of one position,
@@ -109,7 +109,7 @@ class Upscaler(nn.Module):
     costs as much as one of 64x64.
     """
 
-    def __init__(self, config: UpscalerConfig) -> None:
+    def __init__(self, config: SuperResolutionConfig) -> None:
         super().__init__()
         self.config = config
         widths, count = config.block_out_channels, config.layers_per_block
@@ -183,7 +183,7 @@ def grid_waves(small: Tensor, period: int) -> Tensor:
 
 
 @torch.no_grad()
-def init_for_training(network: Upscaler) -> None:
+def init_for_training(network: SuperResolution) -> None:
     """Every residual branch, and the whole output, starts at zero: bicubic is the first answer."""
     layers = [network.conv_out, *(m.conv2 for m in network.modules() if isinstance(m, Block))]
     for layer in layers:
@@ -199,12 +199,12 @@ def enlarge(small: Tensor, factor: int) -> Tensor:
     return F.interpolate(small.float(), scale_factor=factor, mode="bicubic", align_corners=False)
 
 
-def to_residual(large: Tensor, small: Tensor, config: UpscalerConfig) -> Tensor:
+def to_residual(large: Tensor, small: Tensor, config: SuperResolutionConfig) -> Tensor:
     """r = residual_scale * (large - bicubic(small)): what is diffused, (B, 3, H, W)."""
     return config.residual_scale * (large - enlarge(small, config.factor))
 
 
-def to_large(residual: Tensor, small: Tensor, config: UpscalerConfig) -> Tensor:
+def to_large(residual: Tensor, small: Tensor, config: SuperResolutionConfig) -> Tensor:
     """The inverse of `to_residual`, clipped to [-1, 1]."""
     large = enlarge(small, config.factor) + residual.float() / config.residual_scale
     return large.clamp(-1, 1)
@@ -224,7 +224,7 @@ def training_loss(
     large: Tensor,
     small: Tensor,
     noises: Noises,
-    config: UpscalerConfig,
+    config: SuperResolutionConfig,
     power: int = 2,
 ) -> Tensor:
     """The weighted error of each pair, (B,): squared, or as `power` says.
@@ -264,7 +264,7 @@ def sharpened(pictures: Tensor, amount: float) -> Tensor:
 
 
 def sample(
-    network: Upscaler, small: Tensor, noise: Tensor, steps: int = STEPS, augment: float = 0.0
+    network: SuperResolution, small: Tensor, noise: Tensor, steps: int = STEPS, augment: float = 0.0
 ) -> Iterator[Step]:
     """Enlarge pictures, step by step, with DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12).
 

@@ -41,7 +41,7 @@ def resolve(name: str) -> str:
 
 
 def is_file(name: str) -> bool:
-    """Whether it is the file of an upscaler (`Model.enlarger`)."""
+    """Whether it is the file of an upscaler (`Model.upscaler`)."""
     return name.lower().endswith(FILES)
 
 

@@ -80,7 +80,7 @@ def prepare(request: ResolvedRequest, unit: int) -> Canvas:
     """The canvas of a request with a picture to start from.
 
     unit: the network draws multiples of this many pixels; a picture of another size is extended at
-    its right and bottom edges, and cropped at the end. With an upscaler the picture is made smaller
+    its right and bottom edges, and cropped at the end. With a second stage the picture is made smaller
     for the network. Raises ValueError: a mask that cannot be
     read, a mask of another size than the picture, a mask that marks nothing.
     """

@@ -106,10 +106,10 @@ def enlarge(
     drawn = pictures(runtime, latents, request.decoder)
     filter = hires.PICTURE.get(second.upscaler, Image.Resampling.LANCZOS)
     if second.upscaler not in hires.PICTURE:
-        enlarger = model.enlarger  # `adapt` has opened it, if it is in another file
-        if enlarger is None:
-            assert model.upscaler is not None
-            enlarger = DiffusionUpscaler(model.upscaler)
-        drawn = [enlarged(enlarger, picture) for picture in drawn]
+        upscaler = model.upscaler  # `adapt` has opened it, if it is in another file
+        if upscaler is None:
+            assert model.second_stage is not None
+            upscaler = DiffusionUpscaler(model.second_stage)
+        drawn = [enlarged(upscaler, picture) for picture in drawn]
     larger = [to_tensor(picture.resize((width, height), filter)) for picture in drawn]
     return (width, height), runtime.encode(torch.stack(larger))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from pellucid.cascade import Upscaler
+from pellucid.cascade import SuperResolution
 from pellucid.clip import TextTower, VisionTower
 from pellucid.lexicon import Lexicon
 from pellucid.prompt import Emphasis, WalkBy
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Defaults:
     """What is used for fields that a request leaves open. width and height are pixels of the
-    result, after the upscaler of a model that has one."""
+    result, after the second stage of a model that has one."""
 
     steps: int = 20
     guidance: float = 5.0
@@ -87,8 +87,8 @@ class Model:
     SDXL and SD3, whose vectors are concatenated with the first one's; both share the tokenizer.
     vision: CLIP's other half, for CLIP guidance and for scores; generating does not need it.
     tiny_vae: a faster decoder of the same latents, for previews and where a request asks for it.
-    upscaler: the second stage of a cascade, which makes the pictures of the first one larger.
-    enlarger: what enlarges a picture before its second pass, where a request names a file for that.
+    second_stage: that of a cascade, which makes the pictures of the first one larger.
+    upscaler: what enlarges a picture before its second pass, where a request names a file for that.
     lexicon: the words that it has learned; None: that is not known.
     latents: what is known of the latents of its autoencoder.
     """
@@ -104,8 +104,8 @@ class Model:
     text_encoding: TextEncoding = field(default_factory=TextEncoding)
     vision: VisionTower | None = None
     tiny_vae: TinyVAE | None = None
-    upscaler: Upscaler | None = None
-    enlarger: upscale.Upscaler | None = None
+    second_stage: SuperResolution | None = None
+    upscaler: upscale.Upscaler | None = None
     lexicon: Lexicon | None = None
     defaults: Defaults = field(default_factory=Defaults)
     latents: LatentSpace = field(default_factory=LatentSpace)
@@ -122,6 +122,6 @@ class Model:
 
     @property
     def drawn_size(self) -> tuple[int, int]:
-        """Width and height in pixels that the backbone draws by default, before any upscaler."""
-        factor = 1 if self.upscaler is None else self.upscaler.config.factor
+        """Width and height in pixels that the backbone draws by default, before any second stage."""
+        factor = 1 if self.second_stage is None else self.second_stage.config.factor
         return self.defaults.width // factor, self.defaults.height // factor

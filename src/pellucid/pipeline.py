@@ -185,7 +185,7 @@ def plain(model: Model, request: Request) -> tuple[Model, tuple[str, ...]]:
     named = [path for path, *_ in request.loras] + list(request.embeddings)
     named += [tag.name for tag in request.lora_tags]
     upscaler = request.hires_upscaler
-    if request.hires is not None and hires.must_open(upscaler, model.upscaler is not None):
+    if request.hires is not None and hires.must_open(upscaler, model.second_stage is not None):
         named.append(upscaler)
     if named:
         raise ValueError(
@@ -325,7 +325,7 @@ def finished(runtime: Runtime, plan: Plan, x: Tensor) -> list[Image.Image]:
     pixels = runtime.decode(decoder_of(runtime.model, request.decoder), x).float()
     scale = 1 if request.second_pass is None else request.second_pass.scale
     size = round(request.width * scale), round(request.height * scale)
-    if runtime.model.upscaler is not None:
+    if runtime.model.second_stage is not None:
         images = enlarged(runtime, pixels, size, request.seeds)
     else:
         images = [to_pil(picture) for picture in pixels]
@@ -337,14 +337,14 @@ def finished(runtime: Runtime, plan: Plan, x: Tensor) -> list[Image.Image]:
 def enlarged(
     runtime: Runtime, pixels: Tensor, size: tuple[int, int], seeds: Sequence[int]
 ) -> list[Image.Image]:
-    """Pixels (B, 3, h, w) as pictures of this width and height, by the model's upscaler.
+    """Pixels (B, 3, h, w) as pictures of this width and height, by the model's second stage.
 
     It runs as often as needed, and what is then too large is reduced. Its noise depends on each
     picture's seed alone.
     """
-    upscaler = runtime.model.upscaler
-    assert upscaler is not None
-    factor, streams = upscaler.config.factor, latents.streams_of(seeds)
+    second = runtime.model.second_stage
+    assert second is not None
+    factor, streams = second.config.factor, latents.streams_of(seeds)
     while pixels.shape[3] < size[0] or pixels.shape[2] < size[1]:
         height, width = (side * factor for side in pixels.shape[2:])
         pixels = runtime.enlarge(pixels, draw("gaussian", (3, height, width), streams))

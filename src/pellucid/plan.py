@@ -345,7 +345,7 @@ def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> 
     warnings = []
     (width, height), own = request.drawn_size, model.drawn_size
     if (
-        model.upscaler is not None
+        model.second_stage is not None
         and not draws_any_size(model)
         and width * own[1] != height * own[0]
     ):

@@ -50,7 +50,7 @@ MAX_PROMPT = 100_000  # characters; OpenAI allows 32,000
 MAX_AND = 100  # prompts at once, each an evaluation of the network at every step
 # Models of at least this width draw any size; a smaller one draws what it was trained on.
 ANY_SIZE = 256
-# With an upscaler the shorter side is drawn at the model's own size, so the longer one is limited by it.
+# With a second stage the shorter side is drawn at the model's own size, which limits the longer one.
 MOST_RATIO = 8
 STRENGTH, MASK_STRENGTH, EXTEND_STRENGTH = 0.6, 0.75, 1.0
 
@@ -558,7 +558,7 @@ class ResolvedRequest(Request):
     """Of the result before a second pass; with only_masked, of the part that is drawn."""
     height: int
     drawn_size: tuple[int, int] = Field(default=(0, 0), exclude=True)
-    """Width and height that the backbone draws in the first pass; with an upscaler not those of the
+    """Width and height that the backbone draws in the first pass; with a second stage not those of the
     result. It is not part of the record, which determines it."""
     regions: tuple[Region, ...] = Field(default=(), exclude=True)
     """The parts of the picture that are drawn by themselves, in the place of `prompt`; none: the
@@ -704,10 +704,10 @@ def unit_of(model: Model) -> int:
 def drawn_size_of(model: Model, width: int, height: int) -> tuple[int, int]:
     """Width and height that the backbone draws for a result of this size.
 
-    With an upscaler, the shorter side is always the model's own, and the ratio of the sides is that of
-    the result, as far as the backbone allows it. ValueError where the sides differ too much for that.
+    With a second stage, the shorter side is always the model's own, and the ratio of the sides is that
+    of the result, as far as the backbone allows it. ValueError where the sides differ too much for that.
     """
-    if model.upscaler is None:
+    if model.second_stage is None:
         return width, height
     if max(width, height) > MOST_RATIO * min(width, height):
         raise ValueError(
@@ -722,9 +722,9 @@ def size_of(model: Model, request: Request, picture: Image.Image | None) -> tupl
     """Width and height of the result before a second pass; with only_masked, of the part.
 
     picture: the request's image. ValueError for a size that is not a multiple of the unit, unless
-    it is exactly that of a picture of which only a part is drawn, or an upscaler makes it.
+    it is exactly that of a picture of which only a part is drawn, or a second stage makes it.
     """
-    d, unit = model.defaults, 1 if model.upscaler is not None else unit_of(model)
+    d, unit = model.defaults, 1 if model.second_stage is not None else unit_of(model)
     own, exact = (d.width, d.height), False
     if picture is not None and not request.only_masked:
         left, top, right, bottom = request.extend

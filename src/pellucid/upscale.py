@@ -133,7 +133,7 @@ class DiffusionUpscaler:
     multiple of the period of the network's grid.
     """
 
-    network: cascade.Upscaler
+    network: cascade.SuperResolution
     name: str = DIFFUSION
     tile: int = TILE
 

@@ -33,6 +33,10 @@ IN_TURNS = {"backbone", "vae", "text", "text_2"}
 """The parts that may take turns; a model with others is small, and uses several at once."""
 
 
+MODEL_FIELDS = {"upscaler": "second_stage"}
+"""Parts whose field of `Model` has another name than they have in files."""
+
+
 @dataclass(frozen=True)
 class Configs:
     """The configs of a published model's parts, before any network is built.
@@ -207,7 +211,9 @@ class Contents:
         with stage(f"loading {self.path.name}", sum(map(size, now.values()))) as loading:
             for name, part in now.items():
                 fill(part, places[name], types[name], loading)
-        modules: dict[str, Any] = {name: part.module for name, part in self.parts.items()}
+        modules: dict[str, Any] = {
+            MODEL_FIELDS.get(name, name): part.module for name, part in self.parts.items()
+        }
         return Model(
             **modules,
             tokenizer=self.tokenizer,

@@ -97,7 +97,7 @@ def load_upscaler(
             )
         fill(stage, device, dtype)
         name = DIFFUSION if path is None else source.path.stem
-        return DiffusionUpscaler(cast(cascade.Upscaler, stage.module), name)
+        return DiffusionUpscaler(cast(cascade.SuperResolution, stage.module), name)
     return upscaler_files.load_upscaler(source.path, device, dtype)
 
 

@@ -28,7 +28,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 EXTRAS = {
     "vision": "the vision tower of CLIP",
     "tiny_vae": "the tiny autoencoder",
-    "upscaler": "the super-resolution stage",
+    "second_stage": "the super-resolution stage",
     "lexicon": "the list of the words that it has learned",
 }
 

@@ -184,7 +184,7 @@ def save_film(
     noisy = [previewed(model, step.x[i : i + 1], preview)[0] for step in steps]
     clean = [previewed(model, step.x0[i : i + 1], preview)[0] for step in steps]
     images = steps[-1].images
-    if model.upscaler is not None and images is not None:
+    if model.second_stage is not None and images is not None:
         noisy, clean = [*noisy, images[i]], [*clean, images[i]]
     size = noisy[-1].size  # a second pass is larger than the first
     noisy, clean = ([frame.resize(size, 0) for frame in frames] for frames in (noisy, clean))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pellucid.backbones.unet import UNetConfig
-from pellucid.cascade import UpscalerConfig
+from pellucid.cascade import SuperResolutionConfig
 from pellucid.clip import TextConfig, VisionConfig
 from pellucid.model import Defaults
 from pellucid.train.recipe import Recipe
@@ -72,5 +72,5 @@ RECIPE = Recipe(
     # Between two prompts, embeddings lead through other things.
     defaults=Defaults(8, 3.0, "dpmpp_2m", "uniform", walk_by="estimates"),
     # Estimates are softer than pictures.
-    upscaler=UpscalerConfig(sharpen=1.0),
+    upscaler=SuperResolutionConfig(sharpen=1.0),
 )

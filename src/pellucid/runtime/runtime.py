@@ -47,7 +47,7 @@ class Runtime:
     def parts(self) -> list[nn.Module]:
         """The networks of the model."""
         m = self.model
-        parts = (m.backbone, m.vae, m.text, m.text_2, m.vision, m.tiny_vae, m.upscaler)
+        parts = (m.backbone, m.vae, m.text, m.text_2, m.vision, m.tiny_vae, m.second_stage)
         return [part for part in parts if part is not None]
 
     @property
@@ -126,21 +126,21 @@ class Runtime:
             return self._finite("the decoder", decoder, run, latents)
 
     def enlarge(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) in [-1, 1] -> (B, 3, H, W), by the model's upscaler.
+        """Pixels (B, 3, h, w) in [-1, 1] -> (B, 3, H, W), by the model's second stage.
 
-        noise: (B, 3, H, W), where it begins. Raises NotFinite; ValueError if the model has no upscaler.
+        noise: (B, 3, H, W), where it begins. Raises NotFinite; ValueError if the model has none.
         """
-        upscaler = self.model.upscaler
-        if upscaler is None:
-            raise ValueError(f"{self.model.name} has no upscaler")
+        second = self.model.second_stage
+        if second is None:
+            raise ValueError(f"{self.model.name} has no second stage")
 
         def run() -> Tensor:
-            *_, last = cascade.sample(upscaler, pixels.to(self.device), noise.to(self.device))
+            *_, last = cascade.sample(second, pixels.to(self.device), noise.to(self.device))
             return last.large
 
-        self._bring(upscaler)
+        self._bring(second)
         with stage("enlarging the picture"):
-            return self._finite("the upscaler", upscaler, run)
+            return self._finite("the upscaler", second, run)
 
     def tile_size(self, vae: VAE, width: int, height: int) -> int | None:
         """The positions in a tile where a whole picture would not fit in memory; None where it does,

@@ -72,7 +72,7 @@ def train(options: PackOptions, recipe: Recipe) -> Path:
         prediction=state["prediction"],
         name=options.name,
         text_encoding=TextEncoding(pooled="words" if config.pooled_dim > pooled else "last"),
-        upscaler=upscaler,
+        second_stage=upscaler,
         lexicon=words_of(options),
         defaults=defaults_of(options, recipe.defaults, clip.vision.config.image_size, factor),
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pellucid.backbones.unet import UNetConfig
-from pellucid.cascade import UpscalerConfig
+from pellucid.cascade import SuperResolutionConfig
 from pellucid.clip import TextConfig, VisionConfig
 from pellucid.model import Defaults
 from pellucid.vae import VAEConfig
@@ -30,7 +30,7 @@ class Recipe:
     unet: Callable[[tuple[int, ...]], UNetConfig]
     mixes: Mapping[str, Mapping[str, float]]
     defaults: Defaults
-    upscaler: UpscalerConfig = field(default_factory=UpscalerConfig)
+    upscaler: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
 
     @property
     def multiple(self) -> int:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import cascade
-from pellucid.cascade import Noises, Upscaler, UpscalerConfig
+from pellucid.cascade import Noises, SuperResolution, SuperResolutionConfig
 from pellucid.data import setting
 from pellucid.train import loop
 from pellucid.train.recipe import Recipe
@@ -114,7 +114,7 @@ def crops(
     sources: Sequence[tuple[Pairs, float]],
     count: int,
     crop: int,
-    config: UpscalerConfig,
+    config: SuperResolutionConfig,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Small crops (count, 3, crop, crop) and their large ones, half of them mirrored.
@@ -170,7 +170,7 @@ def laplacian_energy(pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(
-    network: Upscaler, pairs: Pairs, count: int = MEASURED, steps: int = cascade.STEPS
+    network: SuperResolution, pairs: Pairs, count: int = MEASURED, steps: int = cascade.STEPS
 ) -> dict[str, float]:
     """PSNR in dB, and sharpness (Laplacian energy over that of the truth), of bicubic enlargement
     and of the stage, on `count` of the pairs."""
@@ -206,7 +206,7 @@ def train(options: UpscalerOptions, recipe: Recipe, say: loop.Say = loop.silent)
     held = {path.name: Pairs.load(path, config.factor) for path, _ in folders_of(options.held)}
     check_crop(options, config, [pairs for pairs, _ in sources])
     torch.manual_seed(options.seed)
-    network = Upscaler(config)
+    network = SuperResolution(config)
     cascade.init_for_training(network)
     network.to(device).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
@@ -238,7 +238,9 @@ def train(options: UpscalerOptions, recipe: Recipe, say: loop.Say = loop.silent)
     return run.path
 
 
-def check_crop(options: UpscalerOptions, config: UpscalerConfig, sources: Sequence[Pairs]) -> None:
+def check_crop(
+    options: UpscalerOptions, config: SuperResolutionConfig, sources: Sequence[Pairs]
+) -> None:
     """ValueError for no pairs, and for a crop that is larger than a picture or not on the grid."""
     if not sources:
         raise ValueError("pairs must name at least one folder, got none")
@@ -249,9 +251,9 @@ def check_crop(options: UpscalerOptions, config: UpscalerConfig, sources: Sequen
         )
 
 
-def trained(path: Path) -> Upscaler:
+def trained(path: Path) -> SuperResolution:
     """The averaged network that `train` left at `path`, on the CPU."""
     state = loop.trained_state(path, "upscaler", "upscaler")
-    network = Upscaler(UpscalerConfig(**state["config"]))
+    network = SuperResolution(SuperResolutionConfig(**state["config"]))
     network.load_state_dict(state["ema"])
     return network.eval()

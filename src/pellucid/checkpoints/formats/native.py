@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from pellucid import plugins
-from pellucid.cascade import Upscaler
+from pellucid.cascade import SuperResolution
 from pellucid.checkpoints import families
 from pellucid.checkpoints.assembly import Part, build, same_names
-from pellucid.checkpoints.contents import Contents
+from pellucid.checkpoints.contents import MODEL_FIELDS, Contents
 from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.metadata import dataclass_from, json_entry
 from pellucid.checkpoints.weights import Source
@@ -113,7 +113,7 @@ def _extra_facts(parts: Mapping[str, Part], lexicon: Lexicon | None) -> dict[str
     """What only some files of this format have."""
     facts: dict[str, Any] = {}
     if "upscaler" in parts:
-        factor = typing.cast(Upscaler, parts["upscaler"].module).config.factor
+        factor = typing.cast(SuperResolution, parts["upscaler"].module).config.factor
         facts["upscaler"] = f"makes width and height {factor} times as large"
     if lexicon is not None:
         facts["things it draws"] = [entry.names[0] for entry in lexicon.entries if entry.names]
@@ -135,7 +135,9 @@ def write(
     does not exist, a full disk.
     """
     modules: dict[str, nn.Module] = {
-        name: part for name in (*REQUIRED, *OPTIONAL) if (part := getattr(model, name)) is not None
+        name: part
+        for name in (*REQUIRED, *OPTIONAL)
+        if (part := getattr(model, MODEL_FIELDS.get(name, name))) is not None
     }
     parts = {part: (module, same_names(module, f"{part}.")) for part, module in modules.items()}
     weights = gather(path, parts, dtype, read)
@@ -179,7 +181,7 @@ def _kinds(part: str) -> dict[str, type[nn.Module]]:
         "text_2": {"clip_text": TextTower},
         "vision": {"clip_vision": VisionTower},
         "tiny_vae": {"tiny_vae": TinyVAE},
-        "upscaler": {"upscaler": Upscaler},
+        "upscaler": {"upscaler": SuperResolution},
     }
     if part in fixed:
         return fixed[part]

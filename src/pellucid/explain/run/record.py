@@ -150,7 +150,7 @@ class Explanation:
     upscaling: tuple[UpscalerCall, ...]
     """The first enlargement by the second stage; empty without one."""
     seconds: dict[str, float]
-    """Time of the text towers, the network, the decoder, the upscaler if the model has one, and the
+    """Time of the text towers, the network, the decoder, the second stage if the model has one, and the
     rest (sampler, guidance, recording)."""
 
     def texts(self) -> list[tuple[Word, ...]]:

@@ -112,8 +112,8 @@ class Recorder:
         self.has_attention = "record" in inspect.signature(model.backbone.forward).parameters
         self.average = False
         self.seconds = {"text": 0.0, "network": 0.0, "decoder": 0.0}
-        text_2, tiny, upscaler = model.text_2, model.tiny_vae, model.upscaler
-        self.seconds |= {} if upscaler is None else {"upscaler": 0.0}
+        text_2, tiny, second = model.text_2, model.tiny_vae, model.second_stage
+        self.seconds |= {} if second is None else {"upscaler": 0.0}
         self.model = replace(
             model,
             backbone=recorded(model.backbone, "forward", self.call_network),
@@ -121,7 +121,7 @@ class Recorder:
             text_2=text_2 and recorded(text_2, "forward", self.timed("text", text_2.forward)),
             vae=recorded(model.vae, "to_pixels", self.timed("decoder", model.vae.to_pixels)),
             tiny_vae=tiny and recorded(tiny, "to_pixels", self.timed("decoder", tiny.to_pixels)),
-            upscaler=upscaler and recorded(upscaler, "forward", self.call_upscaler),
+            second_stage=second and recorded(second, "forward", self.call_upscaler),
         )
         self.began = 0.0
 
@@ -192,9 +192,9 @@ class Recorder:
 
     def call_upscaler(self, x: Tensor, t: Tensor, small: Tensor, noise: Tensor) -> Tensor:
         """Call the second stage and record it. Only its first enlargement is kept."""
-        assert self.original.upscaler is not None
+        assert self.original.second_stage is not None
         calls, time = self.upscaling, float(t[0])
-        residual = self.timed("upscaler", self.original.upscaler.forward)(x, t, small, noise)
+        residual = self.timed("upscaler", self.original.second_stage.forward)(x, t, small, noise)
         if calls and calls[-1].t <= time and calls[-1].small.shape == small.shape[1:]:
             calls.clear()  # it runs again in float32
         if not calls or calls[0].small.shape == small.shape[1:]:

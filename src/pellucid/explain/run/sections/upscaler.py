@@ -23,9 +23,9 @@ RANGE = 3  # a residual of this is shown as black or white
 
 
 def content(model: Model, run: Explanation) -> Content | None:
-    if model.upscaler is None or not run.upscaling:  # the small picture was asked for
+    if model.second_stage is None or not run.upscaling:  # the small picture was asked for
         return None
-    config, steps = model.upscaler.config, len(run.upscaling)
+    config, steps = model.second_stage.config, len(run.upscaling)
     return Content(
         f"<p>The first stage has drawn a small picture. A second diffusion model makes it "
         f"{config.factor} times as wide and high, in {steps} step{'s'[: steps > 1]}. Bicubic "
@@ -41,7 +41,9 @@ def content(model: Model, run: Explanation) -> Content | None:
     )
 
 
-def data_of(config: cascade.UpscalerConfig, calls: tuple[UpscalerCall, ...]) -> dict[str, Any]:
+def data_of(
+    config: cascade.SuperResolutionConfig, calls: tuple[UpscalerCall, ...]
+) -> dict[str, Any]:
     """The pictures of the stage: before, enlarged without it, and at each of its steps."""
     small = calls[0].small[None]
 
