@@ -364,11 +364,20 @@ def test_ctrl_c_is_130_and_leaves_nothing(
     assert out == "" and "stopped" in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+        RuntimeError("could not create a primitive"),  # oneDNN
+        MemoryError(),
+    ],
+    ids=repr,
+)
 def test_memory_that_does_not_suffice(
-    refused: Any, monkeypatch: pytest.MonkeyPatch, model_file: Path
+    error: Exception, refused: Any, monkeypatch: pytest.MonkeyPatch, model_file: Path
 ) -> None:
     def full(*_: object) -> list[Image.Image]:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+        raise error
 
     monkeypatch.setattr(pipeline, "finished", full)
     assert "memory" in refused("generate", "a rabbit", "--model", model_file)

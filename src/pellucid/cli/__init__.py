@@ -63,8 +63,9 @@ def _run() -> None:
             if not message:  # no command was given, and the help is shown
                 raise SystemExit(2) from None
             fail(message.rstrip(".") + _hint(message, error))
-        # Torch raises a RuntimeError on the CPU and a subclass on a GPU.
-        if isinstance(error, MemoryError | RuntimeError) and "memory" in repr(error).lower():
+        from pellucid.runtime.memory import ran_out
+
+        if ran_out(error):
             fail("there is not enough memory for this; try a smaller size or count")
         raise
 

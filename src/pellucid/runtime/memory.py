@@ -12,6 +12,18 @@ from pellucid.runtime.devices import free_memory
 GB = 1e9
 
 
+OF_ONEDNN = "could not create a primitive"
+"""What oneDNN says of any failure; with layers that have worked before, of too little memory."""
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error says that memory did not suffice. Torch raises a RuntimeError on the CPU and a
+    subclass on a GPU."""
+    said = repr(error).lower()
+    known = "memory" in said or OF_ONEDNN in said
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and known)
+
+
 class DoesNotFit(ValueError):
     """A model needs more memory than is free; says how much."""
 

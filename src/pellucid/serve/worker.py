@@ -32,7 +32,7 @@ from pellucid.pipeline import Progress, batch_size, generate, generate_in_batche
 from pellucid.preview import preview
 from pellucid.request import PICTURES, Request, file_fields, files_in, resolve
 from pellucid.runtime import Runtime
-from pellucid.runtime.memory import DoesNotFit
+from pellucid.runtime.memory import DoesNotFit, ran_out
 from pellucid.serve.models_kept import Kept
 from pellucid.serve.pages import PAGES
 from pellucid.serve.pictures import Pictures
@@ -222,11 +222,7 @@ class Worker:
             whose: Fault = "server" if isinstance(error, DoesNotFit) else "request"
             return Ended(task.id, "failed", self.said(text_of(error), task), fault=whose)
         except Exception as error:
-            # Torch raises a RuntimeError on the CPU and a subclass on a GPU.
-            if (
-                not isinstance(error, MemoryError | RuntimeError)
-                or "memory" not in repr(error).lower()
-            ):
+            if not ran_out(error):
                 log.exception("job %s failed", task.id)
                 reason = self.said(f"{type(error).__name__}: {error}", task)
                 return Ended(task.id, "failed", f"internal error: {reason}", fault="server")
