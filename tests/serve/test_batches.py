@@ -22,7 +22,16 @@ from pellucid.serve import worker
 from pellucid.serve.acceptance import Asked
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.engine import Engine
-from pellucid.serve.worker import Cancel, Draw, Ended, ModelSpec, Settings, Step, Task, Worker
+from pellucid.serve.worker import (
+    Cancel,
+    Draw,
+    Ended,
+    ModelSpec,
+    StepReport,
+    Task,
+    Worker,
+    WorkerOptions,
+)
 
 
 def waiting(client: TestClient, *requests: dict[str, Any], **more: Any) -> list[str]:
@@ -37,7 +46,7 @@ def test_equal_jobs_share_a_batch_and_their_pictures_are_the_same(
 ) -> None:
     fields = [{"seed": 3}, {"prompt": "a red apple", "count": 2}, {"seed": 3, "steps": 4}, {}]
     ids = waiting(client, *fields, previews=True)
-    steps: list[Step] = []
+    steps: list[StepReport] = []
     with engine.watch(lambda event: steps.append(event.step) if event.step else None):
         client.patch("/api/queue", json={"paused": False})
         for id in ids:
@@ -138,7 +147,7 @@ def alone(model_file: Path, tmp_path: Path) -> Any:
     """A worker in this process, and the server's end of its pipe."""
     ours, theirs = Pipe()
     (tmp_path / "pictures").mkdir()
-    settings = Settings("cpu", "float32", 2**30, tmp_path, None)
+    settings = WorkerOptions("cpu", "float32", 2**30, tmp_path, None)
     yield Worker(theirs, settings), ours
     ours.close()
     theirs.close()

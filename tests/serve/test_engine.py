@@ -23,7 +23,7 @@ from pellucid.serve.app import application
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.engine import Engine, Event, Live
 from pellucid.serve.queue import Job, Picture, Queue
-from pellucid.serve.worker import Draw, Ended, Settings, Step, Worker
+from pellucid.serve.worker import Draw, Ended, StepReport, Worker, WorkerOptions
 
 OLD = 1_000_000.0
 """Seconds since 1970, long ago."""
@@ -175,7 +175,7 @@ def test_a_stream_sends_the_steps_of_a_job_that_has_ended(
             idle.queue.take([id])
             idle.live[id] = Live()
             for step in (1, 2, 3, 4):
-                idle.stepped(Step(id, step, 4, 0, 1, [small], [small]))
+                idle.stepped(StepReport(id, step, 4, 0, 1, [small], [small]))
             idle.end(Ended(id, "done", None, [Picture(name, 1, 16, 16)]))
         return real(id)
 
@@ -206,7 +206,7 @@ def test_a_queue_of_an_older_version_is_read(tmp_path: Path) -> None:
 def test_out_of_memory_frees_the_memory(
     idle: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(None, Settings("cpu", "float32", 10**12, tmp_path, None))  # type: ignore[arg-type]
+    worker = Worker(None, WorkerOptions("cpu", "float32", 10**12, tmp_path, None))  # type: ignore[arg-type]
     for name in ("tiny", "other"):
         spec = idle.library.model(name)
         worker.kept.get(name, lambda spec=spec: spec.outline)

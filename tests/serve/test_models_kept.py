@@ -17,7 +17,7 @@ from sending import LONG
 from pellucid import checkpoints
 from pellucid.request import Request
 from pellucid.serve import worker
-from pellucid.serve.worker import Draw, Ended, ModelSpec, Settings, Task
+from pellucid.serve.worker import Draw, Ended, ModelSpec, Task, WorkerOptions
 from references import model_of
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def test_memory_goes_back_to_its_level(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    settings = Settings("cpu", "float32", 1, tmp_path, None)  # one model at a time
+    settings = WorkerOptions("cpu", "float32", 1, tmp_path, None)  # one model at a time
     process = spawn.Process(target=worker.main, args=(theirs, settings), daemon=True)
     process.start()
     theirs.close()

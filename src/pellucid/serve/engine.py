@@ -30,7 +30,7 @@ from pellucid.serve.hashes import Hashes
 from pellucid.serve.library import Library
 from pellucid.serve.pictures import Pictures
 from pellucid.serve.queue import ENDED, Job, Queue, State
-from pellucid.serve.worker import Cancel, Draw, Ended, Show, Step, Task
+from pellucid.serve.worker import Cancel, Draw, Ended, Show, StepReport, Task
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -57,13 +57,13 @@ class QueueFull(ValueError):
 class Event(NamedTuple):
     """Something has happened to a job, or to the queue.
 
-    kind: "job": its state or its marks changed. "step": data is a `worker.Step`. "queue": its order
+    kind: "job": its state or its marks changed. "step": it has a `step`. "queue": its order
     or its pause changed, and `id` is empty. "deleted": the job is gone. "stopping": the server stops.
     """
 
     kind: Literal["job", "step", "queue", "deleted", "stopping"]
     id: str = ""
-    step: Step | None = None
+    step: StepReport | None = None
 
 
 @dataclass
@@ -74,8 +74,8 @@ class Live:
     batch: tuple[str, ...] = ()
     work: float = 0.0
     began: float = field(default_factory=time.monotonic)
-    last: Step | None = None
-    steps: list[Step] = field(default_factory=list)
+    last: StepReport | None = None
+    steps: list[StepReport] = field(default_factory=list)
 
     def seconds_left(self) -> float | None:
         """Until it is done; None: no step is done yet. A batch of pictures is done at once."""
@@ -396,7 +396,7 @@ class Engine:
                 room -= count
         return batch or jobs
 
-    def stepped(self, step: Step) -> None:
+    def stepped(self, step: StepReport) -> None:
         """A worker has done a step."""
         live = self.live.get(step.id)
         if live is None:  # it was cancelled just before it was handed over
@@ -447,7 +447,7 @@ class Engine:
         self.publish(Event("queue"))
         self._notify()
 
-    def _keep_steps(self, id: str, steps: list[Step]) -> None:
+    def _keep_steps(self, id: str, steps: list[StepReport]) -> None:
         path = self._steps_file(id)
         path.parent.mkdir(exist_ok=True)
         with suppress(ValueError):  # a full disk: the picture is worth more than its previews
@@ -502,7 +502,7 @@ class _Worker(threading.Thread):
     def _begin(self) -> None:
         """Start the process, or start it again."""
         configuration = self.engine.configuration
-        settings = worker.Settings(
+        options = worker.WorkerOptions(
             self.device,
             configuration.dtype,
             configuration.model_bytes,
@@ -511,13 +511,13 @@ class _Worker(threading.Thread):
         )
         process: Any
         if configuration.ray:
-            process = replicas.RemoteProcess(settings)
+            process = replicas.RemoteProcess(options)
             ours = process.connection
         else:
             spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
             ours, theirs = spawn.Pipe()
             process = spawn.Process(
-                target=worker.main, args=(theirs, settings), name=self.name, daemon=True
+                target=worker.main, args=(theirs, options), name=self.name, daemon=True
             )
             process.start()
             theirs.close()
@@ -567,8 +567,8 @@ class _Worker(threading.Thread):
             self.engine.end(Ended(job.id, "failed", str(error), fault="request"))
             return None
 
-    def _read(self, message: Step | Ended) -> None:
-        if isinstance(message, Step):
+    def _read(self, message: StepReport | Ended) -> None:
+        if isinstance(message, StepReport):
             self.engine.stepped(message)
             return
         with self.engine.changed:

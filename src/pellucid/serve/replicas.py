@@ -12,7 +12,7 @@ from contextlib import suppress
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
-from pellucid.serve.worker import Settings, Worker
+from pellucid.serve.worker import Worker, WorkerOptions
 
 SECONDS = 600.0
 """How long the cluster may take to have room for an actor."""
@@ -24,13 +24,13 @@ class Replica:
     def ready(self) -> None:
         """There is one as soon as the cluster has room."""
 
-    def run(self, address: tuple[str, int], key: bytes, settings: Settings) -> None:
+    def run(self, address: tuple[str, int], key: bytes, options: WorkerOptions) -> None:
         """Draw what comes over the connection, until the server closes it."""
         with (
             suppress(EOFError, BrokenPipeError, ConnectionResetError),
             Client(address, authkey=key) as connection,
         ):
-            Worker(connection, settings).run()
+            Worker(connection, options).run()
 
 
 class RemoteProcess:
@@ -38,11 +38,11 @@ class RemoteProcess:
 
     exitcode = None
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, options: WorkerOptions) -> None:
         """Raises ValueError: there is no cluster, or no room in it."""
         ray = connected()
         key = secrets.token_bytes(32)
-        gpus = 1 if settings.device.startswith("cuda") else 0
+        gpus = 1 if options.device.startswith("cuda") else 0
         self._actor: Any = ray.remote(Replica).options(num_cpus=1, num_gpus=gpus).remote()
         try:
             ray.get(self._actor.ready.remote(), timeout=SECONDS)
@@ -50,7 +50,7 @@ class RemoteProcess:
             self.kill()
             raise ValueError(f"the Ray cluster gives no worker: {error}") from None
         with Listener((ray.util.get_node_ip_address(), 0), authkey=key) as listener:
-            self._run = self._actor.run.remote(listener.address, key, settings)
+            self._run = self._actor.run.remote(listener.address, key, options)
             self.connection: Connection = listener.accept()
 
     def is_alive(self) -> bool:

@@ -90,7 +90,7 @@ class Show(NamedTuple):
     id: str
 
 
-class Step(NamedTuple):
+class StepReport(NamedTuple):
     """From a worker: a step is done. first: the index of the first picture that is
     drawn now. of: how many the job has."""
 
@@ -117,7 +117,7 @@ class Ended(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Settings:
+class WorkerOptions:
     """What a worker needs to know. folder: of the server's data."""
 
     device: str
@@ -131,14 +131,14 @@ class _Cancelled(Exception):
     """The job was cancelled."""
 
 
-def main(connection: Connection, settings: Settings) -> None:
+def main(connection: Connection, options: WorkerOptions) -> None:
     """Run a worker process until the server closes the connection."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the server, which ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the server is gone
-        Worker(connection, settings).run()
+        Worker(connection, options).run()
 
 
 @dataclass
@@ -146,14 +146,14 @@ class Worker:
     """Draws what comes over `connection`, until that closes."""
 
     connection: Connection
-    settings: Settings
+    options: WorkerOptions
     cancelled: dict[str, bool] = field(default_factory=dict)
     """Job -> whether its pictures so far are kept."""
     shown: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.kept = Kept(self.settings.model_bytes)
-        self.pictures = Pictures(self.settings.folder / "pictures")
+        self.kept = Kept(self.options.model_bytes)
+        self.pictures = Pictures(self.options.folder / "pictures")
 
     def run(self) -> None:
         """Draw task after task. Raises EOFError when the server has closed the pipe."""
@@ -199,7 +199,7 @@ class Worker:
         if len(left) < 2:
             return
         others = [task.request for i, task in left.items() if i > 0]
-        adapted = partial(adapt, folder=self.settings.lora_folder)
+        adapted = partial(adapt, folder=self.options.lora_folder)
         for progress in generate(model, tasks[0].request, adapted, refiner, others):
             for i, own in enumerate(progress.each()):
                 if i in left and (ended := self.stepped(left[i], model, own, [])) is not None:
@@ -235,7 +235,7 @@ class Worker:
         model, refiner = self.opened(task.model), None
         if task.refiner is not None:
             refiner = self.opened(task.refiner)
-        adapted = partial(adapt, folder=self.settings.lora_folder)
+        adapted = partial(adapt, folder=self.options.lora_folder)
         made: list[Picture] = []
         for progress in generate_in_batches(model, task.request, adapted, refiner):
             if (ended := self.stepped(task, model, progress, made)) is not None:
@@ -292,11 +292,13 @@ class Worker:
         x0: list[str] = []
         if task.id in self.shown:
             x, x0 = ([_small(p) for p in preview(model, z)] for z in (progress.x, progress.x0))
-        self.connection.send(Step(task.id, progress.step, progress.steps, first, count, x, x0))
+        self.connection.send(
+            StepReport(task.id, progress.step, progress.steps, first, count, x, x0)
+        )
 
     def opened(self, spec: ModelSpec, dtype: str | None = None) -> Model:
-        """A model, kept for the next job. dtype: None: that of the settings."""
-        device, dtype = self.settings.device, dtype or self.settings.dtype
+        """A model, kept for the next job. dtype: None: that of the options."""
+        device, dtype = self.options.device, dtype or self.options.dtype
         load = partial(
             open_model, spec.path, prediction=spec.prediction, device=device, dtype=dtype
         )
@@ -308,7 +310,7 @@ class Worker:
         requests = [task.request] + ([] if task.versus is None else [task.versus])
         runs: list[Explanation] = []
         for request in requests:
-            recorder = Recorder(model, request, partial(adapt, folder=self.settings.lora_folder))
+            recorder = Recorder(model, request, partial(adapt, folder=self.options.lora_folder))
             for progress in recorder.run():
                 self.report(task, model, progress, len(runs), len(requests))
             runs.append(recorder.explanation(concept_names(), synonyms()))
@@ -336,13 +338,13 @@ class Worker:
         """A message for the client of a job."""
         specs = [task.model] + ([] if task.refiner is None else [task.refiner])
         names = {str(spec.path): spec.name for spec in specs}
-        if self.settings.lora_folder is not None:
-            names[str(self.settings.lora_folder)] = "the LoRA folder"
+        if self.options.lora_folder is not None:
+            names[str(self.options.lora_folder)] = "the LoRA folder"
         return without_paths(text, task.request, names)
 
     def store_page(self, task: Task, text: str) -> None:
         """Write the page of a job, whole or not at all."""
-        folder = self.settings.folder / "explanations"
+        folder = self.options.folder / "explanations"
         folder.mkdir(exist_ok=True)
         write_text(folder / f"{task.id}.html", text)
 

@@ -36,7 +36,7 @@ from pellucid.serve.library import UnknownName
 from pellucid.serve.pictures import encoded
 from pellucid.serve.queue import ENDED, Job
 from pellucid.serve.replies import Json, Problem, Refused, Server, answer_errors, problem_of
-from pellucid.serve.worker import Step
+from pellucid.serve.worker import StepReport
 
 PREFIX = "/v1"
 MAX_PROMPT = 32_000
@@ -464,7 +464,7 @@ async def _stream(engine: Engine, call: Answered, id: str) -> AsyncIterator[byte
         engine.leave(id)  # nothing, if it has ended
 
 
-def _is_due(step: Step, sent: int, parts: int) -> bool:
+def _is_due(step: StepReport, sent: int, parts: int) -> bool:
     """Whether the next partial picture is sent after this step; they are evenly spaced."""
     return step.step < step.steps and step.step * (parts + 1) >= step.steps * (sent + 1)
 
