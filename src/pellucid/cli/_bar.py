@@ -19,6 +19,7 @@ REDRAW = 0.2  # seconds between two looks at the work
 SHORT = 0.5  # seconds of work of which no bar is drawn
 LINES: tuple[float, ...] = (2.0, 10.0, 30.0)  # seconds until the first lines in a log
 LATER = 60.0  # seconds between the lines after these
+ENOUGH = 0.01  # of the work, before the time that is left is shown
 LARGE = 10_000  # more steps than this are shown as a percentage
 
 
@@ -99,7 +100,7 @@ def described(stages: Sequence[Stage], now: float) -> str:
             step = min(int(stage.done) + 1, int(stage.total))
             parts.append(f"{stage.what}{between}{step} of {stage.total:.0f}")
     elapsed, done = now - stages[0].began, share(stages)
-    if done:
+    if done is not None and done >= ENOUGH:
         parts.append(f"{in_words(elapsed / done * (1 - done))} left")
     elif elapsed >= 1:
         parts.append(f"{in_words(elapsed)} so far")
