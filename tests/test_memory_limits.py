@@ -103,6 +103,20 @@ def test_models_that_are_kept_make_room(model: Model) -> None:
         kept.get("third", never)
 
 
+def test_memory_that_ends_while_a_file_is_read_is_no_fault_of_the_file(
+    refused: Any, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = model_file.with_name("halves.safetensors")
+    checkpoints.save(checkpoints.load(model_file), halves, torch.float16)
+
+    def short(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+
+    monkeypatch.setattr(torch, "frombuffer", short)  # which comes behind the cast tensor
+    said = refused("generate", "a cat", "--model", halves, "--dtype", "float32")
+    assert "there is not enough memory" in said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_limit_of_the_address_space_counts() -> None:
     """As with `ulimit -v`; in a process of its own, which the limit is for."""

@@ -201,6 +201,8 @@ def _reader(
                     piece.copy_(read[:count] if wide is read else wide[:count].copy_(read[:count]))
             return whole
         except (SafetensorError, OSError, RuntimeError) as error:  # of mapping it, the last
+            if isinstance(error, RuntimeError) and "memory" in str(error):
+                raise  # which is no fault of the file
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     return get
