@@ -132,6 +132,8 @@ def test_stages_in_words() -> None:
     assert described([Stage("loading x", 200_000, 50_000, began=0.0)], 3.0) == (
         "loading x: 25%, 9 s left"
     )
+    drawing = [Stage('drawing "a"', 1, 0.0, began=0.0), Stage("step", 1, began=0.0)]
+    assert described(drawing, 3.0) == 'drawing "a", step 1 of 1, 3 s so far'
     assert described([Stage("decoding", began=0.0)], 12.0) == "decoding, 12 s so far"
     assert described([Stage("a\x1b[2J\nb", began=0.0)], 1.0) == "a\\x1b[2J b, 1 s so far"
     assert [in_words(s) for s in (0.4, 89, 91, 5399, 9000)] == [

@@ -92,7 +92,7 @@ def described(stages: Sequence[Stage], now: float) -> str:
     parts = []
     for stage in stages:
         between = ": " if stage is stages[0] else " "
-        if stage.total is None or stage.total <= 1:
+        if stage.total is None or (stage.total <= 1 and stage is stages[0]):
             parts.append(stage.what)
         elif stage.total > LARGE:
             parts.append(f"{stage.what}{between}{stage.done / stage.total:.0%}")
