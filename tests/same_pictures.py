@@ -411,6 +411,9 @@ def requests_of_tasks() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     yield "sd1, clip skip 2", sd1, {"clip_skip": 2}
     weighted = GRAMMAR["emphasis by number"]
     yield "sd1, emphasis no_norm", sd1, {"prompt": weighted, "emphasis": "no_norm"}
+    several = {"prompt": "two red apples and a frog on a blue background", "count": 2}
+    yield "shipped, several things", shipped, SHIPPED | several
+    yield "shipped, several things and forecasts", shipped, SHIPPED | several | {"forecast": True}
     yield "shipped, clip guidance", shipped, SHIPPED | {"clip_guidance": 600.0}
     yield (
         "shipped, clip guidance alone",

@@ -355,6 +355,7 @@ class Request(BaseModel):
         "Draw each thing of the prompt by itself, in a part of the picture. Default: where the model "
         "lists what it has learned.",
         group=STEER,
+        flag="--arrange/--no-arrange",
     )
     """As `arrangement.arrange` reads the prompt."""
     mix: tuple[tuple[Prompt, Annotated[float, Field(gt=0, allow_inf_nan=False)]], ...] = option(
