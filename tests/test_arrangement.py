@@ -88,6 +88,14 @@ def test_every_thing_gets_a_text(prompt: str, texts: list[str]) -> None:
         "a cat AND a dog",
         "watch and see",
         "a dog kicking zebras and a cat",
+        "a cat without a dog",
+        "a cat or a dog",
+        "a cat but no dog",
+        "half cat and half dog",
+        "a cat that looks like a dog",
+        "ten cats and a dog",
+        "12 cats and a dog",
+        "a couple of cats and a dog",
     ],
 )
 def test_what_is_not_several_known_things_stays_whole(prompt: str) -> None:

@@ -39,6 +39,13 @@ LIES: dict[str, str] = {
 }
 _SHAPES = {"row": "row", "line": "row", "column": "column", "stack": "column"}
 _JOINT = re.compile(rf"\b({'|'.join(sorted(LIES, key=len, reverse=True))})\b|(,)")
+# Words that make a prompt mean something else than its things next to each other.
+_OTHER_WORDS = """
+no not without or nor neither either but instead except like as than half between mix mixed hybrid cross
+shaped made dressed disguised into many several few lots couple pair dozen bunch group herd flock ten
+eleven twelve hundred thousand
+"""
+_OTHER = frozenset(_OTHER_WORDS.split())
 _TOKEN = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 # The grammar of prompts, which changes with the steps or joins whole prompts.
 _GRAMMAR = re.compile(r"[()\[\]{}<>|:]|\b(?:AND|BREAK)\b")
@@ -99,7 +106,9 @@ def arrange(prompt: str, lexicon: Lexicon) -> Arrangement | None:
     tokens = list(_TOKEN.finditer(prompt))
     words = [token.group().lower().replace("’", "'") for token in tokens]
     things = _things(words, lexicon)
-    if not things:
+    named = {i for thing in things for i in range(thing.first, thing.end)}
+    others = [word for i, word in enumerate(words) if i not in named]
+    if not things or any(word in _OTHER or re.fullmatch("0|[0-9]{2,}", word) for word in others):
         return None
     joints = []
     starts = [_start(words, things[0].first, 0, things[0])]
