@@ -82,7 +82,8 @@ def test_escapes_in_the_prompt_of_a_picture(
         common = ("--model", model_file, "--size", 16, "--out", tmp_path / "out")
         status, out, err = call("generate", "--like", path, *common, *options)
         assert status == 0
-        shown(out, err, prompt, as_json)
+        of_a1111 = path.name == "a.png"  # its text has lines, which may end as on old Macs
+        shown(out, err, prompt.replace("\r", "\n") if of_a1111 else prompt, as_json)
         assert "negative" in err or "bracket" in err
 
 
@@ -239,9 +240,11 @@ def test_killed_while_it_converts(
     )
     try:
         end = time.time() + 40
-        while not (left := os.listdir(out)) and time.time() < end and process.poll() is None:
+        # Once there is a file in its folder, it has the lock.
+        while not any(out.glob(".*/*")) and time.time() < end and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)
+        left = os.listdir(out)
         assert left and left != ["model"], "it was not met at work"
         small = ("convert", model_file, out / "small.safetensors", "--to", "native")
         assert call(*small)[0] == 0
