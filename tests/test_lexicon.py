@@ -14,7 +14,9 @@ from pellucid.lexicon import (
     Unknown,
     describe,
     expand_emoji,
+    not_learned,
     unknown_words,
+    without,
 )
 
 LEXICON = Lexicon(
@@ -128,3 +130,27 @@ def test_any_text_is_read(text: str) -> None:
     expand_emoji(text, LEXICON)
     for unknown in unknown_words(text, LEXICON):
         assert unknown.word not in LEXICON.known
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("a photo of a cute frog", "a frog"),
+        ("a frog, photorealistic, 4k", "a frog"),
+        ("masterpiece, best quality, a red frog", "a red frog"),
+        ("a frog in a photo", "a frog"),
+        ("a picture of a frog", "a picture of a frog"),
+        ("(cute:1.3) frog", "frog"),
+        ("[a cute frog:a fluffy rabbit:0.3]", "[a frog:a rabbit:0.3]"),
+        ("an adorable frog AND a fluffy rabbit", "a frog AND a rabbit"),
+        ("two red frogs, 3d style", "two red frogs, 3d style"),
+        ("a blorf", "a blorf"),
+        ("", ""),
+    ],
+)
+def test_words_that_were_not_learned_are_left_out(prompt: str, read: str) -> None:
+    """A small model reads them as pieces of other words, and draws something else."""
+    words = Lexicon(
+        (Entry("🐸", ("frog",)), Entry("🐰", ("rabbit", "bunny"))), ("red", "two", "3d", "small")
+    )
+    assert without(prompt, not_learned(prompt, words)) == read

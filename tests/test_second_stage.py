@@ -167,13 +167,17 @@ def test_emoji_are_read_as_words_and_recorded_so(cascade: Model) -> None:
 
 def test_unknown_words_are_named(cascade: Model) -> None:
     def named(model: Model, **fields: Any) -> list[str]:
-        return [each for each in run(model, **fields).warnings if "has not learned" in each]
+        return [each for each in run(model, **fields).warnings if "has not learned the word" in each]
 
     prompt = "a (zebra:1.2) AND a [fruit|apple]"
     assert named(cascade, prompt=prompt, negative_prompt="blurry") == [
         f"{cascade.name} has not learned the words 'zebra' and 'fruit' (known: red apple)"
     ]
     assert named(cascade, prompt="two cute rabbits") == []
+    last = run(cascade, prompt="a photo of a cute rabbit")
+    assert f"left out, as {cascade.name} has not learned them: 'cute', 'photo'" in last.warnings
+    assert last.x.equal(run(cascade, prompt="a rabbit").x)
+    assert last.request.record()["prompt"] == "a photo of a cute rabbit"
     assert named(replace(cascade, lexicon=None), prompt="a zebra") == []
     assert "'zebra'" in named(cascade, prompt="a rabbit", walk="a zebra", count=2)[0]
     taught = Request(prompt="a zebra, ink style", loras=(("ink.safetensors", 1, 1),))

@@ -288,7 +288,7 @@ def conditioning_schedule(
             for each in zip(*schedules, strict=True)
         ]
     prompts = [(each_step(text, steps, second), w) for text, w in weighted_prompts(request)]
-    negative = each_step(take_loras(request.negative_prompt)[0], steps, second)
+    negative = each_step(request.read(take_loras(request.negative_prompt)[0]), steps, second)
     guided = request.guidance != 1 or not add_up(prompts)
     texts = [text for each, _ in prompts for text in each]
     texts = list(dict.fromkeys([*texts, *negative] if guided else texts))
@@ -325,14 +325,14 @@ def weighted_prompts(request: ResolvedRequest) -> list[tuple[str, float]]:
     """The prompts that are added up, or those of the regions, and their weights. See
     `conditioning_schedule`."""
     if request.regions:
-        return [(region.prompt, 1 / len(request.regions)) for region in request.regions]
+        return [(request.read(each.prompt), 1 / len(request.regions)) for each in request.regions]
     weights = [1.0, *(weight for _, weight in request.mix)]
     weights += [1.0] * (len(request.prompts) - len(weights))  # of a walk
     weighted = []
     for prompt, share in zip(request.prompts, normalized(weights), strict=True):
         for text, weight in split_and(take_loras(prompt)[0]):
             check_weight(text, weight)
-            weighted.append((text, share * weight))
+            weighted.append((request.read(text), share * weight))
     if len(weighted) > len(request.prompts):
         if request.mix_by == "embedding":
             raise ValueError(
@@ -360,7 +360,7 @@ def reading(tokenizer: Tokenizer, request: ResolvedRequest) -> dict[str, Any]:
     prompts = []
     for part, weight in split_and(text):
         check_weight(part, weight)
-        each = each_step(part, steps)
+        each = each_step(request.read(part), steps)
         readings = [
             {
                 "steps": _ranges([step for step, at in enumerate(each, start=1) if at == distinct]),

@@ -277,6 +277,64 @@ def nearest(word: str, lexicon: Lexicon) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))[:NEAREST]
 
 
+# What the captions of the pictures have besides names, colours, styles, sizes and counts.
+_CAPTIONS = """
+a an the of on in at to and next left right above below front with background style emoji picture corner
+top bottom row column grid
+"""
+CAPTION_WORDS = frozenset(_CAPTIONS.split())
+_ANY_WORD = re.compile(r"<[^<>]*>|\b(?:AND|BREAK)\b|[^\W_]*[^\W\d_][^\W_]*(?:['’][^\W\d_]+)*")
+_JOINING = "of|in|on|at|to|and|with"
+
+
+def not_learned(prompt: str, lexicon: Lexicon, also: Collection[str] = ()) -> frozenset[str]:
+    """The words of a prompt that no caption had, in lower case; none if nothing else is left, or if the
+    rest names nothing.
+
+    A small model reads such words as pieces of others, and "a photo of a cute dog" is then no dog.
+    also: words that are known too, in lower case.
+    """
+    found = [match for match in _ANY_WORD.findall(prompt) if match[0] != "<"]
+    words = [word.lower() for word in found if word not in ("AND", "BREAK")]
+    bare_words = [word if re.search(r"\d", word) else words_of(word)[0] for word in words]
+    covered = _covered(bare_words, lexicon)
+    read = (lexicon.known, CAPTION_WORDS, also)
+    strange = frozenset(
+        word
+        for i, word in enumerate(words)
+        if i not in covered
+        and not any(form in known for form in singulars(bare_words[i]) for known in read)
+    )
+    rest = [word for word in bare_words if word not in CAPTION_WORDS and word not in lexicon.words]
+    return strange if covered or any(word not in strange for word in rest) else frozenset()
+
+
+def without(prompt: str, words: Collection[str]) -> str:
+    """A prompt without some words, given in lower case, and without what then joins nothing."""
+    if not any(word.lower() in words for word in _ANY_WORD.findall(prompt)):
+        return prompt
+    text = _ANY_WORD.sub(lambda at: "" if at.group().lower() in words else at.group(), prompt)
+    text = re.sub(
+        r"\(\s*(?:(?:an?|the)\s*)?(?::[\d.]+)?\)|\[\s*\]", "", text
+    )  # brackets around nothing
+    parts = [_joined(part) for part in text.split(",")]
+    return ", ".join(part for part in parts if part)
+
+
+def _joined(part: str) -> str:
+    """A part of a prompt, of which words were taken, in good order."""
+    part = re.sub(r"\s+", " ", part).strip()
+    before = None
+    while part != before:
+        before = part
+        part = re.sub(r"\b(?:an?|the) (?=(?:an?|the)\b)", "", part)  # a a dog
+        part = re.sub(rf"^(?:(?:an?|the) )?(?:{_JOINING})\b ?", "", part)  # a of a dog
+        part = re.sub(rf"\b(?:(?:an?|the) )?(?:{_JOINING}) (?=(?:{_JOINING})\b)", "", part)
+        part = re.sub(rf" ?\b(?:{_JOINING}|an?|the)$", "", part)  # a dog in a
+    part = re.sub(r"\ban (?=[b-df-hj-np-tv-z])", "a ", part)
+    return re.sub(r"\ba (?=[aeio])", "an ", part)
+
+
 def describe(unknown: Sequence[Unknown], name: str) -> str | None:
     """One sentence for the user; None if every word is known. name: of the model."""
     if not unknown:

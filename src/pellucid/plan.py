@@ -282,7 +282,7 @@ def why_whole(model: Model, request: Request) -> str:
     return "the prompt does not name several things that the model has learned"
 
 
-def prompt_warnings(model: Model, request: Request, counts: Sequence[int]) -> list[str]:
+def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int]) -> list[str]:
     """Brackets without a partner, texts that no step uses, long prompts, and words that the model has
     not learned. counts: the steps of each pass."""
     prompts = list(dict.fromkeys((*request.prompts, request.negative_prompt)))
@@ -294,13 +294,18 @@ def prompt_warnings(model: Model, request: Request, counts: Sequence[int]) -> li
         for part, _ in split_and(take_loras(prompt)[0])
         for text in unread(part, *counts)[:SHOWN]
     ]
-    warnings += [long_prompt_warning(model.tokenizer, prompt, *counts) for prompt in prompts]
+    warnings += [
+        long_prompt_warning(model.tokenizer, request.read(prompt), *counts) for prompt in prompts
+    ]
     if model.lexicon is not None and not (request.loras or request.lora_tags):  # they add words
         words = [word.lower() for word in model.tokenizer.words]
         texts = (SYNTAX.sub(" ", take_loras(prompt)[0]) for prompt in request.prompts)
         warnings.append(
             describe(unknown_words(" . ".join(texts), model.lexicon, words), model.name)
         )
+    if request.unlearned:
+        listed = ", ".join(map(repr, sorted(request.unlearned)))
+        warnings.append(f"left out, as {model.name} has not learned them: {listed}")
     if request.emphasis is not None and not any(set("([") & set(prompt) for prompt in prompts):
         warnings.append(FieldMessage("{emphasis} does nothing: no prompt has a weight"))
     if request.walk is not None and request.count == 1 and len(set(request.walk_span)) > 1:

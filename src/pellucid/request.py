@@ -36,7 +36,7 @@ from pydantic import (
 )
 
 from pellucid.arrangement import Region, arrange
-from pellucid.lexicon import expand_emoji
+from pellucid.lexicon import expand_emoji, not_learned, without
 from pellucid.messages import FieldMessage
 from pellucid.plugins import choose, discover
 from pellucid.prompt import Emphasis, LoraTag, WalkBy, split_and, take_loras
@@ -564,12 +564,18 @@ class ResolvedRequest(Request):
     regions: tuple[Region, ...] = Field(default=(), exclude=True)
     """The parts of the picture that are drawn by themselves, in the place of `prompt`; none: the
     whole. They follow from the record too."""
+    unlearned: frozenset[str] = Field(default=frozenset(), exclude=True)
+    """Words of the prompts that the model has not learned and does not read."""
     seed: int
     picture: Image.Image | None = Field(default=None, exclude=True, repr=False)
     """`image`, opened; it is not part of the record."""
     others: tuple[ResolvedRequest, ...] = Field(default=(), exclude=True, repr=False)
     """Requests whose pictures are drawn in the same batch, after its own; `plan.batch_key` says
     which."""
+
+    def read(self, text: str) -> str:
+        """A text as the model reads it, without the words that are left out."""
+        return without(text, self.unlearned) if self.unlearned else text
 
     @property
     def members(self) -> list[ResolvedRequest]:
@@ -644,6 +650,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         "height": height,
         "drawn_size": drawn_size,
         "regions": regions,
+        "unlearned": unlearned(model, request),
         "seed": chosen_seed(request),
         "picture": picture,
     }
@@ -681,6 +688,15 @@ def canvas_of(
         return size, ()
     width, height = (side * arranged.side for side in size)
     return (width, height), arranged.regions(width, height)
+
+
+def unlearned(model: Model, request: Request) -> frozenset[str]:
+    """The words that a model which lists what it has learned does not read. A LoRA may know others."""
+    if model.lexicon is None or request.loras or request.lora_tags:
+        return frozenset()
+    also = [word.lower() for word in model.tokenizer.words]
+    texts = (*request.prompts, request.negative_prompt)
+    return frozenset().union(*(not_learned(text, model.lexicon, also) for text in texts))
 
 
 def no_arrangement(request: Request) -> str | None:
