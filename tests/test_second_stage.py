@@ -181,5 +181,5 @@ def test_unknown_words_are_named(cascade: Model) -> None:
     assert named(replace(cascade, lexicon=None), prompt="a zebra") == []
     assert "'zebra'" in named(cascade, prompt="a rabbit", walk="a zebra", count=2)[0]
     taught = Request(prompt="a zebra, ink style", loras=(("ink.safetensors", 1, 1),))
-    said = prompt_warnings(cascade, taught, (2,))
+    said = prompt_warnings(cascade, resolve(cascade, taught), (2,))
     assert not any("learned" in warning for warning in said)  # a LoRA brings words of its own
