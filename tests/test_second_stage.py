@@ -167,7 +167,9 @@ def test_emoji_are_read_as_words_and_recorded_so(cascade: Model) -> None:
 
 def test_unknown_words_are_named(cascade: Model) -> None:
     def named(model: Model, **fields: Any) -> list[str]:
-        return [each for each in run(model, **fields).warnings if "has not learned the word" in each]
+        return [
+            each for each in run(model, **fields).warnings if "has not learned the word" in each
+        ]
 
     prompt = "a (zebra:1.2) AND a [fruit|apple]"
     assert named(cascade, prompt=prompt, negative_prompt="blurry") == [

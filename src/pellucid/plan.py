@@ -355,8 +355,8 @@ def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> 
         and width * own[1] != height * own[0]
     ):
         warnings.append(
-            f"{model.name} was trained on pictures of {own[0]}x{own[1]}; what it draws at "
-            f"{request.width}x{request.height} is distorted"
+            f"{model.name} has learned pictures of the shape {model.defaults.width}x"
+            f"{model.defaults.height}; what it draws at {request.width}x{request.height} is distorted"
         )
     if request.decoder == "tiny" and decoder_of(model, "tiny") is model.vae:
         warnings.append(f"decoder tiny does nothing: the autoencoder of {model.name} is as fast")
