@@ -310,6 +310,19 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def add_run(
+    found: dict[str, Any], name: str, words: list[str], before: Callable[[], None] | None = None
+) -> None:
+    """Run a command and add its time and its memory. before: called in its process first."""
+    start = time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, preexec_fn=before)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise RuntimeError(f"{name} ended with {os.waitstatus_to_exitcode(status)}")
+    found["seconds"][name] = [time.perf_counter() - start]
+    found["peak bytes"][name] = usage.ru_maxrss * 1024
+
+
 def picture(options: argparse.Namespace) -> dict[str, Any]:
     """A whole picture of SD1.5, 20 steps at 512x512, loaded from one file: time and peak memory."""
     from load import make
@@ -338,13 +351,7 @@ def picture(options: argparse.Namespace) -> dict[str, Any]:
             ("Pellucid --backend eager", [*ours, "--backend", "eager"]),
             (BASE, theirs),
         ):
-            process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-            start = time.perf_counter()
-            _, status, usage = os.wait4(process.pid, 0)
-            if status != 0:
-                raise RuntimeError(f"{name} ended with {os.waitstatus_to_exitcode(status)}")
-            found["seconds"][name] = [time.perf_counter() - start]
-            found["peak bytes"][name] = usage.ru_maxrss * 1024
+            add_run(found, name, words)
     return found
 
 
@@ -369,13 +376,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
         words = [sys.executable, "-m", "pellucid", "generate", "a frog", "--model", str(path)]
         words += ["--size", side, "--steps", "2", "--seed", "1", "--out", room]
         for name, more in (("default", []), ("--fast", ["--fast"])):
-            start = time.perf_counter()
-            process = subprocess.Popen([*words, *more], preexec_fn=limited)
-            _, status, usage = os.wait4(process.pid, 0)
-            if status != 0:
-                raise RuntimeError(f"{name} ended with {os.waitstatus_to_exitcode(status)}")
-            found["seconds"][name] = [time.perf_counter() - start]
-            found["peak bytes"][name] = usage.ru_maxrss * 1024
+            add_run(found, name, [*words, *more], limited)
     return found
 
 

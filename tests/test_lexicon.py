@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pellucid.arrangement import arrange
 from pellucid.lexicon import (
     Entry,
     Lexicon,
@@ -154,3 +155,13 @@ def test_words_that_were_not_learned_are_left_out(prompt: str, read: str) -> Non
         (Entry("🐸", ("frog",)), Entry("🐰", ("rabbit", "bunny"))), ("red", "two", "3d", "small")
     )
     assert without(prompt, not_learned(prompt, words)) == read
+
+
+@pytest.mark.parametrize("unit", ["a of ", "a ", "of in ", "1", "<", "(a ", "frog, ", "a' "])
+def test_leaving_words_out_of_a_long_prompt_is_linear(unit: str) -> None:
+    """As everything that is done to a prompt; what grows faster would not end here."""
+    words = Lexicon((Entry("🐸", ("frog",)),))
+    prompt = f"blorf frog {unit * (90_000 // len(unit))}"
+    assert not_learned(prompt, words) == {"blorf"}
+    assert "blorf" not in without(prompt, {"blorf"})
+    assert arrange(prompt, words) is None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from pellucid.lexicon import PLAIN_WORDS, Lexicon
+from pellucid.lexicon import COUNTS, PLAIN_WORDS, Lexicon
 from pellucid.nouns import singulars, with_article
 
 MOST = 9
@@ -23,7 +23,7 @@ MOST = 9
 Cell = tuple[float, float]
 """Left and top of a thing's place, in cells: a cell is as large as what the model draws."""
 
-NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+NUMBERS = {"one": 1} | {word: count for count, word in COUNTS.items()}
 _ARTICLES = {"a", "an", "the", "some", "my", "your", "his", "her", "our", "their"}
 # Words between two things -> how these lie. The longest that is found counts.
 _ABOVE = "on top of|on|above|over|riding|rides|in|inside|sitting on|sits on|standing on|behind"
@@ -128,17 +128,20 @@ def arrange(prompt: str, lexicon: Lexicon) -> Arrangement | None:
     tail = prompt[tokens[things[-1].end - 1].end() :].rstrip(" .!")
     shape = next((_SHAPES[word] for word in words[things[-1].end :] if word in _SHAPES), None)
     tail = re.sub(r",?\s*in a (?:row|line|column|stack|grid|circle)\b", "", tail)
+    phrases = [words[start : thing.first] for thing, start in zip(things, starts, strict=True)]
+    counts = [
+        max([_number(word) for word in own if thing.many], default=0) or 1
+        for own, thing in zip(phrases, things, strict=True)
+    ]
+    if not 2 <= sum(counts) <= MOST:
+        return None
     texts: list[str] = []
-    for thing, start in zip(things, starts, strict=True):
-        own = words[start : thing.first]
-        count = max([_number(word) for word in own if thing.many], default=0)
+    for thing, own, count in zip(things, phrases, counts, strict=True):
         rest = [word for word in own if not _number(word) and word not in _ARTICLES]
         text = " ".join([*rest, thing.name])
         if thing.many or {"a", "an", "one"} & set(own):
             text = with_article(text)
-        texts += [f"{head}{text}{tail}"] * max(count, 1)
-    if not 2 <= len(texts) <= MOST:
-        return None
+        texts += [f"{head}{text}{tail}"] * count
     lie = LIES.get(joints[0], "left") if len(texts) == len(things) == 2 else None
     return Arrangement(tuple(texts), *_cells(len(texts), lie, shape))
 
@@ -189,31 +192,23 @@ def _many(word: str, forms: Sequence[Sequence[str]]) -> bool:
 
 def _number(word: str) -> int:
     """What a word counts, 1 to 9; 0 if it does not count."""
-    if word in NUMBERS:
-        return NUMBERS.index(word) + 1
-    return int(word) if re.fullmatch("[1-9]", word) else 0
+    return NUMBERS.get(word) or (int(word) if re.fullmatch("[1-9]", word) else 0)
 
 
 def _cells(count: int, lie: str | None, shape: str | None) -> tuple[tuple[Cell, ...], int]:
     """Where so many things are, and how many cells the canvas has each way."""
     if shape is None and lie is not None:
-        first, second = (
-            ((0.0, 0.5), (1.0, 0.5))
-            if lie in ("left", "right")
-            else (
-                (0.5, 0.0),
-                (0.5, 1.0),
-            )
-        )
-        return ((first, second) if lie in ("left", "above") else (second, first)), 2
+        beside, stacked = ((0.0, 0.5), (1.0, 0.5)), ((0.5, 0.0), (0.5, 1.0))
+        cells = beside if lie in ("left", "right") else stacked
+        return cells if lie in ("left", "above") else cells[::-1], 2
     if shape == "row" and count <= 4:
         return tuple((float(i), (count - 1) / 2) for i in range(count)), count
     if shape == "column" and count <= 4:
         return tuple(((count - 1) / 2, float(i)) for i in range(count)), count
     side = 2 if count <= 4 else 3
     rows = -(-count // side)
-    cells: list[Cell] = []
+    found: list[Cell] = []
     for row in range(rows):
         here = min(side, count - row * side)
-        cells += [(i + (side - here) / 2, row + (side - rows) / 2) for i in range(here)]
-    return tuple(cells), side
+        found += [(i + (side - here) / 2, row + (side - rows) / 2) for i in range(here)]
+    return tuple(found), side

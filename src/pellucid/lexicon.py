@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pellucid.nouns import plural, singulars, with_article
 
-COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+COUNTS = dict(enumerate(("two", "three", "four", "five", "six", "seven", "eight", "nine"), 2))
 ALIKE = 0.8  # of two spellings, as difflib measures it
 NEAREST = 3  # known things that are named for an unknown word
 
@@ -283,8 +283,9 @@ a an the of on in at to and next left right above below front with background st
 top bottom row column grid
 """
 CAPTION_WORDS = frozenset(_CAPTIONS.split())
-_ANY_WORD = re.compile(r"<[^<>]*>|\b(?:AND|BREAK)\b|[^\W_]*[^\W\d_][^\W_]*(?:['’][^\W\d_]+)*")
-_JOINING = "of|in|on|at|to|and|with"
+_ANY_WORD = re.compile(r"<[^<>]*>|[^\W_]+(?:['’][^\W\d_]+)*")
+_ARTICLES = frozenset(("a", "an", "the"))
+_JOINING = frozenset(("of", "in", "on", "at", "to", "and", "with"))
 
 
 def not_learned(prompt: str, lexicon: Lexicon, also: Collection[str] = ()) -> frozenset[str]:
@@ -294,7 +295,7 @@ def not_learned(prompt: str, lexicon: Lexicon, also: Collection[str] = ()) -> fr
     A small model reads such words as pieces of others, and "a photo of a cute dog" is then no dog.
     also: words that are known too, in lower case.
     """
-    found = [match for match in _ANY_WORD.findall(prompt) if match[0] != "<"]
+    found = [word for word in _ANY_WORD.findall(prompt) if word[0] != "<" and not word.isdecimal()]
     words = [word.lower() for word in found if word not in ("AND", "BREAK")]
     bare_words = [word if re.search(r"\d", word) else words_of(word)[0] for word in words]
     covered = _covered(bare_words, lexicon)
@@ -311,28 +312,34 @@ def not_learned(prompt: str, lexicon: Lexicon, also: Collection[str] = ()) -> fr
 
 def without(prompt: str, words: Collection[str]) -> str:
     """A prompt without some words, given in lower case, and without what then joins nothing."""
-    if not any(word.lower() in words for word in _ANY_WORD.findall(prompt)):
+
+    def kept(at: re.Match[str]) -> str:
+        word = at.group()
+        return "" if word not in ("AND", "BREAK") and word.lower() in words else word
+
+    text = _ANY_WORD.sub(kept, prompt)
+    if text == prompt:
         return prompt
-    text = _ANY_WORD.sub(lambda at: "" if at.group().lower() in words else at.group(), prompt)
-    text = re.sub(
-        r"\(\s*(?:(?:an?|the)\s*)?(?::[\d.]+)?\)|\[\s*\]", "", text
-    )  # brackets around nothing
-    parts = [_joined(part) for part in text.split(",")]
+    text = re.sub(r"\((?:an?|the)? ?(?::[\d.]+)?\)|\[ ?\]", "", text)  # brackets around nothing
+    parts = [_joined(part.split()) for part in text.split(",")]
     return ", ".join(part for part in parts if part)
 
 
-def _joined(part: str) -> str:
-    """A part of a prompt, of which words were taken, in good order."""
-    part = re.sub(r"\s+", " ", part).strip()
-    before = None
-    while part != before:
-        before = part
-        part = re.sub(r"\b(?:an?|the) (?=(?:an?|the)\b)", "", part)  # a a dog
-        part = re.sub(rf"^(?:(?:an?|the) )?(?:{_JOINING})\b ?", "", part)  # a of a dog
-        part = re.sub(rf"\b(?:(?:an?|the) )?(?:{_JOINING}) (?=(?:{_JOINING})\b)", "", part)
-        part = re.sub(rf" ?\b(?:{_JOINING}|an?|the)$", "", part)  # a dog in a
-    part = re.sub(r"\ban (?=[b-df-hj-np-tv-z])", "a ", part)
-    return re.sub(r"\ba (?=[aeio])", "an ", part)
+def _joined(words: Sequence[str]) -> str:
+    """A part of a prompt, of which words were taken, without articles and joining words that have
+    nothing behind or before them: "a of a dog in a" -> "a dog"."""
+    kept: list[str] = []
+    for word in words:
+        loose = _ARTICLES if word.lower() in _ARTICLES else _ARTICLES | _JOINING
+        if word.lower() in _ARTICLES | _JOINING:
+            while kept and kept[-1].lower() in loose:
+                kept.pop()
+        if kept or word.lower() not in _JOINING:
+            kept.append(word)
+    while kept and kept[-1].lower() in _ARTICLES | _JOINING:
+        kept.pop()
+    text = re.sub(r"\ban (?=[b-df-hj-np-tv-z])", "a ", " ".join(kept))
+    return re.sub(r"\ba (?=[aeio])", "an ", text)
 
 
 def describe(unknown: Sequence[Unknown], name: str) -> str | None:
