@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pellucid import checkpoints
-from pellucid.arrangement import Region, arrange
+from pellucid.arrangement import Region, arrange, why_whole
 from pellucid.explain.run import Recorder, page
 from pellucid.guidance import Parts
 from pellucid.lexicon import Entry, Lexicon
@@ -61,6 +61,11 @@ WORDS = Lexicon(
             ["3d style a cat on a blue background", "3d style a dog on a blue background"],
         ),
         ("a cat in the rain", ["a cat", "rain"]),
+        ("a couple of cats and a dog", ["a cat", "a cat", "a dog"]),
+        ("a few red apples", ["a red apple"] * 3),
+        ("many cats", ["a cat"] * 9),
+        ("a pair of cats", ["a cat"] * 2),
+        ("a pair of jeans and a dog", ["jeans", "a dog"]),
     ],
 )
 def test_every_thing_gets_a_text(prompt: str, texts: list[str]) -> None:
@@ -95,11 +100,33 @@ def test_every_thing_gets_a_text(prompt: str, texts: list[str]) -> None:
         "a cat that looks like a dog",
         "ten cats and a dog",
         "12 cats and a dog",
-        "a couple of cats and a dog",
     ],
 )
 def test_what_is_not_several_known_things_stays_whole(prompt: str) -> None:
     assert arrange(prompt, WORDS) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        ("a cat", ""),
+        ("a cat and a dog", ""),
+        ("a cat of two colours", ""),
+        ("a [cat:dog:0.5]", ""),
+        ("a cat AND a dog", ""),
+        ("ten cats", "it asks for more than 9 things"),
+        ("five cats and five dogs", "it asks for more than 9 things"),
+        ("a dozen cats", "it asks for more than 9 things"),
+        ("9" * 5000 + " cats", "it asks for more than 9 things"),
+        ("a (cat:1.2) and a dog", "it has weights"),
+        ("three (cats)", "it has weights"),
+        ("a cat or a dog", "'or' is not understood"),
+        ("half cat half dog", "'half' is not understood; {mix} draws what is between two prompts"),
+        ("a cat zorging a dog", "'zorging a' between two things is not understood"),
+    ],
+)
+def test_why_several_things_stay_whole(prompt: str, why: str) -> None:
+    assert why_whole(prompt, WORDS) == why
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from pellucid.arrangement import arrange
 from pellucid.lexicon import (
     Entry,
+    LeftOut,
     Lexicon,
     Unknown,
     describe,
     expand_emoji,
+    negations,
     not_learned,
     unknown_words,
     without,
@@ -157,6 +159,28 @@ def test_words_that_were_not_learned_are_left_out(prompt: str, read: str) -> Non
     assert without(prompt, not_learned(prompt, words)) == read
 
 
+@pytest.mark.parametrize(
+    ("prompt", "read", "parts"),
+    [
+        ("a cat without a hat on a rug", "a cat on a rug", {"a hat"}),
+        ("a cat, no hat, 3d style", "a cat, 3d style", {"hat"}),
+        ("a cat with no hat and no shoes", "a cat", {"hat", "shoes"}),
+        ("a red car but not a bus", "a red car", {"a bus"}),
+        ("a cat Without any hat", "a cat", {"any hat"}),
+        ("no people", "no people", set()),
+        ("a knot, nothing else", "a knot, nothing else", set()),
+        ("a cat without", "a cat without", set()),
+        ("(a cat without a hat:1.2)", "(a cat:1.2)", {"a hat"}),
+    ],
+)
+def test_what_a_prompt_says_not_to_draw_is_left_out(
+    prompt: str, read: str, parts: set[str]
+) -> None:
+    found = negations(prompt)
+    assert set(found) == parts
+    assert LeftOut(negated=True).rest(prompt) == read
+
+
 @pytest.mark.parametrize("unit", ["a of ", "a ", "of in ", "1", "<", "(a ", "frog, ", "a' "])
 def test_leaving_words_out_of_a_long_prompt_is_linear(unit: str) -> None:
     """As everything that is done to a prompt; what grows faster would not end here."""
@@ -165,3 +189,6 @@ def test_leaving_words_out_of_a_long_prompt_is_linear(unit: str) -> None:
     assert not_learned(prompt, words) == {"blorf"}
     assert "blorf" not in without(prompt, {"blorf"})
     assert arrange(prompt, words) is None
+    negated = "frog" + "".join(f", not {i}" for i in range(10_000))
+    assert len(negations(negated)) == 10_000
+    assert LeftOut(negated=True).rest(negated) == "frog"

@@ -181,6 +181,12 @@ def test_unknown_words_are_named(cascade: Model) -> None:
     assert last.x.equal(run(cascade, prompt="a rabbit").x)
     assert last.request.record()["prompt"] == "a photo of a cute rabbit"
     assert named(replace(cascade, lexicon=None), prompt="a zebra") == []
+    negated = run(cascade, prompt="a rabbit without a hat")
+    assert any("left out: 'a hat'. Name it in negative_prompt" in w for w in negated.warnings)
+    assert negated.x.equal(run(cascade, prompt="a rabbit").x)
+    ten = "the prompt is drawn as a whole, where {} mixes its things up: it asks for more than 9 things"
+    assert ten.format(cascade.name) in run(cascade, prompt="ten rabbits").warnings
+    assert run(cascade, prompt="a couple of rabbits").warnings == ()
     assert "'zebra'" in named(cascade, prompt="a rabbit", walk="a zebra", count=2)[0]
     taught = Request(prompt="a zebra, ink style", loras=(("ink.safetensors", 1, 1),))
     said = prompt_warnings(cascade, resolve(cascade, taught), (2,))

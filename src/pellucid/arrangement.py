@@ -24,6 +24,11 @@ Cell = tuple[float, float]
 """Left and top of a thing's place, in cells: a cell is as large as what the model draws."""
 
 NUMBERS = {"one": 1} | {word: count for count, word in COUNTS.items()}
+# Words that count without a number: what a person would draw for them.
+QUANTITIES = {"pair": 2, "couple": 2, "few": 3, "several": 5, "bunch": 5, "group": 5, "herd": 5}
+QUANTITIES |= {"flock": 5, "many": 9, "lot": 9, "lots": 9, "ten": 10, "eleven": 11, "twelve": 12}
+QUANTITIES |= {"dozen": 12, "dozens": 24, "hundred": 100, "hundreds": 100}
+QUANTITIES |= {"thousand": 1000, "thousands": 1000}
 _ARTICLES = {"a", "an", "the", "some", "my", "your", "his", "her", "our", "their"}
 # Words between two things -> how these lie. The longest that is found counts.
 _ABOVE = "on top of|on|above|over|riding|rides|in|inside|sitting on|sits on|standing on|behind"
@@ -41,14 +46,15 @@ _SHAPES = {"row": "row", "line": "row", "column": "column", "stack": "column"}
 _JOINT = re.compile(rf"\b({'|'.join(sorted(LIES, key=len, reverse=True))})\b|(,)")
 # Words that make a prompt mean something else than its things next to each other.
 _OTHER_WORDS = """
-no not without or nor neither either but instead except like as than half between mix mixed hybrid cross
-shaped made dressed disguised into many several few lots couple pair dozen bunch group herd flock ten
-eleven twelve hundred thousand
+no not zero 0 without or nor neither either but instead except like as than half between mix mixed
+hybrid cross shaped made dressed disguised into
 """
+_MIXED = frozenset(["half", "between", "mix", "mixed", "hybrid", "cross"])
 _OTHER = frozenset(_OTHER_WORDS.split())
 _TOKEN = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
-# The grammar of prompts, which changes with the steps or joins whole prompts.
-_GRAMMAR = re.compile(r"[()\[\]{}<>|:]|\b(?:AND|BREAK)\b")
+# The grammar of prompts: what changes with the steps or joins whole prompts, and weights.
+_GRAMMAR = re.compile(r"[\[\]{}<>|]|\b(?:AND|BREAK)\b")
+_WEIGHTS = re.compile(r"[():]")
 
 
 class Region(NamedTuple):
@@ -101,15 +107,35 @@ class _Thing(NamedTuple):
 def arrange(prompt: str, lexicon: Lexicon) -> Arrangement | None:
     """The things of a prompt, arranged; None: one thing, or a prompt that is not understood as several
     things."""
+    arranged = _arrange(prompt, lexicon)
+    return None if isinstance(arranged, str) else arranged
+
+
+def why_whole(prompt: str, lexicon: Lexicon) -> str:
+    """Why a prompt that names several things is not arranged, with fields of a request in braces; empty
+    if it is arranged, or if it names one thing."""
+    arranged = _arrange(prompt, lexicon)
+    return arranged if isinstance(arranged, str) else ""
+
+
+def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
+    """The things of a prompt, arranged, or why they are not; an empty reason: there is one thing, or
+    the prompt says in its grammar how its parts are joined."""
     if _GRAMMAR.search(prompt):
-        return None
+        return ""
     tokens = list(_TOKEN.finditer(prompt))
     words = [token.group().lower().replace("’", "'") for token in tokens]
     things = _things(words, lexicon)
     named = {i for thing in things for i in range(thing.first, thing.end)}
-    others = [word for i, word in enumerate(words) if i not in named]
-    if not things or any(word in _OTHER or re.fullmatch("0|[0-9]{2,}", word) for word in others):
-        return None
+    if not things:
+        return ""
+    if len(things) > 1 or (things[0].many and any(_number(word) > 1 for word in words)):
+        if _WEIGHTS.search(prompt):
+            return "it has weights"
+        other = [word for i, word in enumerate(words) if i not in named and word in _OTHER]
+        if other:
+            between = "; {mix} draws what is between two prompts" if other[0] in _MIXED else ""
+            return f"{other[0]!r} is not understood{between}"
     joints = []
     starts = [_start(words, things[0].first, 0, things[0])]
     for before, after in pairwise(things):
@@ -123,21 +149,26 @@ def arrange(prompt: str, lexicon: Lexicon) -> Arrangement | None:
         starts.append(_start(words, first, before.end, after))
         between = words[before.end : starts[-1]]  # the joint and what is left out, such as a verb
         if not PLAIN_WORDS.issuperset(between) or (not found and "of" in between):
-            return None
+            return f"{gap.strip()!r} between two things is not understood"
     head = prompt[: tokens[starts[0]].start()]
     tail = prompt[tokens[things[-1].end - 1].end() :].rstrip(" .!")
     shape = next((_SHAPES[word] for word in words[things[-1].end :] if word in _SHAPES), None)
     tail = re.sub(r",?\s*in a (?:row|line|column|stack|grid|circle)\b", "", tail)
     phrases = [words[start : thing.first] for thing, start in zip(things, starts, strict=True)]
-    counts = [
-        max([_number(word) for word in own if thing.many], default=0) or 1
-        for own, thing in zip(phrases, things, strict=True)
-    ]
-    if not 2 <= sum(counts) <= MOST:
-        return None
+    counts = [_count(own, thing) for own, thing in zip(phrases, things, strict=True)]
+    if sum(counts) == 1:
+        return ""
+    if sum(counts) > MOST:
+        return f"it asks for more than {MOST} things"
     texts: list[str] = []
     for thing, own, count in zip(things, phrases, counts, strict=True):
-        rest = [word for word in own if not _number(word) and word not in _ARTICLES]
+        rest = [
+            word
+            for before, word in pairwise(("", *own))
+            if not _number(word)
+            and word not in _ARTICLES
+            and not (word == "of" and before in QUANTITIES)
+        ]
         text = " ".join([*rest, thing.name])
         if thing.many or {"a", "an", "one"} & set(own):
             text = with_article(text)
@@ -177,12 +208,21 @@ def _things(words: Sequence[str], lexicon: Lexicon) -> list[_Thing]:
 
 
 def _start(words: Sequence[str], first: int, earliest: int, thing: _Thing) -> int:
-    """Where the phrase of a thing begins: at its last article or number from `earliest` on, else at
-    `first`."""
+    """Where the phrase of a thing begins: at its last article or number from `earliest` on, and at the
+    article of that number ("a few"), else at `first`."""
     for at in range(thing.first - 1, earliest - 1, -1):
         if words[at] in _ARTICLES or _number(words[at]):
+            while at > earliest and (words[at - 1] in _ARTICLES or _number(words[at - 1])):
+                at -= 1
             return at
     return first
+
+
+def _count(words: Sequence[str], thing: _Thing) -> int:
+    """How often a thing is asked for. words: of its phrase, before its name."""
+    if not thing.many or ("pair" in words and thing.name.endswith("s")):  # "a pair of jeans"
+        return 1
+    return max(map(_number, words), default=0) or 1
 
 
 def _many(word: str, forms: Sequence[Sequence[str]]) -> bool:
@@ -191,8 +231,8 @@ def _many(word: str, forms: Sequence[Sequence[str]]) -> bool:
 
 
 def _number(word: str) -> int:
-    """What a word counts, 1 to 9; 0 if it does not count."""
-    return NUMBERS.get(word) or (int(word) if re.fullmatch("[1-9]", word) else 0)
+    """What a word counts; 0 if it does not count."""
+    return NUMBERS.get(word) or QUANTITIES.get(word) or (int(word[:4]) if word.isdecimal() else 0)
 
 
 def _cells(count: int, lie: str | None, shape: str | None) -> tuple[tuple[Cell, ...], int]:

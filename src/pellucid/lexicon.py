@@ -31,9 +31,10 @@ i me my mine you your yours he him his she her hers it its we us our they them t
 which what where when why how this that these those there here some any all both each every either
 neither none no not other others another same such only just also too very really quite rather more
 most much many less least few several enough lot lots bit kind sort type like as
-one two three four five six seven eight nine ten eleven twelve dozen hundred first second third last
-once twice single double triple couple pair group bunch set pile stack row rows column columns grid
-line lines piece pieces
+one two three four five six seven eight nine ten eleven twelve dozen dozens hundred hundreds thousand
+thousands first second third last
+once twice single double triple couple pair group bunch herd flock set pile stack row rows column
+columns grid line lines piece pieces
 is are was were be been being am do does did done doing have has had having can could will would shall
 should may might must let lets get gets got getting make makes made making go goes going gone went come
 comes coming came take takes taking took give gives giving gave put puts putting show shows showing
@@ -310,6 +311,21 @@ def not_learned(prompt: str, lexicon: Lexicon, also: Collection[str] = ()) -> fr
     return strange if covered or any(word not in strange for word in rest) else frozenset()
 
 
+class LeftOut(NamedTuple):
+    """What a model does not read of a prompt."""
+
+    negated: bool = False
+    """What the prompt says not to draw."""
+    words: frozenset[str] = frozenset()
+    """Words that it has not learned, in lower case."""
+
+    def rest(self, prompt: str) -> str:
+        """What the model reads of a prompt."""
+        if self.negated and negations(prompt):
+            prompt = re.sub(r" +(?=[ ,.:)\]]|$)", "", _NEGATION.sub(" ", prompt))
+        return without(prompt, self.words) if self.words else prompt
+
+
 def without(prompt: str, words: Collection[str]) -> str:
     """A prompt without some words, given in lower case, and without what then joins nothing."""
 
@@ -340,6 +356,22 @@ def _joined(words: Sequence[str]) -> str:
         kept.pop()
     text = re.sub(r"\ban (?=[b-df-hj-np-tv-z])", "a ", " ".join(kept))
     return re.sub(r"\ba (?=[aeio])", "an ", text)
+
+
+# What a prompt says not to draw, up to the next part: "a cat without a hat on a rug". A network that was
+# trained on captions reads the noun and not the negation.
+_NEGATION = re.compile(
+    r"(?:,\s*)?\b(?:(?:but|and|with)\s+)?(?:without|no|not|minus|except)\b(?:\s+for\b)?"
+    r"\s+(?P<what>[^\W_][\w\s'’-]{0,80}?)\s*"
+    r"(?=$|[^\w\s'’-]|\b(?:on|in|with|and|at|near|next|above|below|under|behind|beside|but|or|without)\b)",
+    re.IGNORECASE,
+)
+
+
+def negations(prompt: str) -> list[str]:
+    """What a prompt says not to draw: "a cat without a hat" -> a hat. Nothing if that is all it says."""
+    found = [match.group("what") for match in _NEGATION.finditer(prompt)]
+    return found if _WORD.search(_NEGATION.sub(" ", prompt)) else []
 
 
 def describe(unknown: Sequence[Unknown], name: str) -> str | None:

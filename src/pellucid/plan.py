@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pellucid import forecast, hires, inpaint, samplers
+from pellucid.arrangement import QUANTITIES, why_whole
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import signal_share
 from pellucid.inpaint import Canvas
-from pellucid.lexicon import describe, unknown_words
+from pellucid.lexicon import describe, negations, unknown_words
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.preview import decoder_of
@@ -30,7 +31,14 @@ from pellucid.prompt import (
     unbalanced,
     unread,
 )
-from pellucid.request import Request, ResolvedRequest, draws_any_size, no_arrangement, unit_of
+from pellucid.request import (
+    Request,
+    ResolvedRequest,
+    described,
+    draws_any_size,
+    no_arrangement,
+    unit_of,
+)
 from pellucid.schedule import MAX_STEPS, Level
 
 SHOWN = 3  # texts of a prompt that the warnings name
@@ -260,7 +268,7 @@ def warnings_of(
     warnings += picture_warnings(model, asked, request)
     warnings += guidance_warnings(asked, request, passes)
     if asked.arrange and not request.regions:
-        warnings.append(FieldMessage("{arrange} does nothing: {why}", why=why_whole(model, asked)))
+        warnings.append(FieldMessage("{arrange} does nothing: {why}", why=no_regions(model, asked)))
     if request.forecast:
         why = [no_forecast(request, len(levels) - 1) for levels in passes]
         if why[0] is not None and None not in why:
@@ -272,7 +280,7 @@ def warnings_of(
     return warnings
 
 
-def why_whole(model: Model, request: Request) -> str:
+def no_regions(model: Model, request: Request) -> str:
     """Why a request that asks for an arrangement of its things has none."""
     if model.lexicon is None:
         return f"{model.name} does not list what it has learned"
@@ -280,6 +288,38 @@ def why_whole(model: Model, request: Request) -> str:
     if field is not None:
         return f"the request has {field}"
     return "the prompt does not name several things that the model has learned"
+
+
+def left_out_warnings(model: Model, request: ResolvedRequest) -> list[str]:
+    """What the model does not read of the prompts, and things that it draws as a whole."""
+    if model.lexicon is None:
+        return []
+    warnings: list[str] = []
+    parts = sorted({what for text in request.prompts for what in negations(text)})
+    if parts:
+        warnings.append(
+            FieldMessage(
+                "{model} does not understand what a prompt says not to draw; left out: {parts}. Name it "
+                "in {negative_prompt}",
+                model=model.name,
+                parts=", ".join(map(repr, parts)),
+            )
+        )
+    counted = QUANTITIES if request.regions else ()
+    words = sorted(request.left_out.words.difference(counted))
+    if words:
+        listed = ", ".join(map(repr, words))
+        warnings.append(f"left out, as {model.name} has not learned them: {listed}")
+    if not request.regions and no_arrangement(request) is None:
+        why = why_whole(described(request), model.lexicon)
+        if why:
+            warnings.append(
+                FieldMessage(
+                    "the prompt is drawn as a whole, where {model} mixes its things up: " + why,
+                    model=model.name,
+                )
+            )
+    return warnings
 
 
 def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int]) -> list[str]:
@@ -303,9 +343,7 @@ def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int
         warnings.append(
             describe(unknown_words(" . ".join(texts), model.lexicon, words), model.name)
         )
-    if request.unlearned:
-        listed = ", ".join(map(repr, sorted(request.unlearned)))
-        warnings.append(f"left out, as {model.name} has not learned them: {listed}")
+    warnings += left_out_warnings(model, request)
     if request.emphasis is not None and not any(set("([") & set(prompt) for prompt in prompts):
         warnings.append(FieldMessage("{emphasis} does nothing: no prompt has a weight"))
     if request.walk is not None and request.count == 1 and len(set(request.walk_span)) > 1:

@@ -36,7 +36,7 @@ from pydantic import (
 )
 
 from pellucid.arrangement import Region, arrange
-from pellucid.lexicon import expand_emoji, not_learned, without
+from pellucid.lexicon import LeftOut, expand_emoji, not_learned
 from pellucid.messages import FieldMessage
 from pellucid.plugins import choose, discover
 from pellucid.prompt import Emphasis, LoraTag, WalkBy, split_and, take_loras
@@ -564,8 +564,8 @@ class ResolvedRequest(Request):
     regions: tuple[Region, ...] = Field(default=(), exclude=True)
     """The parts of the picture that are drawn by themselves, in the place of `prompt`; none: the
     whole. They follow from the record too."""
-    unlearned: frozenset[str] = Field(default=frozenset(), exclude=True)
-    """Words of the prompts that the model has not learned and does not read."""
+    left_out: LeftOut = Field(default=LeftOut(), exclude=True)
+    """What the model does not read of the prompts."""
     seed: int
     picture: Image.Image | None = Field(default=None, exclude=True, repr=False)
     """`image`, opened; it is not part of the record."""
@@ -574,8 +574,8 @@ class ResolvedRequest(Request):
     which."""
 
     def read(self, text: str) -> str:
-        """A text as the model reads it, without the words that are left out."""
-        return without(text, self.unlearned) if self.unlearned else text
+        """A text as the model reads it."""
+        return self.left_out.rest(text)
 
     @property
     def members(self) -> list[ResolvedRequest]:
@@ -650,7 +650,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         "height": height,
         "drawn_size": drawn_size,
         "regions": regions,
-        "unlearned": unlearned(model, request),
+        "left_out": left_out_of(model, request),
         "seed": chosen_seed(request),
         "picture": picture,
     }
@@ -683,20 +683,29 @@ def canvas_of(
     the prompt are drawn one by one."""
     arranged = None
     if model.lexicon is not None and no_arrangement(request) is None:
-        arranged = arrange(take_loras(request.prompt)[0], model.lexicon)
+        arranged = arrange(described(request), model.lexicon)
     if arranged is None:
         return size, ()
     width, height = (side * arranged.side for side in size)
     return (width, height), arranged.regions(width, height)
 
 
-def unlearned(model: Model, request: Request) -> frozenset[str]:
-    """The words that a model which lists what it has learned does not read. A LoRA may know others."""
-    if model.lexicon is None or request.loras or request.lora_tags:
-        return frozenset()
+def described(request: Request) -> str:
+    """What the prompt says to draw, for a model that lists what it has learned."""
+    return LeftOut(negated=True).rest(take_loras(request.prompt)[0])
+
+
+def left_out_of(model: Model, request: Request) -> LeftOut:
+    """What a model which lists what it has learned does not read. A LoRA may know other words."""
+    if model.lexicon is None:
+        return LeftOut()
+    found = LeftOut(negated=True)
+    if request.loras or request.lora_tags:
+        return found
     also = [word.lower() for word in model.tokenizer.words]
     texts = (*request.prompts, request.negative_prompt)
-    return frozenset().union(*(not_learned(text, model.lexicon, also) for text in texts))
+    rest = [not_learned(found.rest(text), model.lexicon, also) for text in texts]
+    return found._replace(words=frozenset().union(*rest))
 
 
 def no_arrangement(request: Request) -> str | None:
