@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 import pellucid
 from pellucid import checkpoints, cli, presets
 from pellucid.checkpoints import families, formats, weights
-from pellucid.checkpoints.header import read_header
 from pellucid.model import Defaults, Model
+from pellucid.safetensors_header import read_header
 from references import FAMILIES, assert_same, model_of
 
 ROOT = Path(__file__).parents[1]

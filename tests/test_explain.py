@@ -235,7 +235,7 @@ def test_which_tokens_are_one_word(
 @pytest.mark.parametrize(
     ("same", "nearest", "said", "not_said"),
     [
-        (0.95, 0.9, ["which words name the same picture", "nearer than 19 of 20"], "judge"),
+        (0.95, 0.9, ["nearer to each other than most words", "nearer than 19 of 20"], "judge"),
         (0.2, 0.7, ["does not know", "as near as two names"], "learnt which words"),
         (0.95, 0.4, ["no nearer than many pairs"], "nearer than 19"),
         (None, 0.9, ["nearer than 19 of 20"], "Two names"),

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from pellucid import checkpoints, gan
 from pellucid.checkpoints import CheckpointError
-from pellucid.checkpoints.header import read_header
 from pellucid.checkpoints.weights import open_weights
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.gan import GAN, Discriminator, GANConfig, Generator
 from pellucid.images.metadata import read_metadata
 from pellucid.recipes.emoji import RECIPE
+from pellucid.safetensors_header import read_header
 from pellucid.train import gan as train_gan
 from pellucid.train import loop
 from pellucid.train.gan import GANOptions, GANTrainer, update

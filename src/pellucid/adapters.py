@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from pellucid import checkpoints, hires
-from pellucid.folders import Folder, name_of
+from pellucid.folders import Folder
 from pellucid.lora import Weighted, attach
 from pellucid.model import Model
 from pellucid.progress import stage
@@ -78,15 +76,3 @@ def find(name: str, folder: Path | None) -> Path:
             f"the prompt names the LoRA {name!r}, and no folder of LoRAs is given (lora_folder)"
         )
     return Folder(folder, "LoRA").find(name)
-
-
-def embeddings_named(request: Request, files: Iterable[Path]) -> list[Path]:
-    """Those of the embeddings `files` that the prompts have as a word, other than the request's own."""
-    prompts = "\n".join((*request.prompts, request.negative_prompt))
-    own = {name_of(Path(path)) for path in request.embeddings}
-    return [
-        path
-        for path in files
-        if (word := name_of(path)) not in own
-        and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompts, re.IGNORECASE)
-    ]

@@ -201,7 +201,7 @@ def layer_of(model: Model, towers: Sequence[TextTower], clip_skip: int | None) -
         without = f" (the last {settings.left_out} is left out)" if settings.left_out else ""
         raise ValueError(
             f"clip_skip must be from {lowest} to {highest}, got {clip_skip}: the text tower of "
-            f"{model.name} has {layers} layers{without}"
+            f"{model.title} has {layers} layers{without}"
         )
     return settings.left_out - clip_skip
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from pellucid.plugins import choose
 from pellucid.schedule import Level, Schedule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 PREDICTIONS = ("eps", "x0", "v", "flow")
 WEIGHTINGS = ("uniform", "min_snr")
@@ -59,6 +61,8 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """One batch of several. ValueError if they are not of the same kind and token count."""
+        import torch
+
         _same_kind(parts)
         return _merge(parts, torch.cat)
 
@@ -68,6 +72,8 @@ class Conditioning:
 
         ValueError: nothing to mix, different kinds, weights that add up to zero.
         """
+        import torch
+
         conds = [cond for cond, _ in parts]
         _same_kind(conds)
         weights = [weight for _, weight in parts]
@@ -113,13 +119,13 @@ def normalized(weights: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-Denoiser = Callable[[Tensor, Level], Tensor]
+Denoiser: TypeAlias = "Callable[[Tensor, Level], Tensor]"
 """(x (B, ...), level) -> an estimate of x0, of x's shape."""
 
-Predict = Callable[[Tensor, Level, Conditioning], Tensor]
+Predict: TypeAlias = "Callable[[Tensor, Level, Conditioning], Tensor]"
 """(x (B, ...), level, conditioning of B) -> an estimate of x0, of x's shape."""
 
-Network = Callable[[Tensor, Tensor, Conditioning], Tensor]
+Network: TypeAlias = "Callable[[Tensor, Tensor, Conditioning], Tensor]"
 """(x (B, ...), t (B,), conditioning of B) -> what it was trained to predict."""
 
 
@@ -170,7 +176,7 @@ def to_x0(
     if kind == "x0":
         return output
     if kind == "eps":
-        if bool((alpha == 0).any()) if isinstance(alpha, Tensor) else alpha == 0:
+        if alpha == 0 if isinstance(alpha, int | float) else bool((alpha == 0).any()):
             raise ValueError(
                 "a network that predicts eps cannot start at alpha = 0; use a schedule without "
                 "zero terminal SNR, or a network that predicts v, x0 or flow"
@@ -188,6 +194,8 @@ def eps_from_x0(x: Tensor, x0: Tensor, level: Level) -> Tensor:
 
 def predictor(network: Network, prediction: str) -> Predict:
     """The network as a function (x, level, conditioning) -> estimate of x0."""
+    import torch
+
     choose(prediction, PREDICTIONS, "prediction")
 
     def predict(x: Tensor, level: Level, cond: Conditioning) -> Tensor:
@@ -214,6 +222,8 @@ def sample_t(
     where most is to be learnt, comes more often (Esser et al. 2024, eq. 19). discrete: whole t, 0
     .. T-1.
     """
+    import torch
+
     choose(kind, TIMES, "distribution of t")
     if kind == "uniform":
         u = torch.rand(batch, generator=generator)
@@ -235,7 +245,7 @@ def loss_weight(
     choose(kind, WEIGHTINGS, "loss weighting")
     choose(prediction, PREDICTIONS, "prediction")
     if kind == "uniform":
-        return torch.ones_like(alpha)
+        return alpha.new_ones(alpha.shape)
     if prediction == "eps":  # min(SNR, gamma) / SNR, finite at SNR = 0
         return (gamma * sigma**2 / alpha**2).clamp(max=1)
     weight = (alpha**2 / sigma**2).clamp(max=gamma)

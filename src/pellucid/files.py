@@ -98,29 +98,36 @@ def save_new(save: Callable[[Path], None], path: Path, ending: str | None = None
         new = path.with_name(f"{stem}-{number}{ending}")
 
 
-def check_writable(path: Path, error: type[ValueError] = ValueError) -> None:
-    """Raise `error` if no file can be written at `path`, or in a folder that has yet to be made."""
+def check_writable(path: Path, error: type[ValueError] = ValueError, folder: bool = False) -> None:
+    """Raise `error` if no file can be written at `path`, or in a folder that has yet to be made.
+
+    folder: `path` is a folder, and files are written in it.
+    """
     for part in path.parts:
         if len(os.fsencode(part)) > LONGEST_NAME:
             raise error(
                 f"{path} cannot be written: a name has at most {LONGEST_NAME} bytes, "
                 f"{part[:20]}... has {len(os.fsencode(part))}"
             )
-    there = _folder_of(path)
+    there = _folder_of(path / "new" if folder else path)
     if not there.is_dir():
         raise error(f"{path} cannot be written: {there} is a file and not a folder")
-    check_room(path, LEAST_ROOM, error)
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as refused:
-        raise error(f"{path} cannot be written: {there}: {refused.strerror}") from refused
+        raise error(
+            f"{path} cannot be written: no file can be made in {there} ({refused.strerror})"
+        ) from refused
+    check_room(path, LEAST_ROOM, error, folder)
 
 
-def check_room(path: Path, needed: int, error: type[ValueError] = ValueError) -> None:
-    """Raise `error` if the disk of `path` has less than `needed` bytes left."""
-    there = _folder_of(path)
-    free = shutil.disk_usage(there).free
-    if free < needed:
+def check_room(
+    path: Path, needed: int, error: type[ValueError] = ValueError, folder: bool = False
+) -> None:
+    """Raise `error` if the disk of `path`, a file or a folder, has less than `needed` bytes left."""
+    there = _folder_of(path / "new" if folder else path)
+    total, _, free = shutil.disk_usage(there)
+    if total > 0 and free < needed:  # some file systems do not know how large they are
         raise error(
             f"{path} cannot be written: about {needed / 1e6:,.0f} MB are needed, and {there} has only "
             f"{free / 1e6:,.1f} MB left on its disk"

@@ -58,7 +58,9 @@ class Folder:
         file has it. Raises ValueError that lists the nearest names, or the files that share the name.
         """
         if not self.path.is_dir():
-            raise ValueError(f"{self.path} is not a folder; expected one with {self.kind}s")
+            raise ValueError(
+                f"{self.path} is not a folder; expected one with {self.kind}s, such as {name!r}"
+            )
         files = self.files()
         if not files:
             raise ValueError(f"{self.path} has no {self.kind} in it, such as {name!r}")
@@ -99,6 +101,11 @@ class Folder:
 def name_of(path: Path) -> str:
     """A file's name without the ending of weights; a folder's name."""
     return path.stem if path.suffix.lower() in WEIGHTS else path.name
+
+
+def embedded() -> Path:
+    """The path of the model that ships with the package."""
+    return Path(__file__).parent / "weights" / "emoji.safetensors"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,12 +7,14 @@ the composition at the trained size; the second, from less than full noise, adds
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from pellucid.plugins import choose
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Latents are enlarged directly (A1111's "Latent ..."): (interpolation, antialias).
 LATENT = {
@@ -52,6 +54,8 @@ def must_open(name: str, own: bool) -> bool:
 
 def enlarge_latents(latents: Tensor, width: int, height: int, name: str) -> Tensor:
     """Latents (B, C, h, w) -> (B, C, height, width) by an upscaler of LATENT."""
+    import torch.nn.functional as F
+
     mode, antialias = LATENT[name]
     return F.interpolate(latents, (height, width), mode=mode, antialias=antialias)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from pellucid.cascade import SuperResolution
 from pellucid.clip import TextTower, VisionTower
+from pellucid.folders import embedded
 from pellucid.lexicon import Lexicon
 from pellucid.prompt import Emphasis, WalkBy
 from pellucid.schedule import Schedule
@@ -109,6 +110,11 @@ class Model:
     lexicon: Lexicon | None = None
     defaults: Defaults = field(default_factory=Defaults)
     latents: LatentSpace = field(default_factory=LatentSpace)
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return "the included model" if self.name == embedded().stem else self.name
 
     @property
     def towers(self) -> dict[str, TextTower]:

@@ -205,12 +205,12 @@ def check_refiner(model: Model, request: Request, refiner: Model | None) -> None
     same = ("latent_channels", "downsample", "scaling_factor", "shift_factor")
     if any(getattr(ours, name) != getattr(theirs, name) for name in same):
         raise ValueError(
-            f"the refiner {refiner.name} has other latents than {model.name}; it must have the same "
+            f"the refiner {refiner.name} has other latents than {model.title}; it must have the same "
             "kind of autoencoder"
         )
     if model.schedule != refiner.schedule:
         raise ValueError(
-            f"the refiner {refiner.name} has another noise schedule than {model.name}; it must have "
+            f"the refiner {refiner.name} has another noise schedule than {model.title}; it must have "
             "the same"
         )
 
@@ -225,7 +225,7 @@ def check_clip_guidance(model: Model, request: ResolvedRequest) -> None:
         )
     missing = missing_for_clip_guidance(model)
     if missing is not None:
-        raise ValueError(f"clip_guidance needs {missing}, which {model.name} does not have")
+        raise ValueError(f"clip_guidance needs {missing}, which {model.title} does not have")
 
 
 def missing_for_clip_guidance(model: Model) -> str | None:
@@ -275,7 +275,7 @@ def warnings_of(
             warnings.append(FieldMessage("{forecast} does nothing: {why}", why=why[0]))
     if inpaint.sees_masks(model) and not request.masked:
         warnings.append(
-            f"{model.name} is for inpainting; without a mask it draws the whole picture"
+            f"{model.title} is for inpainting; without a mask it draws the whole picture"
         )
     return warnings
 
@@ -283,7 +283,7 @@ def warnings_of(
 def no_regions(model: Model, request: Request) -> str:
     """Why a request that asks for an arrangement of its things has none."""
     if model.lexicon is None:
-        return f"{model.name} does not list what it has learned"
+        return f"{model.title} does not list what it has learned"
     field = no_arrangement(request)
     if field is not None:
         return f"the request has {field}"
@@ -309,7 +309,7 @@ def left_out_warnings(model: Model, request: ResolvedRequest) -> list[str]:
     words = sorted(request.left_out.words.difference(counted))
     if words:
         listed = ", ".join(map(repr, words))
-        warnings.append(f"left out, as {model.name} has not learned them: {listed}")
+        warnings.append(f"left out, as {model.title} has not learned them: {listed}")
     if not request.regions and no_arrangement(request) is None:
         why = why_whole(described(request), model.lexicon)
         if why:
@@ -341,9 +341,11 @@ def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int
         words = [word.lower() for word in model.tokenizer.words]
         texts = (SYNTAX.sub(" ", take_loras(prompt)[0]) for prompt in request.prompts)
         warnings.append(
-            describe(unknown_words(" . ".join(texts), model.lexicon, words), model.name)
+            describe(unknown_words(" . ".join(texts), model.lexicon, words), model.title)
         )
     warnings += left_out_warnings(model, request)
+    if not any(take_loras(prompt)[0].strip() for prompt in request.prompts):
+        warnings.append("the prompt is empty: the model draws anything")
     if request.emphasis is not None and not any(set("([") & set(prompt) for prompt in prompts):
         warnings.append(FieldMessage("{emphasis} does nothing: no prompt has a weight"))
     if request.walk is not None and request.count == 1 and len(set(request.walk_span)) > 1:
@@ -393,11 +395,11 @@ def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> 
         and width * own[1] != height * own[0]
     ):
         warnings.append(
-            f"{model.name} has learned pictures of the shape {model.defaults.width}x"
+            f"{model.title} has learned pictures of the shape {model.defaults.width}x"
             f"{model.defaults.height}; what it draws at {request.width}x{request.height} is distorted"
         )
     if request.decoder == "tiny" and decoder_of(model, "tiny") is model.vae:
-        warnings.append(f"decoder tiny does nothing: the autoencoder of {model.name} is as fast")
+        warnings.append(f"decoder tiny does nothing: the autoencoder of {model.title} is as fast")
     if request.start is None:
         return warnings
     (picture, strength), size = request.start, (request.width, request.height)

@@ -414,7 +414,6 @@ class Request(BaseModel):
     def _is_known(cls, name: str | None, field: ValidationInfo) -> str | None:
         """ValueError lists the choices, nearest first."""
         from pellucid import hires, samplers
-        from pellucid.noise import NOISES
 
         if name is None:
             return None
@@ -423,7 +422,9 @@ class Request(BaseModel):
             return name
         if field.field_name == "spacing":
             return samplers.spacing_named(name)
-        return choose(name, NOISES, "noise") if field.field_name == "noise" else hires.resolve(name)
+        if field.field_name == "hires_upscaler":
+            return hires.resolve(name)
+        return choose(name, _noises(), "noise")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

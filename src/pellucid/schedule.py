@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pellucid.plugins import choose
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid", "laplace", "flow")
 BETAS = ("linear", "scaled_linear")  # those that beta_start and beta_end make
@@ -148,6 +149,8 @@ class Schedule:
         The results have t's shape and device, and its dtype if that is floating point, else
         float32.
         """
+        import torch
+
         dtype = t.dtype if t.is_floating_point() else torch.float32
         if self.name == "flow":
             u = (t.to(dtype) / self.T).clamp(0, 1)
@@ -167,6 +170,8 @@ class Schedule:
 
     def level(self, t: float) -> Level:
         """The level at time t, 0 .. T-1 (flow: 0 .. T), fractional allowed."""
+        import torch
+
         if not 0 <= t <= self.last_t:
             raise ValueError(f"t is {t}; this schedule goes from 0 to {self.last_t}")
         alpha, sigma = self.alpha_sigma(torch.tensor(t, dtype=torch.float64))
@@ -371,6 +376,8 @@ def beta_quantile(p: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _alphas_cumprod(schedule: Schedule) -> Tensor:
+    import torch
+
     T = schedule.T
     if schedule.name in BETAS:
         power = 1.0 if schedule.name == "linear" else 2.0
@@ -401,6 +408,8 @@ def _alphas_cumprod(schedule: Schedule) -> Tensor:
 @lru_cache(maxsize=32)
 def _log_s(schedule: Schedule) -> Tensor:
     """log(sigma / alpha) at every whole t, rising."""
+    import torch
+
     products = _alphas_cumprod(schedule)
     log_s = 0.5 * (torch.log1p(-products) - torch.log(products))
     if products[-1] == 0:  # between the last two times go on at the slope before; the end is exact

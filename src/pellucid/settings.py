@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,13 +28,14 @@ import platformdirs
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pellucid import output_names
-from pellucid.folders import Folder
+from pellucid.folders import Folder, name_of
 from pellucid.messages import sentence
 from pellucid.plugins import nearest
 from pellucid.request import Request
 
 PREFIX = "PELLUCID_"
 CONFIG = f"{PREFIX}CONFIG"  # the variable that names the file
+OF_SERVE = f"{PREFIX}SERVE_"  # the variables of `pellucid serve` begin with this
 SHOWN = 5  # names that a message lists
 
 
@@ -226,3 +228,15 @@ def _validate(model: type[BaseModel], values: Mapping[str, Any], origin: str) ->
         model.model_validate(values)
     except ValidationError as error:
         raise ValueError(f"{origin}: {sentence(error, model)}") from error
+
+
+def embeddings_named(request: Request, files: Iterable[Path]) -> list[Path]:
+    """Those of the embeddings `files` that the prompts have as a word, other than the request's own."""
+    prompts = "\n".join((*request.prompts, request.negative_prompt))
+    own = {name_of(Path(path)) for path in request.embeddings}
+    return [
+        path
+        for path in files
+        if (word := name_of(path)) not in own
+        and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompts, re.IGNORECASE)
+    ]

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from pellucid import cascade
 from pellucid.esrgan import SRVGG, RRDBNet
-from pellucid.hires import DIFFUSION
+from pellucid.hires import DIFFUSION, PICTURE
 from pellucid.images.load import MAX_PIXELS, MAX_SIDE
 from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.progress import stage
 
 TILE = 192  # pixels of the small picture, on a side
 REACH = 32  # how far around a tile the diffusion stage reads: beyond it nothing changes by a level
-FILTERS = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 
 
 class Enlarging(NamedTuple):
@@ -56,7 +55,7 @@ class Filter:
 
     def enlarge(self, picture: Image.Image) -> Iterator[Enlarging]:
         """As in `Upscaler`."""
-        larger = picture.resize(size_of(picture.size, self.scale), FILTERS[self.name])
+        larger = picture.resize(size_of(picture.size, self.scale), PICTURE[self.name])
         yield Enlarging(1, 1, larger)
 
 

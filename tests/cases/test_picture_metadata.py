@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import pytest
 from inputs import (
@@ -19,7 +20,7 @@ from inputs import (
     png_chunks,
     png_text,
 )
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 Info = Callable[..., Any]
 
@@ -120,6 +121,39 @@ NOVELAI = {
     "uc": "blurry",
 }
 
+DRAW_THINGS = {
+    "c": "a snowy cabin, dusk",
+    "uc": "blurry",
+    "model": "dreamshaper_v8_f16.ckpt",
+    "sampler": "Euler A",
+    "scale": 2.5,
+    "seed": 77,
+    "seed_mode": "Scale Alike",
+    "shift": 1,
+    "size": "16x16",
+    "steps": 4,
+    "strength": 1,
+    "lora": [],
+    "mask_blur": 1.5,
+    "sharpness": 0,
+    "v2": {"steps": 4, "hiresFix": False},
+}
+
+
+def xmp(comment: str) -> str:
+    """An XMP packet as Draw Things writes it."""
+    names = {"rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}
+    names |= {"exif": "http://ns.adobe.com/exif/1.0/", "xmp": "http://ns.adobe.com/xap/1.0/"}
+    spaces = " ".join(f'xmlns:{name}="{place}"' for name, place in names.items())
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="XMP Core 6.0.0">'
+        f'<rdf:RDF {spaces}><rdf:Description rdf:about="">'
+        "<xmp:CreatorTool>Draw Things</xmp:CreatorTool>"
+        '<exif:UserComment><rdf:Alt><rdf:li xml:lang="x-default">'
+        f"{escape(comment)}</rdf:li></rdf:Alt></exif:UserComment>"
+        "</rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+
 
 def comfy(**extra: Any) -> dict[str, Any]:
     """ComfyUI's graph of its first example, as the nodes refer to each other."""
@@ -180,6 +214,8 @@ def made_by(name: str, folder: Path) -> Path:
         return png_text(folder / "a.png", invokeai_metadata=json.dumps(INVOKE))
     if name == "InvokeAI 2":
         return png_text(folder / "a.png", sd_metadata=json.dumps(INVOKE_2), Dream="a")
+    if name.startswith("Draw Things"):
+        return drawn_things(folder, name.removeprefix("Draw Things").strip())
     if name == "Easy Diffusion":
         words = {"prompt": "a snowy cabin, dusk", "negative_prompt": "blurry", "seed": "77"}
         words |= {"num_inference_steps": "4", "guidance_scale": "2.5", "sampler_name": "euler_a"}
@@ -195,9 +231,25 @@ def made_by(name: str, folder: Path) -> Path:
     return png_text(folder / "a.png", **texts)  # type: ignore[arg-type]
 
 
+def drawn_things(folder: Path, kind: str, **changes: Any) -> Path:
+    """A picture of Draw Things: a PNG, or of another format."""
+    text = json.dumps(DRAW_THINGS | changes)
+    if kind == "EXIF":
+        return with_exif(folder / "a.jpg", b"UNICODE\0" + text.encode("utf-16-be"))
+    path = folder / f"a.{kind.lower() or 'png'}"
+    if kind:
+        noisy().save(path, kind, xmp=xmp(text).encode())
+        return path
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp(text))
+    noisy().save(path, "PNG", pnginfo=info)
+    return path
+
+
 PROGRAMS = (
     *("Fooocus", "Fooocus JPEG", "Fooocus WebP", "ComfyUI", "ComfyUI WebP"),
     *("InvokeAI", "InvokeAI 2", "NovelAI", "Easy Diffusion"),
+    *("Draw Things", "Draw Things JPEG", "Draw Things WEBP", "Draw Things EXIF"),
 )
 
 
@@ -219,6 +271,7 @@ def test_pictures_of_other_programs(name: str, tmp_path: Path, drawn: Any, info:
         ("ComfyUI", "dreamshaper_8"),
         ("InvokeAI", "dreamshaper-8"),
         ("NovelAI", "NovelAI Diffusion V3"),
+        ("Draw Things", "dreamshaper_v8_f16.ckpt"),
     ],
 )
 def test_models_of_other_programs_are_named(
@@ -229,6 +282,48 @@ def test_models_of_other_programs_are_named(
     assert weights in info(path)
     status, _, err = call("generate", "--like", path, "--steps", 1, "--size", 64, "--out", tmp_path)
     assert status == 0 and weights in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sampler": "DPM++ 2M Trailing"}, {"sampler": "dpmpp_2m", "spacing": "trailing"}),
+        ({"sampler": "DPM++ SDE AYS"}, {"sampler": "dpmpp_sde", "spacing": "align_your_steps"}),
+        ({"c": 'a "red" <hat> & {"c": 1}'}, {"prompt": 'a "red" <hat> & {"c": 1}'}),
+        (
+            {
+                "hires_fix": True,
+                "size": "24x24",
+                "first_stage_size": "16x16",
+                "second_stage_strength": 0.6,
+            },
+            {"width": 16, "height": 16, "hires": 1.5, "hires_strength": 0.6},
+        ),
+    ],
+)
+def test_settings_of_draw_things(
+    changes: dict[str, Any], expected: dict[str, Any], tmp_path: Path, drawn: Any
+) -> None:
+    request, err = drawn("--like", drawn_things(tmp_path, "", **changes))
+    has(request, **expected)
+    assert "do not exist here" not in err
+
+
+HOSTILE_XMP = {
+    "entities": '<!DOCTYPE x [<!ENTITY a "aaaa">]><x><UserComment>{"c": "&a;", "uc": ""}'
+    "</UserComment></x>",
+    "cut": xmp(json.dumps(DRAW_THINGS))[:-30],
+    "not JSON": xmp("{c: 1}"),
+    "nested": "<a>" * 50_000 + "UserComment",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_XMP)
+def test_xmp_that_cannot_be_read(kind: str, tmp_path: Path, refused: Any, model_file: Path) -> None:
+    path = tmp_path / "a.webp"
+    noisy().save(path, "WEBP", xmp=HOSTILE_XMP[kind].encode())
+    said = refused("generate", "--like", path, "--model", model_file, "--out", tmp_path)
+    assert "does not say how it was made" in said
 
 
 HARD: dict[str, dict[str, str]] = {

@@ -4,14 +4,12 @@ This is the facade, for the rest of the program; nothing inside of the package i
 """
 
 from pellucid.checkpoints.embedding_files import load_embeddings
-from pellucid.checkpoints.gan_files import holds_gan, load_gan, save_gan
-from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
+from pellucid.checkpoints.gan_files import load_gan, save_gan
 from pellucid.checkpoints.lora.changes import load_lora, save_lora
 from pellucid.checkpoints.lora.description import describe_lora
 from pellucid.checkpoints.merging import Recipe, merge
 from pellucid.checkpoints.models import (
     describe,
-    embedded,
     load,
     load_upscaler,
     save,
@@ -21,3 +19,5 @@ from pellucid.checkpoints.models import (
 )
 from pellucid.checkpoints.tiny_vae_files import load_tiny_vae, tiny_vae_of
 from pellucid.checkpoints.vae_files import load_vae
+from pellucid.folders import embedded
+from pellucid.safetensors_header import CheckpointError, UnknownPrediction, holds_gan

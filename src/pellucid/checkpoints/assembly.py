@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.weights import Stored
 from pellucid.progress import Stage
+from pellucid.safetensors_header import CheckpointError
 
 Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["plain", "transposed", "conv", "third"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.settings import AVERAGING, Settings
 from pellucid.clip import SD1_TEXT, TextConfig
+from pellucid.safetensors_header import CheckpointError
 from pellucid.schedule import Schedule
 from pellucid.vae import VAEConfig
 

@@ -16,7 +16,6 @@ from pellucid.backbones.unet import UNetConfig
 from pellucid.checkpoints import backbones, families
 from pellucid.checkpoints.assembly import Part, build, compare, fill, memory_of, size
 from pellucid.checkpoints.families import Family
-from pellucid.checkpoints.header import CheckpointError, UnknownPrediction
 from pellucid.checkpoints.vae_files import replacement
 from pellucid.clip import TextConfig, TextTower
 from pellucid.lexicon import Lexicon
@@ -25,6 +24,7 @@ from pellucid.progress import stage
 from pellucid.runtime.devices import HOME, Read, take_turns
 from pellucid.runtime.memory import fits_at_once
 from pellucid.runtime.precision import dtype_of
+from pellucid.safetensors_header import CheckpointError, UnknownPrediction
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig

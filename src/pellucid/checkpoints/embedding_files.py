@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.checkpoints import families
-from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import EMBEDDING, what_is
 from pellucid.checkpoints.pickles import Parameters, is_pickle, open_pickle
 from pellucid.checkpoints.weights import Source, open_weights
 from pellucid.model import Model
+from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.textual_inversion import Embedding
 
 # The keys of one word's vectors for two towers. diffusers first wrote "text_encoders_0".

@@ -16,28 +16,27 @@ import torch
 
 from pellucid.checkpoints import description
 from pellucid.checkpoints.assembly import Part, build, compare, fill, same_names, size
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.metadata import dataclass_from, json_entry
 from pellucid.checkpoints.weights import Source
 from pellucid.checkpoints.writing import gather, write
 from pellucid.gan import GAN, GANConfig, Generator
+from pellucid.safetensors_header import GAN_ENTRY, CheckpointError
 
 VERSION = 1
-ENTRY = "pellucid_gan"
 
 
 def matches(source: Source) -> bool:
     """Whether it is a safetensors file with a GAN's metadata."""
-    return ENTRY in source.metadata
+    return GAN_ENTRY in source.metadata
 
 
 def _facts(source: Source) -> dict[str, Any]:
     """What the file's metadata say: version, name, config. Raises CheckpointError."""
-    if ENTRY not in source.weights.metadata:
+    if GAN_ENTRY not in source.weights.metadata:
         raise CheckpointError(
             f"{source.path} is not a GAN; expected a file that `pellucid train gan` wrote"
         )
-    return json_entry(source, ENTRY, VERSION, ("version", "name", "config"))
+    return json_entry(source, GAN_ENTRY, VERSION, ("version", "name", "config"))
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -68,11 +67,6 @@ def _part(source: Source, facts: dict[str, Any]) -> Part:
     return part
 
 
-def holds_gan(path: str | Path) -> bool:
-    """Whether `path` is a GAN's file, which `load_gan` reads and `load` does not."""
-    return matches(Source(Path(path)))
-
-
 def load_gan(
     path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> GAN:
@@ -93,5 +87,5 @@ def save_gan(gan: GAN, path: str | Path) -> None:
     parts = {"generator": (gan.generator, same_names(gan.generator))}
     config = dataclasses.asdict(gan.generator.config)
     facts = {"version": VERSION, "name": gan.name, "config": config}
-    metadata = {ENTRY: json.dumps(facts, ensure_ascii=False)}
+    metadata = {GAN_ENTRY: json.dumps(facts, ensure_ascii=False)}
     write(path, gather(Path(path), parts, None), metadata)

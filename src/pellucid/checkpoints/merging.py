@@ -23,12 +23,12 @@ from pellucid import __version__
 from pellucid.checkpoints.assembly import Part
 from pellucid.checkpoints.contents import Contents
 from pellucid.checkpoints.formats import ldm, native
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.merge_record import ENTRY
 from pellucid.checkpoints.models import examine
 from pellucid.checkpoints.weights import existing
 from pellucid.plugins import choose
 from pellucid.progress import stage
+from pellucid.safetensors_header import CheckpointError
 
 RANGES = {"sum": (0.0, 1.0), "difference": (0.0, 2.0)}
 """The methods, and what a share may be."""

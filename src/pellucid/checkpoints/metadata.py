@@ -9,8 +9,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.weights import Source
+from pellucid.safetensors_header import CheckpointError
 
 Config = TypeVar("Config")
 

@@ -27,15 +27,16 @@ from pellucid.checkpoints import (
 )
 from pellucid.checkpoints.assembly import fill, size
 from pellucid.checkpoints.contents import Contents
-from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import not_a_model, what_is
 from pellucid.checkpoints.lora import description as lora_description
 from pellucid.checkpoints.settings import class_of
 from pellucid.checkpoints.weights import Source, Weights, existing
 from pellucid.diffusion import PREDICTIONS
+from pellucid.folders import embedded
 from pellucid.hires import DIFFUSION
 from pellucid.model import Model
 from pellucid.plugins import choose
+from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.upscale import DiffusionUpscaler, Upscaler
 
 # Files and folders that are not models, each with `matches(source)` and `describe(source)`.
@@ -71,11 +72,6 @@ def load(
     if vae is not None:
         contents = contents.with_vae(existing(vae, "an autoencoder").path)
     return contents.read(device, dtype, text_dtype, in_turns)
-
-
-def embedded() -> Path:
-    """The path of the model that ships with the package."""
-    return Path(__file__).parents[1] / "weights" / "emoji.safetensors"
 
 
 def load_upscaler(

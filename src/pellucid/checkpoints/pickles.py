@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints.header import CheckpointError
+from pellucid.safetensors_header import CheckpointError
 
 PICKLE_BYTES = 2**23  # of the part without tensors; an original file's has a twentieth of it
 RENEW_BYTES = 2**26  # of a mapped pickle, read and cast, before the mapping is renewed

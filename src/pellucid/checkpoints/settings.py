@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid.checkpoints.assembly import LARGEST
-from pellucid.checkpoints.header import CheckpointError
+from pellucid.safetensors_header import CheckpointError
 
 JSON_BYTES = 2**20
 # The settings of diffusers' EMAModel, which writes them into the config of the averaged network.

@@ -17,12 +17,12 @@ from torch import nn
 
 from pellucid.checkpoints import description, families
 from pellucid.checkpoints.assembly import Location, Part, build, compare, fill
-from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import TINY_VAE
 from pellucid.checkpoints.settings import Settings, class_of
 from pellucid.checkpoints.weight_files import weights_of
 from pellucid.checkpoints.weights import Source, Weights, existing, open_weights
 from pellucid.model import Model
+from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.tiny_vae import BLOCKS, TinyVAE, TinyVAEConfig
 from pellucid.vae import VAEConfig
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.settings import Settings
+from pellucid.safetensors_header import CheckpointError
 from pellucid.tokenizer import BOS, EOS, Tokenizer
 
 VOCABULARY_BYTES = 2**24  # CLIP's tokenizer.json has a fifth of it

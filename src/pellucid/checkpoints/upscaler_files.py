@@ -12,10 +12,10 @@ import torch
 
 from pellucid.checkpoints import description
 from pellucid.checkpoints.assembly import Location, Part, build, compare, fill
-from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import UPSCALER
 from pellucid.checkpoints.weights import Source, existing, open_weights
 from pellucid.esrgan import SRVGG, RRDBConfig, RRDBNet, SRVGGConfig
+from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.upscale import NetworkUpscaler
 
 # What is around the keys. Of two sets of weights the averaged one is better.

@@ -16,7 +16,6 @@ import torch
 
 from pellucid.checkpoints import configs, description, families
 from pellucid.checkpoints.assembly import Location, Part, build, compare, fill, same_names, size
-from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import VAE_ALONE, what_is
 from pellucid.checkpoints.key_names import (
     NEST,
@@ -30,6 +29,7 @@ from pellucid.checkpoints.settings import Settings, class_of
 from pellucid.checkpoints.shapes import under, vae_config
 from pellucid.checkpoints.weight_files import weights_of
 from pellucid.checkpoints.weights import Source, existing, open_weights
+from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.vae import VAE, VAEConfig
 
 CLASS = "AutoencoderKL"  # diffusers' name

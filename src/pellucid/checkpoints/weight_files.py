@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pellucid.checkpoints.header import CheckpointError
+from pellucid.safetensors_header import CheckpointError
 
 # Without variant and ending: diffusers', transformers' safetensors, transformers' pickles.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")

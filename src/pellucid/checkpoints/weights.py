@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pellucid.checkpoints.header import CheckpointError, read_header
 from pellucid.checkpoints.pickles import TensorPickle, is_pickle
+from pellucid.safetensors_header import CheckpointError, read_header
 
 DTYPES = {
     "F64": torch.float64,

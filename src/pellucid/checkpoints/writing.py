@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from pellucid.backbones.unet import UNetConfig
 from pellucid.checkpoints.assembly import Location
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.weights import DTYPES
 from pellucid.files import check_room, new_file
 from pellucid.model import Model
 from pellucid.progress import stage
+from pellucid.safetensors_header import CheckpointError
 from pellucid.tokenizer import BOS, EOS
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import typer
 
 from pellucid.cli._app import clear_line, printable, screen, show
-from pellucid.progress import Stage, followed, share
+from pellucid.progress import Stage, followed, share, stage
 
 WIDTH = 24  # of a bar, in characters
 REDRAW = 0.2  # seconds between two looks at the work
@@ -28,38 +34,83 @@ def shown_progress() -> Iterator[None]:
     """The stages of the work in the block are shown on stderr."""
     ended = threading.Event()
     with followed() as stages:
-        thread = threading.Thread(target=_show, args=(stages, ended), daemon=True)
+        display = Display(stages)
+        torch = AnnouncedImport("torch", "loading PyTorch", display)
+        sys.meta_path.insert(0, torch)
+        thread = threading.Thread(target=display.follow, args=(ended,), daemon=True)
         thread.start()
         try:
             yield
         finally:
             ended.set()
             thread.join()
+            torch.leave()
 
 
-def _show(stages: list[Stage], ended: threading.Event) -> None:
-    """Looks at the work until it has ended, which a long step of it does not hold up."""
-    log, drawn = Log(), False
-    while not ended.wait(REDRAW):
-        now, current = time.monotonic(), list(stages)
+@dataclass
+class Display:
+    """What stderr shows of the work."""
+
+    stages: list[Stage]
+    log: Log = field(default_factory=lambda: Log())
+    drawn: bool = False
+    """Whether there is a bar."""
+
+    def follow(self, ended: threading.Event) -> None:
+        """Looks at the work until it has ended, which a long step of it does not hold up."""
         try:
-            if not sys.stderr.isatty():
-                if (line := log.line(current, now)) is not None:
-                    show(f"pellucid: {line}", err=True)
-                continue
-            with screen:
-                if current and now - current[0].began > SHORT:
-                    clear_line()
-                    columns = shutil.get_terminal_size().columns - 1
-                    typer.echo(with_bar(current, now)[:columns], err=True, nl=False)
-                    drawn = True
-                elif drawn:
-                    clear_line()
-                    drawn = False
+            while not ended.wait(REDRAW):
+                self.draw(SHORT)
+            if self.drawn:
+                clear_line()
         except (OSError, ValueError):  # stderr is closed
             return
-    if drawn:
-        clear_line()
+
+    def draw(self, short: float) -> None:
+        """Shows how far the work is. short: seconds of work of which no bar is drawn."""
+        now, current = time.monotonic(), list(self.stages)
+        if not sys.stderr.isatty():
+            if (line := self.log.line(current, now)) is not None:
+                show(f"pellucid: {line}", err=True)
+            return
+        with screen:
+            if current and now - current[0].began >= short:
+                clear_line()
+                columns = shutil.get_terminal_size().columns - 1
+                typer.echo(with_bar(current, now)[:columns], err=True, nl=False)
+                self.drawn = True
+            elif self.drawn:
+                clear_line()
+                self.drawn = False
+
+
+class AnnouncedImport(MetaPathFinder):
+    """Makes the import of a module a stage of the work, which is shown before it begins: importing
+    torch takes seconds, in which no other thread gets to run."""
+
+    def __init__(self, module: str, what: str, display: Display) -> None:
+        self.module, self.what, self.display = module, what, display
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """The module's own spec, whose loader tells what it does."""
+        if name != self.module:
+            return None
+        self.leave()
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = partial(self._load, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+    def leave(self) -> None:
+        """Announces nothing any more."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def _load(self, load: Callable[[ModuleType], None], module: ModuleType) -> None:
+        with stage(self.what):
+            with suppress(OSError, ValueError):  # stderr is closed
+                self.display.draw(0.0)
+            load(module)
 
 
 class Log:
@@ -90,15 +141,15 @@ class Log:
 def described(stages: Sequence[Stage], now: float) -> str:
     """The stages in words, such as "estimates: 3 of 9, decoding the picture, 40 s left"."""
     parts = []
-    for stage in stages:
-        between = ": " if stage is stages[0] else " "
-        if stage.total is None or (stage.total <= 1 and stage is stages[0]):
-            parts.append(stage.what)
-        elif stage.total > LARGE:
-            parts.append(f"{stage.what}{between}{stage.done / stage.total:.0%}")
+    for one in stages:
+        between = ": " if one is stages[0] else " "
+        if one.total is None or (one.total <= 1 and one is stages[0]):
+            parts.append(one.what)
+        elif one.total > LARGE:
+            parts.append(f"{one.what}{between}{one.done / one.total:.0%}")
         else:
-            step = min(int(stage.done) + 1, int(stage.total))
-            parts.append(f"{stage.what}{between}{step} of {stage.total:.0f}")
+            step = min(int(one.done) + 1, int(one.total))
+            parts.append(f"{one.what}{between}{step} of {one.total:.0f}")
     elapsed, done = now - stages[0].began, share(stages)
     if done is not None and done >= ENOUGH:
         parts.append(f"{in_words(elapsed / done * (1 - done))} left")

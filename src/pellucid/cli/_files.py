@@ -82,7 +82,7 @@ class Output:
         out = str(load_settings().settings.outputs) + os.sep if out is None else out
         path = Path(out)
         if not _names_a_file(out, endings):
-            check_writable(path / f"new{endings[0]}")
+            check_writable(path, folder=True)
             return cls(path)
         if count > 1:
             raise ValueError(f"--out must be a folder for {count} pictures, got the file {out}")
@@ -98,8 +98,10 @@ class Output:
 
     def check_room(self, count: int, pixels: int) -> None:
         """ValueError if so many pictures of so many pixels would not fit on the disk."""
-        path = self.folder / "picture.png" if self.file is None else self.file
-        check_room(path, count * round(pixels * BYTES.get(path.suffix.lower(), 0.1)))
+        path = self.folder if self.file is None else self.file
+        suffix = ".png" if self.file is None else path.suffix.lower()
+        needed = count * round(pixels * BYTES.get(suffix, 0.1))
+        check_room(path, needed, folder=self.file is None)
 
     def save_picture(
         self,
@@ -170,7 +172,7 @@ def check_out(out: Path, folder: bool = True, option: str = "--out") -> None:
     page = out.suffix.lower() in PAGES
     if out.is_dir() != folder and (page or os.path.lexists(out)):
         raise ValueError(f"{option} must be a {'folder' if folder else 'file'}, got {out}")
-    check_writable(out / "new" if folder else out)
+    check_writable(out, folder=folder)
 
 
 def save_film(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +19,9 @@ import typer
 
 from pellucid.cli._model import default_model, find
 from pellucid.cli._recorded_paths import found_again, searched, shareable
-from pellucid.folders import Folder, name_of
-from pellucid.settings import load_settings
+from pellucid.folders import Folder, embedded, name_of
+from pellucid.safetensors_header import holds_gan
+from pellucid.settings import embeddings_named, load_settings
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -66,14 +67,12 @@ class ModelFiles:
 
     def record(self, request: Request, name: str) -> dict[str, Any]:
         """What a picture is stored with: its request, the model's name, the files that mattered."""
-        from pellucid import checkpoints
-
         used = {key: getattr(self, field) for field, key in recorded_as().items()}
         if request.decoder != "tiny":
             del used["tiny_vae"]
         if not request.lora_tags:
             del used["lora_folder"]
-        if self.model == checkpoints.embedded():
+        if self.model == embedded():
             del used["model_file"]
         files = {key: str(value) for key, value in used.items() if value is not None}
         return shareable(request.record() | {"model": name} | files)
@@ -154,18 +153,15 @@ def with_settings(
     What a picture records is whole, so that of the settings it only gets the folder of models, where
     a model of which another program recorded the name may be.
     """
-    from pellucid import checkpoints
-    from pellucid.presets import preset
-
     if recorded.picture is not None:
-        if files.model is None and recorded.model not in (None, checkpoints.embedded().stem):
+        if files.model is None and recorded.model not in (None, embedded().stem):
             with suppress(ValueError):  # a warning says later that it is missing
                 path = load_settings().settings.folder("models").find(str(recorded.model))
                 files = replace(files, model=path)
         fields = {**recorded.request, **asked}
         return files, fields | _upscaler(fields)
     files = replace(files, model=default_model()) if files.model is None else files
-    name = name_of(checkpoints.embedded() if files.model is None else files.model)
+    name = name_of(embedded() if files.model is None else files.model)
     defaults = load_settings().settings.defaults_of(name)
     if prediction := defaults.pop("prediction", None):
         files = replace(files, prediction=files.prediction or prediction)
@@ -175,9 +171,13 @@ def with_settings(
     if tiny_vae is not None and files.tiny_vae is None:
         files = replace(files, tiny_vae=find("vaes", tiny_vae))
     own = defaults.pop("preset", None)
-    if files.model is not None and checkpoints.holds_gan(files.model):
+    if files.model is not None and holds_gan(files.model):
         return files, dict(asked)
-    fields = {**(preset(own).given() if own else {}), **defaults, **asked}
+    if own:
+        from pellucid.presets import preset
+
+        defaults = preset(own).given() | defaults
+    fields = {**defaults, **asked}
     return files, fields | _upscaler(fields)
 
 
@@ -203,16 +203,17 @@ def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request
     """The same, with paths for the names of LoRAs, embeddings and the refiner, with the folder of the
     LoRAs that prompts name, and with the embeddings whose names the prompts have.
 
-    ValueError: a file that does not exist.
+    ValueError: a file that does not exist, or is no picture where one is needed.
     """
-    from pellucid.adapters import embeddings_named
-    from pellucid.adapters import find as find_lora
-    from pellucid.request import PICTURES, file_fields, with_files
+    from pellucid.request import PICTURES, file_fields, files_in, with_files
 
-    own = load_settings().settings
+    own, kinds = load_settings().settings, file_fields(type(request))
+    pictures = [getattr(request, name) for name, kind in kinds.items() if kind == PICTURES]
+    for name in (name for value in pictures for name in files_in(value)):
+        _check_picture(name)
     paths = {
         field: with_files(getattr(request, field), partial(_path, kind))
-        for field, kind in file_fields(type(request)).items()
+        for field, kind in kinds.items()
         if kind not in (PICTURES, "upscalers")  # those of upscalers are `with_settings`'s
     }
     request = request.model_copy(update=paths)
@@ -223,8 +224,16 @@ def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request
         files = replace(files, lora_folder=own.loras)
     if files.lora_folder is not None:
         for tag in request.lora_tags:  # an error comes now, not after the model is loaded
-            find_lora(tag.name, files.lora_folder)
+            Folder(files.lora_folder, "LoRA").find(tag.name)
     return files, request
+
+
+@lru_cache(maxsize=1000)  # many lines of a file of prompts may name the same one
+def _check_picture(name: str) -> None:
+    """ValueError if it is no picture."""
+    from pellucid.images.load import open_header
+
+    open_header(name)[0].close()
 
 
 def _path(kind: str, name: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._complete import SHIPPED, names_in
+from pellucid.folders import embedded
 from pellucid.settings import load_settings
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ def _in_box(help: str, **more: Any) -> Any:
 def find(field: str, name: str) -> Path:
     """The file that an option names, as `Settings.path_of` finds it."""
     if field == "models" and name == SHIPPED and not Path(name).exists():
-        from pellucid import checkpoints
-
-        return checkpoints.embedded()
+        return embedded()
     return load_settings().settings.path_of(field, name)
 
 

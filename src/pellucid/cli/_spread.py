@@ -17,6 +17,7 @@ from pellucid.cli._draw import Drawn, Settings, draw_job
 from pellucid.cli._files import Output
 from pellucid.cli._jobs import Job, Jobs, Made, missing
 from pellucid.cli._like import Recorded
+from pellucid.folders import embedded
 from pellucid.messages import text_of
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _left(jobs: Jobs, settings: Settings, made: Made | None) -> Iterator[Job]:
     if made is None:
         yield from jobs
         return
-    path = checkpoints.embedded() if jobs.files.model is None else jobs.files.model
+    path = embedded() if jobs.files.model is None else jobs.files.model
     model: Model = checkpoints.load(path, "meta", None, jobs.files.prediction)
     for job in jobs:
         seeded = job.request.seed not in (None, -1)

@@ -17,11 +17,13 @@ def autoencoder(
     as_json: AsJson = False,
 ) -> None:
     """Explain the autoencoder: a picture's round trip, its loss, its latents, what they save."""
-    from pellucid.explain.autoencoder import round_trip
-    from pellucid.explain.parts_page import round_trip_html
     from pellucid.images.load import open_image
 
     output = page_output(out, as_json, overwrite)
     image = open_image(picture)
+
+    from pellucid.explain.autoencoder import round_trip
+    from pellucid.explain.parts_page import round_trip_html
+
     trip = round_trip(open_parts(model, vae), image, picture.name)
     deliver(trip, lambda: round_trip_html(trip), output, f"{picture.stem}-autoencoder", as_json)

@@ -33,12 +33,14 @@ def clip(
     as_json: AsJson = False,
 ) -> None:
     """Explain CLIP: the similarity of pictures and texts, and each picture's nearest words."""
-    from pellucid.explain.clip import compare_pictures
-    from pellucid.explain.parts_page import similarity_html
     from pellucid.images.load import open_image
 
     output = page_output(out, as_json, overwrite)
     named = [(picture.name, open_image(picture)) for picture in pictures]
+
+    from pellucid.explain.clip import compare_pictures
+    from pellucid.explain.parts_page import similarity_html
+
     loaded = open_parts(model, vae)
     found = compare_pictures(loaded, named, text or [], *_words(words, loaded))
     for given, end in zip(found.texts, found.left_out, strict=True):

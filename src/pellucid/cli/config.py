@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pellucid.cli._app import app, report, show, show_json
-from pellucid.settings import load_settings
+from pellucid.settings import OF_SERVE, load_settings
 
 
 @app.command()
@@ -34,13 +34,15 @@ def config(
         show_json(json.dumps(facts, indent=1))
         return
     show(f"{found.file}{'' if found.file.exists() else ' (does not exist)'}")
-    tables = values.pop("defaults")
+    tables = {"serve": values.pop("serve")} if values["serve"] else {}
+    tables |= {f"defaults of {name}": table for name, table in values.pop("defaults").items()}
+    values.pop("serve", None)
     width = max(map(len, values))
     for name, value in values.items():
         text = "the one that ships" if value is None else value
         show(f"{name:<{width}}  {text}  ({found.origins[name]})")
     for name, table in tables.items():
         shown = ", ".join(f"{field} {json.dumps(value)}" for field, value in table.items())
-        show(f"defaults of {name}: {shown or 'none'}")
-    for variable in found.unused:
+        show(f"{name}: {shown or 'none'}")
+    for variable in (each for each in found.unused if not each.startswith(OF_SERVE)):
         report(f"the environment variable {variable} is not a setting")

@@ -62,7 +62,6 @@ def explain(
     network predicted at each step with and without the prompt, where the attention of each word
     was, the path of the sampler, and the time that it took.
     """
-    from pellucid.explain.run import page
     from pellucid.request import Request
 
     if "prompt" not in asked and like is None:
@@ -78,6 +77,9 @@ def explain(
         recorded = replace(recorded, refiner=None)
         warnings.append(f"{like} was made with a refiner; this explains a run without it")
     files, request = with_named(files, Request.model_validate(fields))
+
+    from pellucid.explain.run import page
+
     loaded = files.open(device, dtype)
     warnings += recorded.missing(files, loaded.name, request)
     runs = _explain(loaded, files.lora_folder, request, versus, versus_guidance)

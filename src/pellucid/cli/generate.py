@@ -40,7 +40,8 @@ from pellucid.cli._options import option_of, takes_request
 from pellucid.cli._process import held_signals
 from pellucid.cli._spread import draw_on_ray
 from pellucid.messages import written
-from pellucid.request import MODEL, OUTPUT
+from pellucid.request import MODEL, OUTPUT, Request
+from pellucid.safetensors_header import holds_gan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -136,10 +137,6 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw pictures from words."""
-    from pellucid.checkpoints import holds_gan
-    from pellucid.presets import preset as preset_named
-    from pellucid.request import Request
-
     recorded = read_like(like)
     files, warnings = recorded.over(ModelFiles(model, prediction, vae, tiny_vae, lora_folder))
     dtype, backend = computed(dtype, backend, fast, exact)
@@ -149,6 +146,8 @@ def generate(
     if ray and (prompts is None or film):
         raise ValueError("--ray needs --prompts, and makes no --film")
     if preset is not None:
+        from pellucid.presets import preset as preset_named
+
         asked = preset_named(preset).given() | asked
     files, asked = with_settings(recorded, files, asked)
     is_gan = files.model is not None and holds_gan(files.model)

@@ -21,6 +21,7 @@ from pellucid.cli._model import Device, Dtype, LoraFolder, ModelOrLike, Predicti
 from pellucid.cli._options import RequestOption, options_of, repeats, takes_request
 from pellucid.plugins import nearest
 from pellucid.request import Request
+from pellucid.safetensors_header import holds_gan
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -72,7 +73,6 @@ def grid(
     NAME is an option of generate, without its dashes. All pictures have the same seed. A cell that
     cannot be drawn shows why, and the others are drawn.
     """
-    from pellucid.checkpoints import holds_gan
     from pellucid.images.load import open_image
     from pellucid.images.sheet import table
     from pellucid.request import chosen_seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 
 from pellucid.cli._app import app, show, show_json
 from pellucid.cli._model import Prediction
+from pellucid.folders import embedded
 from pellucid.settings import KINDS, load_settings
 
 if TYPE_CHECKING:
@@ -28,11 +30,10 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show what a model or another file of weights is, or how a picture was made."""
-    from pellucid import checkpoints
     from pellucid.images.load import is_picture
     from pellucid.images.metadata import read_metadata
 
-    path = checkpoints.embedded() if file is None else _found(file)
+    path = embedded() if file is None else _found(file)
     facts: dict[str, Any]
     if is_picture(path):
         found = read_metadata(path)
@@ -45,6 +46,8 @@ def info(
             show(f"{path} has no record of how it was made")
             return
     else:
+        from pellucid import checkpoints
+
         facts = {"file": str(path)} | checkpoints.describe(path, prediction)
         if "prompt" in facts:  # a model
             facts["runs here on"] = _choice(facts["types"], facts["parameters"]["backbone"])
@@ -57,11 +60,15 @@ def info(
 
 
 def _found(file: Path) -> Path:
-    """The file, or the one of this name in a folder of the settings; else the path as it is."""
+    """The file, or the one of this name in a folder of the settings. ValueError if there is none."""
     own = load_settings().settings
     for field in () if file.exists() else KINDS:
         with suppress(ValueError):
             return own.path_of(field, str(file))
+    if not os.path.lexists(file):
+        raise ValueError(
+            f"{file} does not exist; expected a picture, a model or another file of weights"
+        )
     return file
 
 

@@ -46,21 +46,23 @@ def merge(
     Weights keep the number type of the first model, and are read one after the other. The file records
     the models, their hashes and their shares.
     """
-    from pellucid import checkpoints
-
-    parts = {}
-    for text in part or ():
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--part must be NAME=SHARE, such as vae=0, got {text!r}")
-        parts[name] = _shares(value, f"--part {name}")
-    recipe = checkpoints.Recipe(len(models), method, _shares(share, "--share"), parts)
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"--out must be a file that ends in .safetensors, got {out}")
     if out.exists() and not overwrite:
         raise ValueError(f"{out} exists; --overwrite replaces it")
     check_writable(out)
     paths = [find("models", str(model)) for model in models]
+    parts = {}
+    for text in part or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--part must be NAME=SHARE, such as vae=0, got {text!r}")
+        parts[name] = _shares(value, f"--part {name}")
+    shares = _shares(share, "--share")
+
+    from pellucid import checkpoints
+
+    recipe = checkpoints.Recipe(len(models), method, shares, parts)
     out.parent.mkdir(parents=True, exist_ok=True)
     for text in checkpoints.merge(paths, out, recipe, prediction, vae):
         report(text)

@@ -40,20 +40,23 @@ def noise(
     as_json: AsJson = False,
 ) -> None:
     """Explain noise: schedules, small steps, types of noise, and the model's estimates."""
-    from pellucid import checkpoints
-    from pellucid.explain.noise import TIMES, NoiseSettings, examine_noise, page
-    from pellucid.explain.noise.schedules import schedule_named
     from pellucid.images.load import open_image
 
     output = page_output(out, as_json, overwrite)
+    times = None if t is None else _times(t)
+    image = open_image(picture)
+
+    from pellucid import checkpoints
+    from pellucid.explain.noise import TIMES, NoiseSettings, examine_noise, page
+    from pellucid.explain.noise.schedules import schedule_named
+
     settings = NoiseSettings(
-        times=TIMES if t is None else _times(t),
+        times=TIMES if times is None else times,
         prompt=prompt,
         guidance=guidance,
         seed=seed,
         schedule=None if schedule is None else schedule_named(schedule),
     )
-    image = open_image(picture)
     loaded = checkpoints.load(model, prediction=prediction, vae=vae)
     report = examine_noise(loaded, image, picture.name, settings)
     deliver(report, lambda: page.html(report), output, f"{picture.stem}-noise", as_json)

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from pellucid.cli._app import app, report, show, show_json
 from pellucid.messages import sentence
-from pellucid.settings import load_settings
+from pellucid.settings import OF_SERVE, load_settings
 
-VARIABLES = "PELLUCID_SERVE_"
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
@@ -66,9 +65,9 @@ def serve(
         **mine.serve,
     }
     given |= {
-        variable.removeprefix(VARIABLES).lower(): os.environ[variable]
+        variable.removeprefix(OF_SERVE).lower(): os.environ[variable]
         for variable in loaded.unused
-        if variable.startswith(VARIABLES)
+        if variable.startswith(OF_SERVE)
     }
     options = {
         "host": host,

@@ -12,12 +12,12 @@ from pellucid.cli._app import app, show_json, show_path
 from pellucid.cli._complete import names_in
 from pellucid.cli._files import OUTPUTS, OVERWRITE, Output
 from pellucid.cli._model import Device, Dtype, find
+from pellucid.hires import DIFFUSION, PICTURE
 from pellucid.progress import stage
 
 if TYPE_CHECKING:
     from pellucid.upscale import Upscaler
 
-DEFAULT = "diffusion"  # `hires.DIFFUSION`, which would import torch
 HELP = (
     "diffusion (the second stage of the included model, which is good for flat art: emoji, icons, "
     "drawings), lanczos, nearest, a file of the ESRGAN family, a model with a second stage, or a name "
@@ -30,7 +30,7 @@ def upscale(
     pictures: Annotated[list[Path], typer.Argument(help="Any pictures.", metavar="PICTURE...")],
     upscaler: Annotated[
         str, typer.Option(help=HELP, autocompletion=names_in("upscalers"))
-    ] = DEFAULT,
+    ] = DIFFUSION,
     scale: Annotated[
         float | None,
         typer.Option(
@@ -59,8 +59,6 @@ def upscale(
     """
     from pellucid.images.load import open_header, open_with_alpha
     from pellucid.images.metadata import upscaled
-    from pellucid.upscale import check_size, size_of
-    from pellucid.upscale import upscale as enlarge
 
     if scale is not None and not 0 < scale <= 16:
         raise ValueError(f"--scale must be above 0 and at most 16, got {scale:g}")
@@ -69,7 +67,12 @@ def upscale(
     for picture in pictures:
         with open_header(picture)[0] as opened:
             sizes[picture] = opened.size
-    chosen = open_upscaler(upscaler, device, dtype)
+    file = None if upscaler in (DIFFUSION, *PICTURE) else find("upscalers", upscaler)
+
+    from pellucid.upscale import check_size, size_of
+    from pellucid.upscale import upscale as enlarge
+
+    chosen = open_upscaler(upscaler, file, device, dtype)
     factor = chosen.scale if scale is None else scale
     for picture, size in sizes.items():
         check_size(str(picture), size, max(factor, chosen.scale))
@@ -92,19 +95,18 @@ def upscale(
         raise SystemExit(2)
 
 
-def open_upscaler(name: str, device: str, dtype: str) -> Upscaler:
-    """The upscaler of this name or in this file. ValueError: there is none."""
+def open_upscaler(name: str, path: Path | None, device: str, dtype: str) -> Upscaler:
+    """The upscaler of this name, or in the file `path`. ValueError: it is no upscaler."""
     import torch
 
     from pellucid import checkpoints
     from pellucid.opening import SHORT
     from pellucid.runtime.devices import choose_device
     from pellucid.runtime.precision import choose_dtype
-    from pellucid.upscale import FILTERS, Filter
+    from pellucid.upscale import Filter
 
-    if name in FILTERS:
+    if name in PICTURE:
         return Filter(name)
-    path = None if name == DEFAULT else find("upscalers", name)
     where = choose_device(device)
     choice = choose_dtype(where, SHORT.get(dtype, dtype), torch.float32)
     return checkpoints.load_upscaler(path, where, choice.dtype)

@@ -34,7 +34,7 @@ class WordSpace(Record):
         if self.same is not None:
             said.append(f"Two names for one thing have {self.same:.2f} on average.")
             if self.same > self.median + APART:
-                said.append("So this CLIP learnt which words name the same picture.")
+                said.append("So names of one thing are nearer to each other than most words are.")
             else:
                 said.append("So this CLIP does not know which words name the same thing.")
         return said

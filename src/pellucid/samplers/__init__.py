@@ -17,16 +17,18 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pellucid import plugins
-from pellucid.guidance import GuidedDenoiser, as_denoiser
 from pellucid.schedule import SPACINGS, Level, Schedule
 from pellucid.schedule import spacing_named as schedule_spacing
 
-Noise = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pellucid.guidance import GuidedDenoiser
+
+Noise: TypeAlias = "Callable[[Tensor], Tensor]"
 """x -> fresh noise of x's shape."""
 
 
@@ -88,11 +90,13 @@ class Sampler(NamedTuple):
         **options: Any,
     ) -> Iterator[Step]:
         """`sample`, with what it needs of a guided denoiser: only x0, or everything."""
+        from pellucid.guidance import as_denoiser
+
         denoise = guided if self.spec.guided else as_denoiser(guided)
         return self.sample(denoise, x, levels, noise, **options)
 
 
-# What A1111, NovelAI and InvokeAI append to a sampler's name, and the spacing that it means here.
+# What A1111, NovelAI, InvokeAI and Draw Things append to the name of a sampler, and the spacing here.
 SUFFIXES = {
     "automatic": "automatic",
     "uniform": "uniform",
@@ -106,6 +110,8 @@ SUFFIXES = {
     "normal": "uniform",
     "ddim": "ddim",
     "beta": "beta",
+    "trailing": "trailing",
+    "ays": "align_your_steps",
     "ka": "karras",  # k_dpmpp_2m_ka
     "k": "karras",  # dpmpp_2m_k
 }

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pellucid.diffusion import Denoiser
 from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPEC = SamplerSpec(
     order=1, aliases=("DDIM", "k_ddim", "DDIMScheduler"), spacing="leading", ends_first=("leading",)

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pellucid.diffusion import eps_from_x0
-from pellucid.guidance import GuidedDenoiser
 from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pellucid.guidance import GuidedDenoiser
 
 SPEC = SamplerSpec(
     order=1,

@@ -14,13 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from numpy.polynomial import Polynomial
-from torch import Tensor
 
 from pellucid.diffusion import Denoiser, eps_from_x0
 from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPEC = SamplerSpec(
     order=2,

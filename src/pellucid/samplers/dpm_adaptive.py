@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pellucid.diffusion import Denoiser, eps_from_x0
 from pellucid.samplers import Noise, SamplerSpec, Step, ancestral, euler
 from pellucid.samplers.dpm_fast import solve
 from pellucid.schedule import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPEC = SamplerSpec(
     order=None, aliases=("DPM adaptive", "k_dpm_ad", "k_dpm_adaptive"), adaptive=True
@@ -63,7 +64,7 @@ def sample(
         d_eps = eps_from_x0(one.x, two.x0, one.level) - eps
         low = x / now.alpha - below.s * (now.s / below.s - 1) * (eps + 1.5 * d_eps)
         y = step.x / below.alpha
-        allowed = (rtol * torch.maximum(low.abs(), low_before.abs())).clamp(min=atol)
+        allowed = (rtol * low.abs().maximum(low_before.abs())).clamp(min=atol)
         error = ((low - y) / allowed).square().mean().sqrt().item()
         tries += 1
         if math.isfinite(error) and tries < MOST_TRIES:

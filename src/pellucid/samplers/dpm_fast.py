@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pellucid.diffusion import Denoiser, eps_from_x0
 from pellucid.samplers import Noise, SamplerSpec, Step, ancestral, euler
 from pellucid.schedule import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPEC = SamplerSpec(order=None, aliases=("DPM fast", "k_dpm_fast"))
 

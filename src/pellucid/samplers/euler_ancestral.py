@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pellucid.diffusion import Denoiser, eps_from_x0
 from pellucid.samplers import Noise, SamplerSpec, Step, ancestral
 from pellucid.schedule import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPEC = SamplerSpec(
     order=None,

@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pellucid.diffusion import Denoiser
 from pellucid.samplers import Noise, SamplerSpec, Step
 from pellucid.schedule import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPEC = SamplerSpec(order=None, aliases=("LCM", "LCMScheduler"), spacing="lcm")
 SIGMA_DATA = 0.5

@@ -10,12 +10,14 @@ more (A1111's numbers: 9 steps once; from 36 steps on a quarter of the steps, tw
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pellucid.diffusion import Denoiser
 from pellucid.samplers import Noise, SamplerSpec, Step, heun
 from pellucid.schedule import NOISIEST, Level, curve
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPEC = SamplerSpec(order=None, aliases=("Restart",), spacing="karras")
 FROM, BACK_TO = 0.1, 2.0

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pellucid import checkpoints, hires
-from pellucid.adapters import embeddings_named
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.plan import batch_key, planned
@@ -27,6 +26,7 @@ from pellucid.serve.library import Library, ModelFile, UnknownName
 from pellucid.serve.pictures import Pictures
 from pellucid.serve.queue import Job, Kind
 from pellucid.serve.worker import ModelSpec, Task, without_paths
+from pellucid.settings import embeddings_named
 from pellucid.textual_inversion import reads_words
 
 

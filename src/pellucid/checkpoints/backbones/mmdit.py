@@ -7,9 +7,9 @@ from typing import Any
 
 from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.checkpoints.backbones import Backbone
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.settings import AVERAGING, Settings
 from pellucid.clip import TextConfig
+from pellucid.safetensors_header import CheckpointError
 
 CLASS = "SD3Transformer2DModel"
 QK_NORM = {"": False, "rms_norm": True}

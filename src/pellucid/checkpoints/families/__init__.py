@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from pellucid import plugins
 from pellucid.backbones.unet import UNetConfig
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.clip import TextConfig
 from pellucid.model import Defaults, LatentSpace, Model, TextEncoding
+from pellucid.safetensors_header import CheckpointError
 from pellucid.schedule import Schedule
 from pellucid.vae import VAEConfig
 

@@ -20,7 +20,6 @@ from pellucid.checkpoints.assembly import Part, Unfilled, same_names
 from pellucid.checkpoints.backbones import Backbone
 from pellucid.checkpoints.contents import Configs, Contents
 from pellucid.checkpoints.families import Family
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.key_names import clip_locations
 from pellucid.checkpoints.settings import Settings
 from pellucid.checkpoints.vae_files import CLASS as VAE_CLASS
@@ -32,6 +31,7 @@ from pellucid.checkpoints.writing import write as write_file
 from pellucid.clip import TextConfig, TextTower
 from pellucid.files import new_folder
 from pellucid.model import Model
+from pellucid.safetensors_header import CheckpointError
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE

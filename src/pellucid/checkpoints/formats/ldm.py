@@ -21,7 +21,6 @@ from pellucid.checkpoints import families, tokenizer_files
 from pellucid.checkpoints.assembly import Location, Part
 from pellucid.checkpoints.contents import Configs, Contents
 from pellucid.checkpoints.families import OPEN_CLIP, Family, Tower, Traits
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.key_names import (
     EMA_PREFIX,
     NEST,
@@ -55,6 +54,7 @@ from pellucid.clip import TextTower
 from pellucid.diffusion import PREDICTIONS
 from pellucid.model import Model
 from pellucid.plugins import choose
+from pellucid.safetensors_header import CheckpointError
 from pellucid.vae import VAE
 
 # What trainers and tools leave in a file next to the weights, and drawing does not need.

@@ -23,7 +23,6 @@ from pellucid.cascade import SuperResolution
 from pellucid.checkpoints import families
 from pellucid.checkpoints.assembly import Part, build, same_names
 from pellucid.checkpoints.contents import MODEL_FIELDS, Contents
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.metadata import dataclass_from, json_entry
 from pellucid.checkpoints.weights import Source
 from pellucid.checkpoints.writing import Read, gather
@@ -31,6 +30,7 @@ from pellucid.checkpoints.writing import write as write_file
 from pellucid.clip import TextTower, VisionTower
 from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
+from pellucid.safetensors_header import CheckpointError
 from pellucid.schedule import Schedule
 from pellucid.tiny_vae import TinyVAE
 from pellucid.tokenizer import Tokenizer

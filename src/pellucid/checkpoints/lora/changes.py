@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from pellucid.checkpoints import embedding_files
 from pellucid.checkpoints.assembly import type_name
-from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.lora.description import family_of, family_of_model
 from pellucid.checkpoints.lora.file import KINDS, MODIFIERS, LoraFile, Target, examine
 from pellucid.checkpoints.lora.names import ModulePath, Names, in_order, kohya_names
 from pellucid.files import write_tensors
 from pellucid.lora import Change, Lora, Matrix
 from pellucid.model import Model
+from pellucid.safetensors_header import CheckpointError, first_keys
 
 BIASES = ("diff_b", "up_bias")  # what changes a bias and not a weight
 FIRST = 3  # how many changes that do not fit an error names

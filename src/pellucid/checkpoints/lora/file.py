@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pellucid.checkpoints.header import CheckpointError, first_keys
 from pellucid.checkpoints.identify import LORA, what_is
 from pellucid.checkpoints.key_names import UNET_PREFIX, prefix_of
 from pellucid.checkpoints.lora.peft_config import PeftConfigs
 from pellucid.checkpoints.weights import Weights, open_weights
 from pellucid.lora import Kind
+from pellucid.safetensors_header import CheckpointError, first_keys
 
 # How a key ends, and what the tensor is; the longest matching end counts.
 _ENDS: Mapping[str, str] = {

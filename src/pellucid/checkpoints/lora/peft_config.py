@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints.header import CheckpointError
 from pellucid.checkpoints.settings import Settings
 from pellucid.checkpoints.weights import Weights
+from pellucid.safetensors_header import CheckpointError
 
 PARTS = ("text_encoder_2", "text_encoder", "unet", "transformer")
 WRAPPER = "base_model.model."  # PEFT's own, in front of every key

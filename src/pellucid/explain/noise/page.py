@@ -44,6 +44,10 @@ def html(report: NoiseReport) -> str:
     """The whole page, which needs no other file."""
     return page(
         f"Noise: {report.source}",
+        paragraph(
+            "A diffusion model learns to remove noise. This page adds more and more noise to your "
+            "picture until nothing of it can be seen, and shows what the model recovers of it."
+        ),
         row(
             picture(report.picture, f"{report.source}: {_sizes(report)}", 192),
             picture(

@@ -20,6 +20,7 @@ from pellucid.images.metadata.programs import a1111
 from pellucid.images.metadata.settings import Settings, parse_json
 from pellucid.images.metadata.texts import EXIF_IFD, USER_COMMENT, read_texts
 from pellucid.images.parameters import write_parameters
+from pellucid.images.png import XMP
 from pellucid.plugins import discover
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -111,6 +112,8 @@ def upscaled(
     if found.request is not None:
         return found.request | {"upscaled": {"by": upscaler, "scale": scale}}, {}
     texts = {k: t for k, t in read_texts(path).items() if KEY.fullmatch(k)}
+    if "Orientation" in texts.get(XMP, ""):  # of the old picture; the new one is upright
+        del texts[XMP]
     parameters = found.parameters or texts.get("parameters")
     if parameters is not None:
         more = f"Postprocess upscale by: {scale:g}, Postprocess upscaler: {upscaler}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from PIL import Image
 
 from pellucid.images.load import open_header
-from pellucid.images.png import decoded
+from pellucid.images.png import MAX_UNPACKED, XMP, decoded
 
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF tags
 TAGS = {0x010E: "ImageDescription", 0x010F: "Make", 0x0110: "Model", 0x0131: "Software"}
@@ -16,7 +17,8 @@ ENDIAN = {"<": "utf-16-le", ">": "utf-16-be"}
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """Of a PNG its text chunks, of all formats the texts of the EXIF, and the comment of a GIF.
+    """Of a PNG its text chunks, of all formats the texts of the EXIF and the XMP, and the comment of a
+    GIF.
 
     What is damaged is left out. Raises ValueError if the file is not a picture.
     """
@@ -26,6 +28,9 @@ def read_texts(path: str | Path) -> dict[str, str]:
         comment = image.info.get("comment")
         if isinstance(comment, bytes | str):
             found["comment"] = _plain(comment)
+        xmp = image.info.get("xmp")
+        if isinstance(xmp, bytes) and len(xmp) <= MAX_UNPACKED:
+            found[XMP] = _plain(xmp)
     return {key: text for key, text in {**found, **texts}.items() if text.strip()}
 
 
@@ -87,3 +92,18 @@ def _plain(value: Any) -> str:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str | bytes)
+
+
+def xmp_value(xmp: str, name: str) -> str:
+    """The text of a property of an XMP packet, by its name without a prefix; "" if there is none."""
+    if name not in xmp or "<!DOCTYPE" in xmp:  # its entities could make a text of any length
+        return ""
+    try:
+        found = next((e for e in ElementTree.fromstring(xmp).iter() if _is(e.tag, name)), None)
+    except (ElementTree.ParseError, ValueError):
+        return ""
+    return "" if found is None else "".join(found.itertext()).strip()
+
+
+def _is(tag: object, name: str) -> bool:
+    return isinstance(tag, str) and tag.rpartition("}")[2] == name

@@ -12,6 +12,7 @@ from pellucid.messages import FieldMessage
 
 HEADER_BYTES = 2**24  # the largest published models have a sixth of it
 START_BYTES = 200  # enough to recognize what a file is instead
+GAN_ENTRY = "pellucid_gan"  # of the metadata of a GAN
 
 
 class CheckpointError(ValueError):
@@ -70,6 +71,14 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path} is not a safetensors file: {size - end} bytes follow its announced end"
         )
     return header
+
+
+def holds_gan(path: Path) -> bool:
+    """Whether `path` is a GAN's file, which `checkpoints.load_gan` reads and `load` does not."""
+    try:
+        return GAN_ENTRY in (read_header(path).get("__metadata__") or {})
+    except CheckpointError:
+        return False
 
 
 def _parse(path: Path, text: bytes) -> tuple[dict[str, Any], int]:
