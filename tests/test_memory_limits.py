@@ -67,10 +67,10 @@ def test_it_is_said_before_weights_are_read(
     loaded = checkpoints.load(model_file)
     monkeypatch.setattr(contents, "fill", None)  # it is not called
     words = ("generate", "a cat", "--model", model_file, "--dtype", "bfloat16")
-    assert "tiny.safetensors needs 0.0 GB of memory in bfloat16" in refused(*words)
+    assert "tiny.safetensors needs 0.00 GB of memory in bfloat16" in refused(*words)
     halves = model_file.with_name("half.safetensors")
     checkpoints.save(loaded, halves, torch.float16)
-    assert "in float32, and 0.0 GB are free" in refused(*words[:3], halves, "--dtype", "float32")
+    assert "in float32, and 0.00 GB are free" in refused(*words[:3], halves, "--dtype", "float32")
 
 
 def test_a_gpu_that_is_too_small_for_all_gets_the_network_first(
@@ -114,7 +114,7 @@ def test_memory_that_ends_while_a_file_is_read_is_no_fault_of_the_file(
 
     monkeypatch.setattr(torch, "frombuffer", short)  # which comes behind the cast tensor
     said = refused("generate", "a cat", "--model", halves, "--dtype", "float32")
-    assert "there is not enough memory" in said
+    assert "halves.safetensors needs more memory than is free: memory ended while 0.0 GB" in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -157,3 +157,8 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
 def test_free_memory_is_at_most_what_the_machine_has() -> None:
     free, machine = free_memory(CPU), devices._machine()
     assert free is not None and machine is not None and free <= machine * 1.5
+
+
+def test_a_thread_that_cannot_be_started_is_too_little_memory() -> None:
+    assert memory.ran_out(RuntimeError("can't start new thread"))
+    assert not memory.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -22,6 +22,8 @@ from inputs import (
 )
 from PIL import Image, PngImagePlugin
 
+from pellucid import samplers
+
 Info = Callable[..., Any]
 
 
@@ -288,7 +290,6 @@ def test_models_of_other_programs_are_named(
     ("changes", "expected"),
     [
         ({"sampler": "DPM++ 2M Trailing"}, {"sampler": "dpmpp_2m", "spacing": "trailing"}),
-        ({"sampler": "DPM++ SDE AYS"}, {"sampler": "dpmpp_sde", "spacing": "align_your_steps"}),
         ({"c": 'a "red" <hat> & {"c": 1}'}, {"prompt": 'a "red" <hat> & {"c": 1}'}),
         (
             {
@@ -307,6 +308,11 @@ def test_settings_of_draw_things(
     request, err = drawn("--like", drawn_things(tmp_path, "", **changes))
     has(request, **expected)
     assert "do not exist here" not in err
+
+
+def test_spacings_that_draw_things_has_in_names_of_samplers() -> None:
+    assert samplers.resolve("DPM++ SDE AYS") == ("dpmpp_sde", "align_your_steps")
+    assert samplers.resolve("UniPC Trailing") == ("unipc", "trailing")
 
 
 HOSTILE_XMP = {

@@ -6,6 +6,7 @@ Every format describes a checkpoint as `Contents`; loading and describing it sta
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.progress import stage
 from pellucid.runtime.devices import HOME, Read, take_turns
-from pellucid.runtime.memory import fits_at_once
+from pellucid.runtime.memory import fits_at_once, said_of
 from pellucid.runtime.precision import dtype_of
 from pellucid.safetensors_header import CheckpointError, UnknownPrediction
 from pellucid.schedule import Schedule
@@ -210,7 +211,8 @@ class Contents:
         now = {name: self.parts[name] for name in places}
         with stage(f"loading {self.path.name}", sum(map(size, now.values()))) as loading:
             for name, part in now.items():
-                fill(part, places[name], types[name], loading)
+                with _told(self.path.name, part, types[name]):
+                    fill(part, places[name], types[name], loading)
         modules: dict[str, Any] = {
             MODEL_FIELDS.get(name, name): part.module for name, part in self.parts.items()
         }
@@ -249,7 +251,10 @@ class Contents:
 
         def read(module: torch.nn.Module) -> None:
             again = Part(module, weights, locations)
-            with stage(f"loading {name}", size(again)) as loading:
+            with (
+                stage(f"loading {name}", size(again)) as loading,
+                _told(name, again, dtype_of(module)),
+            ):
                 fill(again, HOME, dtype_of(module), loading)
 
         return read
@@ -268,3 +273,9 @@ class Contents:
                     f"{tokenizer.context_length}) does not fit its text tower ({text.vocab_size} "
                     f"pieces, rows of {text.context_length})"
                 )
+
+
+def _told(name: str, part: Part, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    """Where memory ends while a part is read, says so."""
+    kind = next(iter(part.weights.values())).dtype if dtype is None else dtype
+    return said_of(name, size(part) * kind.itemsize, kind)

@@ -20,6 +20,7 @@ except ImportError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 
 HOME = torch.device("cpu")  # the device that idle parts are offloaded to
+THREADS = 300_000_000  # bytes of address space that threads reserve for stacks and small objects
 
 
 def choose_device(name: str, best: Sequence[str] = ("cuda", "mps")) -> torch.device:
@@ -85,7 +86,7 @@ def _address_space() -> int | None:
             used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
-    return max(limit - used, 0)
+    return max(limit - used - THREADS, 0)
 
 
 def _control_group(top: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -14,18 +15,38 @@ GB = 1e9
 
 OF_ONEDNN = "could not create a primitive"
 """What oneDNN says of any failure; with layers that have worked before, of too little memory."""
+OF_THREADS = "can't start new thread"  # which takes address space
 
 
 def ran_out(error: Exception) -> bool:
     """Whether an error says that memory did not suffice. Torch raises a RuntimeError on the CPU and a
     subclass on a GPU."""
     said = repr(error).lower()
-    known = "memory" in said or OF_ONEDNN in said
+    known = any(each in said for each in ("memory", OF_ONEDNN, OF_THREADS))
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and known)
 
 
 class DoesNotFit(ValueError):
     """A model needs more memory than is free; says how much."""
+
+
+@contextmanager
+def said_of(name: str, needed: int, dtype: torch.dtype) -> Iterator[None]:
+    """Where memory ends in the block, which reads so many bytes of a model, raises DoesNotFit."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        raise DoesNotFit(
+            FieldMessage(
+                "{name} needs more memory than is free: memory ended while {needed:.1f} GB of it were "
+                "read in {type}",
+                name=name,
+                needed=needed / GB,
+                type=str(dtype).removeprefix("torch."),
+            )
+        ) from error
 
 
 def fits_at_once(
@@ -52,13 +73,14 @@ def fits_at_once(
     if free is None or needed <= free:
         return False
     half_fits = dtype.itemsize == 4 and needed // 2 <= free
+    digits = 2 if needed - free < 0.1 * GB else 1  # or both could be shown as one number
     raise DoesNotFit(
         FieldMessage(
-            "{name} needs {needed:.1f} GB of memory in {type}, and {free:.1f} GB are free"
+            "{name} needs {needed} GB of memory in {type}, and {free} GB are free"
             + ("; {dtype} bfloat16 would fit" if half_fits else ""),
             name=name,
-            needed=needed / GB,
-            free=free / GB,
+            needed=f"{needed / GB:.{digits}f}",
+            free=f"{free / GB:.{digits}f}",
             type=str(dtype).removeprefix("torch."),
         )
     )
