@@ -46,7 +46,7 @@ WORDS = Lexicon(
         ("a cat and a dog", ["a cat", "a dog"]),
         ("A cat, a dog and an orange", ["a cat", "a dog", "an orange"]),
         ("three red apples", ["a red apple"] * 3),
-        ("2 small blue cats and a dog", ["a small blue cat", "a small blue cat", "a dog"]),
+        ("2 small blue cats and a dog", ["a blue cat", "a blue cat", "a dog"]),
         ("cats and dogs", ["a cat", "a dog"]),
         ("four stars", ["a star"] * 4),
         ("two mice", ["a mouse"] * 2),
@@ -107,9 +107,45 @@ def test_what_is_not_several_known_things_stays_whole(prompt: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "texts", "cells", "side"),
+    [
+        ("a small cat", ["a cat"], [(0.5, 0.5)], 2),
+        ("tiny red cat, 3d style", ["red cat, 3d style"], [(1, 1)], 3),
+        ("small cats", ["a cat"], [(0.5, 0.5)], 2),
+        ("a large cat on a blue background", ["a cat on a blue background"], [(0, 0)], 1),
+        ("a cat in the middle", ["a cat"], [(0, 0)], 1),
+        ("a cat on the left", ["a cat"], [(0, 0.5)], 2),
+        ("A cat At The Bottom of the picture.", ["a cat"], [(0.5, 1)], 2),
+        ("a tiny cat in the top right corner", ["a cat"], [(2, 0)], 3),
+        ("a small cat made of wood", ["a cat made of wood"], [(0.5, 0.5)], 2),
+        ("a cat on the left and a dog on the right", ["a cat", "a dog"], [(0, 0.5), (1, 0.5)], 2),
+        ("on the right a cat, on the left a dog", ["a cat", "a dog"], [(1, 0.5), (0, 0.5)], 2),
+        ("a cat at the bottom and a dog", ["a cat", "a dog"], [(0.5, 1), (0.5, 0)], 2),
+        ("a cat in the middle and a dog", ["a cat", "a dog"], [(0, 0.5), (1, 0.5)], 2),
+        ("a small cat and a big dog", ["a cat", "a dog"], [(0, 0.5), (1, 0.5)], 2),
+        ("a cat on the right side of a dog", ["a cat", "a dog"], [(1, 0.5), (0, 0.5)], 2),
+        ("a cat on the top of a dog", ["a cat", "a dog"], [(0.5, 0), (0.5, 1)], 2),
+        (
+            "a cat in the top left corner, a dog in the lower right corner and a star on the right",
+            ["a cat", "a dog", "a star"],
+            [(0, 0), (1, 0), (0.5, 1)],  # the last two would lie on each other
+            2,
+        ),
+    ],
+)
+def test_sizes_and_places(
+    prompt: str, texts: list[str], cells: list[tuple[float, float]], side: int
+) -> None:
+    assert arrange(prompt, WORDS) == (tuple(texts), tuple(cells), side)
+
+
+@pytest.mark.parametrize(
     ("prompt", "why"),
     [
         ("a cat", ""),
+        ("a (small:1.2) cat", ""),
+        ("a cat in the middle of a street", ""),
+        ("small and tiny", ""),
         ("a cat and a dog", ""),
         ("a cat of two colours", ""),
         ("a [cat:dog:0.5]", ""),

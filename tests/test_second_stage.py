@@ -187,6 +187,9 @@ def test_unknown_words_are_named(cascade: Model) -> None:
     ten = "the prompt is drawn as a whole, where {} mixes its things up: it asks for more than 9 things"
     assert ten.format(cascade.name) in run(cascade, prompt="ten rabbits").warnings
     assert run(cascade, prompt="a couple of rabbits").warnings == ()
+    sized = run(cascade, prompt="a small rabbit and a big rabbit").warnings
+    assert "several things are drawn in one size; without effect: 'big', 'small'" in sized
+    assert run(cascade, prompt="a big rabbit").x.equal(run(cascade, prompt="a rabbit").x)
     assert "'zebra'" in named(cascade, prompt="a rabbit", walk="a zebra", count=2)[0]
     taught = Request(prompt="a zebra, ink style", loras=(("ink.safetensors", 1, 1),))
     said = prompt_warnings(cascade, resolve(cascade, taught), (2,))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 from pellucid.lexicon import COUNTS, PLAIN_WORDS, Lexicon
@@ -34,9 +34,13 @@ _ARTICLES = {"a", "an", "the", "some", "my", "your", "his", "her", "our", "their
 _ABOVE = "on top of|on|above|over|riding|rides|in|inside|sitting on|sits on|standing on|behind"
 _BELOW = "below|under|underneath|beneath|in front of|wearing|wears"
 _LEFT = (
-    "to the left of|on the left of|left of|next to|beside|besides|near|with|holding|and|and also"
+    "to the left of|on the left of|left of|to the left side of|on the left side of|left side of"
+    "|next to|beside|besides|near|with|holding|and|and also"
 )
-_RIGHT = "to the right of|on the right of|right of"
+_RIGHT = (
+    "to the right of|on the right of|right of|to the right side of|on the right side of"
+    "|right side of"
+)
 LIES: dict[str, str] = {
     words: lie
     for lie, each in (("above", _ABOVE), ("below", _BELOW), ("left", _LEFT), ("right", _RIGHT))
@@ -52,6 +56,18 @@ hybrid cross shaped made dressed disguised into
 _MIXED = frozenset(["half", "between", "mix", "mixed", "hybrid", "cross"])
 _OTHER = frozenset(_OTHER_WORDS.split())
 _TOKEN = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
+# Where a thing is in the picture: "on the left", "in the top right corner of the picture".
+_PLACE = re.compile(
+    r",?\s*\b(?:on|to|at|in|near) the "
+    r"(?:(?P<down>top|upper|bottom|lower)(?:[ -]?(?P<across>left|right))?"
+    r"|(?P<side>left|right)|middle|center|centre)\b(?:[ -](?:hand[ -])?(?:side|corner|edge|half|part))?+"
+    r"(?:\s+of the (?:picture|image|canvas|frame))?+(?!\s+of\b)",
+    re.IGNORECASE,
+)
+_SMALL = {"small": 2, "mini": 2, "tiny": 3, "miniature": 3}
+"""Words -> how many such things are as wide as the picture."""
+SIZES = {*_SMALL, "little", "big", "large", "huge", "giant", "gigantic", "enormous", "massive"}
+"""Words that say how large a thing is. They are not read: only the size of its region is."""
 # The grammar of prompts: what changes with the steps or joins whole prompts, and weights.
 _GRAMMAR = re.compile(r"[\[\]{}<>|]|\b(?:AND|BREAK)\b")
 _WEIGHTS = re.compile(r"[():]")
@@ -105,8 +121,8 @@ class _Thing(NamedTuple):
 
 
 def arrange(prompt: str, lexicon: Lexicon) -> Arrangement | None:
-    """The things of a prompt, arranged; None: one thing, or a prompt that is not understood as several
-    things."""
+    """The things of a prompt, arranged; None: one thing as large as the picture, or a prompt that is
+    not understood as several things."""
     arranged = _arrange(prompt, lexicon)
     return None if isinstance(arranged, str) else arranged
 
@@ -119,23 +135,63 @@ def why_whole(prompt: str, lexicon: Lexicon) -> str:
 
 
 def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
-    """The things of a prompt, arranged, or why they are not; an empty reason: there is one thing, or
-    the prompt says in its grammar how its parts are joined."""
+    """The things of a prompt, arranged, or why they are not; an empty reason: there is one thing as
+    large as the picture, or the prompt says in its grammar how its parts are joined."""
     if _GRAMMAR.search(prompt):
         return ""
-    tokens = list(_TOKEN.finditer(prompt))
+    text = _PLACE.sub(lambda place: " " * len(place.group()), prompt)
+    tokens = list(_TOKEN.finditer(text))
     words = [token.group().lower().replace("’", "'") for token in tokens]
     things = _things(words, lexicon)
-    named = {i for thing in things for i in range(thing.first, thing.end)}
     if not things:
         return ""
-    if len(things) > 1 or (things[0].many and any(_number(word) > 1 for word in words)):
-        if _WEIGHTS.search(prompt):
-            return "it has weights"
-        other = [word for i, word in enumerate(words) if i not in named and word in _OTHER]
-        if other:
-            between = "; {mix} draws what is between two prompts" if other[0] in _MIXED else ""
-            return f"{other[0]!r} is not understood{between}"
+    several = len(things) > 1 or (things[0].many and any(_number(word) > 1 for word in words))
+    if _WEIGHTS.search(prompt):
+        return "it has weights" if several else ""
+    why = _not_understood(words, things) if several else ""
+    if why:
+        return why
+    cut = _cut(text, tokens, words, things)
+    if isinstance(cut, str):
+        return cut
+    starts, joints = cut
+    phrases = [words[start : thing.first] for thing, start in zip(things, starts, strict=True)]
+    counts = [_count(own, thing) for own, thing in zip(phrases, things, strict=True)]
+    if sum(counts) > MOST:
+        return f"it asks for more than {MOST} things"
+    texts = [_text(own, thing) for own, thing in zip(phrases, things, strict=True)]
+    places = _places(prompt, [tokens[thing.first].start() for thing in things])
+    after = words[things[-1].end :]
+    if sum(counts) > 1:
+        shape = next((_SHAPES[word] for word in after if word in _SHAPES), None)
+        lie = LIES.get(joints[0], "left") if counts == [1, 1] else None
+        cells, side = _placed(places, counts) or _cells(sum(counts), lie, shape)
+    elif places or SIZES.intersection(phrases[0]):
+        cells, side = _alone(phrases[0], places.get(0))
+    else:
+        return ""
+    head = text[: tokens[starts[0]].start()]
+    tail = text[tokens[things[-1].end - 1].end() :].rstrip(" .!")
+    tail = re.sub(r",?\s*in a (?:row|line|column|stack|grid|circle)\b", "", tail)
+    whole = [re.sub(r"\s+", " ", f"{head}{own}{tail}").strip() for own in texts]
+    repeated = (own for own, count in zip(whole, counts, strict=True) for _ in range(count))
+    return Arrangement(tuple(repeated), cells, side)
+
+
+def _not_understood(words: Sequence[str], things: Sequence[_Thing]) -> str:
+    """Why the things of a prompt cannot be drawn one by one, as far as single words say so."""
+    named = {i for thing in things for i in range(thing.first, thing.end)}
+    other = next((word for i, word in enumerate(words) if i not in named and word in _OTHER), None)
+    if other is None:
+        return ""
+    between = "; {mix} draws what is between two prompts" if other in _MIXED else ""
+    return f"{other!r} is not understood{between}"
+
+
+def _cut(
+    prompt: str, tokens: Sequence[re.Match[str]], words: Sequence[str], things: Sequence[_Thing]
+) -> tuple[list[int], list[str]] | str:
+    """The word at which the phrase of each thing begins, and what joins each two; or why not."""
     joints = []
     starts = [_start(words, things[0].first, 0, things[0])]
     for before, after in pairwise(things):
@@ -150,31 +206,59 @@ def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
         between = words[before.end : starts[-1]]  # the joint and what is left out, such as a verb
         if not PLAIN_WORDS.issuperset(between) or (not found and "of" in between):
             return f"{gap.strip()!r} between two things is not understood"
-    head = prompt[: tokens[starts[0]].start()]
-    tail = prompt[tokens[things[-1].end - 1].end() :].rstrip(" .!")
-    shape = next((_SHAPES[word] for word in words[things[-1].end :] if word in _SHAPES), None)
-    tail = re.sub(r",?\s*in a (?:row|line|column|stack|grid|circle)\b", "", tail)
-    phrases = [words[start : thing.first] for thing, start in zip(things, starts, strict=True)]
-    counts = [_count(own, thing) for own, thing in zip(phrases, things, strict=True)]
-    if sum(counts) == 1:
-        return ""
-    if sum(counts) > MOST:
-        return f"it asks for more than {MOST} things"
-    texts: list[str] = []
-    for thing, own, count in zip(things, phrases, counts, strict=True):
-        rest = [
-            word
-            for before, word in pairwise(("", *own))
-            if not _number(word)
-            and word not in _ARTICLES
-            and not (word == "of" and before in QUANTITIES)
-        ]
-        text = " ".join([*rest, thing.name])
-        if thing.many or {"a", "an", "one"} & set(own):
-            text = with_article(text)
-        texts += [f"{head}{text}{tail}"] * count
-    lie = LIES.get(joints[0], "left") if len(texts) == len(things) == 2 else None
-    return Arrangement(tuple(texts), *_cells(len(texts), lie, shape))
+    return starts, joints
+
+
+def _text(words: Sequence[str], thing: _Thing) -> str:
+    """One thing as a prompt, without its number and size. words: of its phrase, before its name."""
+    rest = [
+        word
+        for before, word in pairwise(("", *words))
+        if not (_number(word) or word in _ARTICLES or word in SIZES)
+        and not (word == "of" and before in QUANTITIES)
+    ]
+    text = " ".join([*rest, thing.name])
+    return with_article(text) if thing.many or {"a", "an", "one"} & set(words) else text
+
+
+def _places(prompt: str, starts: Sequence[int]) -> dict[int, Cell]:
+    """Where the prompt says that things are: the number of a thing -> across and down, 0 to 1.
+
+    starts: of the things in the prompt. A place belongs to the thing before it, if that has none yet,
+    else to the one after it.
+    """
+    found: dict[int, Cell] = {}
+    for match in _PLACE.finditer(prompt):
+        thing = sum(start < match.start() for start in starts) - 1
+        if thing < 0 or thing in found:
+            thing += 1
+        across, down = match["across"] or match["side"], match["down"]
+        x = {None: 0.5, "left": 0.0, "right": 1.0}[across and across.lower()]
+        y = 0.5 if down is None else 0.0 if down.lower() in ("top", "upper") else 1.0
+        if thing < len(starts):
+            found[thing] = (x, y)
+    return found
+
+
+def _placed(places: dict[int, Cell], counts: Sequence[int]) -> tuple[tuple[Cell, ...], int] | None:
+    """Cells of several things of which the prompt says where they are; None: it does not say enough."""
+    if set(counts) != {1}:
+        return None
+    if len(places) == 1 and len(counts) == 2:  # the other one is opposite
+        ((thing, (x, y)),) = places.items()
+        places = places | {1 - thing: (1 - x, 1 - y)}
+    cells = tuple(places.get(i, (0.5, 0.5)) for i in range(len(counts)))
+    apart = all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= 1 for a, b in combinations(cells, 2))
+    return (cells, 2) if apart else None
+
+
+def _alone(words: Sequence[str], place: Cell | None) -> tuple[tuple[Cell, ...], int]:
+    """The cell of a thing that is small, or not in the middle. words: of its phrase."""
+    x, y = place or (0.5, 0.5)
+    side = max((_SMALL.get(word, 1) for word in words), default=1)
+    if (x, y) != (0.5, 0.5):
+        side = max(side, 2)
+    return ((x * (side - 1), y * (side - 1)),), side
 
 
 def _things(words: Sequence[str], lexicon: Lexicon) -> list[_Thing]:
@@ -209,13 +293,13 @@ def _things(words: Sequence[str], lexicon: Lexicon) -> list[_Thing]:
 
 def _start(words: Sequence[str], first: int, earliest: int, thing: _Thing) -> int:
     """Where the phrase of a thing begins: at its last article or number from `earliest` on, and at the
-    article of that number ("a few"), else at `first`."""
+    article of that number ("a few"), else at a word for its size, else at `first`."""
     for at in range(thing.first - 1, earliest - 1, -1):
         if words[at] in _ARTICLES or _number(words[at]):
             while at > earliest and (words[at - 1] in _ARTICLES or _number(words[at - 1])):
                 at -= 1
             return at
-    return first
+    return next((at for at in range(earliest, first) if words[at] in SIZES), first)
 
 
 def _count(words: Sequence[str], thing: _Thing) -> int:

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pellucid import forecast, hires, inpaint, samplers
-from pellucid.arrangement import QUANTITIES, why_whole
+from pellucid.arrangement import QUANTITIES, SIZES, why_whole
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import signal_share
 from pellucid.inpaint import Canvas
-from pellucid.lexicon import describe, negations, unknown_words
+from pellucid.lexicon import describe, negations, unknown_words, words_of
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.preview import decoder_of
@@ -305,11 +305,15 @@ def left_out_warnings(model: Model, request: ResolvedRequest) -> list[str]:
                 parts=", ".join(map(repr, parts)),
             )
         )
-    counted = QUANTITIES if request.regions else ()
-    words = sorted(request.left_out.words.difference(counted))
+    laid_out = {*QUANTITIES, *SIZES} if request.regions else set()
+    words = sorted(request.left_out.words - laid_out)
     if words:
         listed = ", ".join(map(repr, words))
         warnings.append(f"left out, as {model.title} has not learned them: {listed}")
+    sizes = sorted(SIZES.intersection(words_of(described(request))))
+    if sizes and len(request.regions) > 1:
+        listed = ", ".join(map(repr, sizes))
+        warnings.append(f"several things are drawn in one size; without effect: {listed}")
     if not request.regions and no_arrangement(request) is None:
         why = why_whole(described(request), model.lexicon)
         if why:

@@ -71,7 +71,21 @@ COLORS = {
 """Colour words of tints and backgrounds -> sRGB, 0..255."""
 
 TINTS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
-"""Colours that a thing can be painted in: those that have a hue."""
+"""Colours with a hue."""
+
+SHADES = {
+    "gray": ((0.0, 0.65, 1.0), (0.08, 0.55, 0.92)),
+    "black": ((0.0, 0.4, 0.65, 1.0), (0.02, 0.09, 0.2, 0.7)),
+    "white": ((0.0, 0.3, 0.5, 0.65, 1.0), (0.1, 0.45, 0.78, 0.89, 0.98)),
+}
+"""Colours without a hue -> lightness before and after painting, both 0 to 1. What is dark or light in a
+thing stays so, or a black cat would have no eyes."""
+
+PAINTS = (*TINTS, "brown", *SHADES)
+"""Colours that a thing can be painted in."""
+
+GROUNDS = (*COLORS, "white")
+"""Colours of a background."""
 
 
 @dataclass(frozen=True)
@@ -297,8 +311,15 @@ def with_color(name: str, color: str) -> str:
 
 
 def tint(rgba: np.ndarray, color: str) -> np.ndarray:
-    """Paint a picture in one hue, keeping its light and shade. (h, w, 4) uint8 -> the same."""
+    """Paint a picture in one colour of `PAINTS`, keeping its light and shade. (h, w, 4) uint8 -> the
+    same."""
     luma = rgba[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
+    # Most of a thing gets the colour itself, be the thing dark or pale.
+    most = np.median(luma[rgba[..., 3] > 127]) if (rgba[..., 3] > 127).any() else 0.65
+    luma = np.interp(luma, (0, np.clip(most, 0.15, 0.95), 1), (0, 0.65, 1)).astype(np.float32)
+    if color in SHADES:
+        gray = np.interp(luma, *SHADES[color])[..., None].repeat(3, -1)
+        return np.concatenate([(gray * 255).astype(np.uint8), rgba[..., 3:]], -1)
     target = np.array(COLORS[color], np.float32) / 255
     # Dark to black below the colour's own lightness, light to white above it.
     low = np.clip(luma / 0.65, 0, 1)[..., None] * target
@@ -327,8 +348,8 @@ def paste(
 
 
 def ground(size: int, color: str | None) -> np.ndarray:
-    """An empty canvas: white, or a pale shade of a colour word."""
-    value = (255, 255, 255) if color is None else COLORS[color]
+    """An empty canvas: white, or one of `GROUNDS`."""
+    value = COLORS.get(color or "white", (255, 255, 255))
     return np.full((size, size, 3), value, np.float32)
 
 

@@ -22,6 +22,8 @@ import numpy as np
 from pellucid.data import GroundedPhrase, SourceOptions
 from pellucid.data.emoji import (
     COLORS,
+    GROUNDS,
+    PAINTS,
     TINTS,
     Composed,
     EmojiArt,
@@ -201,6 +203,8 @@ def plan(
             replace(t, words=(t.words[0] + shift, t.words[1] + shift)) for t in scene.things
         )
         scene = replace(scene, caption=text, things=things)
+    if "gray" in scene.caption and rng.random() < 0.5:
+        scene = replace(scene, caption=scene.caption.replace("gray", "grey"))
     return scene
 
 
@@ -213,16 +217,16 @@ def _single(writer: _Writer, mix: SceneMix, first: int, style: int, kind: str) -
         room = (1 - side) / 2
         cx, cy = 0.5 + rng.uniform(-room, room), 0.5 + rng.uniform(-room, room)
     thing = Thing(first, style, cx, cy, side, mirror)
-    if kind == "tint" and (color := writer.color(first)):
+    if kind == "tint" and (color := writer.color(first, PAINTS)):
         text = writer.phrase(first, color)
         background = None
         if rng.random() < mix.on_color:
-            background = writer.color(first, tuple(c for c in COLORS if c != color))
+            background = writer.color(first, tuple(c for c in GROUNDS if c != color))
         if background:
             text += f" on {with_article(background)} background"
             thing = replace(thing, side=min(side, 0.875))
         return Scene("tint", text, (replace(thing, tint=color),), background)
-    if kind == "ground" and (color := writer.color(first, tuple(COLORS))):
+    if kind == "ground" and (color := writer.color(first, GROUNDS)):
         text = f"{writer.phrase(first)} on {with_article(color)} background"
         return Scene("ground", text, (replace(thing, side=min(side, 0.875)),), color)
     if kind == "layout":
