@@ -6,6 +6,7 @@ import io
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from pellucid import checkpoints, cli
 from pellucid.checkpoints.writing import EMPTY, Pending, write
 from pellucid.cli import _bar
 from pellucid.cli._bar import Log, described, in_words, with_bar
+from pellucid.evaluate.compare import work
+from pellucid.evaluate.compare.benchmark import CompareOptions, Part
 from pellucid.explain.noise.estimate import estimate_from_each
 from pellucid.model import Model
 from pellucid.pipeline import Request, generate
@@ -263,3 +266,21 @@ def test_a_command_says_in_a_log_what_it_does(
     said = capsys.readouterr().err.splitlines()
     assert any(line.startswith("pellucid: loading emoji.safetensors: ") for line in said)
     assert any(line.startswith('pellucid: drawing "a cat"') for line in said)
+
+
+def test_the_time_left_of_a_comparison_is_that_of_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real samples are a part too, which is done at once."""
+    parts = [Part("ring", method, 0) for method in ("real", "gan", "diffusion")]
+    seen = []
+
+    def run_all(*_: object) -> Iterator[tuple[Part, float]]:
+        for part, done in zip(parts, (1.0, 0.5, 0.1), strict=True):
+            yield part, done
+            seen.append(share(stages))
+
+    monkeypatch.setattr(work, "run_all", run_all)
+    with followed() as stages:
+        cli.compare._work(CompareOptions(), parts, 1)
+    assert seen == [0.0, 0.25, 0.3]

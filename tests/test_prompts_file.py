@@ -101,6 +101,13 @@ BAD_LINES = {
     b"a\nb\xff": "p.txt, line 2: the text must be UTF-8",
     b"#\n\n": "p.txt has no prompts in it",
     b'{ "promt": "b" }': "p.txt, line 1: unknown field 'promt'; nearest: prompt",
+    b'[{"prompt": "b"}]': "p.txt is JSON of several lines or a list; each line must be one object",
+    b'\n[\n {"prompt": "b"}\n]': "p.txt is JSON of several lines or a list",
+    b'\xef\xbb\xbf{\r\n "prompt": "b"}': "p.txt is JSON of several lines or a list",
+    b'{"prompt": "b", "steps": true}': "p.txt, line 1: --steps: it must not be true or false",
+    b'{"prompt": "b", "size": "64x64"}': "unknown field 'size'; the fields of --size are width and",
+    b'{"prompt": "b", "loras": "no"}': "p.txt, line 1: ",
+    b'{"prompt": "b", "loras": ["no"]}': "p.txt, line 1: no does not exist",
     b'{"a' + b"[" * 99_999: "p.txt, line 1 begins as JSON and is not valid",
 }
 
@@ -165,6 +172,8 @@ def test_what_is_drawn(here: Path) -> None:
     }
     assert every(r"\{a\|b\} (x:1.2) __ _a_") == {"{a|b} (x:1.2) __ _a_"}
     assert every("{0::a|b}") == {"b"} and every("{|x}") == {"", "x"}
+    assert every("__an*__") == {"cat", "big dog", "small dog"}
+    assert every("__more/*__") == {"red"} and varied("a __b*__")
     many = Counter(draw("{3::a|1::b}", seed, here) for seed in range(2000))
     assert 1400 < many["a"] < 1600
     assert not varied("a {cat}, [a|b]") and varied("{a|b}") and varied("a __b__")
@@ -188,6 +197,9 @@ DRAWN = ["d 1, 3", "d 1, 2", "d 1, 3", "c 2, 3", "a 1, 2", "c 3, 2"]
         ("__../secret__", "no word list named '../secret'"),
         ("__loop__", "more than 20 deep"),
         ("__none__", "has no words in it"),
+        ("a __x*__", "no word list named 'x*'"),
+        ("{nan::a|b}", "a weight of a variation must be a number such as 0.5, got 'nan'"),
+        ("{-1::a|b}", "a weight of a variation must be a number such as 0.5, got '-1'"),
         ("{" * 50 + "}" * 50, "more than 20 deep"),
     ],
 )

@@ -142,7 +142,12 @@ BAD_FILES = {
     "model = ": "is not valid TOML: Invalid value",
     "defaults = 3": "defaults must be a table of tables, got 3",
     "[defaults]\nsteps = 3": 'defaults.steps must be a table, such as [defaults."steps"], got 3',
-    "[defaults.x]\nnegative = 'a'": "defaults.x: unknown setting 'negative'; nearest: negative_pr",
+    "[defaults.x]\nnegative = 'a'": "unknown setting 'negative'; the field of --negative is negative_pr",
+    "[defaults.x]\nsize = '64x64'": "unknown setting 'size'; the fields of --size are width and height",
+    "[defaults.x]\nguidance = true": "defaults.x: guidance: it must not be true or false, got true",
+    "[defaults.x]\nloras = [1]": "defaults.x: loras",
+    "models = 3": "models: it must be a path, such as '~/pictures', got 3",
+    "outputs = ' '": "outputs: it must be a path, such as '~/pictures', got ' '",
     "[defaults.x]\nsteps = 0": "defaults.x: steps must be between 1 and 1000, got 0",
     "[defaults.x]\nsampler = 'eulr'": "defaults.x: unknown sampler 'eulr'; choices, nearest",
     "name = '{sed}'": "unknown field of name 'sed'; choices, nearest first: seed",
@@ -175,6 +180,23 @@ def test_variables(call: Any, refused: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("PELLUCID_MODLE")
     monkeypatch.setenv("PELLUCID_NAME", "{x}")
     assert "PELLUCID_NAME: unknown field of name 'x'" in refused("config")
+    monkeypatch.setenv("PELLUCID_NAME", "{seed}")
+    monkeypatch.setenv("PELLUCID_DEFAULTS", "x")
+    assert "PELLUCID_DEFAULTS cannot be a variable; [defaults] is a table of " in refused("config")
+    monkeypatch.delenv("PELLUCID_DEFAULTS")
+    monkeypatch.setenv("PELLUCID_SERVE_PORT", "80")
+    status, out, err = call("config")
+    assert status == 0 and "PELLUCID_SERVE_PORT" not in err and "serve" not in out
+    monkeypatch.setenv("PELLUCID_MODELS", "/dev/null")
+    said = refused("generate", "x", "--model", "none")
+    assert "a name in /dev/null, which is not a folder" in said
+
+
+def test_the_table_of_serve_is_shown(home: Path, call: Any) -> None:
+    write(home, "[serve]\nport = 80\n\n[defaults.x]\nloras = ['a', ['b', 0.5]]")
+    out = call("config")[1]
+    assert "serve: port 80" in out
+    assert 'defaults of x: loras [["a", 1.0, 1.0], ["b", 0.5, 0.5]]' in out
 
 
 # ---------------------------------------------------------------- names of pictures

@@ -38,7 +38,7 @@ from pydantic import (
 from pellucid.arrangement import Region, arrange
 from pellucid.lexicon import LeftOut, expand_emoji, not_learned
 from pellucid.messages import FieldMessage
-from pellucid.plugins import choose, discover
+from pellucid.plugins import choose, discover, nearest
 from pellucid.prompt import Emphasis, LoraTag, WalkBy, split_and, take_loras
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ MAX_AND = 100  # prompts at once, each an evaluation of the network at every ste
 ANY_SIZE = 256
 # With a second stage the shorter side is drawn at the model's own size, which limits the longer one.
 MOST_RATIO = 8
+SHOWN = 5  # names that a message lists
 STRENGTH, MASK_STRENGTH, EXTEND_STRENGTH = 0.6, 0.75, 1.0
 
 
@@ -409,6 +410,32 @@ class Request(BaseModel):
     decoder: Literal["vae", "tiny"] = option("Decoder of latents; tiny is fast.", "vae", OUTPUT)
     """The autoencoder, or a tiny one that imitates it."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth(cls, value: Any, field: ValidationInfo) -> Any:
+        """ValueError for true and false where a number is needed, which they would pass for."""
+        if isinstance(value, bool) and field.field_name is not None:
+            kind = cls.model_fields[field.field_name].annotation
+            if kind is not bool and bool not in get_args(kind):
+                raise ValueError(f"it must not be true or false, got {str(value).lower()}")
+        return value
+
+    @field_validator("loras", "mix", mode="before")
+    @classmethod
+    def _weighted(cls, value: Any, field: ValidationInfo) -> Any:
+        """Names and texts without all of their weights: those that are left out are as the one before,
+        the first is 1."""
+        if not isinstance(value, list | tuple):
+            return value
+        size = 3 if field.field_name == "loras" else 2
+        rows = [[each] if isinstance(each, str) else each for each in value]
+        return [
+            [*row, *[row[-1] if len(row) > 1 else 1.0] * (size - len(row))]
+            if isinstance(row, list | tuple) and row
+            else row
+            for row in rows
+        ]
+
     @field_validator("sampler", "spacing", "noise", "hires_upscaler")
     @classmethod
     def _is_known(cls, name: str | None, field: ValidationInfo) -> str | None:
@@ -614,6 +641,21 @@ class ResolvedRequest(Request):
         if not 0 <= i < self.count:
             raise ValueError(f"image must be between 0 and {self.count - 1}, got {i}")
         return self.part(i, 1)
+
+
+def instead_of(name: str) -> str:
+    """What a message says of a name that is no field: the fields of the option of this name, else the
+    nearest ones."""
+    flag = f"--{name.replace('_', '-')}"
+    fields = [
+        each
+        for each in Request.model_fields
+        if flag in (declared(Request, each)["flag"] or "").split()
+    ]
+    if fields:
+        kind = "field of {} is" if len(fields) == 1 else "fields of {} are"
+        return f"the {kind.format(flag)} {' and '.join(fields)}"
+    return f"nearest: {', '.join(nearest(name, Request.model_fields)[:SHOWN])}"
 
 
 def chosen_seed(request: Request) -> int:

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import platformdirs
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pellucid import output_names
 from pellucid.folders import Folder, name_of
 from pellucid.messages import sentence
 from pellucid.plugins import nearest
-from pellucid.request import Request
+from pellucid.request import Request, instead_of
 
 PREFIX = "PELLUCID_"
 CONFIG = f"{PREFIX}CONFIG"  # the variable that names the file
@@ -52,7 +52,13 @@ def _not_empty(name: str) -> str:
     return name
 
 
-Place = Annotated[Path, AfterValidator(_home)]
+def _is_path(value: Any) -> Any:
+    if not isinstance(value, Path | str) or not str(value).strip():
+        raise ValueError(f"it must be a path, such as '~/pictures', got {value!r}")
+    return value
+
+
+Place = Annotated[Path, BeforeValidator(_is_path), AfterValidator(_home)]
 
 
 def _data(name: str) -> Any:
@@ -120,9 +126,9 @@ class Settings(BaseModel):
             return path
         folder = self.folder(field)
         if not folder.path.is_dir():
+            there = "is not a folder" if folder.path.exists() else "does not exist either"
             raise ValueError(
-                f"{name} does not exist; expected a file, or a name in {folder.path}, which does not "
-                "exist either"
+                f"{name} does not exist; expected a file, or a name in {folder.path}, which {there}"
             )
         try:
             return folder.find(name, complete=True)
@@ -168,6 +174,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Loaded:
         if name in Settings.model_fields and name != "defaults":
             values[name], origins[name] = value, variable
             _check({name: value}, variable)
+        elif name == "defaults":
+            raise ValueError(f"{variable} cannot be a variable; [defaults] is a table of {file}")
         elif near := difflib.get_close_matches(name, Settings.model_fields, 1, 0.75):
             raise ValueError(
                 f"the environment variable {variable} is not known; {PREFIX}{near[0].upper()} is"
@@ -219,8 +227,9 @@ def _check(values: Mapping[str, Any], origin: str) -> None:
 def _known(values: Mapping[str, Any], model: type[BaseModel], origin: str) -> None:
     for name in values:
         if name not in model.model_fields:
-            near = ", ".join(nearest(name, model.model_fields)[:SHOWN])
-            raise ValueError(f"{origin}: unknown setting {name!r}; nearest: {near}")
+            near = f"nearest: {', '.join(nearest(name, model.model_fields)[:SHOWN])}"
+            hint = instead_of(name) if model is ModelDefaults else near
+            raise ValueError(f"{origin}: unknown setting {name!r}; {hint}")
 
 
 def _validate(model: type[BaseModel], values: Mapping[str, Any], origin: str) -> None:

@@ -6,7 +6,8 @@
     {2$$a|b|c}                     two different ones, with ", " between; {1-2$$ and $$a|b|c} one or two,
                                    with " and "
     {0.2::rare|common}             weights; without one it is 1
-    __animal__                     a line of animal.txt in the folder of word lists
+    __animal__                     a line of animal.txt in the folder of word lists; __a*__ one of all
+                                   lists whose names begin with "a"
     \\{not a variation\\}            literal braces
 
 What is drawn depends only on the seed. A word list has a text in each line, which may have variations
@@ -19,6 +20,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,8 +32,9 @@ LONGEST = 100_000  # characters of a prompt, as request.MAX_PROMPT
 SHOWN = 5  # names that a message lists
 _COUNT = re.compile(r"\s*(\d+)?(-)?(\d+)?\s*$")
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)::")
-_LIST = re.compile(r"__([\w/\-. ]+?)__")
-_VARIED = re.compile(r"(?<!\\)\{[^{}]*\|[^{}]*\}|__[\w/\-. ]+?__")
+_ANY_WEIGHT = re.compile(r"\s*([-+]?[\w.]+)::")
+_LIST = re.compile(r"__([\w/\-. *]+?)__")
+_VARIED = re.compile(r"(?<!\\)\{[^{}]*\|[^{}]*\}|__[\w/\-. *]+?__")
 
 
 def varied(prompt: str) -> bool:
@@ -93,7 +96,7 @@ class _Draw:
             inside = "$$".join(parts[min(2, len(parts) - 1) :])
             high = int(count[3]) if count[3] else low if count[2] is None else len(inside)
         options = _split(inside, "|")
-        weights = [float(w[1]) if (w := _WEIGHT.match(option)) else 1.0 for option in options]
+        weights = [_weight(option) for option in options]
         texts = [_WEIGHT.sub("", option, count=1) for option in options]
         low, high = min(low, high, len(texts)), min(max(low, high), len(texts))
         drawn = []
@@ -114,13 +117,25 @@ class _Draw:
         return options[-1]
 
 
+def _weight(option: str) -> float:
+    """That of an option. ValueError for one that is no positive number."""
+    if found := _WEIGHT.match(option):
+        return float(found[1])
+    if found := _ANY_WEIGHT.match(option):
+        raise ValueError(
+            f"a weight of a variation must be a number such as 0.5, got {found[1]!r} in {option[:40]!r}"
+        )
+    return 1.0
+
+
 def words_of(name: str, folder: Path) -> list[str]:
-    """The lines of the list with this name. ValueError names the nearest lists."""
+    """The lines of the lists with this name, in which "*" is anything. ValueError names the nearest."""
     known = {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for path in sorted(folder.rglob("*.txt"))
     }
-    if name not in known:
+    names = [each for each in known if fnmatchcase(each, name)] if "*" in name else [name]
+    if not names or names[0] not in known:
         if not known:
             raise ValueError(
                 f"the prompt names the word list {name!r}, and {folder} has no .txt files; the "
@@ -128,14 +143,18 @@ def words_of(name: str, folder: Path) -> list[str]:
             )
         near = ", ".join(nearest(name, known)[:SHOWN])
         raise ValueError(f"{folder} has no word list named {name!r}; nearest: {near}")
-    try:
-        lines = known[name].read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"{known[name]} cannot be read as text in UTF-8: {error}") from error
-    words = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    words = [word for each in names for word in _words_in(known[each])]
     if not words:
-        raise ValueError(f"{known[name]} has no words in it")
+        raise ValueError(f"{known[names[0]]} has no words in it")
     return words
+
+
+def _words_in(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{path} cannot be read as text in UTF-8: {error}") from error
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _closing(template: str, start: int) -> int:

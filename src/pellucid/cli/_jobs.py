@@ -16,13 +16,12 @@ from pydantic import ValidationError
 from pellucid import messages
 from pellucid.cli._like import ModelFiles, with_named
 from pellucid.cli._options import option_of
-from pellucid.plugins import nearest
 
 if TYPE_CHECKING:
     from pellucid.request import Request, ResolvedRequest
 
 LARGEST = 64_000_000  # bytes of a file of prompts
-SHOWN = 5  # names that a message lists
+_OBJECT = r'\{\s*["}]'  # how one begins; {red|blue} is a variation
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,10 @@ def read_prompts(name: str) -> tuple[tuple[int, dict[str, Any]], ...]:
     with "#" are left out. ValueError names the line that is wrong.
     """
     text = _read(name)
+    if re.match(r"\s*(\[\s*)?\{\s*\"", text) and not re.match(
+        _OBJECT, text.lstrip().split("\n")[0]
+    ):
+        raise ValueError(f"{name} is JSON of several lines or a list; each line must be one object")
     lines = []
     # Not splitlines: JSON may have line separators of Unicode in its texts.
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
@@ -135,9 +138,9 @@ def _read(name: str) -> str:
 
 
 def _fields(line: str, place: str) -> dict[str, Any]:
-    from pellucid.request import Request
+    from pellucid.request import Request, instead_of
 
-    if not re.match(r'\{\s*["}]', line):  # else it may be a variation, {red|blue}
+    if not re.match(_OBJECT, line):
         return {"prompt": line}
     try:
         fields = json.loads(line)
@@ -145,8 +148,7 @@ def _fields(line: str, place: str) -> dict[str, Any]:
         raise ValueError(f"{place} begins as JSON and is not valid: {error}") from error
     for field_name in fields:
         if field_name not in Request.model_fields:
-            near = ", ".join(nearest(field_name, Request.model_fields)[:SHOWN])
-            raise ValueError(f"{place}: unknown field {field_name!r}; nearest: {near}")
+            raise ValueError(f"{place}: unknown field {field_name!r}; {instead_of(field_name)}")
     return dict(fields)
 
 

@@ -105,10 +105,12 @@ def _work(options: CompareOptions, parts: list[Part], workers: int) -> None:
     """Work through the parts."""
     from pellucid.evaluate.compare.work import run_all
 
-    done: dict[Part, float] = {}
-    with stage("comparing", len(parts)) as now:
+    # The real samples are there in a moment, and say nothing of how long the others take.
+    done = {part: 0.0 for part in parts if part.method != "real"}
+    with stage("comparing", len(done)) as now:
         for part, fraction in run_all(options, parts, workers):
-            done[part] = fraction
+            if part in done:
+                done[part] = fraction
             name = f"{part.data}, {part.method}, seed {part.seed}"
             now.done = sum(done.values())
             if fraction == 1:
