@@ -20,7 +20,9 @@ CAT = str(ROOT / "docs" / "examples" / "cat.png")
 # Commands that are wrong, and what is said.
 WRONG: tuple[tuple[tuple[str, ...], str], ...] = (
     (("generate", "x", "--steps", "0"), "--steps must be between 1 and 1000, got 0"),
-    (("generate", "x", "--steps", "many"), "--steps"),
+    (("generate", "x", "--steps", "many"), "--steps must be a whole number, got 'many'"),
+    (("generate", "x", "--seed", "20.5"), "--seed must be a whole number, got '20.5'"),
+    (("generate", "x", "--guidance", "high"), "--guidance must be a number, got 'high'"),
     (("generate", "x", "--count", "0"), "--count must be"),
     (("generate", "x", "--size", "0"), "must be"),
     (("generate", "x", "--size", "big"), "--size must be WIDTHxHEIGHT"),

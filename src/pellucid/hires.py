@@ -39,7 +39,8 @@ def resolve(name: str) -> str:
     """
     if is_file(name):
         return name
-    return choose(re.sub(r"\W+", "_", name.lower()).strip("_"), UPSCALERS, "hires upscaler")
+    plain = re.sub(r"\W+", "_", name.lower()).strip("_")
+    return plain if plain in UPSCALERS else choose(name, UPSCALERS, "hires upscaler")
 
 
 def is_file(name: str) -> bool:

@@ -458,3 +458,13 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(
     taken.write_bytes(b"mine")
     said = refused(*(word.format(taken) for word in LONG[command]))
     assert str(taken) in said and ("cannot be written" in said or "must be a folder" in said)
+
+
+def test_an_unknown_backend_is_named_before_the_model_is_loaded(
+    refused: Any, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "load", None)
+    words = ("generate", "x", "--model", model_file)
+    assert "unknown backend 'eagre'; choices, nearest first: eager" in refused(
+        *words, "--backend", "eagre"
+    )

@@ -700,3 +700,28 @@ def test_a_bomb_of_text_costs_nothing(
         words = ("generate", "a cat", "--image", path, "--model", model_file)
         status, _, err = call(*words, "--out", tmp_path / "out.png")
     assert status == 0, err
+
+
+def test_a_second_negative_line_is_read_as_in_a1111(tmp_path: Path, drawn: Any) -> None:
+    """`parse_generation_parameters` of the web UI takes the label off every line."""
+    text = f"a hut\nNegative prompt: blurry\nNegative prompt: dark\n{SETTINGS}"
+    request, _ = drawn("--like", a1111_picture(tmp_path / "a.png", text))
+    has(request, prompt="a hut", negative_prompt="blurry\ndark")
+
+
+def test_a_masked_picture_is_repeated_without_its_mask(tmp_path: Path, drawn: Any) -> None:
+    """A1111 records that only the mask was drawn, and neither the mask nor the picture."""
+    text = f"a hut\n{SETTINGS}, Denoising strength: 0.75, Mask blur: 8, Inpaint area: Only masked"
+    request, err = drawn("--like", a1111_picture(tmp_path / "a.png", text))
+    has(request, prompt="a hut", steps=4)
+    assert "--strength does nothing without --image" in err
+    assert "--mask-blur does nothing without --mask" in err
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"<svg xmlns='x'></svg>", bytes(64)])
+def test_a_damaged_picture_is_not_called_weights(
+    content: bytes, tmp_path: Path, refused: Any
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    assert f"{path} is not a picture (PNG, JPEG" in refused("info", path)

@@ -105,8 +105,12 @@ def draw_with_diffusion(
     """
     from pellucid.plugins import choose
     from pellucid.preview import PREVIEWS
+    from pellucid.runtime.backends import choose_backend
+    from pellucid.runtime.devices import choose_device
 
+    # Errors come now, and not after a model is loaded.
     choose(settings.preview, PREVIEWS, "preview")
+    choose_backend(settings.backend, choose_device(settings.device))
     model = jobs.files.open(settings.device, settings.dtype, settings.threads, in_turns=True)
     for job in jobs:
         try:

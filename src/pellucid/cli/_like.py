@@ -159,6 +159,8 @@ def with_settings(
                 path = load_settings().settings.folder("models").find(str(recorded.model))
                 files = replace(files, model=path)
         fields = {**recorded.request, **asked}
+        if fields.get("mask") is None and not any(fields.get("extend") or ()):
+            fields.pop("only_masked", None)  # the picture and the mask are not in the record
         return files, fields | _upscaler(fields)
     files = replace(files, model=default_model()) if files.model is None else files
     name = name_of(embedded() if files.model is None else files.model)

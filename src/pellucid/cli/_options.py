@@ -22,6 +22,11 @@ from pellucid.request import Request, declared
 
 PANELS = ("", "Model", fields.MODEL, fields.START, fields.MASK, fields.SECOND, fields.STEER)
 """The order of the boxes of --help; others follow."""
+NUMBERS: dict[Any, tuple[str, str]] = {
+    int: ("INTEGER", "a whole number"),
+    float: ("FLOAT", "a number"),
+}
+"""How --help and messages write a kind of number."""
 
 
 def takes_request(
@@ -100,7 +105,8 @@ class RequestOption:
         """As a parameter of a Typer command; None stands for an option that is not given."""
         kind, field = self.kind, self.request.model_fields[self.names[0]]
         text = field.description or ""
-        given: Any = Path if self.form == "FILE" else kind if kind in (bool, int, float) else str
+        # Numbers are texts for Typer, whose message does not say what was given.
+        given: Any = Path if self.form == "FILE" else bool if kind is bool else str
         if len(self.names) > 1:
             given = str
         if get_origin(kind) is Literal:
@@ -114,7 +120,7 @@ class RequestOption:
                 *self.flag.split(),
                 help=text,
                 autocompletion=values_of(self.request, self.names[0]),
-                metavar=None if self.form in ("", "FILE") else self.form.split()[-1],
+                metavar=self._metavar(),
                 rich_help_panel=declared(self.request, self.names[0])["group"] or None,
             )
         else:
@@ -123,6 +129,11 @@ class RequestOption:
         return inspect.Parameter(
             self.names[0], inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
         )
+
+    def _metavar(self) -> str | None:
+        if self.kind in NUMBERS:
+            return NUMBERS[self.kind][0]
+        return None if self.form in ("", "FILE") else self.form.split()[-1]
 
     def _default(self) -> str:
         """The default in the form of the option; "" if it is none, or the model's."""
@@ -143,6 +154,12 @@ class RequestOption:
             return [str(each) for each in value] if isinstance(value, list) else str(value)
         if isinstance(value, list):
             return [self._row(text) for text in value]
+        if self.kind in NUMBERS:
+            try:
+                return self.kind(value)
+            except ValueError:
+                what = NUMBERS[self.kind][1]
+                raise ValueError(f"{self.flag} must be {what}, got {value!r}") from None
         return self._numbers(value) if get_origin(self.kind) is tuple else value
 
     def _size(self, text: str) -> tuple[int, int]:

@@ -30,7 +30,9 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show what a model or another file of weights is, or how a picture was made."""
-    from pellucid.images.load import is_picture
+    from PIL import Image
+
+    from pellucid.images.load import OPENED, is_picture
     from pellucid.images.metadata import read_metadata
 
     path = embedded() if file is None else _found(file)
@@ -48,7 +50,12 @@ def info(
     else:
         from pellucid import checkpoints
 
-        facts = {"file": str(path)} | checkpoints.describe(path, prediction)
+        try:
+            facts = {"file": str(path)} | checkpoints.describe(path, prediction)
+        except checkpoints.CheckpointError as error:
+            if path.suffix.lower() not in Image.registered_extensions():
+                raise
+            raise ValueError(f"{path} is not a picture ({', '.join(OPENED)})") from error
         if "prompt" in facts:  # a model
             facts["runs here on"] = _choice(facts["types"], facts["parameters"]["backbone"])
     if as_json:

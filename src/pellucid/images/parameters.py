@@ -187,8 +187,8 @@ def read_parameters(text: str) -> dict[str, Any]:
     prompt, negative = lines, list[str]()
     for index, line in enumerate(lines):
         if line.startswith(NEGATIVE):
-            prompt, negative = lines[:index], lines[index:]
-            negative[0] = negative[0].removeprefix(NEGATIVE).removeprefix(" ")
+            prompt = lines[:index]  # a later line may begin so too, and is read as in A1111
+            negative = [each.removeprefix(NEGATIVE).removeprefix(" ") for each in lines[index:]]
             break
     fields: dict[str, Any] = {"prompt": "\n".join(prompt), "negative_prompt": "\n".join(negative)}
     for theirs, quoted in found:
