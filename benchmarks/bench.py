@@ -214,7 +214,7 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     from pellucid.pipeline import generate
     from pellucid.rehearsal import rehearse
     from pellucid.request import Request
-    from pellucid.runtime.backends import EAGER, choose_backend, prepared
+    from pellucid.runtime.backends import EAGER, OnBackend, choose_backend
     from pellucid.runtime.threads import parameters_of
 
     cpu, draws = torch.device("cpu"), {}
@@ -226,7 +226,7 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     ):
         model = open_model(None, device="cpu", dtype=dtype)
         choice = choose_backend(backend, cpu, parameters_of(model))
-        model, _ = prepared(lambda model, _: (model, ()), choice, rehearse)(model, Request())
+        model, _ = OnBackend(lambda model, _: (model, ()), choice, rehearse)(model, Request())
 
         def draw(prompt: str, steps: int = 20, model: Any = model, more: Any = more) -> Any:
             *_, last = generate(model, Request(prompt=prompt, seed=1, steps=steps, **more))

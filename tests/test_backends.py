@@ -23,7 +23,7 @@ from pellucid.opening import open_model
 from pellucid.rehearsal import rehearse
 from pellucid.request import Request
 from pellucid.runtime import Runtime, backends, precision
-from pellucid.runtime.backends import EAGER, choose_backend, int8, prepared
+from pellucid.runtime.backends import EAGER, OnBackend, choose_backend, int8
 from pellucid.runtime.precision import native_bfloat16
 from pellucid.runtime.threads import SMALL, threads_for
 
@@ -65,7 +65,7 @@ def test_parity(name: str, model: Model, monkeypatch: pytest.MonkeyPatch, tmp_pa
     if choice.name != name:
         pytest.skip(choice.warnings[0])
     expected = model.backbone(*asked(model))
-    made, warnings = prepared(as_it_is, choice, rehearse)(model, Request())
+    made, warnings = OnBackend(as_it_is, choice, rehearse)(model, Request())
     assert warnings == ()
     assert relative(made.backbone(*asked(model)), expected) < BOUNDS[name]
     assert relative(model.backbone(*asked(model)), expected) < 1e-5  # the model itself stays

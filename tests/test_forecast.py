@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pellucid import checkpoints, pipeline
-from pellucid.cli._draw import faster
 from pellucid.forecast import FEWEST, Forecast, is_computed
 from pellucid.guidance import Parts, signal_share
 from pellucid.model import Model
+from pellucid.plan import faster
 from pellucid.request import Request
 from pellucid.samplers import levels_for
 from pellucid.schedule import Level

@@ -24,12 +24,12 @@ from pellucid.request import Request
 from pellucid.runtime import backends
 from pellucid.runtime.backends import (
     LARGE,
+    OnBackend,
     _compiled,
     _ranges,
     choose_backend,
     openvino,
     openvino_int8,
-    prepared,
 )
 from pellucid.runtime.precision import native_int8
 from references import SD35_MEDIUM, make_lora, model_of, noise
@@ -163,7 +163,7 @@ def test_a_network_that_is_not_known_runs_by_itself(monkeypatch: pytest.MonkeyPa
     model = small()
     monkeypatch.setattr(type(model.backbone), "body", lambda self, x, *rest: torch.cumsum(x, dim=1))
     choice = backends.Choice("openvino")
-    made, warnings = prepared(lambda model, _: (model, ()), choice, look)(model, Request())
+    made, warnings = OnBackend(lambda model, _: (model, ()), choice, look)(model, Request())
     assert made.backbone is model.backbone
     (warning,) = warnings
     assert warning == (
@@ -282,7 +282,7 @@ def test_nothing_is_reported_over_the_network() -> None:
 def test_a_picture(model: Model) -> None:
     request = Request(prompt="a red apple", steps=3, seed=4, count=2)
     (*_, plain) = pipeline.generate(model, request)
-    adapt = prepared(lambda model, _: (model, ()), backends.Choice("openvino"), look)
+    adapt = OnBackend(lambda model, _: (model, ()), backends.Choice("openvino"), look)
     (*_, last) = pipeline.generate(model, request, adapt)
     assert last.warnings == plain.warnings
     assert relative(last.x, plain.x) < 1e-4

@@ -21,7 +21,7 @@ from pellucid.pipeline import Progress, generate
 from pellucid.preview import preview
 from pellucid.request import Request
 from pellucid.runtime import backends, devices, memory
-from pellucid.runtime.backends import int8, prepared
+from pellucid.runtime.backends import OnBackend, int8
 from pellucid.runtime.devices import weight_bytes
 from pellucid.runtime.precision import finite
 from references import make_lora, model_of, parts_of
@@ -103,7 +103,7 @@ def test_a_lora(file: Path, short: Model, live: bool, tmp_path: Path) -> None:
 def test_8_bits(file: Path, short: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "SMALL", 0)
     monkeypatch.setattr(int8, "LEAST", 2**10)
-    small = prepared(lambda model, _: (model, ()), backends.Choice("int8"), lambda _: None)
+    small = OnBackend(lambda model, _: (model, ()), backends.Choice("int8"), lambda _: None)
     found = drawn(short, REQUEST, small)
     assert same(found, drawn(checkpoints.load(file), REQUEST, small))
     assert not same(found, drawn(short))
@@ -111,7 +111,7 @@ def test_8_bits(file: Path, short: Model, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_openvino_is_not_used_where_memory_is_short(short: Model) -> None:
     pytest.importorskip("openvino")
-    graphs = prepared(lambda model, _: (model, ()), backends.Choice("openvino"), lambda _: None)
+    graphs = OnBackend(lambda model, _: (model, ()), backends.Choice("openvino"), lambda _: None)
     (warning,) = drawn(short, REQUEST, graphs).warnings
     assert warning.startswith("openvino needs the network in memory twice")
     assert warning.endswith("; the backend is eager")
@@ -124,6 +124,7 @@ def test_a_part_that_changed_to_float32_stays_so() -> None:
         calls.append(next(part.parameters()).dtype)
         part.to_empty(device="cpu")
         nn.init.ones_(part.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(part.bias)  # type: ignore[arg-type]
 
     devices.take_turns(part, read)
     devices.begin_turn(part)

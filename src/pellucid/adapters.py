@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pellucid import checkpoints, hires
@@ -11,8 +12,11 @@ from pellucid.lora import Weighted, attach
 from pellucid.model import Model
 from pellucid.progress import stage
 from pellucid.prompt import take_loras
+from pellucid.rehearsal import rehearse
 from pellucid.request import Request
-from pellucid.runtime import devices
+from pellucid.runtime import Runtime, devices
+from pellucid.runtime.backends import OnBackend, choose_backend
+from pellucid.runtime.threads import parameters_of
 from pellucid.textual_inversion import Embedding, with_words
 
 SHOWN = 3  # keys or words that a warning names
@@ -67,6 +71,18 @@ def adapt(
         with stage("adding LoRAs to the model"):
             adapted = attach(model, loras, live)
         return with_words(adapted, words), tuple(dict.fromkeys(warnings))
+
+
+def on_backend(
+    model: Model, backend: str, folder: Path | None = None, live: bool = False
+) -> OnBackend:
+    """`adapt`, and then the network as a backend computes it: the `adapt` of `pipeline.generate`.
+
+    backend: a name, "auto" or "fast", which are chosen now, as in `backends.choose_backend`; errors
+    too. folder, live: as in `adapt`.
+    """
+    choice = choose_backend(backend, Runtime(model).device, parameters_of(model))
+    return OnBackend(partial(adapt, folder=folder, live=live), choice, rehearse)
 
 
 def find(name: str, folder: Path | None) -> Path:

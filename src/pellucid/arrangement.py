@@ -263,12 +263,7 @@ def _alone(words: Sequence[str], place: Cell | None) -> tuple[tuple[Cell, ...], 
 
 def _things(words: Sequence[str], lexicon: Lexicon) -> list[_Thing]:
     """The known names in the words, the longest ones first, from left to right."""
-    names = {
-        tuple(name.lower().split()): name.lower()
-        for entry in lexicon.entries
-        for name in entry.names
-        if name.lower() not in PLAIN_WORDS
-    }
+    names = lexicon.things
     longest = max(map(len, names), default=0)
     found: list[_Thing] = []
     at = 0

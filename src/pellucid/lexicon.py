@@ -134,6 +134,12 @@ class Lexicon:
         return tuple(words for words in names if len(words) > 1)
 
     @cached_property
+    def things(self) -> dict[tuple[str, ...], str]:
+        """The words of each name -> the name, in lower case."""
+        names = (name.lower() for entry in self.entries for name in entry.names)
+        return {tuple(name.split()): name for name in names if name not in PLAIN_WORDS}
+
+    @cached_property
     def by_emoji(self) -> dict[str, str]:
         """Emoji without variation selector -> the commonest name."""
         return {bare(e.emoji): e.names[0] for e in self.entries if e.names and bare(e.emoji)}
@@ -253,8 +259,10 @@ def _is_known(word: str, lexicon: Lexicon, also: Collection[str]) -> bool:
 
 def _covered(words: Sequence[str], lexicon: Lexicon) -> set[int]:
     """The positions of words that are part of a known name of several words."""
-    covered = set[int]()
+    covered, present = set[int](), set(words)
     for name in lexicon.phrases:
+        if name[0] not in present:
+            continue
         for start in range(len(words) - len(name) + 1):
             last = words[start + len(name) - 1]
             if tuple(words[start : start + len(name) - 1]) == name[:-1] and (

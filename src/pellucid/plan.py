@@ -37,6 +37,7 @@ from pellucid.request import (
     described,
     draws_any_size,
     no_arrangement,
+    resolve,
     unit_of,
 )
 from pellucid.schedule import MAX_STEPS, Level
@@ -160,6 +161,15 @@ def no_forecast(request: ResolvedRequest, steps: int) -> str | None:
     if request.eta:
         return "eta adds noise"
     return "clip_guidance needs the network" if request.clip_guidance else None
+
+
+def faster(model: Model, request: Request) -> Request:
+    """The request with `forecast`, where it does not say itself and the steps allow it."""
+    if "forecast" in request.model_fields_set:
+        return request
+    resolved = resolve(model, request)
+    why = [no_forecast(resolved, len(levels) - 1) for levels in levels_of(model, resolved)]
+    return request.model_copy(update={"forecast": True}) if None in why else request
 
 
 def batch_key(model: Model, request: ResolvedRequest) -> str | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -165,6 +166,14 @@ def choices_of(request: type[BaseModel], name: str) -> Callable[[], list[str]] |
     return None if literal is None else lambda: list(get_args(literal))
 
 
+@lru_cache
+def needs_of(request: type[BaseModel]) -> dict[str, str]:
+    """The fields that do nothing without another one, and that one."""
+    needs = {name: declared(request, name).get("needs") for name in request.model_fields}
+    return {name: need for name, need in needs.items() if need}
+
+
+@lru_cache
 def file_fields(request: type[BaseModel]) -> dict[str, str]:
     """The fields that name files, and what these are, as `option` has it."""
     kinds = {name: declared(request, name).get("files") for name in request.model_fields}
@@ -533,13 +542,10 @@ class Request(BaseModel):
 
     def idle(self) -> dict[str, str]:
         """The fields that do nothing in this request, and the one that each of them needs."""
-        idle: dict[str, str] = {}
-        for name in type(self).model_fields:
-            needed = declared(self, name).get("needs")
-            if needed is not None and not self._is_set(needed):
-                above = declared(self, needed).get("needs")
-                idle[name] = needed if above is None or self._is_set(above) else above
-        return idle
+        needs = needs_of(type(self))
+        unset = {need for need in needs.values() if not self._is_set(need)}
+        above = {need: needs[need] for need in unset if needs.get(need) in unset}
+        return {name: above.get(need, need) for name, need in needs.items() if need in unset}
 
     def _is_set(self, name: str) -> bool:
         return self.masked if name == "mask" else getattr(self, name) not in (None, False, 0, ())

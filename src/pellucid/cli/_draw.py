@@ -131,13 +131,10 @@ def draw_job(
     made: Made | None,
 ) -> Generator[Drawn]:
     """The pictures of one job that are not made yet."""
-    from pellucid.adapters import adapt
+    from pellucid.adapters import on_backend
     from pellucid.images.metadata import format_of
-    from pellucid.rehearsal import rehearse
+    from pellucid.plan import faster
     from pellucid.request import chosen_seed, resolve
-    from pellucid.runtime import Runtime
-    from pellucid.runtime.backends import choose_backend, prepared
-    from pellucid.runtime.threads import parameters_of
 
     files, request = job.files, job.request
     refiner = None
@@ -145,9 +142,7 @@ def draw_job(
         refiner = _open_refiner(Path(request.refiner), files, settings)
     warnings = recorded.missing(files, model.name, request)
     warnings += _without_effect(files, request, settings)
-    backend = choose_backend(settings.backend, Runtime(model).device, parameters_of(model))
-    opened = partial(adapt, folder=files.lora_folder, live=settings.live_lora)
-    adapted = prepared(opened, backend, rehearse)
+    adapted = on_backend(model, settings.backend, files.lora_folder, settings.live_lora)
     if settings.backend == "fast":
         request = faster(model, request)
     seeded = request.seed not in (None, -1)
@@ -171,18 +166,6 @@ def draw_job(
             assert last.images is not None
             records = [record(last.request.alone(i)) for i in range(len(last.images))]
             yield Drawn(last.images, records, [*warnings, *last.warnings], steps, model)
-
-
-def faster(model: Model, request: Request) -> Request:
-    """The request with `forecast`, where it does not say itself and the steps allow it."""
-    from pellucid.plan import levels_of, no_forecast
-    from pellucid.request import resolve
-
-    if "forecast" in request.model_fields_set:
-        return request
-    resolved = resolve(model, request)
-    why = [no_forecast(resolved, len(levels) - 1) for levels in levels_of(model, resolved)]
-    return request.model_copy(update={"forecast": True}) if None in why else request
 
 
 def _open_refiner(path: Path, files: ModelFiles, settings: Settings) -> Model:

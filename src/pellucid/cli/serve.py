@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from pellucid.cli._app import app, report, show, show_json
+from pellucid.cli._model import computed
 from pellucid.messages import sentence
 from pellucid.settings import OF_SERVE, load_settings
 
@@ -37,6 +38,11 @@ def serve(
     replicas: Annotated[int | None, _option("Workers of each device. Default: 1.")] = None,
     ray: Annotated[bool | None, _option("Run the workers on a Ray cluster.", "--ray")] = None,
     dtype: Annotated[str | None, _option("float32, float16 or bfloat16.")] = None,
+    backend: Annotated[
+        str | None, _option("How networks are computed: eager, int8, openvino, openvino_int8.")
+    ] = None,
+    fast: Annotated[bool, _option("Faster, a little less exact.", "--fast")] = False,
+    exact: Annotated[bool, _option("As exact as float32 is; slower.", "--exact")] = False,
     log: Annotated[str | None, _option("The form of the log on stderr: text or json.")] = None,
     open_page: Annotated[bool, _option("Open the studio in a browser.", "--open")] = False,
     print_config: Annotated[
@@ -69,6 +75,9 @@ def serve(
         for variable in loaded.unused
         if variable.startswith(OF_SERVE)
     }
+    if fast or exact:
+        computing = computed(dtype or "auto", backend or "auto", fast, exact)
+        dtype, backend = (None if each == "auto" else each for each in computing)
     options = {
         "host": host,
         "port": port,
@@ -80,6 +89,7 @@ def serve(
         "replicas": replicas,
         "ray": ray,
         "dtype": dtype,
+        "backend": backend,
         "log": log,
     }
     given |= {name: value for name, value in options.items() if value is not None}

@@ -155,6 +155,8 @@ def resolve(name: str) -> tuple[str, str | None]:
     be "automatic". ValueError lists the choices; those that are nearest under any name come first.
     """
     found = plugins.discover(__name__)
+    if name in found.names:
+        return name, None
     known = {stem: stem for stem in found}
     for stem, module in found.items():
         known |= {alias.lower(): stem for alias in _checked(stem, module).spec.aliases}

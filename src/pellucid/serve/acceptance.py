@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pellucid import checkpoints, hires
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
-from pellucid.plan import batch_key, planned
+from pellucid.plan import batch_key, faster, planned
 from pellucid.request import (
     PICTURES,
     Request,
@@ -79,6 +79,8 @@ class Acceptance:
             )
             ignored = [str(said)]
             request, versus = _without_refiner(request), versus and _without_refiner(versus)
+        if asked.kind == "generate" and self.limits.backend == "fast":
+            request = self.faster(file, request)
         resolved, warnings = self.checked(file, request)
         if asked.kind == "explain":
             for each in (request, versus):
@@ -123,6 +125,12 @@ class Acceptance:
             self.check_limits(resolved)
             plan = planned(model, located, resolved, refiner)
         return resolved, [without_paths(text, located) for text in (*skipped, *plan.warnings)]
+
+    def faster(self, file: ModelFile, request: Request) -> Request:
+        """As `plan.faster`."""
+        located = self.located(request)
+        with _without_paths(located):
+            return request.model_copy(update={"forecast": faster(file.outline, located).forecast})
 
     def check_limits(self, request: ResolvedRequest) -> None:
         """ValueError: a request is beyond a limit of this server."""

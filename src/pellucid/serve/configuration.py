@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 GIB, MIB = 2**30, 2**20
 
@@ -53,6 +53,11 @@ class Configuration(BaseModel):
         "Run the workers on the Ray cluster of RAY_ADDRESS, or on one that is started here.", False
     )
     dtype: str = _setting("float32, float16, bfloat16 or auto.", "auto")
+    backend: str = _setting(
+        "How networks are computed: eager, int8, openvino, openvino_int8; auto, the fastest of those "
+        "that are exact; or fast, the fastest of all, which forecasts steps too.",
+        "auto",
+    )
     model_bytes: int = _setting(
         "Bytes of models that a worker keeps; the least recently used goes first.", 8 * GIB, ge=0
     )
@@ -83,6 +88,24 @@ class Configuration(BaseModel):
     def _listed(cls, value: Any) -> Any:
         """An environment variable is one text, with commas."""
         return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("dtype", "backend")
+    @classmethod
+    def _known(cls, name: str, field: ValidationInfo) -> str:
+        """The names are those of the command line; torch is loaded only where one is given."""
+        if name == "auto":
+            return name
+        import torch
+
+        from pellucid.opening import SHORT
+        from pellucid.runtime.backends import choose_backend
+        from pellucid.runtime.precision import choose_dtype
+
+        if field.field_name == "backend":
+            choose_backend(name, torch.device("cpu"))
+        else:
+            choose_dtype(torch.device("cpu"), SHORT.get(name, name), torch.float32)
+        return name
 
     @field_validator("data", mode="before")
     @classmethod

@@ -89,11 +89,14 @@ class Live:
 class Engine:
     """One queue and its workers. Its methods are safe to use from several threads.
 
-    Raises ValueError: the data folder cannot be used, or another server uses it.
+    Raises ValueError: the data folder cannot be used, or another server uses it; a device that is not
+    there.
     """
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
+        for device in () if configuration.ray else configuration.devices:
+            choose_device(device)  # an error comes now
         self._lock_file, self.pictures, self.queue = _opened(configuration.data)
         self.library = Library(
             configuration.models,
@@ -105,6 +108,8 @@ class Engine:
         self.acceptance = Acceptance(configuration, self.library, self.pictures)
         self.hashes, self.gans = Hashes(self.queue), Gans(self.library)
         self.live: dict[str, Live] = {}
+        self.backends: dict[str, str] = {}
+        """What computed the last picture of each model."""
         self.stopping = False
         self.changed = threading.Condition()
         self._watchers: set[Callable[[Event], None]] = set()
@@ -423,6 +428,8 @@ class Engine:
         self.live.pop(ended.id, None)
         self._crashes.pop(ended.id, None)
         if done and job is not None:
+            if ended.backend is not None:
+                self.backends[job.model] = ended.backend
             if ended.state == "done" and live is not None and live.work:
                 spent = (time.monotonic() - live.began) / live.work
                 before = self._pace.get(job.model, spent)
@@ -508,6 +515,7 @@ class _Worker(threading.Thread):
             configuration.model_bytes,
             configuration.data.absolute(),
             configuration.loras,
+            configuration.backend,
         )
         process: Any
         if configuration.ray:

@@ -9,7 +9,9 @@ from dataclasses import fields
 from torch import Tensor, nn
 
 from pellucid.model import Model
-from pellucid.runtime.devices import give_back_memory
+from pellucid.runtime import Runtime
+from pellucid.runtime.backends import release_except
+from pellucid.runtime.devices import give_back_memory, is_read, takes_turns
 from pellucid.runtime.memory import DoesNotFit
 
 
@@ -21,17 +23,21 @@ class Kept:
         self._models: OrderedDict[Hashable, Model] = OrderedDict()
 
     def get(self, key: Hashable, load: Callable[[], Model]) -> Model:
-        """The model of a key, loaded if it is not there; the others make room if it does not fit."""
+        """The model of a key, loaded if it is not there; the others make room if it does not fit, or
+        only in parts that take turns."""
         if key in self._models:
             self._models.move_to_end(key)
             return self._models[key]
         try:
             model = load()
+            fits = not any(takes_turns(part) for part in Runtime(model).parts)
         except DoesNotFit:
             if not self._models:
                 raise
-            self._models.clear()
-            give_back_memory()
+            fits = False
+        if not fits and self._models:
+            model = None  # type: ignore[assignment]  # its memory is free too
+            self.free(0)
             model = load()
         self._models[key] = model
         self.shrink()
@@ -39,17 +45,17 @@ class Kept:
 
     def shrink(self) -> None:
         """Drop models, the least recently used first, until the rest fits."""
-        gone = False
+        count = len(self._models)
         while len(self._models) > 1 and self.size() > self.limit:
             self._models.popitem(last=False)
-            gone = True
-        if gone:
-            give_back_memory()
+        if len(self._models) < count:
+            self.free(count)
 
-    def free(self) -> None:
-        """Drop all models but the one used last, and return memory to the system."""
-        while len(self._models) > 1:
+    def free(self, most: int = 1) -> None:
+        """Drop all models but the `most` that were used last, and return memory to the system."""
+        while len(self._models) > most:
             self._models.popitem(last=False)
+        release_except([model.backbone for model in self._models.values()])
         give_back_memory()
 
     def size(self) -> int:
@@ -58,7 +64,7 @@ class Kept:
         for model in self._models.values():
             for each in fields(model):
                 part = getattr(model, each.name)
-                if isinstance(part, nn.Module):
+                if isinstance(part, nn.Module) and is_read(part):
                     tensors |= {t.data_ptr(): t for t in (*part.parameters(), *part.buffers())}
         return sum(t.numel() * t.element_size() for t in tensors.values())
 

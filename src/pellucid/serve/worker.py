@@ -16,10 +16,13 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+import torch
 from PIL import Image
+from torch import nn
 
-from pellucid.adapters import adapt
+from pellucid.adapters import adapt, on_backend
 from pellucid.data.emoji import concept_names, synonyms
 from pellucid.explain.run import Explanation, Recorder, page
 from pellucid.files import write_text
@@ -32,6 +35,7 @@ from pellucid.pipeline import Progress, batch_size, generate, generate_in_batche
 from pellucid.preview import preview
 from pellucid.request import PICTURES, Request, file_fields, files_in, resolve
 from pellucid.runtime import Runtime
+from pellucid.runtime.backends import OnBackend
 from pellucid.runtime.memory import DoesNotFit, ran_out
 from pellucid.serve.models_kept import Kept
 from pellucid.serve.pages import PAGES
@@ -114,6 +118,8 @@ class Ended(NamedTuple):
     pictures: Sequence[Picture] = ()
     warnings: Sequence[str] = ()
     fault: Fault | None = None
+    backend: str | None = None
+    """What computed the network of a picture that was drawn."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,14 @@ class WorkerOptions:
     model_bytes: int
     folder: Path
     lora_folder: Path | None
+    backend: str = "auto"
+
+
+class Chosen(NamedTuple):
+    """How a model is computed. adapt: as `adapters.on_backend` gives it."""
+
+    adapt: OnBackend
+    threads: int
 
 
 class _Cancelled(Exception):
@@ -150,6 +164,10 @@ class Worker:
     cancelled: dict[str, bool] = field(default_factory=dict)
     """Job -> whether its pictures so far are kept."""
     shown: set[str] = field(default_factory=set)
+    chosen: WeakKeyDictionary[nn.Module, Chosen] = field(default_factory=WeakKeyDictionary)
+    """By the networks of the models that are kept."""
+    threads: int = field(default_factory=torch.get_num_threads)
+    """Of a model that is not small."""
 
     def __post_init__(self) -> None:
         self.kept = Kept(self.options.model_bytes)
@@ -199,7 +217,7 @@ class Worker:
         if len(left) < 2:
             return
         others = [task.request for i, task in left.items() if i > 0]
-        adapted = partial(adapt, folder=self.options.lora_folder)
+        adapted = self.chosen[model.backbone].adapt
         for progress in generate(model, tasks[0].request, adapted, refiner, others):
             for i, own in enumerate(progress.each()):
                 if i in left and (ended := self.stepped(left[i], model, own, [])) is not None:
@@ -235,8 +253,8 @@ class Worker:
         model, refiner = self.opened(task.model), None
         if task.refiner is not None:
             refiner = self.opened(task.refiner)
-        adapted = partial(adapt, folder=self.options.lora_folder)
         made: list[Picture] = []
+        adapted = self.chosen[model.backbone].adapt
         for progress in generate_in_batches(model, task.request, adapted, refiner):
             if (ended := self.stepped(task, model, progress, made)) is not None:
                 return ended
@@ -259,7 +277,9 @@ class Worker:
         if len(made) < task.request.count:
             return None
         said = [self.said(warning, task) for warning in progress.warnings]
-        return Ended(task.id, "done", None, made, said)
+        return Ended(
+            task.id, "done", None, made, said, backend=self.chosen[model.backbone].adapt.name
+        )
 
     def store(self, task: Task, progress: Progress) -> list[Picture]:
         """The pictures of the last step of a batch, stored with their requests inside; of an earlier
@@ -300,9 +320,20 @@ class Worker:
         """A model, kept for the next job. dtype: None: that of the options."""
         device, dtype = self.options.device, dtype or self.options.dtype
         load = partial(
-            open_model, spec.path, prediction=spec.prediction, device=device, dtype=dtype
+            open_model,
+            spec.path,
+            prediction=spec.prediction,
+            device=device,
+            dtype=dtype,
+            in_turns=True,
         )
-        return self.kept.get((spec.path, spec.version, spec.prediction, dtype), load)
+        torch.set_num_threads(self.threads)  # a small model before this one had one
+        model = self.kept.get((spec.path, spec.version, spec.prediction, dtype), load)
+        if model.backbone not in self.chosen:  # once: later its own memory is not free
+            adapted = on_backend(model, self.options.backend, self.options.lora_folder)
+            self.chosen[model.backbone] = Chosen(adapted, torch.get_num_threads())
+        torch.set_num_threads(self.chosen[model.backbone].threads)
+        return model
 
     def explain(self, task: Task) -> Ended:
         """The page of a run, or of two."""

@@ -8,10 +8,12 @@ applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 
 from pellucid import plugins
 from pellucid.model import Model
@@ -86,18 +88,31 @@ def choose_backend(name: str, device: torch.device, parameters: int = LARGE) -> 
     return Choice(EAGER, warnings)
 
 
-def prepared(adapt: Adapt, choice: Choice, rehearse: Rehearse) -> Adapt:
-    """`adapt`, and then what the backend does to the model; eager where the backend cannot compute
-    it."""
+@dataclass
+class OnBackend:
+    """`adapt`, and then what a backend does to the model; eager where the backend cannot compute it."""
 
-    def adapted(model: Model, request: Request) -> Prepared:
-        model, unmatched = adapt(model, request)
+    adapt: Adapt
+    choice: Choice
+    rehearse: Rehearse
+    name: str = ""
+    """The backend of the last model."""
+
+    def __call__(self, model: Model, request: Request) -> Prepared:
+        model, unmatched = self.adapt(model, request)
         known = plugins.discover(__name__)
+        self.name = self.choice.name
         try:
-            model, warnings = known[choice.name].prepare(model, rehearse)
+            model, warnings = known[self.name].prepare(model, self.rehearse)
         except Unsuitable as error:
-            model, _ = known[EAGER].prepare(model, rehearse)
+            self.name = EAGER
+            model, _ = known[EAGER].prepare(model, self.rehearse)
             warnings = (f"{error}; the backend is {EAGER}",)
-        return model, (*unmatched, *choice.warnings, *warnings)
+        return model, (*unmatched, *self.choice.warnings, *warnings)
 
-    return adapted
+
+def release_except(networks: Collection[nn.Module]) -> None:
+    """Free what backends keep for other networks than these."""
+    from pellucid.runtime.backends import _compiled
+
+    _compiled.release_except(networks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -95,6 +96,11 @@ def prepare(model: Model, rehearse: Rehearse, int8: bool) -> Prepared:
     made.check()
     _made[:] = [*_made, made][-NETWORKS:]
     return replace(model, backbone=made), warnings
+
+
+def release_except(networks: Collection[nn.Module]) -> None:
+    """As `backends.release_except`."""
+    _made[:] = [made for made in _made if any(made.network is each for each in networks)]
 
 
 class Compiled(nn.Module):

@@ -23,7 +23,9 @@ def prepare(model: Model, rehearse: Rehearse) -> Prepared:
 
 
 def channels_last(*parts: nn.Module | None) -> None:
-    """Change the layout of convolutions."""
+    """Change the layout of convolutions, where it is another one."""
+    layout = torch.channels_last
     for part in parts:
-        if part is not None:
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights = () if part is None else part.parameters()
+        if not all(w.is_contiguous(memory_format=layout) for w in weights if w.ndim == 4):
+            part.to(memory_format=layout)  # type: ignore[union-attr, call-overload]

@@ -322,12 +322,17 @@ def about(engine: Server) -> dict[str, Any]:
 
 @about_router.get("/models")
 def models(engine: Server) -> dict[str, Any]:
-    """The models: name, and why one cannot be used."""
+    """The models: name, and why one cannot be used. backend: what computed its last picture; null: it
+    has drawn none yet."""
     listed = []
     for file in engine.library.models():
         try:
             problem, model = None, file.outline
-            facts = {"defaults": vars(model.defaults), "prediction": model.prediction}
+            facts = {
+                "defaults": vars(model.defaults),
+                "prediction": model.prediction,
+                "backend": engine.backends.get(file.name),
+            }
         except ValueError as error:
             problem, facts = str(error).replace(str(file.path), file.name), {}
         listed.append({"name": file.name, "problem": problem, **facts})
@@ -364,7 +369,10 @@ def of_model(engine: Server, name: Name) -> dict[str, Any]:
         file = engine.library.model(name)
     except UnknownName as error:
         raise Refused(404, str(error)) from None
-    able = capabilities(file.outline, engine.configuration) | {"name": file.name}
+    able = capabilities(file.outline, engine.configuration) | {
+        "name": file.name,
+        "backend": engine.backends.get(file.name),
+    }
     for field in able["fields"]:
         if field["name"] == "hires_upscaler":
             field["choices"] += upscaler_names(engine.library)
