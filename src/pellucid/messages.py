@@ -15,6 +15,22 @@ from pydantic.fields import FieldInfo
 
 Name = Callable[[str], str]
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+SAYS = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+    "literal_error": "one of {expected}",
+    "finite_number": "a finite number",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+}
+"""What is allowed, by pydantic's names of errors or the beginnings of them."""
+LONGEST = 80
+"""Letters of a name that is not known."""
 
 
 class FieldMessage(str):
@@ -66,7 +82,11 @@ def sentence(error: ValidationError, model: type[BaseModel], name: Name = str) -
     field = model.model_fields.get(str(place[0]))
     allowed = None if field is None else _allowed(field.annotation, field.metadata, place[1:])
     if allowed is None or first["type"] in ("missing", "extra_forbidden", "too_long"):
-        where = ".".join([name(str(place[0])), *map(str, place[1:])])
+        where = ".".join(str(each)[:LONGEST] for each in (name(str(place[0])), *place[1:]))
+        kind = first["type"]
+        said = SAYS.get(kind, SAYS.get(kind.partition("_")[0]))
+        if said is not None:
+            return f"{where} must be {said.format(**first.get('ctx', {}))}, got {shown}"
         return f"{where}: {first['msg']}, got {shown}"
     return f"{name(str(place[0]))} must be {allowed}, got {shown}"
 

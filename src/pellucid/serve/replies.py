@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from pellucid.messages import sentence, text_of
+from pellucid.messages import LONGEST, sentence, text_of
 from pellucid.request import Request
 from pellucid.serve.engine import Engine, QueueFull
 
@@ -111,7 +111,7 @@ def _of_validation(error: RequestValidationError) -> Problem:
         del place[0]
     first["loc"] = tuple(place) or ("body",)
     message = sentence(_Inside([first]), Request)  # type: ignore[arg-type]
-    return Problem(422, message, str(first["loc"][0]))
+    return Problem(422, message, str(first["loc"][0])[:LONGEST])
 
 
 def answer_errors(app: FastAPI, shape: Shape, statuses: Mapping[int, int] | None = None) -> None:

@@ -120,9 +120,13 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers["X-Request-Id"] = id
+                if "accept-ranges" in headers:
+                    headers["Accept-Ranges"] = "none"
             await send(message)
 
         refused = self.check(scope)
+        # No client needs a part of a file, and thousands of parts of one would be much work.
+        scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         try:
             if refused is not None:
                 await refused(scope, receive, sending)

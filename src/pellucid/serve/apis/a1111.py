@@ -133,8 +133,8 @@ class TextToImage(BaseModel):
     hr_scale: Number | None = None
     hr_upscaler: str | None = None
     hr_second_pass_steps: int | None = None
-    hr_resize_x: int | None = None
-    hr_resize_y: int | None = None
+    hr_resize_x: Annotated[int, Field(ge=0, le=MAX_SIDE)] | None = None
+    hr_resize_y: Annotated[int, Field(ge=0, le=MAX_SIDE)] | None = None
 
 
 class ImageToImage(TextToImage):
@@ -213,7 +213,7 @@ class Options:
             if name == "sd_model_checkpoint":
                 values[name] = self.model(value)
             elif name == "CLIP_stop_at_last_layers":
-                if not isinstance(value, int) or not 1 <= value <= 12:
+                if type(value) is not int or not 1 <= value <= 12:
                     raise Refused(
                         422, f"{name} must be between 1 and 12, got {str(value)[:80]}", name
                     )
@@ -418,6 +418,8 @@ def _start(
         raise Refused(
             422, f"width and height must be between 1 and {MAX_SIDE}, got {size}", "width"
         )
+    if size[0] * size[1] > (most := engine.configuration.pixel_limit):  # before it is made so large
+        raise Refused(422, f"a picture must have at most {most:,} pixels on this server", "width")
     if image.size != size and not part:
         name = engine.pictures.add(encoded(_resized(image, size, RESIZES[mode])))
     fields = {"image": name, "width": size[0], "height": size[1]}

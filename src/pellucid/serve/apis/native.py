@@ -751,6 +751,8 @@ def new_grid(engine: Server, new: NewGrid) -> Grid:
         if axis is not None and axis.field not in (*Request.model_fields, "model"):
             near = ", ".join(nearest(axis.field, Request.model_fields)[:5])
             raise Refused(422, f"unknown field {axis.field[:80]!r}; nearest: {near}", "field")
+    if new.y is not None and new.x.field == new.y.field:
+        raise Refused(422, f"x and y must be different fields, both are {new.x.field}", "y")
     id = uuid.uuid4().hex
     seeded = new.request.model_copy(update={"seed": chosen_seed(new.request)})
     fields = seeded.model_dump(exclude_defaults=True)
@@ -776,6 +778,8 @@ def _cell(
     """The id of the job of a cell, or why there is none."""
     model = changes.pop("model", new.model)
     try:
+        if not isinstance(model, str | None):
+            raise ValueError(f"model must be a name, got {str(model)[:80]}")
         request = Request.model_validate(fields | changes)
         asked = Asked(request, model, previews=new.previews, grid=grid)
         (job,) = engine.submit(asked)
