@@ -119,11 +119,15 @@ def test_a_wrong_line_is_named_before_any_work(text: bytes, here: Path, refused:
     assert not Path("outputs").exists()
 
 
-def test_what_is_refused(here: Path, refused: Any) -> None:
+def test_what_is_refused(here: Path, refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("p.txt").write_text("a\nb")
     assert "--prompts p.txt draws each line" in refused("generate", "@p.txt")
     assert "not both" in refused("generate", "x", "--prompts", "p.txt")
     assert "No such file" in refused("generate", "--prompts", "q.txt")
+    monkeypatch.setattr(sys, "stdin", None)  # as with <&-
+    assert "standard input is closed" in refused("generate", "--prompts", "-")
+    for empty in ("", " "):
+        assert "--out must not be empty" in refused("generate", "x", "--out", empty)
     assert "Is a directory" in refused("generate", "--prompts", "words")
     said = refused("generate", "--prompts", "p.txt", "--out", "x.png")
     assert "--out must be a folder for 2 pictures" in said

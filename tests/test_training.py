@@ -282,8 +282,29 @@ def test_a_truncated_state_is_named(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     save_state(path, {"x": torch.arange(1000)})
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"state\.pt: not a saved training state"):
+    with pytest.raises(ValueError, match=r"state\.pt: not a saved training state$"):
         load_state(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2, 3],
+        {"config": 3},
+        {"model": {}},
+        {"config": {"nonsense": 1}, "model": {}},
+        {"config": {}, "model": {"x": torch.zeros(1)}},
+    ],
+)
+def test_the_file_of_another_part_is_named(content: Any, tmp_path: Path, refused: Any) -> None:
+    """Given for vae=, clip= or features=, such as the two of them exchanged."""
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+    for trained, what in ((train_vae.trained, "autoencoder"), (train_clip.trained, "CLIP")):
+        with pytest.raises(ValueError, match=f"other.pt is not the {what} that `pellucid train"):
+            trained(path)
+    words = ("train", "pack", f"vae={path}", f"out={tmp_path / 'x.safetensors'}")
+    assert "other.pt is not the autoencoder" in refused(*words)
 
 
 class Terminal(io.StringIO):

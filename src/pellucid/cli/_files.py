@@ -80,6 +80,8 @@ class Output:
         cls, out: str | None, endings: tuple[str, ...], count: int, overwrite: bool, film: bool
     ) -> Self:
         out = str(load_settings().settings.outputs) + os.sep if out is None else out
+        if not out.strip():
+            raise ValueError("--out must not be empty")
         path = Path(out)
         if not _names_a_file(out, endings):
             check_writable(path, folder=True)

@@ -122,6 +122,8 @@ def read_prompts(name: str) -> tuple[tuple[int, dict[str, Any]], ...]:
 def _read(name: str) -> str:
     try:
         if name == "-":
+            if sys.stdin is None:
+                raise ValueError("standard input is closed")
             data = sys.stdin.buffer.read(LARGEST + 1)
         else:
             with Path(name).open("rb") as file:

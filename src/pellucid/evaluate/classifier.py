@@ -116,7 +116,7 @@ def train(options: ClassifierOptions, say: loop.Say = loop.silent) -> Path:
 
 def trained(path: Path, art: EmojiArt) -> Classifier:
     """The classifier that `train` left at `path`."""
-    state = loop.trained_state(path, "classifier", "classifier")
     network = Classifier(len(art.concepts), len(art.styles))
-    network.load_state_dict(state["ema"])
+    with loop.trained_state(path, "classifier", "classifier") as state:
+        network.load_state_dict(state["ema"])
     return network.eval()

@@ -69,8 +69,8 @@ def train(options: CLIPOptions, recipe: Recipe, say: loop.Say = loop.silent) -> 
 
 def trained(path: Path) -> tuple[CLIP, Tokenizer]:
     """The towers and the tokenizer that `train` left at `path`, on the CPU."""
-    state = loop.trained_state(path, "CLIP", "clip")
-    config = state["config"]
-    clip = CLIP(TextConfig(**config["text"]), VisionConfig(**config["vision"]))
-    clip.load_state_dict(state["model"])
-    return clip.eval(), Tokenizer.from_json(state["tokenizer"])
+    with loop.trained_state(path, "CLIP", "clip") as state:
+        config = state["config"]
+        clip = CLIP(TextConfig(**config["text"]), VisionConfig(**config["vision"]))
+        clip.load_state_dict(state["model"])
+        return clip.eval(), Tokenizer.from_json(state["tokenizer"])

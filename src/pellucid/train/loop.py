@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pellucid.data import setting
 from pellucid.files import new_file
 from pellucid.runtime.devices import choose_device
+from pellucid.runtime.memory import ran_out
 from pellucid.runtime.precision import native_bfloat16
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -181,16 +182,30 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a saved training state ({error})") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can raise anything; torch's advice is to trust it
+        raise ValueError(f"{path}: not a saved training state") from error
 
 
-def trained_state(path: Path, what: str, loop: str) -> dict[str, Any]:
-    """The saved state of a trained part. ValueError without one, with the command that makes it."""
+@contextmanager
+def trained_state(path: Path, what: str, loop: str) -> Iterator[dict[str, Any]]:
+    """The saved state of a trained part, from which the block makes the part.
+
+    ValueError without a file, with the command that makes it, or where it is not the state of such a
+    part, so that the block fails.
+    """
     state = load_state(path)
     if state is None:
         raise ValueError(f"{path}: no trained {what} there; run `pellucid train {loop}` first")
-    return state
+    try:
+        yield state
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if ran_out(error):
+            raise
+        raise ValueError(
+            f"{path} is not the {what} that `pellucid train {loop}` makes, but another file"
+        ) from error
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

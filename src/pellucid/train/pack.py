@@ -54,12 +54,13 @@ def train(options: PackOptions, recipe: Recipe) -> Path:
     """
     vae = train_vae.trained(options.vae)
     clip, tokenizer = train_clip.trained(options.clip)
-    state = loop.trained_state(options.diffusion, "network", "diffusion")
+    with loop.trained_state(options.diffusion, "network", "diffusion") as state:
+        config = UNetConfig(**state["config"])
+        network = UNet(config)
+        network.load_state_dict(state["ema"])
+        schedule, prediction = Schedule(**state["schedule"]), str(state["prediction"])
     text = clip.text.config
     pooled = text.width if text.projection is None else text.projection
-    config = UNetConfig(**state["config"])
-    network = UNet(config)
-    network.load_state_dict(state["ema"])
     upscaler = train_upscaler.trained(Path(options.upscaler)) if options.upscaler else None
     factor = 1 if upscaler is None else upscaler.config.factor
     model = Model(
@@ -68,8 +69,8 @@ def train(options: PackOptions, recipe: Recipe) -> Path:
         text=clip.text,
         vision=clip.vision,
         tokenizer=tokenizer,
-        schedule=Schedule(**state["schedule"]),
-        prediction=state["prediction"],
+        schedule=schedule,
+        prediction=prediction,
         name=options.name,
         text_encoding=TextEncoding(pooled="words" if config.pooled_dim > pooled else "last"),
         second_stage=upscaler,

@@ -253,7 +253,7 @@ def check_crop(
 
 def trained(path: Path) -> SuperResolution:
     """The averaged network that `train` left at `path`, on the CPU."""
-    state = loop.trained_state(path, "upscaler", "upscaler")
-    network = SuperResolution(SuperResolutionConfig(**state["config"]))
-    network.load_state_dict(state["ema"])
+    with loop.trained_state(path, "upscaler", "upscaler") as state:
+        network = SuperResolution(SuperResolutionConfig(**state["config"]))
+        network.load_state_dict(state["ema"])
     return network.eval()

@@ -137,7 +137,7 @@ def finish(vae: VAE, source: Source, options: VAEOptions, say: loop.Say) -> Path
 
 def trained(path: Path) -> VAE:
     """The autoencoder that `train` left at `path`, on the CPU."""
-    state = loop.trained_state(path, "autoencoder", "vae")
-    vae = VAE(VAEConfig(**state["config"]))
-    vae.load_state_dict(state["model"])
+    with loop.trained_state(path, "autoencoder", "vae") as state:
+        vae = VAE(VAEConfig(**state["config"]))
+        vae.load_state_dict(state["model"])
     return vae.eval()
