@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 
-from pellucid.backbones.mmdit import MMDiTConfig
+from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.backbones.unet import SD15, SD21, SDXL, UNet, UNetConfig
 from pellucid.checkpoints import families, tokenizer_files
 from pellucid.clip import SD1_TEXT, SD2_TEXT, SDXL_TEXT, TextConfig, TextTower
-from pellucid.diffusion import Denoiser
+from pellucid.diffusion import Conditioning, Denoiser
 from pellucid.guidance import GuidedDenoiser, Parts
 from pellucid.model import Model
 from pellucid.tiny_vae import TinyVAEConfig
@@ -146,6 +146,26 @@ def make_lora(model: Model, path: Path, seed: int = 0, strange: bool = False) ->
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def asked(model: Model, batch: int = 2, side: int = 8, length: int = 7) -> tuple[Any, ...]:
+    """What a network gets."""
+    config: Any = model.backbone.config
+    pooled = noise(batch, config.pooled_dim, seed=2) if config.pooled_dim else None
+    sizes = noise(batch, getattr(config, "size_count", 0), seed=3).abs() * 100
+    tokens = noise(batch, length, config.cross_attention_dim, seed=1)
+    x = noise(batch, config.in_channels, side, side)
+    return x, torch.linspace(900, 20, batch), Conditioning(tokens, pooled, sizes)
+
+
+def of_family(name: str) -> Model:
+    if name != "sd3":
+        return model_of(name)
+    thin = replace(
+        SD35_MEDIUM, layers=3, heads=2, head_width=16, cross_attention_dim=24, pooled_dim=20,
+        max_patches=16, sample_size=16, dual_attention_layers=(0,),
+    )  # fmt: skip
+    return replace(model_of("sd1"), backbone=MMDiT(thin).eval())
 
 
 def close(a: Tensor, b: Tensor) -> None:

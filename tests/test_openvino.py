@@ -30,9 +30,10 @@ from pellucid.runtime.backends import (
     choose_backend,
     openvino,
     openvino_int8,
+    packed,
 )
 from pellucid.runtime.precision import native_int8
-from references import SD35_MEDIUM, make_lora, model_of, noise
+from references import asked, make_lora, model_of, of_family
 
 CPU = torch.device("cpu")
 
@@ -54,26 +55,6 @@ def package() -> Iterator[None]:
 
 def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def asked(model: Model, batch: int = 2, side: int = 8, length: int = 7) -> tuple[Any, ...]:
-    """What a network gets."""
-    config: Any = model.backbone.config
-    pooled = noise(batch, config.pooled_dim, seed=2) if config.pooled_dim else None
-    sizes = noise(batch, getattr(config, "size_count", 0), seed=3).abs() * 100
-    tokens = noise(batch, length, config.cross_attention_dim, seed=1)
-    x = noise(batch, config.in_channels, side, side)
-    return x, torch.linspace(900, 20, batch), Conditioning(tokens, pooled, sizes)
-
-
-def of_family(name: str) -> Model:
-    if name != "sd3":
-        return model_of(name)
-    thin = replace(
-        SD35_MEDIUM, layers=3, heads=2, head_width=16, cross_attention_dim=24, pooled_dim=20,
-        max_patches=16, sample_size=16, dual_attention_layers=(0,),
-    )  # fmt: skip
-    return replace(model_of("sd1"), backbone=MMDiT(thin).eval())
 
 
 def look(model: Model) -> None:
@@ -236,17 +217,26 @@ def test_ranges_that_cannot_be_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for backend in (openvino, openvino_int8):
+    for backend in (openvino, openvino_int8, packed):
         monkeypatch.setattr(backend, "unsuitable", lambda device: None)
-    assert choose_backend("auto", CPU, LARGE) == ("openvino", ())
-    for amx, expected in ((False, "openvino_int8"), (True, "openvino")):
+    half, whole = torch.bfloat16, torch.float32
+    for amx, name, dtype, expected in (
+        (True, "auto", half, "packed"),
+        (True, "fast", half, "packed"),
+        (True, "auto", whole, "openvino"),
+        (True, "fast", whole, "openvino"),
+        (False, "auto", half, "openvino"),
+        (False, "fast", half, "openvino_int8"),
+    ):
         monkeypatch.setattr(backends, "has_amx", lambda amx=amx: amx)
-        assert choose_backend("fast", CPU, LARGE) == (expected, ())
-    assert choose_backend("auto", CPU, LARGE - 1) == ("eager", ())
+        assert choose_backend(name, CPU, LARGE, dtype) == (expected, ())
+    assert choose_backend("auto", CPU, LARGE - 1, half) == ("packed", ())
+    assert choose_backend("auto", CPU, LARGE - 1, whole) == ("eager", ())
     monkeypatch.setattr(backends, "free_memory", lambda device: 3 * LARGE)
-    assert choose_backend("auto", CPU, LARGE) == ("eager", ())
+    for dtype in (half, whole):
+        assert choose_backend("auto", CPU, LARGE, dtype) == ("eager", ())
     monkeypatch.setattr(backends, "free_memory", lambda device: None)  # not known
-    assert choose_backend("auto", torch.device("cuda"), LARGE) == ("eager", ())
+    assert choose_backend("auto", torch.device("cuda"), LARGE, half) == ("eager", ())
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

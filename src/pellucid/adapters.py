@@ -81,7 +81,9 @@ def on_backend(
     backend: a name, "auto" or "fast", which are chosen now, as in `backends.choose_backend`; errors
     too. folder, live: as in `adapt`.
     """
-    choice = choose_backend(backend, Runtime(model).device, parameters_of(model))
+    choice = choose_backend(
+        backend, Runtime(model).device, parameters_of(model), Runtime(model).dtype
+    )
     return OnBackend(partial(adapt, folder=folder, live=live), choice, rehearse)
 
 

@@ -80,8 +80,8 @@ Dtype = Annotated[
 Backend = Annotated[
     str,
     _in_box(
-        "How the network is computed: eager, int8, openvino, openvino_int8; `pellucid info` "
-        "shows what auto chooses."
+        "How the network is computed: eager, packed, int8, openvino, openvino_int8; `pellucid "
+        "info` shows what auto chooses."
     ),
 ]
 Threads = Annotated[

@@ -104,8 +104,10 @@ def _choice(types: dict[str, int], parameters: int) -> str:
 
     stored: torch.dtype = getattr(torch, next(iter(types)))
     device = choose_device("auto")
-    auto, fast = (choose_backend(name, device, parameters).name for name in ("auto", "fast"))
     choice = choose_dtype(device, "auto", stored)
+    auto, fast = (
+        choose_backend(name, device, parameters, choice.dtype).name for name in ("auto", "fast")
+    )
     return f"{choice}; backend {auto}, with --fast {fast}"
 
 

@@ -23,18 +23,19 @@ from pellucid.runtime.devices import HOME, free_memory
 if TYPE_CHECKING:
     from pellucid.request import Request
 
-EAGER = "eager"
+EAGER, PACKED = "eager", "packed"
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "auto": {"cpu": ("openvino", EAGER)},
-    "fast": {"cpu": ("openvino_int8", "int8", "openvino", EAGER)},
+    "auto": {"cpu": ("openvino", PACKED, EAGER)},
+    "fast": {"cpu": ("openvino_int8", "int8", "openvino", PACKED, EAGER)},
 }
-"""Names that stand for the first one of several that can be used, by the kind of device."""
+"""Names that stand for the first one of several that can be used, by the kind of device. On a CPU with
+AMX, packed comes first."""
 IN_8_BITS = ("openvino_int8", "int8")
 """Those that a CPU with AMX does not need: there bfloat16 takes no longer, and no preparation."""
 LARGE = 10**8
 """Parameters of a network from which on OpenVINO, which first compiles it for seconds, is chosen."""
 ROOM = 4
-"""Bytes for each parameter that must be free then: OpenVINO has a copy of the weights."""
+"""Bytes for each parameter that must be free for backends that have a copy of the weights."""
 NOT_COMPLETE = "is not complete"
 """What the reason says where a package is there that cannot be used."""
 
@@ -63,12 +64,17 @@ def names() -> tuple[str, ...]:
     return plugins.discover(__name__).names
 
 
-def choose_backend(name: str, device: torch.device, parameters: int = LARGE) -> Choice:
+def choose_backend(
+    name: str,
+    device: torch.device,
+    parameters: int = LARGE,
+    dtype: torch.dtype = torch.float32,
+) -> Choice:
     """The backend by its name; "auto" is the fastest that is as exact as the number type, "fast" the
     fastest of all. Where memory is short, neither is one that has a copy of the weights.
 
-    One that cannot be used here is replaced by eager. parameters: of the network. ValueError for an
-    unknown name.
+    One that cannot be used here is replaced by eager. parameters, dtype: of the network. ValueError for
+    an unknown name.
     """
     known = plugins.discover(__name__)
     if name not in CHOICES:
@@ -76,9 +82,15 @@ def choose_backend(name: str, device: torch.device, parameters: int = LARGE) -> 
         return Choice(name) if why is None else Choice(EAGER, (f"{why}; the backend is {EAGER}",))
     warnings: tuple[str, ...] = ()
     free = free_memory(HOME)
-    large = parameters >= LARGE and (free is None or free >= ROOM * parameters)
-    for each in CHOICES[name].get(device.type, (EAGER,)):
-        if (each.startswith("openvino") and not large) or (each in IN_8_BITS and has_amx()):
+    room = free is None or free >= ROOM * parameters
+    order = CHOICES[name].get(device.type, (EAGER,))
+    if has_amx():
+        fits = [each for each in order if each not in IN_8_BITS]
+        order = tuple(sorted(fits, key=lambda each: each != PACKED))
+    for each in order:
+        if each.startswith("openvino") and not (room and parameters >= LARGE):
+            continue
+        if each == PACKED and not (room and dtype == torch.bfloat16):
             continue
         why = known[each].unsuitable(device)
         if why is None:

@@ -85,7 +85,7 @@ def prepare(model: Model, rehearse: Rehearse, int8: bool) -> Prepared:
     if int8:  # the model draws a little by itself
         model, _ = eager.prepare(model, rehearse)
     else:  # a weight in channels_last would be copied
-        eager.channels_last(model.vae, model.tiny_vae)
+        eager.channels_last(model.vae, model.tiny_vae, model.second_stage)
     for made in _made:
         if made.network is model.backbone and made.int8 is int8:
             return replace(model, backbone=made), ()

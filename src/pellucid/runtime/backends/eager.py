@@ -18,7 +18,7 @@ def unsuitable(device: torch.device) -> str | None:
 
 def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     """The same model, its convolutions in channels_last, which is the fast layout on a CPU."""
-    channels_last(model.backbone, model.vae, model.tiny_vae)
+    channels_last(model.backbone, model.vae, model.tiny_vae, model.second_stage)
     return model, ()
 
 

@@ -1,0 +1,294 @@
+"""Weights in the order in which oneDNN's kernels read them, and fewer, larger operations, in bfloat16.
+
+PyTorch's own layers bring a weight into that order at every call. For a small picture this takes
+longer than the layer itself, and for Stable Diffusion 1.5 a fifth of a step. Here a layer does it when
+it is first used; q, k and v are one product; sums and gates are part of the product before them; and
+keys and values of a text are computed once.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid.diffusion import Conditioning
+from pellucid.model import Model
+from pellucid.nn import ResidualBlock, SpatialTransformer, TransformerBlock, attend
+from pellucid.runtime.backends import Prepared, Rehearse, Unsuitable, eager
+from pellucid.runtime.devices import takes_turns
+from pellucid.runtime.precision import dtype_of, native_bfloat16
+
+HELP = "weights in the order of the processor's kernels; for bfloat16 on a CPU"
+FEW = 64
+"""Places of a picture up to which PyTorch's group norm takes longer in bfloat16 than in float32."""
+
+mkldnn: Any = torch.ops.mkldnn
+
+
+def unsuitable(device: torch.device) -> str | None:
+    """Why this cannot be used on a device; None if it can."""
+    if device.type != "cpu":
+        return f"packed runs on a CPU, not on {device.type}"
+    if not native_bfloat16():
+        return "packed needs a CPU with instructions for bfloat16"
+    try:
+        linear = Linear(torch.zeros(16, 16, dtype=torch.bfloat16), None)
+        linear.plus(*torch.zeros(2, 1, 16, dtype=torch.bfloat16).split(1))
+    except (AttributeError, RuntimeError) as error:  # these operators are not public
+        reason = str(error).partition("\n")[0]
+        return f"packed needs operators of oneDNN that this PyTorch does not have ({reason})"
+    return None
+
+
+_made: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
+"""The copies of networks, so that the next request with the same model has them at once."""
+
+
+def prepare(model: Model, rehearse: Rehearse) -> Prepared:
+    """The model with the network as this computes it, the rest as `eager` has it; `model` stays as it
+    is. A network in another number type stays as it is too. Raises Unsuitable."""
+    model, _ = eager.prepare(model, rehearse)
+    if dtype_of(model.backbone) != torch.bfloat16:
+        return model, ()
+    if takes_turns(model.backbone):
+        raise Unsuitable("packed needs the network in memory twice, and memory is short")
+    if model.backbone not in _made:
+        _made[model.backbone] = packed(model.backbone)
+    return replace(model, backbone=Packed(model.backbone, _made[model.backbone])), ()
+
+
+class Packed(nn.Module):
+    """A network, and its copy that computes it faster.
+
+    Where attention maps or gradients are asked for, or after the change to float32, the network
+    computes itself.
+    """
+
+    def __init__(self, network: nn.Module, fast: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.config: Any = getattr(network, "config", None)
+        self.fast = (fast,)  # not a part of this: it shares the parameters
+        self.tokens: Tensor | None = None
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditioning, record: Any = None) -> Tensor:
+        """As the network's."""
+        slopes = torch.is_grad_enabled() and (x.requires_grad or cond.tokens.requires_grad)
+        if record is not None or slopes or dtype_of(self.network) != torch.bfloat16:
+            return self.network(x, t, cond, record)
+        if self.tokens is None or not torch.equal(self.tokens, cond.tokens):
+            self.tokens = cond.tokens
+        cond = replace(cond, tokens=self.tokens)  # the same tensor, by which blocks know it
+        x = x.contiguous(memory_format=torch.channels_last)
+        fast: Any = self.fast[0]
+        return fast(x, t, cond)
+
+
+def packed(network: nn.Module) -> nn.Module:
+    """A copy of the network, which shares the parameters that stay as they are."""
+    tensors = [*network.parameters(), *network.buffers()]
+    same = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    _replace(same)
+    return same
+
+
+def _replace(parent: nn.Module) -> None:
+    for name, layer in list(parent.named_children()):
+        if type(layer) in BLOCKS and all(map(_known, layer.modules())):
+            setattr(parent, name, BLOCKS[type(layer)](layer))
+        else:
+            _replace(layer)
+
+
+def _known(layer: nn.Module) -> bool:
+    """Whether a layer is one of PyTorch's own or has no weights; a live LoRA has a type of its own."""
+    if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
+        return False
+    weights = next(layer.parameters(recurse=False), None) is not None
+    return not weights or type(layer) in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+
+
+# ---------------------------------------------------------------- layers
+
+
+class Linear(nn.Module):
+    """A linear layer. weight (out, in), bias (out,)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.plain: Tensor | None = weight.detach()
+        self.bias = None if bias is None else bias.detach()
+
+    @classmethod
+    def of(cls, layer: Any) -> Linear:
+        """A linear layer, or a convolution of size 1."""
+        return cls(layer.weight.flatten(1), layer.bias)
+
+    def weight(self, x: Tensor) -> Tensor:
+        """In the order of the kernel, which depends on the number of rows."""
+        if self.plain is not None:
+            rows = x.shape[:-1].numel()
+            self.packed = mkldnn._reorder_linear_weight(self.plain.contiguous(), rows)
+            self.plain = None
+        return self.packed
+
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        exact = "none"  # of the approximations of gelu
+        return mkldnn._linear_pointwise(x, self.weight(x), self.bias, activation, [], exact)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The output plus `other`."""
+        return mkldnn._linear_pointwise.binary(x, other, self.weight(x), self.bias, "add")
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """The output times `other`."""
+        return mkldnn._linear_pointwise.binary(x, other, self.weight(x), self.bias, "mul")
+
+
+class Conv2d(nn.Module):
+    """A convolution; its input is in channels_last."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.plain: Tensor | None = layer.weight.detach()
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.where = (list(layer.padding), list(layer.stride), list(layer.dilation), 1)
+
+    def weight(self, x: Tensor) -> Tensor:
+        """In the order of the kernel, which depends on the size of the picture."""
+        if self.plain is not None:
+            size = list(x.shape)
+            self.packed = mkldnn._reorder_convolution_weight(self.plain, *self.where, size)
+            self.plain = None
+        return self.packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight(x)
+        return mkldnn._convolution_pointwise(x, weight, self.bias, *self.where, "none", [], "")
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The output plus `other`."""
+        what = (self.weight(x), self.bias, *self.where, "add", 1.0, None, [], None)
+        return mkldnn._convolution_pointwise.binary(x, other, *what)
+
+
+class GroupNorm(nn.Module):
+    """A group norm; of few places in float32."""
+
+    def __init__(self, layer: nn.GroupNorm) -> None:
+        super().__init__()
+        self.layer = layer
+        self.wide = [layer.weight.detach().float(), layer.bias.detach().float()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] * x.shape[3] > FEW:
+            return self.layer(x)
+        groups, eps = self.layer.num_groups, self.layer.eps
+        return F.group_norm(x.float(), groups, *self.wide, eps).to(x.dtype)
+
+
+class Residual(nn.Module):
+    """`ResidualBlock`."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = GroupNorm(block.norm1), GroupNorm(block.norm2)
+        self.conv1, self.conv2 = Conv2d(block.conv1), Conv2d(block.conv2)
+        shortcut = block.conv_shortcut
+        self.shortcut = None if shortcut is None else Conv2d(shortcut)
+        timed = [getattr(block, name, None) for name in ("time_emb_proj", "time_scale_proj")]
+        layers: list[Any] = [layer for layer in timed if layer is not None]
+        self.parts, self.time = len(layers), None
+        if layers:
+            weights, biases = ([getattr(x, n) for x in layers] for n in ("weight", "bias"))
+            self.time = Linear(torch.cat(weights), torch.cat(biases))
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale = None
+        if time is not None and self.time is not None:
+            shift, *rest = self.time(time)[:, :, None, None].chunk(self.parts, dim=1)
+            h, scale = h + shift, rest[0] if rest else None
+        h = self.norm2(h)
+        if scale is not None:
+            h = torch.addcmul(h, h, scale)
+        return self.conv2.plus(F.silu(h), x if self.shortcut is None else self.shortcut(x))
+
+
+class Transformer(nn.Module):
+    """`TransformerBlock`, without a record."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        own, text, (gates, _, down) = block.attn1, block.attn2, block.ff.net
+        self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
+        self.heads = own.heads, text.heads
+        self.to_qkv = _joined(own.to_q, own.to_k, own.to_v)
+        self.to_q, self.to_kv = Linear.of(text.to_q), _joined(text.to_k, text.to_v)
+        self.to_out = nn.ModuleList(Linear.of(each.to_out[0]) for each in (own, text))
+        weights, biases = gates.proj.weight.chunk(2), gates.proj.bias.chunk(2)
+        self.up, self.gate = (Linear(*pair) for pair in zip(weights, biases, strict=True))
+        self.down = Linear.of(down)
+        self.read: tuple[Tensor, list[Tensor]] | None = None
+
+    def forward(self, x: Tensor, context: Tensor, record: Any = None) -> Tensor:
+        own, text = self.heads
+        h = attend(*_heads(self.to_qkv(self.norm1(x)), 3, own))
+        x = self.to_out[0].plus(_joined_heads(h), x)  # type: ignore[operator]
+        if self.read is None or self.read[0] is not context:
+            self.read = context, _heads(self.to_kv(context), 2, text)
+        (q,) = _heads(self.to_q(self.norm2(x)), 1, text)
+        x = self.to_out[1].plus(_joined_heads(attend(q, *self.read[1])), x)  # type: ignore[operator]
+        h = self.norm3(x)
+        return self.down.plus(self.up.times(h, self.gate(h, "gelu")), x)
+
+
+class Spatial(nn.Module):
+    """`SpatialTransformer`, without a record."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.norm = GroupNorm(layer.norm)
+        self.proj_in, self.proj_out = Linear.of(layer.proj_in), Linear.of(layer.proj_out)
+        self.blocks = nn.ModuleList(Transformer(block) for block in layer.transformer_blocks)
+
+    def forward(self, x: Tensor, context: Tensor, record: Any = None) -> Tensor:
+        h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        for block in self.blocks:
+            h = block(h, context)
+        out = self.proj_out.plus(h, x.flatten(2).transpose(1, 2))
+        return out.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def _joined(*layers: Any) -> Linear:
+    """Linear layers with the same input as one."""
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    return Linear(
+        torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
+    )
+
+
+def _heads(x: Tensor, parts: int, heads: int) -> list[Tensor]:
+    """(B, N, parts * width) -> as many of (B, heads, N, width / heads)."""
+    return list(x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind())
+
+
+def _joined_heads(x: Tensor) -> Tensor:
+    """(B, heads, N, d) -> (B, N, heads * d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+BLOCKS: dict[type[nn.Module], Any] = {
+    nn.Linear: Linear.of,
+    nn.Conv2d: Conv2d,
+    ResidualBlock: Residual,
+    TransformerBlock: Transformer,
+    SpatialTransformer: Spatial,
+}
+"""What is replaced, and by what."""

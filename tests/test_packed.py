@@ -1,0 +1,95 @@
+"""The backend `packed`: the same output as the network's own, for every kind of network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pellucid import checkpoints
+from pellucid.diffusion import Conditioning
+from pellucid.lora import attach
+from pellucid.model import Model
+from pellucid.rehearsal import rehearse
+from pellucid.runtime.backends import packed
+from references import asked, make_lora, of_family
+
+CPU = torch.device("cpu")
+Question = tuple[Tensor, Tensor, Conditioning]
+needs_bfloat16 = pytest.mark.skipif(packed.unsuitable(CPU) is not None, reason="needs bfloat16")
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def as_bfloat16(question: Question) -> Question:
+    x, t, cond = question
+    return x.bfloat16(), t, replace(cond.to(dtype=torch.bfloat16), sizes=cond.sizes)
+
+
+def in_bfloat16(family: str) -> tuple[Model, Question, Tensor]:
+    """A model, what its network is asked, and what that gives in float32."""
+    model = checkpoints.load() if family == "included" else of_family(family)
+    question = asked(model)
+    expected = model.backbone(*question)
+    model.backbone.bfloat16()
+    return model, as_bfloat16(question), expected
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("family", ["included", "sd1", "sd2", "sdxl", "sdxl_refiner", "sd3"])
+@torch.no_grad()
+def test_every_family(family: str) -> None:
+    model, (x, t, cond), expected = in_bfloat16(family)
+    made, warnings = packed.prepare(model, rehearse)
+    assert warnings == () and made.backbone is not model.backbone
+    for _ in range(2):  # the first call brings the weights into order
+        found = made.backbone(x, t, cond)
+        assert found.dtype == torch.bfloat16 and relative(found, expected) < 0.02
+    other, larger = replace(cond, tokens=cond.tokens.flip(0)), torch.cat([x, x], dim=3)
+    for question in ((x, t, other), (larger, t, cond), (x[:1], t[:1], cond[:1])):
+        assert relative(made.backbone(*question), model.backbone(*question)) < 0.03  # of both
+    again, _ = packed.prepare(model, rehearse)
+    assert again.backbone.fast[0] is made.backbone.fast[0]
+
+
+@needs_bfloat16
+@torch.no_grad()
+def test_the_network_computes_itself_where_this_cannot() -> None:
+    model, (x, t, cond), expected = in_bfloat16("included")
+    network = packed.prepare(model, rehearse)[0].backbone
+    maps: list[Tensor] = []
+    assert torch.equal(network(x, t, cond, maps), model.backbone(x, t, cond, [])) and maps
+    with torch.enable_grad():
+        assert network(x.clone().requires_grad_(), t, cond).requires_grad
+    network(x, t, cond)
+    network.float()  # as `precision.finite` does
+    wide = replace(cond.to(dtype=torch.float32), sizes=cond.sizes)
+    assert relative(network(x.float(), t, wide), expected) < 0.01
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("live", [False, True])
+@torch.no_grad()
+def test_a_lora(live: bool, tmp_path: Path) -> None:
+    model, question, _ = in_bfloat16("sd1")
+    lora = checkpoints.load_lora(make_lora(model, tmp_path / "lora.safetensors"), model)
+    changed = attach(model, [(lora, 0.01, 0.0)], live)
+    expected = changed.backbone(*question)
+    assert relative(model.backbone(*question), expected) > 0.02
+    assert relative(packed.prepare(changed, rehearse)[0].backbone(*question), expected) < 0.02
+
+
+def test_where_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = of_family("sd1")  # in float32
+    assert packed.prepare(model, rehearse)[0].backbone is model.backbone
+    assert packed.unsuitable(torch.device("cuda")) == "packed runs on a CPU, not on cuda"
+    monkeypatch.setattr(packed, "native_bfloat16", lambda: False)
+    assert packed.unsuitable(CPU) == "packed needs a CPU with instructions for bfloat16"
+    monkeypatch.setattr(packed, "native_bfloat16", lambda: True)
+    monkeypatch.setattr(packed, "mkldnn", object())
+    assert str(packed.unsuitable(CPU)).startswith("packed needs operators of oneDNN that this")
