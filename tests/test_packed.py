@@ -69,7 +69,7 @@ def test_the_network_computes_itself_where_this_cannot() -> None:
     network(x, t, cond)
     network.float()  # as `precision.finite` does
     wide = replace(cond.to(dtype=torch.float32), sizes=cond.sizes)
-    assert relative(network(x.float(), t, wide), expected) < 0.01
+    assert relative(network(x.float(), t, wide), expected) < 0.02
 
 
 @needs_bfloat16
