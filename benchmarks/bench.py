@@ -222,6 +222,7 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     from pellucid.rehearsal import rehearse
     from pellucid.request import Request
     from pellucid.runtime.backends import EAGER, OnBackend, choose_backend
+    from pellucid.runtime.precision import dtype_of
     from pellucid.runtime.threads import parameters_of
 
     cpu, draws = torch.device("cpu"), {}
@@ -232,7 +233,7 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
         ("--exact --forecast", "float32", EAGER, {"forecast": True}),
     ):
         model = open_model(None, device="cpu", dtype=dtype)
-        choice = choose_backend(backend, cpu, parameters_of(model))
+        choice = choose_backend(backend, cpu, parameters_of(model), dtype_of(model.backbone))
         model, _ = OnBackend(lambda model, _: (model, ()), choice, rehearse)(model, Request())
 
         def draw(prompt: str, steps: int = 20, model: Any = model, more: Any = more) -> Any:

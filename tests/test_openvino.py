@@ -9,15 +9,12 @@ import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from pellucid import checkpoints, pipeline
-from pellucid.backbones.mmdit import MMDiT
-from pellucid.diffusion import Conditioning
 from pellucid.lora import attach
 from pellucid.model import Model
 from pellucid.request import Request
