@@ -72,6 +72,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
         return
     while frame is not None:  # in an import the exception could be lost in C code
         if frame.f_code.co_filename.startswith("<frozen importlib"):
+            with contextlib.suppress(OSError):
+                if os.isatty(2):
+                    os.write(2, b"\r\x1b[K")  # the bar of the import
             os._exit(128 + number)
         frame = frame.f_back
     if number == signal.SIGINT:
