@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pellucid.serve.configuration import Configuration
 from pellucid.serve.logs import Formatter
 from pellucid.serve.pictures import Pictures
 from pellucid.serve.safety import Guard, is_loopback, token_of
+from pellucid.serve.server import bound
 
 TOKEN = "a-token-of-16-letters"
 
@@ -198,3 +200,13 @@ def test_config_has_one_precedence(
     assert "port must be between 0 and 65535" in refused("serve", "--port", "99999")
     monkeypatch.setenv("PELLUCID_SERVE_PORTT", "1")
     assert "portt" in refused("serve", "--print-config")
+
+
+def test_a_reply_does_not_wait_for_the_client(tmp_path: Path) -> None:
+    """Without TCP_NODELAY the second part of a reply waits until the client has confirmed the first."""
+    with (
+        bound(Configuration(data=tmp_path, port=0)) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -600,14 +600,13 @@ async def _events(engine: Engine, id: str | None) -> AsyncIterator[bytes]:
             if event.kind == "stopping":
                 return
             if event.kind == "job" and (id is None or event.id == id):
-                job = await run_in_threadpool(engine.queue.job, event.id)
-                if job is not None:
-                    places = await run_in_threadpool(engine.places)
-                    yield events.written("job", view(engine, job, places).model_dump())
-                if id is not None and (job is None or job.state in ENDED):
+                seen = await run_in_threadpool(_seen, engine, event.id)
+                if seen is not None:
+                    yield events.written("job", seen.model_dump())
+                if id is not None and (seen is None or seen.state in ENDED):
                     return
             elif event.kind == "step" and event.step is not None:
-                yield events.written("step", await run_in_threadpool(_step, engine, event))
+                yield events.written("step", _step(engine, event))
             elif event.kind == "queue" and id is None:
                 state = await run_in_threadpool(queue_state, engine)
                 yield events.written("queue", state.model_dump())
@@ -623,6 +622,11 @@ async def _events(engine: Engine, id: str | None) -> AsyncIterator[bytes]:
                 yield events.written("deleted", {"id": event.id})
                 if id is not None:
                     return
+
+
+def _seen(engine: Engine, id: str) -> JobView | None:
+    job = engine.queue.job(id)
+    return None if job is None else view(engine, job, engine.places())
 
 
 def _step(engine: Engine, event: Event) -> dict[str, Any]:
