@@ -358,8 +358,7 @@ def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int
             describe(unknown_words(" . ".join(texts), model.lexicon, words), model.title)
         )
     warnings += left_out_warnings(model, request)
-    if not any(take_loras(prompt)[0].strip() for prompt in request.prompts):
-        warnings.append("the prompt is empty: the model draws anything")
+    warnings += empty_warnings(request)
     if request.emphasis is not None and not any(set("([") & set(prompt) for prompt in prompts):
         warnings.append(FieldMessage("{emphasis} does nothing: no prompt has a weight"))
     if request.walk is not None and request.count == 1 and len(set(request.walk_span)) > 1:
@@ -367,6 +366,20 @@ def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int
             FieldMessage("{walk} draws only the middle of the way with a {count} of 1; use more")
         )
     return [warning for warning in warnings if warning is not None]
+
+
+def empty_warnings(request: ResolvedRequest) -> list[str]:
+    """Texts of the request that have no words."""
+    texts = (
+        ("the {prompt} is empty: the model draws anything", [request.prompt]),
+        ("a text of {mix} is empty", [text for text, _ in request.mix]),
+        ("the text of {walk} is empty", [] if request.walk is None else [request.walk]),
+    )
+    return [
+        FieldMessage(message)
+        for message, given in texts
+        if not all(take_loras(text)[0].strip() for text in given)
+    ]
 
 
 def guidance_warnings(

@@ -508,7 +508,8 @@ class Request(BaseModel):
     @property
     def prompts(self) -> list[str]:
         """All prompts except the negative one."""
-        return [self.prompt, *(text for text, _ in self.mix), *([self.walk] if self.walk else [])]
+        walk = [] if self.walk is None else [self.walk]
+        return [self.prompt, *(text for text, _ in self.mix), *walk]
 
     @property
     def walk_positions(self) -> list[float]:

@@ -230,3 +230,27 @@ def test_a_wrong_name_gets_the_nearest_first(name: str, nearest: str) -> None:
     after = re.findall(r"[a-z0-9_]+", str(error.value).split(name, 1)[1])
     near = ("euler", "euler_ancestral", "dpmpp_2m", "dpm2", "heun")
     assert next(word for word in after if word in near) == nearest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("",), "the prompt is empty: the model draws anything"),
+        ((" \n",), "the prompt is empty: the model draws anything"),
+        (("a hut", "--mix", ""), "a text of --mix is empty"),
+        (("a hut", "--mix", ":2"), "a text of --mix is empty"),
+        (("a hut", "--walk", "", "--count", "2"), "the text of --walk is empty"),
+        (("", "--walk", " "), "the text of --walk is empty"),
+    ],
+)
+def test_a_text_that_is_empty_is_drawn_and_said(
+    options: tuple[str, ...], message: str, drawn: Any
+) -> None:
+    """Section 2 of the issue: nothing is drawn in place of what was meant without a word."""
+    assert message in drawn(*options, "--steps", 1, "--seed", 1)[1]
+
+
+def test_an_option_that_does_nothing_for_a_folder_is_said(drawn: Any) -> None:
+    said = drawn("a hut", "--steps", 1, "--seed", 1, "--overwrite")[1]
+    assert "--overwrite does nothing for a folder" in said
+    assert drawn("a hut", "--steps", 1, "--seed", 1)[1] == ""

@@ -85,6 +85,10 @@ class Output:
         path = Path(out)
         if not _names_a_file(out, endings):
             check_writable(path, folder=True)
+            if overwrite:
+                report(
+                    "--overwrite does nothing for a folder, where a name that is taken gets a number"
+                )
             return cls(path)
         if count > 1:
             raise ValueError(f"--out must be a folder for {count} pictures, got the file {out}")
