@@ -152,12 +152,13 @@ import torch
 from pellucid import checkpoints
 from pellucid.pipeline import generate
 from pellucid.request import Request
+from pellucid.runtime.devices import THREADS
 torch.set_num_threads(1)
 request = Request(prompt="a red apple", seed=1, steps=1, width=32, height=32)
 path, in_turns, room = Path(sys.argv[1]), sys.argv[2] == "turns", int(sys.argv[3])
 list(generate(checkpoints.load(Path(sys.argv[4])), request))  # what is imported late
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + room + THREADS, resource.RLIM_INFINITY))
 model = checkpoints.load(path, in_turns=in_turns)
 *_, last = generate(model, request)
 print(last.images[0].tobytes().hex())
