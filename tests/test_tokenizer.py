@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from pellucid.tokenizer import CLIP_MERGES, Tokenizer, clean
+from pellucid.tokenizer import CLIP_MERGES, PLAIN, Tokenizer, clean
 
 CAPTIONS = [
     "a rabbit",
@@ -100,6 +104,15 @@ def test_no_text_is_unknown(text: str) -> None:
     assert len(spelt(SMALL, text).translate(gone)) <= len(lowered) + 2
     if wanted.isascii():
         assert "".join(spelt(SMALL, text).split()).translate(gone) == lowered
+
+
+def test_plain_text_needs_no_cleaning() -> None:
+    plain = "".join(filter(PLAIN.fullmatch, map(chr, range(256))))
+    assert len(plain) == 94 and ftfy.fix_text(plain) == html.unescape(plain) == clean(plain)
+    assert clean("salt &amp; pepper") == "salt & pepper"
+    code = "import sys; from pellucid import tokenizer as t; t.clean('a frog'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "tokenizers" in done.stdout.split() and "ftfy" not in done.stdout.split()
 
 
 def test_words_are_found_in_cleaned_text() -> None:

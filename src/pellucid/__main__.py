@@ -1,5 +1,6 @@
 """The ``pellucid`` command, also as ``python -m pellucid``."""
 
+import gc
 import os
 import signal
 
@@ -8,12 +9,15 @@ import signal
 # takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Looking for unused objects every 700 new ones takes a tenth of the time in which torch is imported.
+gc.set_threshold(20_000)
+
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Ctrl-C ends the program at once until `main` begins: while modules are imported, the exception
     # that it would raise can be lost in their C code.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from pellucid.cli import main
+from pellucid.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

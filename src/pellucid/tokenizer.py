@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ftfy
 import tokenizers
 import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
@@ -27,6 +26,7 @@ END_OF_WORD = "</w>"  # CLIP's mark on the last piece of a word
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 WORDS = r"[\p{L}\p{M}]+|[\p{N}]|[^\s\p{L}\p{M}\p{N}]+"
 NOT_A_WORD = r"^Ġ(?=[^a-z])"  # a comma or a digit needs no mark that a word starts here
+PLAIN = re.compile("[ -%'-~]*")  # printable ASCII without &: there is nothing to undo
 # The s of a plural is a piece of its own, so that "rabbits" is "rabbit" and "s" even if only
 # "rabbit" was met.
 PLURAL = r"(?<=[a-z]{2}[a-rt-z])s$"
@@ -46,6 +46,10 @@ def clean(text: str) -> str:
     As `basic_clean` of CLIP's own tokenizer: typographic quotes become plain ones, ligatures and
     full-width letters become usual letters. Lone surrogates, which nothing can encode, become "?".
     """
+    if PLAIN.fullmatch(text):
+        return text
+    import ftfy  # which most prompts do not need, and which takes as long as all of this package
+
     fixed = ftfy.fix_text(text.encode("utf-8", "replace").decode("utf-8"))
     return html.unescape(html.unescape(fixed))
 

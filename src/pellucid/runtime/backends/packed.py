@@ -174,8 +174,8 @@ class Conv2d(nn.Module):
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """The output plus `other`."""
-        what = (self.weight(x), self.bias, *self.where, "add", 1.0, None, [], None)
-        return mkldnn._convolution_pointwise.binary(x, other, *what)
+        weight = (self.weight(x), self.bias, *self.where)
+        return mkldnn._convolution_pointwise.binary(x, other, *weight, "add", 1.0, None, [], None)
 
 
 class GroupNorm(nn.Module):
@@ -184,13 +184,13 @@ class GroupNorm(nn.Module):
     def __init__(self, layer: nn.GroupNorm) -> None:
         super().__init__()
         self.layer = layer
-        self.wide = [layer.weight.detach().float(), layer.bias.detach().float()]
+        self.weight, self.bias = layer.weight.detach().float(), layer.bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2] * x.shape[3] > FEW:
             return self.layer(x)
         groups, eps = self.layer.num_groups, self.layer.eps
-        return F.group_norm(x.float(), groups, *self.wide, eps).to(x.dtype)
+        return F.group_norm(x.float(), groups, self.weight, self.bias, eps).to(x.dtype)
 
 
 class Residual(nn.Module):
@@ -231,7 +231,7 @@ class Transformer(nn.Module):
         self.heads = own.heads, text.heads
         self.to_qkv = _joined(own.to_q, own.to_k, own.to_v)
         self.to_q, self.to_kv = Linear.of(text.to_q), _joined(text.to_k, text.to_v)
-        self.to_out = nn.ModuleList(Linear.of(each.to_out[0]) for each in (own, text))
+        self.to_out_1, self.to_out_2 = Linear.of(own.to_out[0]), Linear.of(text.to_out[0])
         weights, biases = gates.proj.weight.chunk(2), gates.proj.bias.chunk(2)
         self.up, self.gate = (Linear(*pair) for pair in zip(weights, biases, strict=True))
         self.down = Linear.of(down)
@@ -239,12 +239,12 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, record: Any = None) -> Tensor:
         own, text = self.heads
-        h = attend(*_heads(self.to_qkv(self.norm1(x)), 3, own))
-        x = self.to_out[0].plus(_joined_heads(h), x)  # type: ignore[operator]
+        q, k, v = _heads(self.to_qkv(self.norm1(x)), 3, own)
+        x = self.to_out_1.plus(_joined_heads(attend(q, k, v)), x)
         if self.read is None or self.read[0] is not context:
             self.read = context, _heads(self.to_kv(context), 2, text)
-        (q,) = _heads(self.to_q(self.norm2(x)), 1, text)
-        x = self.to_out[1].plus(_joined_heads(attend(q, *self.read[1])), x)  # type: ignore[operator]
+        (q,), (k, v) = _heads(self.to_q(self.norm2(x)), 1, text), self.read[1]
+        x = self.to_out_2.plus(_joined_heads(attend(q, k, v)), x)
         h = self.norm3(x)
         return self.down.plus(self.up.times(h, self.gate(h, "gelu")), x)
 
