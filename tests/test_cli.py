@@ -228,7 +228,8 @@ def test_long_empty_and_odd_prompts(
         assert path.parent == tmp_path and path.is_file() and name in (None, path.name)
         assert ("is not closed" in err) == ("(" in prompt)
         assert ("is read in" in err) == (len(prompt) > 50)
-        assert err.count("\n") == ("(" in prompt) + (len(prompt) > 50)
+        assert ("is empty" in err) == (not prompt)
+        assert err.count("\n") == ("(" in prompt) + (len(prompt) > 50) + (not prompt)
 
 
 def test_a_random_seed_is_in_the_name_and_in_the_picture(
