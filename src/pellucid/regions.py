@@ -46,16 +46,28 @@ class Regional:
 
 
 def ground(regions: Sequence[Tensor]) -> Tensor:
-    """What lies between regions, each (B, C, h, w): the most typical of their corners, (B, C, 1, 1).
+    """What lies between regions, each (B, C, h, w): as their most typical corner is, (B, C, 1, 1).
 
-    It is one of the corners, the nearest to the median of all. The median itself takes each channel
-    from another corner, and may decode to a colour that none of them has.
+    That is the corner nearest to the median of all. The median itself takes each channel from another
+    corner, and may decode to a colour that none of them has. It is averaged with the positions at the
+    borders that are most like it: one position, repeated, shows its small errors as a pattern.
     """
     corners = torch.cat([each[..., [0, 0, -1, -1], [0, -1, 0, -1]] for each in regions], dim=-1)
     median = corners.median(dim=-1, keepdim=True).values
     nearest = (corners - median).square().sum(dim=1).argmin(dim=-1)
-    chosen = [own[:, i] for own, i in zip(corners, nearest.tolist(), strict=True)]
-    return torch.stack(chosen)[..., None, None]
+    borders = torch.cat([_border(each) for each in regions], dim=-1)
+    means = []
+    for own, border, i in zip(corners, borders, nearest.tolist(), strict=True):
+        distances = (border - own[:, i : i + 1]).square().sum(dim=0)
+        alike = distances.topk(max(border.shape[-1] // 3, 1), largest=False).indices
+        means.append(border[:, alike].mean(dim=-1))
+    return torch.stack(means)[..., None, None]
+
+
+def _border(x: Tensor) -> Tensor:
+    """The outermost positions of (B, C, h, w) as (B, C, n)."""
+    sides = (x[..., 0, :], x[..., -1, :], x[..., 1:-1, 0], x[..., 1:-1, -1])
+    return torch.cat(sides, dim=-1)
 
 
 def box(region: Region, height: int, width: int) -> tuple[slice, slice]:
