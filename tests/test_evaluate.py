@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from pellucid.data.emoji import (
     COLORS,
+    PAINTS,
     TINTS,
     Concept,
     EmojiArt,
@@ -94,7 +95,7 @@ class Painter(Evaluation):
         for kind in ("common", "everyday"):
             for p in read_prompts(kind):
                 words[p.text] = (p.concept, None)
-                words |= {with_color(p.concept, w): (p.concept, w) for w in TINTS}
+                words |= {with_color(p.concept, w): (p.concept, w) for w in PAINTS}
         return words | {with_article(name): (name, None) for name in self.numbers}
 
     def thing(self, text: str, style: int) -> np.ndarray:
@@ -140,9 +141,11 @@ def test_attributes(art: EmojiArt, known: Any) -> None:
     for name in ("tint: right hue", "tint: concept kept", "ground: right hue", "style obeyed"):
         assert right[name] == 1, name
     assert right["ground: concept kept"] == 1
+    assert (right["shade: no hue"], right["shade: concept kept"]) == (1, 1)
     wrong = attributes.measure(WrongPainter(model, art, known))
     for name in ("tint: concept kept", "ground: right hue", "ground: concept kept", "style obeyed"):
         assert wrong[name] == 0, name
+    assert wrong["shade: concept kept"] == 0
 
 
 def test_every_concept(art: EmojiArt, known: Any) -> None:

@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.data.emoji import COLORS, TINTS, held_out, with_article, with_color
+from pellucid.data.emoji import COLORS, SHADES, TINTS, held_out, with_article, with_color
 from pellucid.evaluate.evaluation import Evaluation, read_prompts
 
 HUES = {c: colorsys.rgb_to_hsv(*(v / 255 for v in COLORS[c]))[0] * 360 for c in TINTS}
+GROUND = 0.9  # what is lighter is white ground, in [-1, 1]
 RIM = 6  # pixels at each edge that show the ground
 
 
 def measure(evaluation: Evaluation) -> dict[str, float]:
     """Fractions of the prompts whose colour, thing or style is right."""
-    return colors(evaluation, "tint") | colors(evaluation, "ground") | style(evaluation)
+    kinds = colors(evaluation, "tint") | colors(evaluation, "ground") | shades(evaluation)
+    return kinds | style(evaluation)
 
 
 def colors(evaluation: Evaluation, kind: str) -> dict[str, float]:
@@ -38,7 +40,7 @@ def colors(evaluation: Evaluation, kind: str) -> dict[str, float]:
     rim = torch.ones(pixels.shape[-2:], dtype=torch.bool)
     rim[RIM:-RIM, RIM:-RIM] = False
     # For tinted objects, every pixel that is not background.
-    where = [picture.mean(0) < 0.9 if kind == "tint" else rim for picture in pixels]
+    where = [picture.mean(0) < GROUND if kind == "tint" else rim for picture in pixels]
     hues = [dominant_hue(*pair) for pair in zip(pixels, where, strict=True)]
     numbers = [evaluation.numbers[p.concept] for p in prompts]
     hue = np.array([a == b for a, b in zip(hues, words, strict=True)])
@@ -50,6 +52,17 @@ def colors(evaluation: Evaluation, kind: str) -> dict[str, float]:
         f"{kind}: right hue, combinations held out": float(hue[unseen].mean()),
         f"{kind}: combinations held out, number": float(unseen.sum()),
     }
+
+
+def shades(evaluation: Evaluation) -> dict[str, float]:
+    """Of things in gray, black and white, the colours without a hue."""
+    prompts, words = read_prompts("common")[1::2], list(SHADES)
+    texts = [with_color(p.concept, words[i % len(words)]) for i, p in enumerate(prompts)]
+    pixels = evaluation.pixels(texts, seed=3000)
+    kept = np.equal([evaluation.numbers[p.concept] for p in prompts], evaluation.things(pixels))
+    spread = [(p.amax(0) - p.amin(0))[p.mean(0) < GROUND] for p in pixels]  # of red, green and blue
+    gray = np.array([not len(s) or float(s.mean()) < 0.2 for s in spread])
+    return {"shade: no hue": float(gray.mean()), "shade: concept kept": float(kept.mean())}
 
 
 def style(evaluation: Evaluation) -> dict[str, float]:
