@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pellucid import checkpoints
 from pellucid.train import adversary
-from pellucid.vae import SD_VAE, SDXL_VAE, VAE, Posterior, VAEConfig
+from pellucid.vae import SD_VAE, SDXL_VAE, VAE, Posterior, VAEConfig, deblock
 
 SMALL = VAEConfig(block_out_channels=(16, 32), layers_per_block=1, norm_groups=8)
 LINEAR = replace(SMALL, latent_channels=12, patch_size=2, mid_attention=False, shortcut=True)
@@ -257,3 +257,31 @@ def test_working_bytes_grow_with_the_picture() -> None:
         vae = VAE(SD_VAE)
     assert vae.working_bytes(512, 512) == 4 * 256 * 512 * 512 * 4
     assert vae.half().working_bytes(512, 256) == 4 * 256 * 512 * 256 * 2
+
+
+def test_deblocking_halves_small_steps_on_the_grid_and_keeps_the_rest() -> None:
+    ramp = torch.linspace(-0.5, 0.5, 24).expand(1, 3, 24, 24)
+    assert torch.allclose(deblock(ramp, 8, 0.15), ramp)
+    faint, outline = ramp.clone(), ramp.clone()
+    faint[..., 8:] += 0.1
+    outline[..., 8:] += 0.5
+    inside = ramp.clone()
+    inside[..., 12:] += 0.1
+    assert torch.allclose(deblock(outline, 8, 0.15), outline)
+    assert torch.allclose(deblock(inside, 8, 0.15), inside)
+    mended = deblock(faint, 8, 0.15)
+    assert torch.allclose((mended - faint)[0, 0, 5, 6:10], torch.tensor([0, 0.025, -0.025, 0]))
+    turned = deblock(faint.mT, 8, 0.15)
+    assert torch.allclose(turned, mended.mT)
+
+
+def test_a_decoder_deblocks_if_its_config_says_so() -> None:
+    vae = VAE(SMALL).eval()
+    z = torch.randn(1, SMALL.latent_channels, 4, 4)
+    with torch.no_grad():
+        plain = vae.decode(z)
+        vae.config = replace(SMALL, deblock=0.5)
+        assert torch.equal(vae.decode(z), deblock(plain, SMALL.downsample, 0.5))
+        assert not torch.equal(vae.decode(z), plain)
+    with pytest.raises(ValueError, match="deblock must not be negative, got -1"):
+        replace(SMALL, deblock=-1)
