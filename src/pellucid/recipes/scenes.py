@@ -15,6 +15,8 @@ MAP_WIDTH = 1024
 
 SINGLE = {"plain": 0.34, "tint": 0.12, "ground": 0.08}
 SEVERAL = {"layout": 0.06, "pair": 0.18, "colors": 0.08, "count": 0.08, "many": 0.06}
+# Several things are drawn in regions, each by itself (`regions`), so the network learns single ones.
+DRAWN = dict.fromkeys(SEVERAL, 0.0) | {"plain": 0.38, "tint": 0.36, "ground": 0.2, "pair": 0.06}
 
 
 def unet(channels: tuple[int, ...]) -> UNetConfig:
@@ -34,7 +36,7 @@ RECIPE = replace(
         "vae": SINGLE | SEVERAL,
         "clip": SINGLE | SEVERAL | {"play": 0.5},
         # Mostly as the things were drawn: fewer places for an outline, learned sooner.
-        "diffusion": SINGLE | SEVERAL | {"play": 0.12, "mirror": 0.1, "core": 0.12},
+        "diffusion": DRAWN | {"play": 0.12, "mirror": 0.1, "core": 0.12},
         "gan": dict.fromkeys(("tint", "ground", *SEVERAL), 0.0),
     },
 )
