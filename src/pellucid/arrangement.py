@@ -64,6 +64,12 @@ _PLACE = re.compile(
     r"(?:\s+of the (?:picture|image|canvas|frame))?+(?!\s+of\b)",
     re.IGNORECASE,
 )
+# The ground that a thing has unasked.
+_WHITE = re.compile(
+    r",?\s*\b(?:(?:on|against|with|in front of)\s+)?(?:(?:a|the)\s+)?(?:(?:plain|pure|clean)\s+)?"
+    r"white (?:background|backdrop|ground)\b",
+    re.IGNORECASE,
+)
 _SMALL = {"small": 2, "mini": 2, "tiny": 3, "miniature": 3}
 """Words -> how many such things are as wide as the picture."""
 SIZES = {*_SMALL, "little", "big", "large", "huge", "giant", "gigantic", "enormous", "massive"}
@@ -139,7 +145,7 @@ def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
     large as the picture, or the prompt says in its grammar how its parts are joined."""
     if _GRAMMAR.search(prompt):
         return ""
-    text = _PLACE.sub(lambda place: " " * len(place.group()), prompt)
+    text = _blank(_WHITE, _blank(_PLACE, prompt))
     tokens = list(_TOKEN.finditer(text))
     words = [token.group().lower().replace("’", "'") for token in tokens]
     things = _things(words, lexicon)
@@ -166,16 +172,21 @@ def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
         shape = next((_SHAPES[word] for word in after if word in _SHAPES), None)
         lie = LIES.get(joints[0], "left") if counts == [1, 1] else None
         cells, side = _placed(places, counts) or _cells(sum(counts), lie, shape)
-    elif places or SIZES.intersection(phrases[0]):
+    elif text != prompt or SIZES.intersection(phrases[0]):
         cells, side = _alone(phrases[0], places.get(0))
     else:
         return ""
     head = text[: tokens[starts[0]].start()]
     tail = text[tokens[things[-1].end - 1].end() :].rstrip(" .!")
     tail = re.sub(r",?\s*in a (?:row|line|column|stack|grid|circle)\b", "", tail)
-    whole = [re.sub(r"\s+", " ", f"{head}{own}{tail}").strip() for own in texts]
+    whole = [re.sub(r"\s+(?=[\s,]|$)", "", f"{head}{own}{tail}").strip() for own in texts]
     repeated = (own for own, count in zip(whole, counts, strict=True) for _ in range(count))
     return Arrangement(tuple(repeated), cells, side)
+
+
+def _blank(pattern: re.Pattern[str], prompt: str) -> str:
+    """A prompt with spaces for what the pattern finds, so that the rest stays where it is."""
+    return pattern.sub(lambda found: " " * len(found.group()), prompt)
 
 
 def _not_understood(words: Sequence[str], things: Sequence[_Thing]) -> str:
