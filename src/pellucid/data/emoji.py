@@ -422,11 +422,11 @@ def compose(
         return fit[rng.integers(len(fit))] if fit else None
 
     picture, canvas = art.pixels[first, style], ground(art.size, None)
-    if chance < mix.tinted and (color := allowed(TINTS)):
+    if chance < mix.tinted and (color := allowed(PAINTS)):
         paste(canvas, tint(picture, color), cx, cy, side, mirror)
         text = with_color(name, color) + ending
         return Sample(canvas.astype(np.uint8), text, (first,), style, tint=color)
-    if chance < mix.tinted + mix.on_color and (color := allowed(tuple(COLORS))):
+    if chance < mix.tinted + mix.on_color and (color := allowed(GROUNDS)):
         canvas = ground(art.size, color)
         paste(canvas, picture, cx, cy, min(side, round(art.size * 0.875)), mirror)
         text = f"{with_article(name)} on {with_article(color)} background{ending}"

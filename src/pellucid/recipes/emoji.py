@@ -42,7 +42,7 @@ RECIPE = Recipe(
         patch_size=4,
         mid_attention=False,
         shortcut=True,
-        deblock=0.15,
+        deblock=0.25,
     ),
     text=TextConfig(
         context_length=24,
