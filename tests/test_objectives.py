@@ -114,11 +114,11 @@ def test_further_ways_are_learned_and_packed(
         "noise": "pyramid",
         "times": "logit_normal",
     }
-    options = replace(options, out=tmp_path, steps=60, sample_every=60, **fields)
+    options = replace(options, out=tmp_path, steps=120, sample_every=120, **fields)
     drawn_with = load(train_diffusion.train(options, TINY, show_progress))
     assert drawn_with.prediction == "v" and drawn_with.name == tmp_path.name
     losses = [float(x) for x in re.findall(r"validation loss (\S+)", capsys.readouterr().err)]
-    assert losses[-1] < losses[0] and (tmp_path / "samples" / "000060.png").is_file()
+    assert losses[-1] < losses[0] and (tmp_path / "samples" / "000120.png").is_file()
     parts = pack.PackOptions(
         vae=options.vae,
         clip=options.clip,
