@@ -311,7 +311,7 @@ def left_out_warnings(model: Model, request: ResolvedRequest) -> list[str]:
             FieldMessage(
                 "{model} does not understand what a prompt says not to draw; left out: {parts}. Name it "
                 "in {negative_prompt}",
-                model=model.name,
+                model=model.title,
                 parts=", ".join(map(repr, parts)),
             )
         )
@@ -330,7 +330,7 @@ def left_out_warnings(model: Model, request: ResolvedRequest) -> list[str]:
             warnings.append(
                 FieldMessage(
                     "the prompt is drawn as a whole, where {model} mixes its things up: " + why,
-                    model=model.name,
+                    model=model.title,
                 )
             )
     return warnings
