@@ -128,8 +128,9 @@ def test_a_job_in_the_bin_is_not_drawn(idle: Engine) -> None:
 def test_what_is_cancelled_before_it_is_handed_over_is_not_drawn(
     idle: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, sent, job = idle.workers[0], list[Any](), submitted(idle)
-    idle.queue.take([job.id])
+    worker, sent = idle.workers[0], list[Any]()
+    submitted(idle)
+    (job,) = idle.next_jobs("cpu")
 
     class Ended:
         def is_alive(self) -> bool:

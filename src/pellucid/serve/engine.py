@@ -59,11 +59,13 @@ class Event(NamedTuple):
 
     kind: "job": its state or its marks changed. "step": it has a `step`. "queue": its order
     or its pause changed, and `id` is empty. "deleted": the job is gone. "stopping": the server stops.
+    job: of "job", one that ended just now.
     """
 
     kind: Literal["job", "step", "queue", "deleted", "stopping"]
     id: str = ""
     step: StepReport | None = None
+    job: Job | None = None
 
 
 @dataclass
@@ -113,6 +115,7 @@ class Engine:
         self.stopping = False
         self.changed = threading.Condition()
         self._watchers: set[Callable[[Event], None]] = set()
+        self._paused = self.queue.fact("paused") == "yes"
         self._pace: dict[str, float] = {}  # seconds per unit of work, by model
         self._crashes: dict[str, int] = {}
         if configuration.ray:
@@ -259,11 +262,12 @@ class Engine:
     @property
     def paused(self) -> bool:
         """Whether waiting jobs are held; running ones go on."""
-        return self.queue.fact("paused") == "yes"
+        return self._paused
 
     @paused.setter
     def paused(self, held: bool) -> None:
         self.queue.remember("paused", "yes" if held else "no")
+        self._paused = held
         self._notify()
         self.publish(Event("queue"))
 
@@ -349,15 +353,14 @@ class Engine:
         ended = threading.Event()
 
         def take(event: Event) -> None:
-            if event.id == id and event.kind in ("job", "deleted"):
-                job = self.queue.job(id)
-                if job is None or job.state in ENDED:
-                    ended.set()
+            if event.id == id and (event.job is not None or event.kind == "deleted"):
+                ended.set()
 
         with self.watch(take):
-            take(Event("job", id))
-            ended.wait(timeout)
-        job = self.queue.job(id)
+            job = self.queue.job(id)
+            if job is not None and job.state not in ENDED:
+                ended.wait(timeout)
+                job = self.queue.job(id)
         return job if job is not None and job.state in ENDED else None
 
     # ------------------------------------------------------------ for the workers
@@ -372,14 +375,11 @@ class Engine:
                 if not jobs:
                     self.changed.wait()
                     continue
-            taken = set(self.queue.take([job.id for job in jobs]))
-            jobs = [job for job in jobs if job.id in taken]
-            batch, work = tuple(job.id for job in jobs), sum(job.work for job in jobs)
-            for job in jobs:
-                self.live[job.id] = Live(batch, work)
-                self.publish(Event("job", job.id))
+                taken = self.queue.take([job.id for job in jobs])
+                jobs = [job for job in jobs if job.id in taken]
+                batch, work = tuple(job.id for job in jobs), sum(job.work for job in jobs)
+                self.live |= {id: Live(batch, work) for id in batch}
             if jobs:
-                self.publish(Event("queue"))
                 return jobs
 
     def _batch(self, device: str) -> list[Job]:
@@ -416,28 +416,24 @@ class Engine:
     def end(self, ended: Ended) -> bool:
         """Store how a job ended; False: it had ended already."""
         live = self.live.get(ended.id)
-        job = self.queue.job(ended.id)
         if live is not None and live.steps:
             self._keep_steps(ended.id, live.steps)
-        warnings = None
-        if job is not None:
-            warnings = list(dict.fromkeys([*job.warnings, *ended.warnings]))
-        done = self.queue.finish(
-            ended.id, ended.state, ended.error, ended.pictures, warnings, ended.fault
+        job = self.queue.finish(
+            ended.id, ended.state, ended.error, ended.pictures, ended.warnings, ended.fault
         )
         self.live.pop(ended.id, None)
         self._crashes.pop(ended.id, None)
-        if done and job is not None:
+        if job is not None:
             if ended.backend is not None:
                 self.backends[job.model] = ended.backend
             if ended.state == "done" and live is not None and live.work:
                 spent = (time.monotonic() - live.began) / live.work
                 before = self._pace.get(job.model, spent)
                 self._pace[job.model] = 0.7 * before + 0.3 * spent
-            log.info("job ended", extra={"job": ended.id, "state": ended.state, "api": job.api})
-            self.publish(Event("job", ended.id))
+            self.publish(Event("job", ended.id, job=job))
             self.publish(Event("queue"))
-        return done
+            log.info("job ended", extra={"job": ended.id, "state": ended.state, "api": job.api})
+        return job is not None
 
     def crashed(self, ids: list[str], reason: str) -> None:
         """The worker of these jobs has ended: they run once more, the second time they fail."""
@@ -540,12 +536,16 @@ class _Worker(threading.Thread):
         if tasks and not self._process.is_alive():
             self._begin()
         with self.engine.changed:  # some may have been cancelled by now
-            running = {job.id for job in self.engine.queue.running()}
-            tasks = [task for task in tasks if task.id in running]
+            tasks = [task for task in tasks if task.id in self.engine.live]
             self.open = {task.id for task in tasks}
+        if tasks:
+            self.send(Draw(tasks))
+        for job in jobs:
+            if job.id in self.engine.live:
+                self.engine.publish(Event("job", job.id))
+        self.engine.publish(Event("queue"))
         if not tasks:
             return
-        self.send(Draw(tasks))
         limit = self.engine.configuration.second_limit
         deadline = time.monotonic() + limit * len(tasks)
         connection = self._connection

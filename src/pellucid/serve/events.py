@@ -49,7 +49,7 @@ async def ended(engine: Engine, id: str) -> Job | None:
             if event.kind == "stopping":
                 job = await _at_the_end(engine, id, events)
             elif event.kind in ("job", "deleted"):
-                job = await run_in_threadpool(engine.queue.job, id)
+                job = event.job or await run_in_threadpool(engine.queue.job, id)
         return job
 
 

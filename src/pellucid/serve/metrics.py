@@ -8,7 +8,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 
 from pellucid.serve.engine import Engine, Event
-from pellucid.serve.queue import ENDED
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
@@ -42,12 +41,10 @@ class Metrics:
 
     def take(self, event: Event) -> None:
         """Count a job that has ended; for `Engine.watch`."""
-        if event.kind == "job":
-            job = self.engine.queue.job(event.id)
-            if job is not None and job.state in ENDED and job.finished is not None:
-                self.ended.labels(job.api, job.state).inc()
-                if job.state == "done" and job.started is not None:
-                    self.seconds.observe(job.finished - job.started)
+        if (job := event.job) is not None:
+            self.ended.labels(job.api, job.state).inc()
+            if job.state == "done" and job.started is not None and job.finished is not None:
+                self.seconds.observe(job.finished - job.started)
 
     def replied(self, method: str, status: int) -> None:
         """Count a request."""

@@ -299,31 +299,29 @@ class Queue:
         state: State,
         error: str | None = None,
         pictures: Sequence[Picture] = (),
-        warnings: Sequence[str] | None = None,
+        warnings: Sequence[str] = (),
         fault: Fault | None = None,
-    ) -> bool:
-        """End a job that runs or waits; False: it has ended already. The pictures must be stored."""
+    ) -> Job | None:
+        """End a job that runs or waits; the job as it is then, None: it has ended already, or there is
+        none. The pictures must be stored. warnings: further ones."""
         with self._change() as db:
-            done = db.execute(
-                "update jobs set state = ?, error = ?, fault = ?, finished = ?, "
-                "warnings = coalesce(?, warnings) "
-                "where id = ? and state in ('queued', 'running')",
-                (
-                    state,
-                    error,
-                    fault,
-                    time.time(),
-                    None if warnings is None else _json(list(warnings)),
-                    id,
-                ),
+            job = self.job(id)
+            if job is None or job.state in ENDED:
+                return None
+            job.state, job.error, job.fault, job.finished = state, error, fault, time.time()
+            job.warnings = list(dict.fromkeys([*job.warnings, *warnings]))
+            job.pictures = list(pictures)
+            db.execute(
+                "update jobs set state = ?, error = ?, fault = ?, finished = ?, warnings = ? "
+                "where id = ?",
+                (state, error, fault, job.finished, _json(job.warnings), id),
             )
-            if done.rowcount:
-                db.execute("delete from pictures where job = ?", (id,))
-                db.executemany(
-                    "insert into pictures values (?, ?, ?, ?, ?, ?, ?)",
-                    [(id, i, *picture) for i, picture in enumerate(pictures)],
-                )
-        return bool(done.rowcount)
+            db.execute("delete from pictures where job = ?", (id,))
+            db.executemany(
+                "insert into pictures values (?, ?, ?, ?, ?, ?, ?)",
+                [(id, i, *picture) for i, picture in enumerate(pictures)],
+            )
+        return job
 
     def requeue(self, ids: Sequence[str] | None = None) -> int:
         """Running jobs wait again, at their old places; None: all of them. How many."""

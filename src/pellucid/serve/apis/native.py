@@ -285,7 +285,12 @@ def found(engine: Engine, id: str) -> Job:
 
 def viewed(engine: Engine, id: str) -> JobView:
     """The job of an id, for a client. Raises Refused: there is none."""
-    return view(engine, found(engine, id), engine.places())
+    return _placed(engine, found(engine, id))
+
+
+def _placed(engine: Engine, job: Job) -> JobView:
+    """A job for a client, with its place if it waits."""
+    return view(engine, job, engine.places() if job.state == "queued" else {})
 
 
 def queue_state(engine: Engine) -> QueueState:
@@ -439,7 +444,7 @@ def new_job(engine: Server, new: NewJob) -> JobView:
             priority=new.priority,
         )
     )
-    return viewed(engine, job.id)
+    return _placed(engine, job)
 
 
 @jobs_router.get("/jobs")
@@ -600,7 +605,10 @@ async def _events(engine: Engine, id: str | None) -> AsyncIterator[bytes]:
             if event.kind == "stopping":
                 return
             if event.kind == "job" and (id is None or event.id == id):
-                seen = await run_in_threadpool(_seen, engine, event.id)
+                if event.job is not None:  # at once: nothing needs to be read
+                    seen: JobView | None = _placed(engine, event.job)
+                else:
+                    seen = await run_in_threadpool(_seen, engine, event.id)
                 if seen is not None:
                     yield events.written("job", seen.model_dump())
                 if id is not None and (seen is None or seen.state in ENDED):
@@ -626,7 +634,7 @@ async def _events(engine: Engine, id: str | None) -> AsyncIterator[bytes]:
 
 def _seen(engine: Engine, id: str) -> JobView | None:
     job = engine.queue.job(id)
-    return None if job is None else view(engine, job, engine.places())
+    return None if job is None else _placed(engine, job)
 
 
 def _step(engine: Engine, event: Event) -> dict[str, Any]:

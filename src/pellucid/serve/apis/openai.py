@@ -442,9 +442,9 @@ async def _stream(engine: Engine, call: Answered, id: str) -> AsyncIterator[byte
                 step = event.step
                 if event.kind == "stopping":
                     break
-                if step is None:
-                    job = await run_in_threadpool(engine.queue.job, id)
-                elif sent < parts and step.x0 and _is_due(step, sent, parts):
+                if event.kind in ("job", "deleted"):
+                    job = event.job or await run_in_threadpool(engine.queue.job, id)
+                elif step is not None and sent < parts and step.x0 and _is_due(step, sent, parts):
                     data = await run_in_threadpool(_partial, call, step.x0[0], job)
                     yield _event(call, "partial_image", data | {"partial_image_index": sent})
                     sent += 1
