@@ -101,6 +101,26 @@ def test_pictures_that_no_job_uses_are_deleted_at_the_start(idle: Engine) -> Non
     assert kept == {drawn, start, mask, recent}
 
 
+def test_a_damaged_file_is_replaced(idle: Engine) -> None:
+    """As a power failure leaves it: the name without the bytes."""
+    data = png(Image.new("L", (16, 16), 7))
+    path = idle.pictures.path(idle.pictures.add(data))
+    assert path is not None
+    path.write_bytes(b"")
+    assert idle.pictures.path(idle.pictures.add(data)) == path and path.read_bytes() == data
+
+
+def test_only_the_end_of_a_job_carries_it(idle: Engine) -> None:
+    """So metrics count it once, however often its marks change afterwards."""
+    job, seen = submitted(idle), list[Event]()
+    with idle.watch(seen.append):
+        made(idle, job, stored(idle, 1))
+        idle.mark(job.id, favourite=True)
+    told = [event.job for event in seen if event.kind == "job"]
+    assert [each and each.state for each in told] == ["done", None]
+    assert told[0] is not None and [each.seed for each in told[0].pictures] == [1]
+
+
 def test_a_change_of_the_order_is_an_event(idle: Engine) -> None:
     jobs = [submitted(idle) for _ in range(3)]
     seen: list[Event] = []

@@ -183,6 +183,7 @@ class Engine:
         jobs = [self.acceptance.job(each) for each in asked]
         self.queue.add(jobs)
         self._notify()
+        self.queue.sync()
         for job in jobs:
             self.publish(Event("job", job.id))
         self.publish(Event("queue"))

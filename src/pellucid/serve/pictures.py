@@ -58,16 +58,15 @@ class Pictures:
         """Store the bytes of a picture; its name."""
         name = hashlib.sha256(data).hexdigest()
         path = self._path(name)
-        if path.is_file():
-            return name
-        if not path.parent.is_dir():
+        if not _holds(path, data):
             path.parent.mkdir(exist_ok=True)
-            _synchronise(self.folder)
-        with new_file(path) as temporary, temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        _synchronise(path.parent)
+            with new_file(path) as temporary:
+                temporary.write_bytes(data)
+        # All at the end: most file systems then wait for the disk once, and not for every name.
+        _sync(path)
+        with suppress(OSError):  # Windows cannot open folders
+            _sync(path.parent)
+            _sync(self.folder)
         return name
 
     def add_upload(self, data: bytes, pixel_limit: int) -> tuple[str, tuple[int, int]]:
@@ -135,11 +134,18 @@ def media_type(path: Path) -> str:
         return MEDIA.get(str(image.format), "application/octet-stream")
 
 
-def _synchronise(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    with suppress(OSError):  # Windows cannot open folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file has these bytes; after a power failure one may be there without them."""
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,8 +1,9 @@
 """The queue and the history: one table in SQLite, which outlives a killed server.
 
 A job is a row from the time it is accepted to the time it is deleted. A change is on the disk when
-the method returns (a write-ahead log, synchronised at each commit), so an accepted job is never
-lost, and one that reads "done" has its pictures.
+the method returns, so an accepted job is never lost, and one that reads "done" has its pictures.
+SQLite writes a log ahead and does not wait for the disk; `sync` does, for the log, and outside of the
+lock: meanwhile others read and write, and one wait serves all that wrote before it.
 
 Queue libraries for SQLite (persist-queue, litequeue, huey) keep what waits and drop what is done.
 Here places, priorities, a bin and a searchable history are needed as well, so this is a table.
@@ -11,6 +12,7 @@ Here places, priorities, a bin and a searchable history are needed as well, so t
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import threading
@@ -71,6 +73,7 @@ JSON = ("request", "resolved", "options", "warnings")
 """Columns that hold JSON."""
 PICTURE_NAME = re.compile(r"\b[0-9a-f]{64}\b")
 ORDER = "order by priority desc, place, number"
+SYNC = getattr(os, "fdatasync", os.fsync)
 MOST_EQUALS = 64
 """Jobs at most that are drawn in one batch."""
 
@@ -151,8 +154,10 @@ class Queue:
         self._db.row_factory = sqlite3.Row
         try:
             self._db.execute("pragma journal_mode = wal")
+            self._db.execute("pragma synchronous = normal")
             self._db.executescript(SCHEMA)
-        except sqlite3.Error:
+            self._log = os.open(f"{path}-wal", os.O_RDWR)
+        except (sqlite3.Error, OSError):
             self._db.close()
             raise
         if "fault" not in [row["name"] for row in self._rows("pragma table_info(jobs)")]:
@@ -166,14 +171,18 @@ class Queue:
     def close(self) -> None:
         """Close the file."""
         with self._lock:
+            os.close(self._log)
             self._db.close()
 
+    def sync(self) -> None:
+        """Wait until all changes are on the disk."""
+        SYNC(self._log)
+
     @contextmanager
-    def _change(self, synchronous: str = "full") -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it is on the disk afterwards, or nothing of it. With "normal" it
-        outlives a killed process, but perhaps not a power failure, and does not wait for the disk."""
+    def _change(self, sync: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction: all of it is on the disk afterwards, or nothing of it. Without `sync` it
+        outlives a killed process, but perhaps not a power failure."""
         with self._lock:
-            self._db.execute(f"pragma synchronous = {synchronous}")
             self._db.execute("begin immediate")
             try:
                 yield self._db
@@ -181,6 +190,8 @@ class Queue:
                 self._db.execute("rollback")
                 raise
             self._db.execute("commit")
+        if sync:
+            self.sync()
 
     def _rows(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         with self._lock:
@@ -189,9 +200,10 @@ class Queue:
     # ------------------------------------------------------------ jobs
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """Put new jobs at the end of the queue, all or none. Sets their numbers and places."""
+        """Put new jobs at the end of the queue, all or none. Sets their numbers and places. They are on
+        the disk after `sync`; a worker can begin before."""
         names, marks = ", ".join(COLUMNS), ", ".join(f":{name}" for name in COLUMNS)
-        with self._change() as db:
+        with self._change(sync=False) as db:
             (last,) = db.execute("select coalesce(max(place), 0) from jobs").fetchone()
             for place, job in enumerate(jobs, start=1):
                 job.place = last + place
@@ -284,7 +296,7 @@ class Queue:
     def take(self, ids: Sequence[str]) -> list[str]:
         """Those of the queued jobs `ids` that now run: another thread may have been first."""
         taken = []
-        with self._change("normal") as db:  # if it is lost, the job waits, as after any other end
+        with self._change(sync=False) as db:  # if it is lost, the job waits, as after any other end
             for id in ids:
                 done = db.execute(
                     "update jobs set state = 'running', started = ? where id = ? and state = 'queued'",
