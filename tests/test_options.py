@@ -17,7 +17,8 @@ from pellucid.cli._complete import values_of
 from pellucid.cli._options import option_of, options_of, takes_request
 from pellucid.messages import sentence
 from pellucid.plugins import discover
-from pellucid.request import Request, choices_of, declared, option
+from pellucid.request import Request
+from pellucid.request.fields import choices_of, declared, option
 
 
 class WithGlow(Request):
@@ -156,5 +157,5 @@ def test_how_they_are_not(name: str, text: Any, message: str) -> None:
 
 
 def test_the_last_seed_is_that_of_noise() -> None:
-    """It stands in request.py too, which does not import torch."""
+    """It stands in request/request.py too, which does not import torch."""
     assert request.MAX_SEED == noise.MAX_SEED

@@ -15,7 +15,9 @@ from pellucid.images.pixels import to_tensor
 from pellucid.inpaint import Canvas
 from pellucid.noise import draw, generators, slerp
 from pellucid.preview import pictures
-from pellucid.request import ResolvedRequest, SecondPass, unit_of
+from pellucid.request import ResolvedRequest
+from pellucid.request.resolved import SecondPass
+from pellucid.request.sizes import unit_of
 from pellucid.runtime import Runtime
 from pellucid.schedule import Level
 from pellucid.upscale import DiffusionUpscaler, enlarged

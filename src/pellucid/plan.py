@@ -31,15 +31,9 @@ from pellucid.prompt import (
     unbalanced,
     unread,
 )
-from pellucid.request import (
-    Request,
-    ResolvedRequest,
-    described,
-    draws_any_size,
-    no_arrangement,
-    resolve,
-    unit_of,
-)
+from pellucid.request import Request, ResolvedRequest, resolve
+from pellucid.request.resolving import described, no_arrangement
+from pellucid.request.sizes import draws_any_size, unit_of
 from pellucid.schedule import MAX_STEPS, Level
 
 SHOWN = 3  # texts of a prompt that the warnings name

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.progress import each
-from pellucid.request import Request, unit_of
+from pellucid.request import Request
+from pellucid.request.sizes import unit_of
 
 PROMPTS = (
     "a photo of a red bicycle in front of a house by the sea, under a cloudy sky",

@@ -31,7 +31,8 @@ from pellucid import output_names
 from pellucid.folders import Folder, name_of
 from pellucid.messages import sentence
 from pellucid.plugins import nearest
-from pellucid.request import Request, instead_of
+from pellucid.request import Request
+from pellucid.request.request import instead_of
 
 PREFIX = "PELLUCID_"
 CONFIG = f"{PREFIX}CONFIG"  # the variable that names the file

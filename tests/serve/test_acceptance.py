@@ -15,7 +15,8 @@ from sending import png
 from pellucid import checkpoints, preview
 from pellucid.cli._recorded_paths import KINDS
 from pellucid.model import Model
-from pellucid.request import PICTURES, Request, declared, file_fields, option
+from pellucid.request import Request
+from pellucid.request.fields import PICTURES, declared, file_fields, option
 from pellucid.serve.acceptance import Acceptance, Asked
 from pellucid.serve.apis.openai import OWN
 from pellucid.serve.capabilities import capabilities

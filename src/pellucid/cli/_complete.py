@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from pellucid.request import PICTURES, Request, choices_of, file_fields
+from pellucid.request import Request
+from pellucid.request.fields import PICTURES, choices_of, file_fields
 from pellucid.settings import load_settings
 
 Complete = Callable[[str], list[str]]

@@ -140,7 +140,8 @@ def _read(name: str) -> str:
 
 
 def _fields(line: str, place: str) -> dict[str, Any]:
-    from pellucid.request import Request, instead_of
+    from pellucid.request import Request
+    from pellucid.request.request import instead_of
 
     if not re.match(_OBJECT, line):
         return {"prompt": line}

@@ -207,7 +207,7 @@ def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request
 
     ValueError: a file that does not exist, or is no picture where one is needed.
     """
-    from pellucid.request import PICTURES, file_fields, files_in, with_files
+    from pellucid.request.fields import PICTURES, file_fields, files_in, with_files
 
     own, kinds = load_settings().settings, file_fields(type(request))
     pictures = [getattr(request, name) for name, kind in kinds.items() if kind == PICTURES]

@@ -1,7 +1,7 @@
 """The options of a request on the command line, derived from the fields of `Request`.
 
-A field declares its help, its group and how it is written once, in request.py. Here that becomes the
-parameters of a command, so that a new field is a new option of it by itself.
+A field declares its help, its group and how it is written once, in request/request.py. Here that
+becomes the parameters of a command, so that a new field is a new option of it by itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from pellucid import request as fields
 from pellucid.cli._complete import values_of
-from pellucid.request import Request, declared
+from pellucid.request import Request, fields
+from pellucid.request.fields import declared
 
 PANELS = ("", "Model", fields.MODEL, fields.START, fields.MASK, fields.SECOND, fields.STEER)
 """The order of the boxes of --help; others follow."""

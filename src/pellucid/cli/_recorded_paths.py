@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pellucid.request import PICTURES, Request, file_fields, with_files
+from pellucid.request import Request
+from pellucid.request.fields import PICTURES, file_fields, with_files
 from pellucid.settings import load_settings
 
 KINDS: dict[str, str | None] = {

@@ -40,7 +40,8 @@ from pellucid.cli._options import option_of, takes_request
 from pellucid.cli._process import held_signals
 from pellucid.cli._spread import draw_on_ray
 from pellucid.messages import written
-from pellucid.request import MODEL, OUTPUT, Request
+from pellucid.request import Request
+from pellucid.request.fields import MODEL, OUTPUT
 from pellucid.safetensors_header import holds_gan
 
 if TYPE_CHECKING:

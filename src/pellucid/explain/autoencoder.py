@@ -18,7 +18,7 @@ from pellucid.images.pixels import to_pil, to_tensor
 from pellucid.model import Model
 from pellucid.preview import colors_of
 from pellucid.progress import stage
-from pellucid.request import unit_of
+from pellucid.request.sizes import unit_of
 from pellucid.runtime import Runtime
 from pellucid.vae import VAE, psnr
 

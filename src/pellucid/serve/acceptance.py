@@ -12,15 +12,8 @@ from pellucid import checkpoints, hires
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.plan import batch_key, faster, planned
-from pellucid.request import (
-    PICTURES,
-    Request,
-    ResolvedRequest,
-    chosen_seed,
-    file_fields,
-    resolve,
-    with_files,
-)
+from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve
+from pellucid.request.fields import PICTURES, file_fields, with_files
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.library import Library, ModelFile, UnknownName
 from pellucid.serve.pictures import Pictures

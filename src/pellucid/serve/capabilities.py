@@ -13,7 +13,9 @@ from pellucid import samplers
 from pellucid.inpaint import sees_masks
 from pellucid.model import Model
 from pellucid.plan import missing_for_clip_guidance
-from pellucid.request import Request, choices_of, declared, draws_any_size, unit_of
+from pellucid.request import Request
+from pellucid.request.fields import choices_of, declared
+from pellucid.request.sizes import draws_any_size, unit_of
 from pellucid.serve.configuration import Configuration
 
 

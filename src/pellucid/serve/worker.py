@@ -33,7 +33,8 @@ from pellucid.model import Model
 from pellucid.opening import open_model
 from pellucid.pipeline import Progress, batch_size, generate, generate_in_batches
 from pellucid.preview import preview
-from pellucid.request import PICTURES, Request, file_fields, files_in, resolve
+from pellucid.request import Request, resolve
+from pellucid.request.fields import PICTURES, file_fields, files_in
 from pellucid.runtime import Runtime
 from pellucid.runtime.backends import OnBackend
 from pellucid.runtime.memory import DoesNotFit, ran_out

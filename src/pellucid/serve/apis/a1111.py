@@ -30,7 +30,8 @@ from pellucid.images.load import open_header, open_image
 from pellucid.images.metadata import read_metadata
 from pellucid.images.parameters import WORDS, read_parameters
 from pellucid.inpaint import crop
-from pellucid.request import MAX_PROMPT, MAX_SIDE, Request
+from pellucid.request import Request
+from pellucid.request.request import MAX_PROMPT, MAX_SIDE
 from pellucid.runtime.devices import free_memory
 from pellucid.serve import events
 from pellucid.serve.acceptance import Asked

@@ -26,7 +26,8 @@ from pellucid.images.load import open_image
 from pellucid.images.metadata import read_metadata
 from pellucid.plan import prompt_warnings
 from pellucid.plugins import nearest
-from pellucid.request import MAX_PROMPT, MAX_SEED, Request, chosen_seed
+from pellucid.request import Request, chosen_seed
+from pellucid.request.request import MAX_PROMPT, MAX_SEED
 from pellucid.schedule import Schedule
 from pellucid.serve import events
 from pellucid.serve.acceptance import Asked, upscaler_names

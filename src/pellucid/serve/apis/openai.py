@@ -28,7 +28,8 @@ from pellucid.conditioning import chunked
 from pellucid.images.data_url import data_of
 from pellucid.images.load import open_header, open_image
 from pellucid.plugins import nearest
-from pellucid.request import Request, file_fields
+from pellucid.request import Request
+from pellucid.request.fields import file_fields
 from pellucid.serve import events
 from pellucid.serve.acceptance import Asked
 from pellucid.serve.engine import Engine

@@ -1,9 +1,5 @@
 """What can be asked for: every task is a field of `Request`, never another function.
 
-Each field is declared once, with its help, its group and the way the command line writes it
-(`option`). The command line and the HTTP interfaces derive their options from these declarations,
-so that a new field appears everywhere by itself.
-
 Torch is imported only inside the functions that need it: `pellucid --help` reads the fields, and
 must not wait for it.
 """
@@ -11,21 +7,9 @@ must not wait for it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
-from functools import lru_cache
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    Self,
-    cast,
-    get_args,
-    get_origin,
-)
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self, get_args
 
-from PIL import Image
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -36,23 +20,26 @@ from pydantic import (
     model_validator,
 )
 
-from pellucid.arrangement import Region, arrange
-from pellucid.lexicon import LeftOut, expand_emoji, not_learned
 from pellucid.messages import FieldMessage
 from pellucid.plugins import choose, discover, nearest
 from pellucid.prompt import Emphasis, LoraTag, WalkBy, split_and, take_loras
-
-if TYPE_CHECKING:
-    from pellucid.model import Model
+from pellucid.request.fields import (
+    MASK,
+    MODEL,
+    OUTPUT,
+    PICTURES,
+    SECOND,
+    START,
+    STEER,
+    declared,
+    needs_of,
+    option,
+)
 
 MAX_SEED = 2**63 - 1  # as noise.MAX_SEED
 MAX_SIDE = 4096
 MAX_PROMPT = 100_000  # characters; OpenAI allows 32,000
 MAX_AND = 100  # prompts at once, each an evaluation of the network at every step
-# Models of at least this width draw any size; a smaller one draws what it was trained on.
-ANY_SIZE = 256
-# With a second stage the shorter side is drawn at the model's own size, which limits the longer one.
-MOST_RATIO = 8
 SHOWN = 5  # names that a message lists
 STRENGTH, MASK_STRENGTH, EXTEND_STRENGTH = 0.6, 0.75, 1.0
 
@@ -84,17 +71,6 @@ Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 
-# Groups of fields: a panel of --help each. Fields without a group come first.
-PICTURES = "pictures"  # files that are pictures, which no folder of the settings has
-MODEL, START, MASK = "On the model", "Picture to start from", "Mask"
-SECOND, STEER, OUTPUT = "Second pass", "Noise and guidance", "Output"
-
-
-class Choices(NamedTuple):
-    """The values of a field that has a fixed list of them, read when they are needed."""
-
-    names: Callable[[], Iterable[str]]
-
 
 def _spacings() -> list[str]:
     from pellucid.schedule import SPACINGS
@@ -112,100 +88,6 @@ def _upscalers() -> Iterable[str]:
     from pellucid.hires import UPSCALERS
 
     return UPSCALERS
-
-
-def option(
-    help: str,
-    default: Any = None,
-    group: str = "",
-    *,
-    flag: str | None = "",
-    form: str = "",
-    files: str = "",
-    needs: str | None = None,
-    choices: Callable[[], Iterable[str]] | None = None,
-    **limits: Any,
-) -> Any:
-    """A field of `Request`, with all that an interface has to know of it.
-
-    help: one short sentence. group: the fields that it is shown with. flag: how the command line
-    writes it, where that is not --the-name; without dashes it is an argument, None: it has none.
-    Fields with the same flag are written together, as --size is. form: the format of
-    its text, where it is not one word or number. files: what the files are that it names, if it names
-    any: PICTURES, or the folder of the settings that they are in. An HTTP client never gives a path
-    there. needs: the field without which this one does nothing. choices: gives its values, where they
-    are a list that its type does not have. limits: as pydantic's Field takes them.
-    """
-    extra: dict[str, Any] = {
-        "group": group,
-        "flag": flag,
-        "form": form,
-        "files": files,
-        "needs": needs,
-    }
-    field = Field(default, description=help, json_schema_extra=extra, **limits)
-    if choices is not None:  # not in `extra`, which must be JSON
-        field.metadata.append(Choices(choices))
-    return field
-
-
-def declared(request: BaseModel | type[BaseModel], name: str) -> dict[str, Any]:
-    """What `option` says of a field: its group, flag, form, files, needs."""
-    kind = request if isinstance(request, type) else type(request)
-    return cast("dict[str, Any]", kind.model_fields[name].json_schema_extra or {})
-
-
-def choices_of(request: type[BaseModel], name: str) -> Callable[[], list[str]] | None:
-    """Gives the values of a field, as its type or `option` has them; None: it has no list of them."""
-    field = request.model_fields[name]
-    listed = next((each.names for each in field.metadata if isinstance(each, Choices)), None)
-    if listed is not None:
-        return lambda: list(listed())
-    types = (field.annotation, *get_args(field.annotation))
-    literal = next((each for each in types if get_origin(each) is Literal), None)
-    return None if literal is None else lambda: list(get_args(literal))
-
-
-@lru_cache
-def needs_of(request: type[BaseModel]) -> dict[str, str]:
-    """The fields that do nothing without another one, and that one."""
-    needs = {name: declared(request, name).get("needs") for name in request.model_fields}
-    return {name: need for name, need in needs.items() if need}
-
-
-@lru_cache
-def file_fields(request: type[BaseModel]) -> dict[str, str]:
-    """The fields that name files, and what these are, as `option` has it."""
-    kinds = {name: declared(request, name).get("files") for name in request.model_fields}
-    return {name: kind for name, kind in kinds.items() if kind}
-
-
-def files_in(value: Any) -> list[str]:
-    """The names in the value of a field that names files, as `with_files` changes them."""
-    found: list[str] = []
-
-    def take(name: str) -> str:
-        found.append(name)
-        return name
-
-    with_files(value, take)
-    return found
-
-
-def with_files(value: Any, change: Callable[[str], str]) -> Any:
-    """The value of a field that names files, with other names: of one, of several, or of several with
-    weights. What has another form stays as it is."""
-    if isinstance(value, str):
-        return change(value)
-    if not isinstance(value, list | tuple):
-        return value
-    each = [
-        type(entry)((with_files(entry[0], change), *entry[1:]))
-        if isinstance(entry, list | tuple) and entry
-        else with_files(entry, change)
-        for entry in value
-    ]
-    return type(value)(each)
 
 
 class Request(BaseModel):
@@ -562,94 +444,6 @@ class Request(BaseModel):
         return self.model_dump(mode="json", exclude=idle)
 
 
-class Start(NamedTuple):
-    """The picture that image to image starts from, and how much of it is redrawn."""
-
-    picture: Image.Image
-    """RGB, as `images.open_image` reads it, before it is extended or cropped."""
-    strength: float
-
-
-class SecondPass(NamedTuple):
-    """A second pass at a larger size, which draws the enlarged picture over."""
-
-    scale: float
-    steps: int
-    strength: float
-    upscaler: str
-
-
-class ResolvedRequest(Request):
-    """A request as one model carries it out: every default is filled in (`resolve`)."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    steps: int
-    guidance: float
-    sampler: str
-    """The name of a file in samplers/."""
-    spacing: str
-    """One of `schedule.SPACINGS`."""
-    width: int
-    """Of the result before a second pass; with only_masked, of the part that is drawn."""
-    height: int
-    drawn_size: tuple[int, int] = Field(default=(0, 0), exclude=True)
-    """Width and height that the backbone draws in the first pass; with a second stage not those of the
-    result. It is not part of the record, which determines it."""
-    regions: tuple[Region, ...] = Field(default=(), exclude=True)
-    """The parts of the picture that are drawn by themselves, in the place of `prompt`; none: the
-    whole. They follow from the record too."""
-    left_out: LeftOut = Field(default=LeftOut(), exclude=True)
-    """What the model does not read of the prompts."""
-    seed: int
-    picture: Image.Image | None = Field(default=None, exclude=True, repr=False)
-    """`image`, opened; it is not part of the record."""
-    others: tuple[ResolvedRequest, ...] = Field(default=(), exclude=True, repr=False)
-    """Requests whose pictures are drawn in the same batch, after its own; `plan.batch_key` says
-    which."""
-
-    def read(self, text: str) -> str:
-        """A text as the model reads it."""
-        return self.left_out.rest(text)
-
-    @property
-    def members(self) -> list[ResolvedRequest]:
-        """This request by itself, and the others of its batch."""
-        return [self.model_copy(update={"others": ()}), *self.others]
-
-    @property
-    def start(self) -> Start | None:
-        """The picture to start from; None: pure noise."""
-        if self.picture is None or self.strength is None:
-            return None
-        return Start(self.picture, self.strength)
-
-    @property
-    def second_pass(self) -> SecondPass | None:
-        """None: there is none."""
-        if self.hires is None or self.hires_steps is None:
-            return None
-        return SecondPass(self.hires, self.hires_steps, self.hires_strength, self.hires_upscaler)
-
-    @property
-    def largest_size(self) -> tuple[int, int]:
-        """Width and height of what the backbone draws in the largest pass."""
-        scale = 1.0 if self.second_pass is None else self.second_pass.scale
-        return round(self.drawn_size[0] * scale), round(self.drawn_size[1] * scale)
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each image; on a walk all have the same."""
-        own = [self.seed + (i if self.walk is None else 0) for i in range(self.count)]
-        return own + [seed for other in self.others for seed in other.seeds]
-
-    def alone(self, i: int) -> ResolvedRequest:
-        """The request of its own image i by itself. ValueError if there is none."""
-        if not 0 <= i < self.count:
-            raise ValueError(f"image must be between 0 and {self.count - 1}, got {i}")
-        return self.part(i, 1)
-
-
 def instead_of(name: str) -> str:
     """What a message says of a name that is no field: the fields of the option of this name, else the
     nearest ones."""
@@ -668,166 +462,3 @@ def instead_of(name: str) -> str:
 def chosen_seed(request: Request) -> int:
     """The request's seed, or a random one."""
     return secrets.randbelow(2**32) if request.seed in (None, -1) else int(request.seed)
-
-
-def resolve(model: Model, request: Request) -> ResolvedRequest:
-    """The request with the model's defaults, a seed and plain names filled in, its image opened, and
-    its emoji as words.
-
-    Raises ValueError: a size that the model cannot draw, an image that cannot be read.
-    """
-    from pellucid import samplers
-    from pellucid.images.load import open_image
-
-    request, d = in_words(model, request), model.defaults
-    name, spacing = samplers.resolve(d.sampler if request.sampler is None else request.sampler)
-    if request.spacing is not None:
-        spacing = request.spacing
-    own = samplers.get(name).spec.guidance
-    guidance = d.guidance if own is None else own
-    picture = None if request.image is None else open_image(request.image)
-    width, height = size_of(model, request, picture)
-    drawn_size, regions = canvas_of(model, request, drawn_size_of(model, width, height))
-    filled: dict[str, Any] = {
-        "steps": d.steps if request.steps is None else request.steps,
-        "guidance": guidance if request.guidance is None else request.guidance,
-        "sampler": name,
-        "spacing": samplers.spacing_of(
-            name, d.spacing if spacing is None else spacing, model.schedule
-        ),
-        "walk_by": d.walk_by if request.walk_by is None else request.walk_by,
-        "width": width,
-        "height": height,
-        "drawn_size": drawn_size,
-        "regions": regions,
-        "left_out": left_out_of(model, request),
-        "seed": chosen_seed(request),
-        "picture": picture,
-    }
-    if request.image is not None and request.strength is None:
-        masked = EXTEND_STRENGTH if any(request.extend) else MASK_STRENGTH
-        filled["strength"] = masked if request.masked else STRENGTH
-    if request.hires is not None and request.hires_steps is None:
-        filled["hires_steps"] = filled["steps"]
-    return ResolvedRequest.model_validate(dict(request) | filled)
-
-
-def in_words(model: Model, request: Request) -> Request:
-    """The request with the emoji in its prompts as words, for a model that lists what it has learned."""
-    words = model.lexicon
-    if words is None:
-        return request
-    each = {
-        name: expand_emoji(text, words)
-        for name in ("prompt", "negative_prompt", "walk")
-        if (text := getattr(request, name)) is not None
-    }
-    mix = tuple((expand_emoji(text, words), weight) for text, weight in request.mix)
-    return request.model_copy(update={**each, "mix": mix})
-
-
-def canvas_of(
-    model: Model, request: Request, size: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[Region, ...]]:
-    """Width and height of the first pass, and the regions in it: larger than `size` where the things of
-    the prompt are drawn one by one."""
-    arranged = None
-    if model.lexicon is not None and no_arrangement(request) is None:
-        arranged = arrange(described(request), model.lexicon)
-    if arranged is None:
-        return size, ()
-    width, height = (side * arranged.side for side in size)
-    return (width, height), arranged.regions(width, height)
-
-
-def described(request: Request) -> str:
-    """What the prompt says to draw, for a model that lists what it has learned."""
-    return LeftOut(negated=True).rest(take_loras(request.prompt)[0])
-
-
-def left_out_of(model: Model, request: Request) -> LeftOut:
-    """What a model which lists what it has learned does not read. A LoRA may know other words."""
-    if model.lexicon is None:
-        return LeftOut()
-    found = LeftOut(negated=True)
-    if request.loras or request.lora_tags:
-        return found
-    also = [word.lower() for word in model.tokenizer.words]
-    texts = (*request.prompts, request.negative_prompt)
-    rest = [not_learned(found.rest(text), model.lexicon, also) for text in texts]
-    return found._replace(words=frozenset().union(*rest))
-
-
-def no_arrangement(request: Request) -> str | None:
-    """The field that keeps the things of a prompt from being drawn one by one; None if none does."""
-    if request.arrange is False:
-        return "arrange"
-    fields = ("image", "mix", "walk", "clip_guidance", "refiner")
-    return next((name for name in fields if getattr(request, name)), None)
-
-
-def draws_any_size(model: Model) -> bool:
-    """Whether a picture to start from keeps its own size."""
-    return min(model.drawn_size) >= ANY_SIZE
-
-
-def unit_of(model: Model) -> int:
-    """Width and height must be multiples of this many pixels."""
-    patch = getattr(getattr(model.backbone, "config", None), "patch_size", 1)
-    return model.vae.config.downsample * patch
-
-
-def drawn_size_of(model: Model, width: int, height: int) -> tuple[int, int]:
-    """Width and height that the backbone draws for a result of this size.
-
-    With a second stage, the shorter side is always the model's own, and the ratio of the sides is that
-    of the result, as far as the backbone allows it. ValueError where the sides differ too much for that.
-    """
-    if model.second_stage is None:
-        return width, height
-    if max(width, height) > MOST_RATIO * min(width, height):
-        raise ValueError(
-            f"the longer side must be at most {MOST_RATIO} times the shorter one with this model, "
-            f"got {width}x{height}"
-        )
-    scale, unit = min(model.drawn_size) / min(width, height), unit_of(model)
-    return round(width * scale / unit) * unit, round(height * scale / unit) * unit
-
-
-def size_of(model: Model, request: Request, picture: Image.Image | None) -> tuple[int, int]:
-    """Width and height of the result before a second pass; with only_masked, of the part.
-
-    picture: the request's image. ValueError for a size that is not a multiple of the unit, unless
-    it is exactly that of a picture of which only a part is drawn, or a second stage makes it.
-    """
-    d, unit = model.defaults, 1 if model.second_stage is not None else unit_of(model)
-    own, exact = (d.width, d.height), False
-    if picture is not None and not request.only_masked:
-        left, top, right, bottom = request.extend
-        width, height = picture.width + left + right, picture.height + top + bottom
-        exact = request.masked and (
-            request.width in (None, width) and request.height in (None, height)
-        )
-        if exact:
-            own = (width, height)
-        elif request.masked or draws_any_size(model):
-            own = (max(width // unit, 1) * unit, max(height // unit, 1) * unit)
-    size = (
-        own[0] if request.width is None else request.width,
-        own[1] if request.height is None else request.height,
-    )
-    for side, pixels in zip(("width", "height"), size, strict=True):
-        if pixels > MAX_SIDE:
-            raise ValueError(
-                f"{request.image} makes a {side} of {pixels}; at most {MAX_SIDE} can be drawn, so "
-                "width and height have to be given"
-            )
-        if pixels % unit and not exact:
-            near = max(round(pixels / unit), 1) * unit
-            raise ValueError(f"{side} must be a multiple of {unit}, such as {near}, got {pixels}")
-    if request.hires is not None and max(size) * request.hires > MAX_SIDE:
-        raise ValueError(
-            f"hires {request.hires:g} makes {max(size) * request.hires:g} pixels of {max(size)}; "
-            f"at most {MAX_SIDE} can be drawn"
-        )
-    return size

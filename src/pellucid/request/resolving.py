@@ -1,0 +1,117 @@
+"""From what was asked to what one model does: its defaults, its sizes and its words fill a request in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pellucid.arrangement import Region, arrange
+from pellucid.lexicon import LeftOut, expand_emoji, not_learned
+from pellucid.prompt import take_loras
+from pellucid.request.request import (
+    EXTEND_STRENGTH,
+    MASK_STRENGTH,
+    STRENGTH,
+    Request,
+    chosen_seed,
+)
+from pellucid.request.resolved import ResolvedRequest
+from pellucid.request.sizes import drawn_size_of, size_of
+
+if TYPE_CHECKING:
+    from pellucid.model import Model
+
+
+def resolve(model: Model, request: Request) -> ResolvedRequest:
+    """The request with the model's defaults, a seed and plain names filled in, its image opened, and
+    its emoji as words.
+
+    Raises ValueError: a size that the model cannot draw, an image that cannot be read.
+    """
+    from pellucid import samplers
+    from pellucid.images.load import open_image
+
+    request, d = in_words(model, request), model.defaults
+    name, spacing = samplers.resolve(d.sampler if request.sampler is None else request.sampler)
+    if request.spacing is not None:
+        spacing = request.spacing
+    own = samplers.get(name).spec.guidance
+    guidance = d.guidance if own is None else own
+    picture = None if request.image is None else open_image(request.image)
+    width, height = size_of(model, request, picture)
+    drawn_size, regions = canvas_of(model, request, drawn_size_of(model, width, height))
+    filled: dict[str, Any] = {
+        "steps": d.steps if request.steps is None else request.steps,
+        "guidance": guidance if request.guidance is None else request.guidance,
+        "sampler": name,
+        "spacing": samplers.spacing_of(
+            name, d.spacing if spacing is None else spacing, model.schedule
+        ),
+        "walk_by": d.walk_by if request.walk_by is None else request.walk_by,
+        "width": width,
+        "height": height,
+        "drawn_size": drawn_size,
+        "regions": regions,
+        "left_out": left_out_of(model, request),
+        "seed": chosen_seed(request),
+        "picture": picture,
+    }
+    if request.image is not None and request.strength is None:
+        masked = EXTEND_STRENGTH if any(request.extend) else MASK_STRENGTH
+        filled["strength"] = masked if request.masked else STRENGTH
+    if request.hires is not None and request.hires_steps is None:
+        filled["hires_steps"] = filled["steps"]
+    return ResolvedRequest.model_validate(dict(request) | filled)
+
+
+def in_words(model: Model, request: Request) -> Request:
+    """The request with the emoji in its prompts as words, for a model that lists what it has learned."""
+    words = model.lexicon
+    if words is None:
+        return request
+    each = {
+        name: expand_emoji(text, words)
+        for name in ("prompt", "negative_prompt", "walk")
+        if (text := getattr(request, name)) is not None
+    }
+    mix = tuple((expand_emoji(text, words), weight) for text, weight in request.mix)
+    return request.model_copy(update={**each, "mix": mix})
+
+
+def canvas_of(
+    model: Model, request: Request, size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[Region, ...]]:
+    """Width and height of the first pass, and the regions in it: larger than `size` where the things of
+    the prompt are drawn one by one."""
+    arranged = None
+    if model.lexicon is not None and no_arrangement(request) is None:
+        arranged = arrange(described(request), model.lexicon)
+    if arranged is None:
+        return size, ()
+    width, height = (side * arranged.side for side in size)
+    return (width, height), arranged.regions(width, height)
+
+
+def described(request: Request) -> str:
+    """What the prompt says to draw, for a model that lists what it has learned."""
+    return LeftOut(negated=True).rest(take_loras(request.prompt)[0])
+
+
+def left_out_of(model: Model, request: Request) -> LeftOut:
+    """What a model which lists what it has learned does not read. A LoRA may know other words."""
+    if model.lexicon is None:
+        return LeftOut()
+    found = LeftOut(negated=True)
+    if request.loras or request.lora_tags:
+        return found
+    also = [word.lower() for word in model.tokenizer.words]
+    texts = (*request.prompts, request.negative_prompt)
+    rest = [not_learned(found.rest(text), model.lexicon, also) for text in texts]
+    return found._replace(words=frozenset().union(*rest))
+
+
+def no_arrangement(request: Request) -> str | None:
+    """The field that keeps the things of a prompt from being drawn one by one; None if none does."""
+    if request.arrange is False:
+        return "arrange"
+    fields = ("image", "mix", "walk", "clip_guidance", "refiner")
+    return next((name for name in fields if getattr(request, name)), None)
