@@ -25,7 +25,7 @@ from pellucid.evaluate.compare.benchmark import (
     parts_of,
 )
 from pellucid.evaluate.compare.coverage import apart, inside, kl_to_uniform, precision_recall
-from pellucid.evaluate.compare.emoji import Emoji
+from pellucid.evaluate.compare.emoji import EmojiTask
 from pellucid.evaluate.compare.points import Points, grid, ring
 from pellucid.evaluate.compare.stacked_mnist import StackedMnist
 from pellucid.evaluate.compare.summary import has_failed, verdict
@@ -149,17 +149,17 @@ def art() -> EmojiArt:
 
 
 def test_emoji_are_told_apart(art: EmojiArt) -> None:
-    emoji = Emoji(art)
+    emoji = EmojiTask(art)
     real = emoji.measure([emoji.draw(200, np.random.default_rng(0))])
     assert (real.modes, real.good_modes, real.good) == (6, 6, 1.0)
     noise = emoji.measure([torch.randn(200, 3, 32, 32)])
     assert noise.good == 0 and noise.good_modes == 0
     with pytest.raises(ValueError, match="the art must be at least 32 pixels wide, got 16"):
-        Emoji(EmojiArt(art.concepts, art.pixels[:, :, ::2, ::2]))
+        EmojiTask(EmojiArt(art.concepts, art.pixels[:, :, ::2, ::2]))
 
 
 def test_networks_are_of_one_size(stacked: StackedMnist, art: EmojiArt) -> None:
-    for task in (ring(), grid(), stacked, Emoji(art)):
+    for task in (ring(), grid(), stacked, EmojiTask(art)):
         counts = parameters_of(task, ("gan", "pacgan", "diffusion")).values()
         assert max(counts) <= 1.1 * min(counts), task.name
 

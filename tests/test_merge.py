@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pellucid import checkpoints
-from pellucid.checkpoints import Recipe, tokenizer_files
+from pellucid.checkpoints import MergeRecipe, tokenizer_files
 from pellucid.checkpoints.formats import ldm
 from pellucid.progress import _stages
 from pellucid.tokenizer import Tokenizer
@@ -178,7 +178,9 @@ def test_only_one_tensor_of_each_model_is_held(
     from pellucid.progress import followed
 
     with followed():
-        checkpoints.merge(three(files)[:2], tmp_path / "m.safetensors", Recipe(2, "sum", (0.5,)))
+        checkpoints.merge(
+            three(files)[:2], tmp_path / "m.safetensors", MergeRecipe(2, "sum", (0.5,))
+        )
     model = checkpoints.load(files["sd1"], "meta", None)
     parts = (model.backbone, model.vae, model.text)
     assert len(read) == 2 * sum(len(part.state_dict()) for part in parts)

@@ -140,7 +140,7 @@ def test_attention_maps_and_slopes_come_from_the_network_itself() -> None:
 def test_a_network_that_is_not_known_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
     monkeypatch.setattr(type(model.backbone), "body", lambda self, x, *rest: torch.cumsum(x, dim=1))
-    choice = backends.Choice("openvino")
+    choice = backends.BackendChoice("openvino")
     made, warnings = OnBackend(lambda model, _: (model, ()), choice, look)(model, Request())
     assert made.backbone is model.backbone
     (warning,) = warnings
@@ -269,7 +269,7 @@ def test_nothing_is_reported_over_the_network() -> None:
 def test_a_picture(model: Model) -> None:
     request = Request(prompt="a red apple", steps=3, seed=4, count=2)
     (*_, plain) = pipeline.generate(model, request)
-    adapt = OnBackend(lambda model, _: (model, ()), backends.Choice("openvino"), look)
+    adapt = OnBackend(lambda model, _: (model, ()), backends.BackendChoice("openvino"), look)
     (*_, last) = pipeline.generate(model, request, adapt)
     assert last.warnings == plain.warnings
     assert relative(last.x, plain.x) < 1e-4

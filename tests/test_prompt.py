@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pellucid.prompt import (
     LoraTag,
-    Run,
+    WeightedText,
     each_step,
     parse,
     split_and,
@@ -121,7 +121,7 @@ def test_break_divides() -> None:
 
 
 def test_weights_without_an_end() -> None:
-    assert parse("(a:inf)(b:-inf)") == [[Run("a", math.inf), Run("b", -math.inf)]]
+    assert parse("(a:inf)(b:-inf)") == [[WeightedText("a", math.inf), WeightedText("b", -math.inf)]]
     assert math.isnan(parse("(a:nan)")[0][0].weight)
     assert parse("(a:" + "9" * 400 + ")")[0][0].weight == math.inf
 

@@ -79,7 +79,7 @@ def test_the_loss_falls(model: Model, data: Path, tmp_path: Path, model_file: Pa
     )
     lora = load_lora(train_lora.train(options), model)
     assert "conv_in.weight" in lora.changes["backbone"]
-    pool = make_pool(model, train_lora.Folder.load(data, 16), mirror=False)
+    pool = make_pool(model, train_lora.ImageFolder.load(data, 16), mirror=False)
     before, after = (
         validation_loss(model, attach(model, [(lora, weight, 0.0)]).backbone, pool, [0, 1, 2])
         for weight in (0.0, 1.0)
@@ -142,7 +142,7 @@ def test_a_new_lora_changes_nothing(model: Model) -> None:
 
 def test_captions_are_no_prompts(model: Model, data: Path) -> None:
     """Brackets in a caption give no weight; every caption belongs to its picture."""
-    pool = make_pool(model, train_lora.Folder.load(data, 16), mirror=True)
+    pool = make_pool(model, train_lora.ImageFolder.load(data, 16), mirror=True)
     assert len(pool.latents) == 6 and len(pool.text) == 4
 
     def tokens(text: str) -> Tensor:

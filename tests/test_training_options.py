@@ -21,7 +21,7 @@ from pellucid.cli.train import _options
 from pellucid.data import SourceOptions, mnist
 from pellucid.data import load as load_source
 from pellucid.data.emoji import EMOJIBASE, Concept, EmojiArt
-from pellucid.data.imagefolder import Folder
+from pellucid.data.imagefolder import ImageFolder
 from pellucid.evaluate import classifier
 from pellucid.plugins import discover
 from pellucid.recipes.emoji import RECIPE
@@ -257,7 +257,7 @@ def test_all_loops_on_a_folder(tmp_path: Path) -> None:
 def test_a_folder_keeps_some_back_and_mirrors(tmp_path: Path) -> None:
     pixels = np.zeros((40, 16, 16, 3), np.uint8)
     pixels[:, :, :8] = 255  # left half white
-    folder = Folder(pixels, [str(i) for i in range(40)])
+    folder = ImageFolder(pixels, [str(i) for i in range(40)])
     held, learnt = folder.split(True), folder.split(False)
     assert held == [0, 20] and sorted(held + learnt) == list(range(40))
     drawn, captions, *_ = folder.draw(50, np.random.default_rng(0))

@@ -103,7 +103,7 @@ def test_a_lora(file: Path, short: Model, live: bool, tmp_path: Path) -> None:
 def test_8_bits(file: Path, short: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "SMALL", 0)
     monkeypatch.setattr(int8, "LEAST", 2**10)
-    small = OnBackend(lambda model, _: (model, ()), backends.Choice("int8"), lambda _: None)
+    small = OnBackend(lambda model, _: (model, ()), backends.BackendChoice("int8"), lambda _: None)
     found = drawn(short, REQUEST, small)
     assert same(found, drawn(checkpoints.load(file), REQUEST, small))
     assert not same(found, drawn(short))
@@ -111,7 +111,9 @@ def test_8_bits(file: Path, short: Model, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_openvino_is_not_used_where_memory_is_short(short: Model) -> None:
     pytest.importorskip("openvino")
-    graphs = OnBackend(lambda model, _: (model, ()), backends.Choice("openvino"), lambda _: None)
+    graphs = OnBackend(
+        lambda model, _: (model, ()), backends.BackendChoice("openvino"), lambda _: None
+    )
     (warning,) = drawn(short, REQUEST, graphs).warnings
     assert warning.startswith("openvino needs the network in memory twice")
     assert warning.endswith("; the backend is eager")

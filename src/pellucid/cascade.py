@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.nn import Embedding, sinusoid
+from pellucid.nn import TimestepEmbedding, sinusoid
 from pellucid.schedule import Level, Schedule
 
 STEPS = 2
@@ -122,8 +122,8 @@ class SuperResolution(nn.Module):
             return nn.ModuleList(Block(each + skipped, channels, width) for each in first)
 
         self.conv_in = nn.Conv2d(folded + config.in_channels + waves, widths[0], 3, padding=1)
-        self.time_embedding = Embedding(config.embedding, width)
-        self.noise_embedding = Embedding(config.embedding, width)
+        self.time_embedding = TimestepEmbedding(config.embedding, width)
+        self.noise_embedding = TimestepEmbedding(config.embedding, width)
         self.down_blocks = nn.ModuleList(
             level(widths[max(i - 1, 0)], each) for i, each in enumerate(widths)
         )
@@ -246,7 +246,7 @@ def training_loss(
 # ---------------------------------------------------------------- sampling
 
 
-class Step(NamedTuple):
+class SecondStageStep(NamedTuple):
     """A step of the second stage."""
 
     x: Tensor  # (B, 3, H, W): the noisy residual that the step began with
@@ -275,7 +275,7 @@ def sharpened(pictures: Tensor, amount: float) -> Tensor:
 
 def sample(
     network: SuperResolution, small: Tensor, noise: Tensor, steps: int = STEPS, augment: float = 0.0
-) -> Iterator[Step]:
+) -> Iterator[SecondStageStep]:
     """Enlarge pictures, step by step, with DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12).
 
     small: (B, 3, h, w) in [-1, 1]. noise: (B, 3, H, W), where the residual begins. augment: the
@@ -299,5 +299,5 @@ def sample(
         t = torch.full((len(small),), now.t, device=small.device)
         residual = network(x.to(dtype), t, small.to(dtype), added).to(x.dtype)
         eps = (x - now.alpha * residual) / now.sigma
-        yield Step(x, residual, small, config, after)
+        yield SecondStageStep(x, residual, small, config, after)
         x = after.alpha * residual + after.sigma * eps

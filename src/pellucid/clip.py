@@ -70,7 +70,7 @@ class TextOutput(NamedTuple):
     projected: Tensor | None  # (B, projection), comparable with pictures; None without a projection
 
 
-class Attention(nn.Module):
+class CLIPAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
@@ -111,7 +111,7 @@ class Layer(nn.Module):
     def __init__(self, config: TextConfig | VisionConfig) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.self_attn = Attention(config.width, config.heads)
+        self.self_attn = CLIPAttention(config.width, config.heads)
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config.width, config.mlp_width, config.activation)
 

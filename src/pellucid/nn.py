@@ -38,7 +38,7 @@ def sinusoid(values: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class Embedding(nn.Module):
+class TimestepEmbedding(nn.Module):
     """Two linear layers: (B, width_in) -> (B, width)."""
 
     def __init__(self, width_in: int, width: int) -> None:

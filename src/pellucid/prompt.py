@@ -290,7 +290,7 @@ def _last_step(when: str, steps: int, second: int) -> float:
 # ---------------------------------------------------------------- weights and BREAK
 
 
-class Run(NamedTuple):
+class WeightedText(NamedTuple):
     """A piece of text with one weight."""
 
     text: str
@@ -304,7 +304,7 @@ _ATTENTION = re.compile(
 )
 
 
-def parse(prompt: str) -> list[list[Run]]:
+def parse(prompt: str) -> list[list[WeightedText]]:
     """The runs of a prompt of one step, a list for each part between BREAKs; at least one.
 
     Weights may be any number, infinite too.
@@ -345,8 +345,8 @@ def _divided(pieces: list[tuple[str, float]]) -> list[list[tuple[str, float]]]:
     return parts
 
 
-def _merged(pieces: list[tuple[str, float]]) -> list[Run]:
+def _merged(pieces: list[tuple[str, float]]) -> list[WeightedText]:
     """Neighbours of the same weight as one run, without empty ones."""
     written = [piece for piece in pieces if piece[0]]
     groups = groupby(written, key=itemgetter(1))
-    return [Run("".join(text for text, _ in group), weight) for weight, group in groups]
+    return [WeightedText("".join(text for text, _ in group), weight) for weight, group in groups]

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 import references
 from pellucid import checkpoints
 from pellucid.checkpoints import configs
-from pellucid.checkpoints.settings import Settings
+from pellucid.checkpoints.json_config import JsonConfig
 from pellucid.model import Model
 from pellucid.pipeline import generate
 from pellucid.request import Request
@@ -226,7 +226,7 @@ def test_every_option_of_every_known_scheduler_is_known() -> None:
     for name in configs.SCHEDULERS:
         options = all_options(getattr(diffusers, name))
         schedule, prediction = configs.read_schedule(
-            Settings(Path(name), {**options, "_class_name": name})
+            JsonConfig(Path(name), {**options, "_class_name": name})
         )
         assert (schedule.name, prediction) in (
             *(("linear", "eps"), ("scaled_linear", "eps"), ("flow", "flow")),
@@ -237,7 +237,7 @@ def test_every_option_of_every_known_scheduler_is_known() -> None:
                 options["beta_end"],
             )
         # A config that leaves the betas out means the class's own.
-        assert configs.read_schedule(Settings(Path(name), {"_class_name": name}))[0] == schedule
+        assert configs.read_schedule(JsonConfig(Path(name), {"_class_name": name}))[0] == schedule
 
 
 PUBLISHED_SCHEDULERS = (  # SD1.4, 2.1, XL turbo, SVD's without its noise levels, SD3

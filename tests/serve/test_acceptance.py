@@ -23,7 +23,7 @@ from pellucid.serve.capabilities import capabilities
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.library import Library
 from pellucid.serve.pages import PAGES
-from pellucid.serve.pictures import Pictures
+from pellucid.serve.pictures import PictureStore
 from pellucid.settings import Settings
 from pellucid.tiny_vae import TinyVAE, TinyVAEConfig
 from pellucid.vae import VAE
@@ -39,7 +39,7 @@ def accepting(model: Model, model_file: Path, tmp_path: Path) -> Acceptance:
     vae = VAE(replace(model.vae.config, scaling_factor=0.5))
     checkpoints.save(replace(model, vae=vae), folder / "other.safetensors")
     configuration = Configuration(data=tmp_path, models=(folder,), model="first")
-    return Acceptance(configuration, Library((folder,)), Pictures(tmp_path / "pictures"))
+    return Acceptance(configuration, Library((folder,)), PictureStore(tmp_path / "pictures"))
 
 
 def test_a_tiny_decoder_next_to_the_model_is_known(
@@ -168,7 +168,7 @@ def test_the_word_of_an_embedding_is_known(model: Model, tmp_path: Path) -> None
         save_file(vectors, tmp_path / "embeddings" / f"{name}.safetensors")
     configuration = Configuration(data=tmp_path, model="first")
     library = Library((tmp_path / "models",), embeddings=tmp_path / "embeddings")
-    accepting = Acceptance(configuration, library, Pictures(tmp_path / "pictures"))
+    accepting = Acceptance(configuration, library, PictureStore(tmp_path / "pictures"))
     unknown = accepting.job(Asked(Request(prompt="qwzy")))
     assert "has not learned the word 'qwzy'" in unknown.warnings[0]
     named = accepting.job(Asked(Request(prompt="QWZX")))

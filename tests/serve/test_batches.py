@@ -28,8 +28,8 @@ from pellucid.serve.worker import (
     Ended,
     ModelSpec,
     StepReport,
-    Task,
     Worker,
+    WorkerJob,
     WorkerOptions,
 )
 
@@ -153,10 +153,10 @@ def alone(model_file: Path, tmp_path: Path) -> Any:
     theirs.close()
 
 
-def tasks(model_file: Path, *ids: str) -> list[Task]:
+def tasks(model_file: Path, *ids: str) -> list[WorkerJob]:
     spec = ModelSpec("tiny", model_file, (0, 0))
     requests = [Request(prompt="a rabbit", seed=seed) for seed in range(len(ids))]
-    return [Task(id, "generate", own, {}, spec) for id, own in zip(ids, requests, strict=True)]
+    return [WorkerJob(id, "generate", own, {}, spec) for id, own in zip(ids, requests, strict=True)]
 
 
 def ended(connection: Any) -> list[Ended]:

@@ -28,8 +28,8 @@ from pellucid.serve.configuration import Configuration
 from pellucid.serve.engine import Engine
 from pellucid.serve.library import Library
 from pellucid.serve.models_kept import Kept
-from pellucid.serve.pictures import Pictures
-from pellucid.serve.worker import Draw, Ended, ModelSpec, Task, Worker, WorkerOptions
+from pellucid.serve.pictures import PictureStore
+from pellucid.serve.worker import Draw, Ended, ModelSpec, Worker, WorkerJob, WorkerOptions
 from references import parts_of
 
 REQUEST = Request(prompt="a rabbit", seed=1)
@@ -40,7 +40,7 @@ class Alone(Worker):
 
     def drawn(self, path: Path, request: Request = REQUEST) -> Ended:
         self.messages: list[Any] = []
-        task = Task("a", "generate", request, {}, ModelSpec(path.stem, path, (0, 0)))
+        task = WorkerJob("a", "generate", request, {}, ModelSpec(path.stem, path, (0, 0)))
         self.connection.send = self.messages.append  # type: ignore[method-assign, assignment]
         self.read(Draw([task]))
         (ended,) = (each for each in self.messages if isinstance(each, Ended))
@@ -166,7 +166,7 @@ def test_threads_are_those_of_the_model(
 def test_fast_forecasts_where_it_can(models: Path, tmp_path: Path) -> None:
     def forecast(backend: str, **fields: Any) -> bool:
         limits = Configuration(data=tmp_path, models=(models,), model="tiny", backend=backend)
-        accepting = Acceptance(limits, Library((models,)), Pictures(tmp_path / "pictures"))
+        accepting = Acceptance(limits, Library((models,)), PictureStore(tmp_path / "pictures"))
         request = Request.model_validate({"prompt": "a rabbit", "steps": 20} | fields)
         job = accepting.job(Asked(request))
         assert job.request.get("forecast", False) is job.resolved["forecast"]

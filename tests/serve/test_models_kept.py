@@ -17,7 +17,7 @@ from sending import LONG
 from pellucid import checkpoints
 from pellucid.request import Request
 from pellucid.serve import worker
-from pellucid.serve.worker import Draw, Ended, ModelSpec, Task, WorkerOptions
+from pellucid.serve.worker import Draw, Ended, ModelSpec, WorkerJob, WorkerOptions
 from references import model_of
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,9 @@ def test_memory_goes_back_to_its_level(tmp_path: Path) -> None:
     sizes = []
     request = Request(prompt="a rabbit", seed=1, steps=1, width=64, height=64)
     for number in range(len(FAMILIES) + SWITCHES):
-        ours.send(Draw([Task(str(number), "generate", request, {}, specs[number % len(specs)])]))
+        ours.send(
+            Draw([WorkerJob(str(number), "generate", request, {}, specs[number % len(specs)])])
+        )
         message = None
         while not isinstance(message, Ended):
             assert ours.poll(LONG)

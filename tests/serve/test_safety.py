@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.logs import Formatter
-from pellucid.serve.pictures import Pictures
+from pellucid.serve.pictures import PictureStore
 from pellucid.serve.safety import Guard, is_loopback, token_of
 from pellucid.serve.server import bound
 
@@ -154,12 +154,12 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 )
 def test_decompression_bombs_are_refused_by_their_headers(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ValueError):
-        Pictures(tmp_path).add_upload(data, 1_000_000)
+        PictureStore(tmp_path).add_upload(data, 1_000_000)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_no_text_is_a_path(tmp_path: Path) -> None:
-    pictures = Pictures(tmp_path / "pictures")
+    pictures = PictureStore(tmp_path / "pictures")
     (tmp_path / "secret").write_text("x")
     for name in ("../secret", "/etc/passwd", "", "a" * 63, "A" * 64, "a" * 64 + "\n", "a" * 65):
         assert pictures.path(name) is None

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.nn import AttentionRecorder, Embedding, attend, sinusoid
+from pellucid.nn import AttentionRecorder, TimestepEmbedding, attend, sinusoid
 
 if TYPE_CHECKING:
     from pellucid.diffusion import Conditioning
@@ -117,8 +117,8 @@ class TimeTextEmbedding(nn.Module):
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
-        self.timestep_embedder = Embedding(TIME_WIDTH, config.width)
-        self.text_embedder = Embedding(config.pooled_dim, config.width)
+        self.timestep_embedder = TimestepEmbedding(TIME_WIDTH, config.width)
+        self.text_embedder = TimestepEmbedding(config.pooled_dim, config.width)
 
     def forward(self, t: Tensor, pooled: Tensor) -> Tensor:
         time = self.timestep_embedder(sinusoid(t, TIME_WIDTH).to(pooled.dtype))
@@ -170,7 +170,7 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
-class Attention(nn.Module):
+class PatchAttention(nn.Module):
     """What both kinds of attention have: the projections of the patches."""
 
     def __init__(self, config: MMDiTConfig) -> None:
@@ -195,14 +195,14 @@ def unit_size(config: MMDiTConfig) -> nn.Module:
     return nn.RMSNorm(config.head_width, eps=NORM_EPS) if config.qk_norm else nn.Identity()
 
 
-class SelfAttention(Attention):
+class SelfAttention(PatchAttention):
     """Of the patches among each other: (B, N, width) -> (B, N, width)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.to_out[0](attend(*self.project(x)).transpose(1, 2).flatten(2))
 
 
-class JointAttention(Attention):
+class JointAttention(PatchAttention):
     """Of patches and tokens to all of both, each with projections of its own.
 
     `last`: nothing comes after that would need the tokens.

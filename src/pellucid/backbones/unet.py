@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pellucid.nn import (
     AttentionRecorder,
     Downsample,
-    Embedding,
     ResidualBlock,
     SpatialTransformer,
+    TimestepEmbedding,
     Upsample,
     sinusoid,
 )
@@ -87,7 +87,7 @@ SDXL = UNetConfig(
 SIZE_WIDTH = 256  # of the sinusoid of each of SDXL's size_count numbers
 
 
-class Level(nn.Module):
+class UNetLevel(nn.Module):
     """The residual blocks of one level, each with a transformer behind it if `depth` > 0.
 
     `widths_in` are the channels that come into each residual block.
@@ -122,7 +122,7 @@ class Level(nn.Module):
         )
 
 
-class DownLevel(Level):
+class DownLevel(UNetLevel):
     """One level on the way down; gives the output of every layer, for the way up."""
 
     def __init__(self, config: UNetConfig, level: int) -> None:
@@ -147,7 +147,7 @@ class DownLevel(Level):
         return outputs
 
 
-class MidLevel(Level):
+class MidLevel(UNetLevel):
     """The bottom: residual block, transformer, residual block."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -163,7 +163,7 @@ class MidLevel(Level):
         return self.resnets[1](x, time)
 
 
-class UpLevel(Level):
+class UpLevel(UNetLevel):
     """One level on the way up; each residual block takes one of the outputs kept going down."""
 
     def __init__(self, config: UNetConfig, level: int) -> None:
@@ -206,10 +206,10 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(
             config.in_channels * patch + config.map_channels, widths[0], 3, padding=1
         )
-        self.time_embedding = Embedding(widths[0], time_width)
+        self.time_embedding = TimestepEmbedding(widths[0], time_width)
         if config.pooled_dim > 0:
             sizes = config.size_count * SIZE_WIDTH if config.size_conditions else 0
-            self.add_embedding = Embedding(config.pooled_dim + sizes, time_width)
+            self.add_embedding = TimestepEmbedding(config.pooled_dim + sizes, time_width)
         if config.map_channels > 0:
             map_width = config.map_width or time_width
             self.map_embedding = nn.Sequential(

@@ -7,7 +7,7 @@ from pellucid.checkpoints.embedding_files import load_embeddings
 from pellucid.checkpoints.gan_files import load_gan, save_gan
 from pellucid.checkpoints.lora.changes import load_lora, save_lora
 from pellucid.checkpoints.lora.description import describe_lora
-from pellucid.checkpoints.merging import Recipe, merge
+from pellucid.checkpoints.merging import MergeRecipe, merge
 from pellucid.checkpoints.models import (
     describe,
     load,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.checkpoints.settings import AVERAGING, Settings
+from pellucid.checkpoints.json_config import AVERAGING, JsonConfig
 from pellucid.clip import SD1_TEXT, TextConfig
 from pellucid.safetensors_header import CheckpointError
 from pellucid.schedule import Schedule
@@ -16,7 +16,7 @@ from pellucid.vae import VAEConfig
 VAE_FIXED = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
 
 
-def read_vae(settings: Settings) -> VAEConfig:
+def read_vae(settings: JsonConfig) -> VAEConfig:
     """AutoencoderKL's config."""
     at_level = settings.wholes("block_out_channels", (64,))
     levels = len(at_level)
@@ -99,7 +99,7 @@ TEXT_IDLE = (
 )
 
 
-def read_text(settings: Settings, projected: bool) -> TextConfig:
+def read_text(settings: JsonConfig, projected: bool) -> TextConfig:
     """The config of CLIPTextModel, or `projected` of CLIPTextModelWithProjection."""
     eos = settings.whole("eos_token_id", SD1_TEXT.eos, 0)
     projection = settings.whole("projection_dim", 512)
@@ -200,7 +200,7 @@ SCHEDULE_IDLE = (
 VARIANCES = ("", "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")  # not learned
 
 
-def read_schedule(settings: Settings) -> tuple[Schedule, str]:
+def read_schedule(settings: JsonConfig) -> tuple[Schedule, str]:
     """The schedule, and what the network predicts, from scheduler_config.json.
 
     The sampler and the spacing of the steps that it names are not read; here a request names them.
@@ -231,7 +231,7 @@ def read_schedule(settings: Settings) -> tuple[Schedule, str]:
     return schedule, prediction
 
 
-def _schedule(settings: Settings, **values: Any) -> Schedule:
+def _schedule(settings: JsonConfig, **values: Any) -> Schedule:
     try:
         return Schedule(**values)
     except ValueError as error:

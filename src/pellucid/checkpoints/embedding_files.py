@@ -11,7 +11,7 @@ from torch import Tensor
 from pellucid.checkpoints import families
 from pellucid.checkpoints.identify import EMBEDDING, what_is
 from pellucid.checkpoints.pickles import Parameters, is_pickle, open_pickle
-from pellucid.checkpoints.weights import Source, open_weights
+from pellucid.checkpoints.weights import CheckpointSource, open_weights
 from pellucid.model import Model
 from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.textual_inversion import Embedding
@@ -79,7 +79,7 @@ def embedding(path: Path, model: Model, word: str, vectors: Mapping[str, Tensor]
     return Embedding(word, rows, str(path))
 
 
-def matches(source: Source) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Whether it is an embedding: by its keys, or by the widths of all its vectors."""
     if not source.path.is_file():  # opening a pipe would block
         return False
@@ -94,7 +94,7 @@ def matches(source: Source) -> bool:
     return all(len(shape) in (1, 2) and shape[-1] in widths for shape in shapes)
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: CheckpointSource) -> dict[str, Any]:
     """What `pellucid info` reports of a file. Raises CheckpointError if it is not an embedding."""
     words = {}
     for word, vectors in words_in(source.path):

@@ -17,7 +17,7 @@ import torch
 from pellucid.checkpoints import description
 from pellucid.checkpoints.assembly import Part, build, compare, fill, same_names, size
 from pellucid.checkpoints.metadata import dataclass_from, json_entry
-from pellucid.checkpoints.weights import Source
+from pellucid.checkpoints.weights import CheckpointSource
 from pellucid.checkpoints.writing import gather, write
 from pellucid.gan import GAN, GANConfig, Generator
 from pellucid.safetensors_header import GAN_ENTRY, CheckpointError
@@ -25,12 +25,12 @@ from pellucid.safetensors_header import GAN_ENTRY, CheckpointError
 VERSION = 1
 
 
-def matches(source: Source) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Whether it is a safetensors file with a GAN's metadata."""
     return GAN_ENTRY in source.metadata
 
 
-def _facts(source: Source) -> dict[str, Any]:
+def _facts(source: CheckpointSource) -> dict[str, Any]:
     """What the file's metadata say: version, name, config. Raises CheckpointError."""
     if GAN_ENTRY not in source.weights.metadata:
         raise CheckpointError(
@@ -39,7 +39,7 @@ def _facts(source: Source) -> dict[str, Any]:
     return json_entry(source, GAN_ENTRY, VERSION, ("version", "name", "config"))
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: CheckpointSource) -> dict[str, Any]:
     """What the header says, for `checkpoints.describe`."""
     facts = _facts(source)
     generator = _part(source, facts)
@@ -57,7 +57,7 @@ def describe(source: Source) -> dict[str, Any]:
     }
 
 
-def _part(source: Source, facts: dict[str, Any]) -> Part:
+def _part(source: CheckpointSource, facts: dict[str, Any]) -> Part:
     """The generator, whose keys fit."""
     path = source.path
     config = dataclass_from(path, "config", GANConfig, facts["config"])
@@ -74,7 +74,7 @@ def load_gan(
 
     Raises CheckpointError: no such file, a diffusion model or another thing, keys that do not fit.
     """
-    source = Source(Path(path))
+    source = CheckpointSource(Path(path))
     facts = _facts(source)
     part = _part(source, facts)
     fill(part, device, dtype)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pellucid.checkpoints.weights import Source
+from pellucid.checkpoints.weights import CheckpointSource
 
 ENTRY = "pellucid_merge"
 """Its metadata entry: JSON with `method`, `shares` by part, and `models`, each with `name`, `path` and
 `sha256`."""
 
 
-def said(source: Source) -> dict[str, Any]:
+def said(source: CheckpointSource) -> dict[str, Any]:
     """The recipe in words, for `describe`; {} if the file has none, or one that cannot be read."""
     try:
         recipe = json.loads(source.metadata[ENTRY])

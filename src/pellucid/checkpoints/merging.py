@@ -45,7 +45,7 @@ Shares = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MergeRecipe:
     """How models are merged. ValueError: a share out of range, or not as many as there must be.
 
     method: "sum" of two or three models A, B, C with shares b, c: (1 - b - c) A + b B + c C;
@@ -103,7 +103,7 @@ class Recipe:
 def merge(
     paths: Sequence[Path],
     out: Path,
-    recipe: Recipe,
+    recipe: MergeRecipe,
     prediction: str | None = None,
     vae: Path | None = None,
 ) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def _compared(first: Contents, other: Contents) -> list[str]:
     return said
 
 
-def _record(contents: Sequence[Contents], recipe: Recipe) -> dict[str, Any]:
+def _record(contents: Sequence[Contents], recipe: MergeRecipe) -> dict[str, Any]:
     """The recipe, with the names and hashes of the files that the models were read from."""
     models = [
         {"name": each.name, "path": each.path.name, "sha256": _hashes(each.path)}

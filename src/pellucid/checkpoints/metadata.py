@@ -9,14 +9,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pellucid.checkpoints.weights import Source
+from pellucid.checkpoints.weights import CheckpointSource
 from pellucid.safetensors_header import CheckpointError
 
 Config = TypeVar("Config")
 
 
 def json_entry(
-    source: Source, entry: str, version: int, required: Collection[str]
+    source: CheckpointSource, entry: str, version: int, required: Collection[str]
 ) -> dict[str, Any]:
     """The JSON object under `entry` in a file's metadata, which has at least the `required` fields.
 

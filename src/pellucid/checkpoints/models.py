@@ -28,9 +28,9 @@ from pellucid.checkpoints import (
 from pellucid.checkpoints.assembly import fill, size
 from pellucid.checkpoints.contents import Contents
 from pellucid.checkpoints.identify import not_a_model, what_is
+from pellucid.checkpoints.json_config import class_of
 from pellucid.checkpoints.lora import description as lora_description
-from pellucid.checkpoints.settings import class_of
-from pellucid.checkpoints.weights import Source, Weights, existing
+from pellucid.checkpoints.weights import CheckpointSource, Weights, existing
 from pellucid.diffusion import PREDICTIONS
 from pellucid.folders import embedded
 from pellucid.hires import DIFFUSION
@@ -97,7 +97,7 @@ def load_upscaler(
     return upscaler_files.load_upscaler(source.path, device, dtype)
 
 
-def examine(source: Source, prediction: str | None) -> Contents:
+def examine(source: CheckpointSource, prediction: str | None) -> Contents:
     """What a checkpoint holds; prediction: as in `load`. Raises CheckpointError."""
     form = _format(source)
     if form is None:
@@ -108,13 +108,13 @@ def examine(source: Source, prediction: str | None) -> Contents:
     return contents
 
 
-def _format(source: Source) -> Any:
+def _format(source: CheckpointSource) -> Any:
     """The module that reads a file or folder; None if no format matches."""
     known = plugins.discover(formats.__name__).values()
     return next((form for form in known if form.matches(source)), None)
 
 
-def _instead_of_model(source: Source) -> str:
+def _instead_of_model(source: CheckpointSource) -> str:
     """What a file or folder is that no format matches. Raises CheckpointError if it is damaged."""
     if source.path.is_dir():
         kind = class_of(source.path)

@@ -18,9 +18,9 @@ from torch import nn
 from pellucid.checkpoints import description, families
 from pellucid.checkpoints.assembly import Location, Part, build, compare, fill
 from pellucid.checkpoints.identify import TINY_VAE
-from pellucid.checkpoints.settings import Settings, class_of
+from pellucid.checkpoints.json_config import JsonConfig, class_of
 from pellucid.checkpoints.weight_files import weights_of
-from pellucid.checkpoints.weights import Source, Weights, existing, open_weights
+from pellucid.checkpoints.weights import CheckpointSource, Weights, existing, open_weights
 from pellucid.model import Model
 from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.tiny_vae import BLOCKS, TinyVAE, TinyVAEConfig
@@ -78,7 +78,7 @@ class TinyVAEFile:
         return part
 
 
-def matches(source: Source) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Whether it is a file or folder with a tiny autoencoder, or half of one."""
     if source.path.is_dir():
         return class_of(source.path) == CLASS
@@ -125,7 +125,7 @@ def tiny_vae_of(model: Model, path: str | Path) -> TinyVAE | None:
     return None if found is None else load_tiny_vae(found, of=model.vae.config)
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: CheckpointSource) -> dict[str, Any]:
     """What `pellucid info` reports of a file or folder."""
     found = examine(source.path)
     part = found.part()
@@ -145,7 +145,7 @@ def describe(source: Source) -> dict[str, Any]:
 def examine(path: Path) -> TinyVAEFile:
     """What a file or folder holds. Raises CheckpointError if that is not a tiny autoencoder."""
     if path.is_dir():
-        settings = Settings.open(path / "config.json")
+        settings = JsonConfig.open(path / "config.json")
         settings.fixed(FIXED)
         settings.finish((*WIDTHS, "latent_channels", "force_upcast"))
     weights = open_weights(weights_of(path) if path.is_dir() else path)

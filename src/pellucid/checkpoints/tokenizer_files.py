@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints.settings import Settings
+from pellucid.checkpoints.json_config import JsonConfig
 from pellucid.safetensors_header import CheckpointError
 from pellucid.tokenizer import BOS, EOS, Tokenizer
 
@@ -72,7 +72,7 @@ def _added(folder: Path) -> tuple[tuple[str, Any], ...]:
     found: list[tuple[str, Any]] = []
     for name, pairs in _ADDED.items():
         if (folder / name).is_file():
-            values = Settings.open(folder / name, VOCABULARY_BYTES).values
+            values = JsonConfig.open(folder / name, VOCABULARY_BYTES).values
             try:
                 found += pairs(values)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -134,7 +134,7 @@ def _vocabulary(folder: Path) -> Tokenizer | None:
             return Tokenizer.from_files(*(folder / name for name in FILES[0]))
         if not found:
             return None
-        settings = Settings(folder / FILES[1][0], json.loads(found[0])["model"])
+        settings = JsonConfig(folder / FILES[1][0], json.loads(found[0])["model"])
         settings.fixed(MODEL_FIXED)
         settings.finish(("fuse_unk", "merges", "unk_token", "vocab"))
         model = settings.values
@@ -155,7 +155,7 @@ def check_config(folder: Path) -> None:
     """Check that the tokenizer's config, if there is one, is of CLIP's kind. Raises CheckpointError."""
     if not (folder / MARKS[1]).is_file():
         return
-    settings = Settings.open(folder / MARKS[1], VOCABULARY_BYTES)
+    settings = JsonConfig.open(folder / MARKS[1], VOCABULARY_BYTES)
     settings.word("tokenizer_class", CONFIG_CLASSES[0], dict.fromkeys(CONFIG_CLASSES))
     settings.fixed(CONFIG_FIXED)
     settings.finish(CONFIG_IDLE)
@@ -166,7 +166,7 @@ def padding(folder: Path, tokenizer: Tokenizer) -> int | None:
     for name in MARKS:
         if not (folder / name).is_file():
             continue
-        said = Settings.open(folder / name, VOCABULARY_BYTES).get("pad_token")
+        said = JsonConfig.open(folder / name, VOCABULARY_BYTES).get("pad_token")
         if isinstance(said, dict):
             said = said.get("content")
         if isinstance(said, str):

@@ -13,7 +13,7 @@ import torch
 from pellucid.checkpoints import description
 from pellucid.checkpoints.assembly import Location, Part, build, compare, fill
 from pellucid.checkpoints.identify import UPSCALER
-from pellucid.checkpoints.weights import Source, existing, open_weights
+from pellucid.checkpoints.weights import CheckpointSource, existing, open_weights
 from pellucid.esrgan import SRVGG, RRDBConfig, RRDBNet, SRVGGConfig
 from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.upscale import NetworkUpscaler
@@ -32,7 +32,7 @@ SUPPORTED = "RRDBNet (ESRGAN, Real-ESRGAN) and SRVGG (Real-ESRGAN's compact netw
 MOST_DOUBLINGS = 4
 
 
-def matches(source: Source) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Whether it is an upscaler of this family."""
     return source.path.is_file() and bool(source.keys) and _layout(source.keys) is not None
 
@@ -53,7 +53,7 @@ def load_upscaler(
     return NetworkUpscaler(path.stem, part.module.eval())
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: CheckpointSource) -> dict[str, Any]:
     """What `pellucid info` reports of a file."""
     part, unused = examine(source.path)
     compare(source.path, {"upscaler": part}, unused)

@@ -17,6 +17,7 @@ import torch
 from pellucid.checkpoints import configs, description, families
 from pellucid.checkpoints.assembly import Location, Part, build, compare, fill, same_names, size
 from pellucid.checkpoints.identify import VAE_ALONE, what_is
+from pellucid.checkpoints.json_config import JsonConfig, class_of
 from pellucid.checkpoints.key_names import (
     NEST,
     VAE_PREFIXES,
@@ -25,10 +26,9 @@ from pellucid.checkpoints.key_names import (
     vae_location,
     vae_locations,
 )
-from pellucid.checkpoints.settings import Settings, class_of
 from pellucid.checkpoints.shapes import under, vae_config
 from pellucid.checkpoints.weight_files import weights_of
-from pellucid.checkpoints.weights import Source, existing, open_weights
+from pellucid.checkpoints.weights import CheckpointSource, existing, open_weights
 from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.vae import VAE, VAEConfig
 
@@ -36,7 +36,7 @@ CLASS = "AutoencoderKL"  # diffusers' name
 UNUSED = re.compile(r"(loss|model_ema|discriminator)\.")  # what training leaves in the file
 
 
-def matches(source: Source) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Whether it is a folder of diffusers' with an autoencoder alone, or a file of one."""
     if source.path.is_dir():
         return class_of(source.path) == CLASS
@@ -60,7 +60,7 @@ def load_vae(
     return found.module
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: CheckpointSource) -> dict[str, Any]:
     """What `pellucid info` reports of an autoencoder alone."""
     found, unused = part(source.path)
     assert isinstance(found.module, VAE)
@@ -118,7 +118,7 @@ def replacement(
 
 def config_of(folder: Path) -> VAEConfig:
     """What its config.json says. Raises CheckpointError."""
-    settings = Settings.open(folder / "config.json")
+    settings = JsonConfig.open(folder / "config.json")
     settings.fixed({"_class_name": CLASS})
     return configs.read_vae(settings)
 

@@ -71,7 +71,7 @@ class Weights(Mapping[str, Stored]):
         return {key: stored.shape for key, stored in self.stored.items()}
 
 
-class Source:
+class CheckpointSource:
     """A file or folder that may be a checkpoint. Its header is read at most once, when needed."""
 
     def __init__(self, path: Path) -> None:
@@ -102,12 +102,12 @@ class Source:
         return {} if isinstance(self._opened, CheckpointError) else self._opened.metadata
 
 
-def existing(path: str | Path, expected: str) -> Source:
+def existing(path: str | Path, expected: str) -> CheckpointSource:
     """A file or folder that is there. CheckpointError, which says what was `expected`, if not."""
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; expected {expected}")
-    return Source(path)
+    return CheckpointSource(path)
 
 
 def open_weights(path: Path) -> Weights:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.cli._app import report
 from pellucid.cli._files import Output
-from pellucid.cli._jobs import Job, Jobs, Made, missing
-from pellucid.cli._like import ModelFiles, Recorded, flag_of
+from pellucid.cli._jobs import Job, Jobs, PictureIndex, missing
+from pellucid.cli._like import ModelFiles, PictureRecord, flag_of
 from pellucid.cli._recorded_paths import shareable
 from pellucid.messages import text_of
 from pellucid.progress import stage
@@ -30,7 +30,7 @@ OF_GAN = ("prompt", "seed", "count")
 
 
 @dataclass(frozen=True)
-class Settings:
+class DrawOptions:
     """The options of the command that are neither the request's nor files."""
 
     device: str = "auto"
@@ -57,10 +57,10 @@ class Drawn:
     """The diffusion model, which previews the steps of a film."""
 
 
-def check_gan_options(files: ModelFiles, asked: Mapping[str, Any], settings: Settings) -> None:
+def check_gan_options(files: ModelFiles, asked: Mapping[str, Any], settings: DrawOptions) -> None:
     """ValueError: an option that a GAN does not have."""
     values = asdict(settings) | asdict(files)
-    defaults = asdict(Settings(settings.device, show=settings.show)) | asdict(
+    defaults = asdict(DrawOptions(settings.device, show=settings.show)) | asdict(
         ModelFiles(files.model)
     )
     given = [flag_of(name) for name, value in values.items() if value != defaults[name]]
@@ -72,7 +72,7 @@ def check_gan_options(files: ModelFiles, asked: Mapping[str, Any], settings: Set
         )
 
 
-def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Generator[Drawn]:
+def draw_with_gan(files: ModelFiles, request: Request, settings: DrawOptions) -> Generator[Drawn]:
     """One step for each picture. ValueError: the prompt is not one of the GAN's classes, where it
     has classes."""
     from pellucid import gan
@@ -96,7 +96,11 @@ def draw_with_gan(files: ModelFiles, request: Request, settings: Settings) -> Ge
 
 
 def draw_with_diffusion(
-    jobs: Jobs, settings: Settings, recorded: Recorded, output: Output, made: Made | None = None
+    jobs: Jobs,
+    settings: DrawOptions,
+    recorded: PictureRecord,
+    output: Output,
+    made: PictureIndex | None = None,
 ) -> Generator[Drawn]:
     """All jobs, batch after batch. Latents that cannot be decoded are kept.
 
@@ -125,10 +129,10 @@ def draw_with_diffusion(
 def draw_job(
     job: Job,
     model: Model,
-    settings: Settings,
-    recorded: Recorded,
+    settings: DrawOptions,
+    recorded: PictureRecord,
     output: Output,
-    made: Made | None,
+    made: PictureIndex | None,
 ) -> Generator[Drawn]:
     """The pictures of one job that are not made yet."""
     from pellucid.adapters import on_backend
@@ -168,7 +172,7 @@ def draw_job(
             yield Drawn(last.images, records, [*warnings, *last.warnings], steps, model)
 
 
-def _open_refiner(path: Path, files: ModelFiles, settings: Settings) -> Model:
+def _open_refiner(path: Path, files: ModelFiles, settings: DrawOptions) -> Model:
     """The refiner; --prediction counts for it too, but only where its file does not say."""
     from pellucid.checkpoints import UnknownPrediction
     from pellucid.opening import open_model
@@ -184,7 +188,7 @@ def _open_refiner(path: Path, files: ModelFiles, settings: Settings) -> Model:
         return open_it(prediction=files.prediction)
 
 
-def _without_effect(files: ModelFiles, request: Request, settings: Settings) -> list[str]:
+def _without_effect(files: ModelFiles, request: Request, settings: DrawOptions) -> list[str]:
     """Warnings of options that do nothing without another."""
     film, tiny = settings.film, request.decoder == "tiny"
     loras = request.loras or request.lora_tags

@@ -168,7 +168,7 @@ def sentence_of(error: ValueError) -> str:
 
 
 @dataclass
-class Made:
+class PictureIndex:
     """The pictures in a folder, by what they record.
 
     A picture is the one that a job would make if it records the same request, model and files: the
@@ -185,7 +185,7 @@ class Made:
     """The picture that was taken last."""
 
     @classmethod
-    def of(cls, folder: Path, jobs: Iterable[Job] = ()) -> Made:
+    def of(cls, folder: Path, jobs: Iterable[Job] = ()) -> PictureIndex:
         """Reads what the pictures in a folder, and below it, record. jobs: those to come."""
         from pellucid.images.metadata import FORMATS, read_metadata
 
@@ -225,7 +225,7 @@ def missing(
     request: Request,
     resolved: ResolvedRequest,
     seeded: bool,
-    made: Made,
+    made: PictureIndex,
     record: Callable[[ResolvedRequest], dict[str, Any]],
 ) -> tuple[list[Request], list[Path]]:
     """The parts of a request that are not made yet, and the pictures of the others.

@@ -84,7 +84,7 @@ def recorded_as() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class PictureRecord:
     """What a picture records: its request, the files of its model, and names without a file."""
 
     picture: Path | None = None
@@ -146,7 +146,7 @@ class Recorded:
 
 
 def with_settings(
-    recorded: Recorded, files: ModelFiles, asked: Mapping[str, Any]
+    recorded: PictureRecord, files: ModelFiles, asked: Mapping[str, Any]
 ) -> tuple[ModelFiles, dict[str, Any]]:
     """The files of a run, and its request: what is missing is taken from the user's settings.
 
@@ -246,10 +246,10 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def read_like(picture: Path | None) -> Recorded:
+def read_like(picture: Path | None) -> PictureRecord:
     """What a picture records, None: nothing. ValueError: no picture, or one without a record."""
     if picture is None:
-        return Recorded()
+        return PictureRecord()
     from pellucid.images.metadata import read_metadata
 
     found = read_metadata(picture)
@@ -267,10 +267,10 @@ def read_like(picture: Path | None) -> Recorded:
     names = {name: values.pop(name, None) for name in ("model", "vae", "refiner")}
     names = {name: value for name, value in names.items() if isinstance(value, str)}
     fields, unknown = _fields(values)
-    return Recorded(picture, fields, unused=(*settings.unused, *unknown), **names)
+    return PictureRecord(picture, fields, unused=(*settings.unused, *unknown), **names)
 
 
-def of_record(picture: Path, record: Mapping[str, Any]) -> Recorded:
+def of_record(picture: Path, record: Mapping[str, Any]) -> PictureRecord:
     """What `ModelFiles.record` stored in `picture`. ValueError: a file's name that is no text."""
     names = recorded_as()
     record = found_again(picture, record)
@@ -281,7 +281,7 @@ def of_record(picture: Path, record: Mapping[str, Any]) -> Recorded:
     others = {*names.values(), "model", *ABOUT}
     fields, unknown = _fields({name: v for name, v in record.items() if name not in others})
     model = None if "model" in files else record.get("model")
-    return Recorded(picture, fields, files, model, unused=tuple(unknown))
+    return PictureRecord(picture, fields, files, model, unused=tuple(unknown))
 
 
 def _fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

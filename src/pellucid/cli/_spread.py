@@ -13,10 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli._app import report
-from pellucid.cli._draw import Drawn, Settings, draw_job
+from pellucid.cli._draw import Drawn, DrawOptions, draw_job
 from pellucid.cli._files import Output
-from pellucid.cli._jobs import Job, Jobs, Made, missing
-from pellucid.cli._like import Recorded
+from pellucid.cli._jobs import Job, Jobs, PictureIndex, missing
+from pellucid.cli._like import PictureRecord
 from pellucid.folders import embedded
 from pellucid.messages import text_of
 
@@ -29,8 +29,8 @@ class Drawer:
     """What an actor does: a row has a pickled job, and gets pickled pictures or an error."""
 
     jobs: Jobs
-    settings: Settings
-    recorded: Recorded
+    settings: DrawOptions
+    recorded: PictureRecord
     output: Output
 
     def __post_init__(self) -> None:
@@ -49,7 +49,11 @@ class Drawer:
 
 
 def draw_on_ray(
-    jobs: Jobs, settings: Settings, recorded: Recorded, output: Output, made: Made | None = None
+    jobs: Jobs,
+    settings: DrawOptions,
+    recorded: PictureRecord,
+    output: Output,
+    made: PictureIndex | None = None,
 ) -> Generator[Drawn]:
     """As `draw_with_diffusion`, on the cluster of RAY_ADDRESS or on one that is started here.
 
@@ -82,7 +86,7 @@ def draw_on_ray(
             yield from drawn
 
 
-def _left(jobs: Jobs, settings: Settings, made: Made | None) -> Iterator[Job]:
+def _left(jobs: Jobs, settings: DrawOptions, made: PictureIndex | None) -> Iterator[Job]:
     """The jobs, less the pictures that are made already."""
     from pellucid import checkpoints
     from pellucid.request import chosen_seed, resolve

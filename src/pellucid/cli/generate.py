@@ -14,13 +14,13 @@ import typer
 from pellucid.cli._app import app, report, show_json, show_path
 from pellucid.cli._draw import (
     Drawn,
-    Settings,
+    DrawOptions,
     check_gan_options,
     draw_with_diffusion,
     draw_with_gan,
 )
 from pellucid.cli._files import OUTPUTS, OVERWRITE, Output, save_film
-from pellucid.cli._jobs import Jobs, Made, read_prompts
+from pellucid.cli._jobs import Jobs, PictureIndex, read_prompts
 from pellucid.cli._like import Like, ModelFiles, read_like, with_settings
 from pellucid.cli._model import (
     Backend,
@@ -141,7 +141,7 @@ def generate(
     recorded = read_like(like)
     files, warnings = recorded.over(ModelFiles(model, prediction, vae, tiny_vae, lora_folder))
     dtype, backend = computed(dtype, backend, fast, exact)
-    settings = Settings(device, dtype, backend, threads, live_lora, film, preview, show)
+    settings = DrawOptions(device, dtype, backend, threads, live_lora, film, preview, show)
     if prompts is not None and "prompt" in asked:
         raise ValueError(f"give a prompt or --prompts, not both, got {asked['prompt']!r}")
     if ray and (prompts is None or film):
@@ -161,7 +161,7 @@ def generate(
     lines = () if prompts is None else read_prompts(prompts)
     jobs = Jobs(files, asked, prompts, lines, dynamic)
     output = Output.of(out, jobs.count(), overwrite, film, name)
-    made = Made.of(output.folder, jobs) if resume else None
+    made = PictureIndex.of(output.folder, jobs) if resume else None
     drawn: Generator[Drawn]
     if is_gan:
         drawn = draw_with_gan(files, Request.model_validate(asked), settings)
@@ -204,7 +204,7 @@ class Results:
     """What a run has written. Paths are printed as soon as they are there, JSON at the end."""
 
     output: Output
-    settings: Settings
+    settings: DrawOptions
     as_json: bool
     images: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import app, report, show_json, show_path
-from pellucid.cli._draw import Settings, draw_job
+from pellucid.cli._draw import DrawOptions, draw_job
 from pellucid.cli._files import Output
-from pellucid.cli._jobs import Job, Made, sentence_of
-from pellucid.cli._like import Like, ModelFiles, Recorded, read_like, with_named, with_settings
+from pellucid.cli._jobs import Job, PictureIndex, sentence_of
+from pellucid.cli._like import Like, ModelFiles, PictureRecord, read_like, with_named, with_settings
 from pellucid.cli._model import Device, Dtype, LoraFolder, ModelOrLike, Prediction, Vae
 from pellucid.cli._options import RequestOption, options_of, repeats, takes_request
 from pellucid.plugins import nearest
@@ -101,8 +101,8 @@ def grid(
     errors = [job for row in jobs for job in row if isinstance(job, ValueError)]
     if len(errors) == count:
         raise errors[0]
-    cells = Cells(recorded, Settings(device, dtype), output)
-    cells.made = Made.of(output.folder) if resume else None
+    cells = Cells(recorded, DrawOptions(device, dtype), output)
+    cells.made = PictureIndex.of(output.folder) if resume else None
     loaded = files.open(device, dtype)
     rows = [[cells.draw(loaded, job, as_json) for job in row] for row in jobs]
     shown = [[open_image(c) if isinstance(c, Path) else c for c in row] for row in rows]
@@ -131,10 +131,10 @@ def job_of(files: ModelFiles, asked: dict[str, Any]) -> Job | ValueError:
 class Cells:
     """Draws the cells of a table."""
 
-    recorded: Recorded
-    settings: Settings
+    recorded: PictureRecord
+    settings: DrawOptions
     output: Output
-    made: Made | None = None
+    made: PictureIndex | None = None
 
     def draw(self, model: Model, job: Job | ValueError, quiet: bool) -> Path | str:
         """The picture of a cell, or why it cannot be drawn."""

@@ -62,7 +62,7 @@ def merge(
 
     from pellucid import checkpoints
 
-    recipe = checkpoints.Recipe(len(models), method, shares, parts)
+    recipe = checkpoints.MergeRecipe(len(models), method, shares, parts)
     out.parent.mkdir(parents=True, exist_ok=True)
     for text in checkpoints.merge(paths, out, recipe, prediction, vae):
         report(text)

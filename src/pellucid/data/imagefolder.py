@@ -78,20 +78,20 @@ def pictures(folder: Path) -> Iterator[tuple[Path, str]]:
     yield from ((path, text) for path, text in pairs if text is not None)
 
 
-class Folder(Pictures):
+class ImageFolder(Pictures):
     """The pictures of a folder in memory."""
 
     @classmethod
-    def load(cls, folder: Path, size: int) -> Folder:
+    def load(cls, folder: Path, size: int) -> ImageFolder:
         """Read them all; each fills size x size. ValueError as `pictures` and `open_image` say."""
         pairs = list(pictures(folder))
         pixels = [np.asarray(fit(open_image(path), size, size)) for path, _ in pairs]
         return cls(np.stack(pixels), [text for _, text in pairs])
 
 
-def source(options: SourceOptions, mix: Mapping[str, float]) -> Folder:
+def source(options: SourceOptions, mix: Mapping[str, float]) -> ImageFolder:
     """The folder `options.data`."""
-    return Folder.load(Path(options.data), options.size)
+    return ImageFolder.load(Path(options.data), options.size)
 
 
 def _files(folder: Path) -> list[Path]:

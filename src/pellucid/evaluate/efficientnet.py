@@ -23,7 +23,7 @@ FILE = "models/efficientnet-lite0-57934424.pth"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Stage(NamedTuple):
+class MBConvStage(NamedTuple):
     """Blocks of one kind: how many, their kernel, the first one's stride, growth, channels."""
 
     blocks: int
@@ -34,13 +34,13 @@ class Stage(NamedTuple):
 
 
 LITE0 = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(2, 3, 2, 6, 24),
-    Stage(2, 5, 2, 6, 40),
-    Stage(3, 3, 2, 6, 80),
-    Stage(3, 5, 1, 6, 112),
-    Stage(4, 5, 2, 6, 192),
-    Stage(1, 3, 1, 6, 320),
+    MBConvStage(1, 3, 1, 1, 16),
+    MBConvStage(2, 3, 2, 6, 24),
+    MBConvStage(2, 5, 2, 6, 40),
+    MBConvStage(3, 3, 2, 6, 80),
+    MBConvStage(3, 5, 1, 6, 112),
+    MBConvStage(4, 5, 2, 6, 192),
+    MBConvStage(1, 3, 1, 6, 320),
 )
 
 
@@ -60,7 +60,7 @@ class SameConv(nn.Conv2d):
 class Block(nn.Module):
     """Widen, a convolution of each channel alone, narrow (MobileNetV2, arXiv:1801.04381)."""
 
-    def __init__(self, before: int, stage: Stage, stride: int) -> None:
+    def __init__(self, before: int, stage: MBConvStage, stride: int) -> None:
         super().__init__()
         inner = before * stage.expand
         self.wide = stage.expand > 1

@@ -50,7 +50,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Axis:
+class Scale:
     """Numbers from `low` to `high` as positions from `start` to `end` in pixels."""
 
     low: float
@@ -146,7 +146,7 @@ class Plot:
                 marks.append(_text(right + 38, at + 4, one.name, "start"))
         return marks
 
-    def _axis(self, name: Literal["x", "y"], start: float, end: float) -> Axis:
+    def _axis(self, name: Literal["x", "y"], start: float, end: float) -> Scale:
         log = self.log_x if name == "x" else self.log_y
         limits = self.x_range if name == "x" else self.y_range
         if limits is None:
@@ -160,7 +160,7 @@ class Plot:
             )
         if high <= low:  # one value only
             low, high = (low / 2, low * 2) if log else (low - 0.5, low + 0.5)
-        return Axis(low, high, start, end, log)
+        return Scale(low, high, start, end, log)
 
     def html(self) -> str:
         """The plot and its legend, which `modules/hover.js` adds values to."""
@@ -192,7 +192,7 @@ class Plot:
             ],
         }
 
-    def axes(self, legend: float = 0) -> tuple[Axis, Axis]:
+    def axes(self, legend: float = 0) -> tuple[Scale, Scale]:
         """Of x and of y, inside the margins, left of a legend of this width."""
         x = self._axis("x", float(LEFT), float(self.width - RIGHT) - legend)
         return x, self._axis("y", float(self.height - BOTTOM), float(TOP))

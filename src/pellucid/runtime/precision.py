@@ -25,7 +25,7 @@ Result = TypeVar("Result", bound=Tensor | tuple[Tensor | None, ...])
 
 
 @dataclass(frozen=True)
-class Choice:
+class PrecisionChoice:
     """A number type for a device, and the reason for it, as text for the user."""
 
     device: torch.device
@@ -36,7 +36,7 @@ class Choice:
         return f"{self.device}, {str(self.dtype).removeprefix('torch.')}: {self.why}"
 
 
-def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> Choice:
+def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> PrecisionChoice:
     """The number type to compute in.
 
     name: "auto" or one of `DTYPES`. file_dtype: that of most of the file's weights. The rule of
@@ -47,22 +47,24 @@ def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> Ch
     if name != "auto":
         if name not in DTYPES:
             raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {name!r}")
-        return Choice(device, DTYPES[name], "as requested")
+        return PrecisionChoice(device, DTYPES[name], "as requested")
     if device.type == "cpu":
         if native_bfloat16():
-            return Choice(device, torch.bfloat16, "this CPU computes it faster than float32")
-        return Choice(device, torch.float32, "the fastest type on this CPU")
+            return PrecisionChoice(
+                device, torch.bfloat16, "this CPU computes it faster than float32"
+            )
+        return PrecisionChoice(device, torch.float32, "the fastest type on this CPU")
     if device.type == "cuda":
         if file_dtype == torch.float16:
-            return Choice(device, torch.float16, "the file's own type")
+            return PrecisionChoice(device, torch.float16, "the file's own type")
         if torch.cuda.is_bf16_supported(including_emulation=False):
             own = file_dtype == torch.bfloat16
             why = "the file's own type" if own else "half the memory with the range of float32"
-            return Choice(device, torch.bfloat16, why)
-        return Choice(device, torch.float16, "half the memory; this GPU has no bfloat16")
+            return PrecisionChoice(device, torch.bfloat16, why)
+        return PrecisionChoice(device, torch.float16, "half the memory; this GPU has no bfloat16")
     if device.type == "mps":
-        return Choice(device, torch.float16, "half the memory, and fast on Apple's GPUs")
-    return Choice(device, torch.float32, "unknown device type")
+        return PrecisionChoice(device, torch.float16, "half the memory, and fast on Apple's GPUs")
+    return PrecisionChoice(device, torch.float32, "unknown device type")
 
 
 NO_VNNI = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE")

@@ -16,9 +16,9 @@ from pellucid.request import Request, ResolvedRequest, chosen_seed, resolve
 from pellucid.request.fields import PICTURES, file_fields, with_files
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.library import Library, ModelFile, UnknownName
-from pellucid.serve.pictures import Pictures
+from pellucid.serve.pictures import PictureStore
 from pellucid.serve.queue import Job, Kind
-from pellucid.serve.worker import ModelSpec, Task, without_paths
+from pellucid.serve.worker import ModelSpec, WorkerJob, without_paths
 from pellucid.settings import embeddings_named
 from pellucid.textual_inversion import reads_words
 
@@ -43,7 +43,7 @@ class Asked(NamedTuple):
 class Acceptance:
     """Checks jobs against the limits and the models of a server."""
 
-    def __init__(self, limits: Configuration, library: Library, pictures: Pictures) -> None:
+    def __init__(self, limits: Configuration, library: Library, pictures: PictureStore) -> None:
         self.limits = limits
         self.library = library
         self.pictures = pictures
@@ -199,11 +199,11 @@ class Acceptance:
                 raise ValueError(said) from None
         raise ValueError(FieldMessage(f"{{{field}}} must not be given on this server"))
 
-    def task(self, job: Job) -> Task:
+    def task(self, job: Job) -> WorkerJob:
         """The job for a worker, with its files where they are now. ValueError: one is gone."""
         request = Request.model_validate(job.request)
         versus = job.options.get("versus")
-        return Task(
+        return WorkerJob(
             id=job.id,
             kind=job.kind,
             request=self.located(request),

@@ -28,9 +28,9 @@ from pellucid.serve.configuration import Configuration
 from pellucid.serve.gans import Gans
 from pellucid.serve.hashes import Hashes
 from pellucid.serve.library import Library
-from pellucid.serve.pictures import Pictures
+from pellucid.serve.pictures import PictureStore
 from pellucid.serve.queue import ENDED, Job, Queue, State
-from pellucid.serve.worker import Cancel, Draw, Ended, Show, StepReport, Task
+from pellucid.serve.worker import Cancel, Draw, Ended, Show, StepReport, WorkerJob
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -568,7 +568,7 @@ class _Worker(threading.Thread):
             if not self.engine.stopping:
                 self._begin()
 
-    def _task(self, job: Job) -> Task | None:
+    def _task(self, job: Job) -> WorkerJob | None:
         """None: a file that it names is gone, and it has failed."""
         try:
             return self.engine.acceptance.task(job)
@@ -595,13 +595,13 @@ class _Worker(threading.Thread):
         self._begin()
 
 
-def _opened(folder: Path) -> tuple[Any, Pictures, Queue]:
+def _opened(folder: Path) -> tuple[Any, PictureStore, Queue]:
     """The lock, the pictures and the queue of a data folder. ValueError: it cannot be used."""
     with ExitStack() as undo:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = undo.enter_context(_locked(folder))
-            pictures, queue = Pictures(folder / "pictures"), Queue(folder / "queue.sqlite")
+            pictures, queue = PictureStore(folder / "pictures"), Queue(folder / "queue.sqlite")
         except (OSError, sqlite3.Error) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"the data folder {folder} cannot be used: {reason}") from None

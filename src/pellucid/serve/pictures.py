@@ -33,7 +33,7 @@ MEDIA = {
 }
 
 
-class Pictures:
+class PictureStore:
     """The pictures in a folder. Safe to use from several processes.
 
     A file is on the disk when a method returns its name.

@@ -40,7 +40,7 @@ from pellucid.runtime.backends import OnBackend
 from pellucid.runtime.memory import DoesNotFit, ran_out
 from pellucid.serve.models_kept import Kept
 from pellucid.serve.pages import PAGES
-from pellucid.serve.pictures import Pictures
+from pellucid.serve.pictures import PictureStore
 from pellucid.serve.queue import Fault, Kind, Picture, State
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class ModelSpec(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerJob:
     """A job, with files in place of names.
 
     request: with paths. named: the fields of it that name files, as the client named them, which is
@@ -79,7 +79,7 @@ class Task:
 class Draw(NamedTuple):
     """To a worker: draw these."""
 
-    tasks: list[Task]
+    tasks: list[WorkerJob]
 
 
 class Cancel(NamedTuple):
@@ -172,7 +172,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.kept = Kept(self.options.model_bytes)
-        self.pictures = Pictures(self.options.folder / "pictures")
+        self.pictures = PictureStore(self.options.folder / "pictures")
 
     def run(self) -> None:
         """Draw task after task. Raises EOFError when the server has closed the pipe."""
@@ -192,7 +192,7 @@ class Worker:
             for task in tasks:
                 self.connection.send(self.ended(task))
 
-    def left_of_batch(self, tasks: Sequence[Task]) -> list[Task]:
+    def left_of_batch(self, tasks: Sequence[WorkerJob]) -> list[WorkerJob]:
         """Draw jobs in one batch. Returns those that it did not finish, because it failed."""
         drawn = set[str]()
         try:
@@ -205,7 +205,7 @@ class Worker:
             log.warning("a batch of %d jobs failed, and each is drawn alone: %s", len(tasks), error)
         return [task for task in tasks if task.id not in drawn]
 
-    def draw_together(self, tasks: Sequence[Task]) -> Iterator[Ended]:
+    def draw_together(self, tasks: Sequence[WorkerJob]) -> Iterator[Ended]:
         """Draw jobs in one batch, as far as the memory allows it. One that is cancelled ends at once."""
         model = self.opened(tasks[0].model)
         refiner = None if tasks[0].refiner is None else self.opened(tasks[0].refiner)
@@ -227,7 +227,7 @@ class Worker:
             if not left:
                 return
 
-    def ended(self, task: Task) -> Ended:
+    def ended(self, task: WorkerJob) -> Ended:
         """Carry out a job, and return how it ended; an error never ends the worker."""
         try:
             if task.kind in PAGES:
@@ -249,7 +249,7 @@ class Worker:
         reason = "not enough memory; use a smaller size or count"
         return Ended(task.id, "failed", reason, fault="server")
 
-    def draw(self, task: Task) -> Ended:
+    def draw(self, task: WorkerJob) -> Ended:
         """All pictures of a job."""
         model, refiner = self.opened(task.model), None
         if task.refiner is not None:
@@ -262,7 +262,7 @@ class Worker:
         raise AssertionError("a run ends with its pictures")
 
     def stepped(
-        self, task: Task, model: Model, progress: Progress, made: list[Picture]
+        self, task: WorkerJob, model: Model, progress: Progress, made: list[Picture]
     ) -> Ended | None:
         """Report a step and store its pictures, which are added to `made`; how the job ended, if this
         was its last step or it was cancelled."""
@@ -282,7 +282,7 @@ class Worker:
             task.id, "done", None, made, said, backend=self.chosen[model.backbone].adapt.name
         )
 
-    def store(self, task: Task, progress: Progress) -> list[Picture]:
+    def store(self, task: WorkerJob, progress: Progress) -> list[Picture]:
         """The pictures of the last step of a batch, stored with their requests inside; of an earlier
         step, the estimates."""
         last = progress.step == progress.steps
@@ -299,11 +299,13 @@ class Worker:
             made.append(Picture(name, request.seed, *image.size))
         return made
 
-    def estimates(self, task: Task, progress: Progress) -> list[Image.Image]:
+    def estimates(self, task: WorkerJob, progress: Progress) -> list[Image.Image]:
         """What the pictures of a step are expected to be."""
         return preview(self.opened(task.model), progress.x0, "vae")
 
-    def report(self, task: Task, model: Model, progress: Progress, first: int, count: int) -> None:
+    def report(
+        self, task: WorkerJob, model: Model, progress: Progress, first: int, count: int
+    ) -> None:
         """Report a step to the server, and read the server's messages. Raises _Cancelled."""
         while self.connection.poll():
             self.read(self.connection.recv())
@@ -336,7 +338,7 @@ class Worker:
         torch.set_num_threads(self.chosen[model.backbone].threads)
         return model
 
-    def explain(self, task: Task) -> Ended:
+    def explain(self, task: WorkerJob) -> Ended:
         """The page of a run, or of two."""
         model = self.opened(task.model)
         requests = [task.request] + ([] if task.versus is None else [task.versus])
@@ -359,14 +361,14 @@ class Worker:
         said = [self.said(warning, task) for warning in dict.fromkeys(warnings)]
         return Ended(task.id, "done", None, made, said)
 
-    def examine(self, task: Task) -> Ended:
+    def examine(self, task: WorkerJob) -> Ended:
         """The page of noise, the autoencoder or CLIP on a picture."""
         # In float32, as the commands that make these pages: they measure what a part loses.
         model, image = self.opened(task.model, "float32"), open_image(Path(str(task.request.image)))
         self.store_page(task, PAGES[task.kind](model, image, task.request))
         return Ended(task.id, "done")
 
-    def said(self, text: str, task: Task) -> str:
+    def said(self, text: str, task: WorkerJob) -> str:
         """A message for the client of a job."""
         specs = [task.model] + ([] if task.refiner is None else [task.refiner])
         names = {str(spec.path): spec.name for spec in specs}
@@ -374,7 +376,7 @@ class Worker:
             names[str(self.options.lora_folder)] = "the LoRA folder"
         return without_paths(text, task.request, names)
 
-    def store_page(self, task: Task, text: str) -> None:
+    def store_page(self, task: WorkerJob, text: str) -> None:
         """Write the page of a job, whole or not at all."""
         folder = self.options.folder / "explanations"
         folder.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pellucid import checkpoints
 from pellucid.conditioning import StepConditioning, encode_prompts
 from pellucid.data import setting, to_pixels
-from pellucid.data.imagefolder import Folder
+from pellucid.data.imagefolder import ImageFolder
 from pellucid.diffusion import Conditioning
 from pellucid.lora import Change, Lora, Matrix, attach
 from pellucid.model import Model
@@ -85,7 +85,7 @@ def factors(changes: dict[str, Change]) -> Iterator[nn.Parameter]:
 
 
 @dataclass(frozen=True)
-class Pool:
+class CachedLatents:
     """Pictures and captions as the network gets them. Row 0 of `text` is the empty caption."""
 
     latents: Tensor  # (N, C, h, w), or (2 N, C, h, w) the mirrored ones last
@@ -98,7 +98,7 @@ class Pool:
 
 
 @torch.no_grad()
-def make_pool(model: Model, folder: Folder, mirror: bool) -> Pool:
+def make_pool(model: Model, folder: ImageFolder, mirror: bool) -> CachedLatents:
     """Encode all pictures and captions, on the model's device."""
     device = next(model.vae.parameters()).device
     latents = []
@@ -112,10 +112,12 @@ def make_pool(model: Model, folder: Folder, mirror: bool) -> Pool:
     step = StepConditioning([(text, 1.0)], None).at_size(model, folder.size, folder.size)
     (cond, _), *_ = step.conds
     sizes = None if cond.sizes is None else cond.sizes.expand(len(text), -1)
-    return Pool(torch.cat(latents), Conditioning(text.tokens, text.pooled, sizes))
+    return CachedLatents(torch.cat(latents), Conditioning(text.tokens, text.pooled, sizes))
 
 
-def validation_loss(model: Model, network: nn.Module, pool: Pool, index: list[int]) -> float:
+def validation_loss(
+    model: Model, network: nn.Module, pool: CachedLatents, index: list[int]
+) -> float:
     """Mean loss over these pictures, each at eight fixed times with fixed noise."""
     every = torch.tensor(index).repeat_interleave(8)
     latents, cond = pool.batch(every, torch.zeros(len(every), dtype=torch.bool))
@@ -136,13 +138,13 @@ def load_model(options: LoraOptions, device: torch.device) -> Model:
     return model
 
 
-def load_pictures(options: LoraOptions, model: Model) -> Folder:
+def load_pictures(options: LoraOptions, model: Model) -> ImageFolder:
     """The folder `data`. ValueError for a size that the model cannot draw."""
     size = model.drawn_size[0] if options.size == 0 else options.size
     unit = 8 * model.vae.config.downsample  # so that every level of the network halves evenly
     if size < unit or size % unit:
         raise ValueError(f"size must be a multiple of {unit}, such as {4 * unit}, got {size}")
-    return Folder.load(Path(options.data), size)
+    return ImageFolder.load(Path(options.data), size)
 
 
 def train(options: LoraOptions, say: loop.Say = loop.silent) -> Path:
@@ -203,7 +205,7 @@ def train(options: LoraOptions, say: loop.Say = loop.silent) -> Path:
     return options.out
 
 
-def metadata(options: LoraOptions, model: Model, folder: Folder) -> dict[str, str]:
+def metadata(options: LoraOptions, model: Model, folder: ImageFolder) -> dict[str, str]:
     """The metadata that other programs show of a LoRA; all values are text."""
     return {
         "format": "pt",

@@ -73,7 +73,7 @@ class PairsOptions:
             raise ValueError(f"pictures must be at least 1, got {self.pictures}")
 
 
-class Made(NamedTuple):
+class PairBatch(NamedTuple):
     """Some pairs."""
 
     small: np.ndarray  # (B, h, w, 3) uint8
@@ -90,7 +90,7 @@ def train(options: PairsOptions, say: loop.Say = loop.silent) -> Path:
     model = checkpoints.load(options.model, loop.device_of(options.device))
     among = core_concepts(art) if options.core else range(len(art.concepts))
     among = [c for c in among if (c % HELD == 0) == options.held]
-    found: list[Made] = []
+    found: list[PairBatch] = []
     for made in batches(options, art, model, among):
         found.append(made)
         count = min(sum(len(m.large) for m in found), options.pictures)
@@ -113,7 +113,7 @@ def batches(
     art: EmojiArt,
     model: Model,
     among: Sequence[int],
-) -> Iterator[Made]:
+) -> Iterator[PairBatch]:
     """Pairs, at most four times as many as were asked for: those too far apart are left out."""
     device = next(model.vae.parameters()).device
     for start in range(0, 4 * options.pictures, BATCH):
@@ -129,7 +129,7 @@ def batches(
         if options.kind != "clean":
             small = to_uint8(model.vae.to_pixels(latents))
         near = distance(small, clean) < options.close
-        yield Made(small[near], large[near], latents.half().cpu().numpy()[near])
+        yield PairBatch(small[near], large[near], latents.half().cpu().numpy()[near])
 
 
 def noisy(latents: Tensor, most: float, rng: np.random.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pellucid import plugins
-from pellucid.checkpoints.settings import Settings
+from pellucid.checkpoints.json_config import JsonConfig
 from pellucid.clip import TextConfig
 
 
@@ -28,7 +28,7 @@ class Backbone:
     title: str
     network: type[nn.Module]
     config: type
-    read: Callable[[Settings, Sequence[TextConfig]], Any]
+    read: Callable[[JsonConfig, Sequence[TextConfig]], Any]
     write: Callable[[Any, int], dict[str, Any]]
 
 

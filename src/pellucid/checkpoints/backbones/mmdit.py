@@ -7,7 +7,7 @@ from typing import Any
 
 from pellucid.backbones.mmdit import MMDiT, MMDiTConfig
 from pellucid.checkpoints.backbones import Backbone
-from pellucid.checkpoints.settings import AVERAGING, Settings
+from pellucid.checkpoints.json_config import AVERAGING, JsonConfig
 from pellucid.clip import TextConfig
 from pellucid.safetensors_header import CheckpointError
 
@@ -15,7 +15,7 @@ CLASS = "SD3Transformer2DModel"
 QK_NORM = {"": False, "rms_norm": True}
 
 
-def read(settings: Settings, texts: Sequence[TextConfig]) -> MMDiTConfig:
+def read(settings: JsonConfig, texts: Sequence[TextConfig]) -> MMDiTConfig:
     """config.json of the transformer; `texts` are the text towers of the model, which it must fit."""
     channels = settings.whole("in_channels", 16)
     layers = settings.whole("num_layers", 18)
@@ -56,7 +56,7 @@ def read(settings: Settings, texts: Sequence[TextConfig]) -> MMDiTConfig:
     return config
 
 
-def _dual(settings: Settings, layers: int) -> tuple[int, ...]:
+def _dual(settings: JsonConfig, layers: int) -> tuple[int, ...]:
     numbers = settings.get("dual_attention_layers") or []
     whole = isinstance(numbers, list) and all(
         isinstance(n, int) and not isinstance(n, bool) and 0 <= n < layers for n in numbers

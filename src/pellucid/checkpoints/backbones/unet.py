@@ -7,7 +7,7 @@ from typing import Any
 
 from pellucid.backbones.unet import SIZE_WIDTH, UNet, UNetConfig
 from pellucid.checkpoints.backbones import Backbone
-from pellucid.checkpoints.settings import AVERAGING, Settings
+from pellucid.checkpoints.json_config import AVERAGING, JsonConfig
 from pellucid.clip import TextConfig
 
 CLASS = "UNet2DConditionModel"
@@ -50,7 +50,7 @@ FIXED = {
 IDLE = ("addition_embed_type_num_heads", "dropout", "sample_size", "upcast_attention")
 
 
-def read(settings: Settings, texts: Sequence[TextConfig]) -> UNetConfig:
+def read(settings: JsonConfig, texts: Sequence[TextConfig]) -> UNetConfig:
     """config.json; `texts` are the text towers of the model."""
     at_level = settings.wholes("block_out_channels", (320, 640, 1280, 1280))
     levels = len(at_level)
@@ -89,7 +89,7 @@ def read(settings: Settings, texts: Sequence[TextConfig]) -> UNetConfig:
     return config
 
 
-def _added(settings: Settings, texts: Sequence[TextConfig]) -> tuple[int, int]:
+def _added(settings: JsonConfig, texts: Sequence[TextConfig]) -> tuple[int, int]:
     """The width of the pooled text that is added to the time, and the number of size conditions."""
     if settings.word("addition_embed_type", "", {"": False, "text_time": True}):
         width = settings.whole("projection_class_embeddings_input_dim", 2816)

@@ -20,12 +20,12 @@ from pellucid.checkpoints.assembly import Part, Unfilled, same_names
 from pellucid.checkpoints.backbones import Backbone
 from pellucid.checkpoints.contents import Configs, Contents
 from pellucid.checkpoints.families import Family
+from pellucid.checkpoints.json_config import JsonConfig
 from pellucid.checkpoints.key_names import clip_locations
-from pellucid.checkpoints.settings import Settings
 from pellucid.checkpoints.vae_files import CLASS as VAE_CLASS
 from pellucid.checkpoints.vae_files import config_of, weights_in_folder
 from pellucid.checkpoints.weight_files import STEMS, weights_of
-from pellucid.checkpoints.weights import Source, open_weights
+from pellucid.checkpoints.weights import CheckpointSource, open_weights
 from pellucid.checkpoints.writing import check_has_place, extras_of, gather, same_when_read
 from pellucid.checkpoints.writing import write as write_file
 from pellucid.clip import TextConfig, TextTower
@@ -46,7 +46,7 @@ VERSION = "0.30.0"
 
 
 @dataclass(frozen=True)
-class Folder:
+class DiffusersFolder:
     """What a folder holds, as its configs show.
 
     texts: the folders of the text towers. trailing: its steps begin at the noisiest time. others:
@@ -61,12 +61,12 @@ class Folder:
     others: tuple[str, ...]
 
 
-def matches(source: Source) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Whether it is a folder with a model_index.json."""
     return (source.path / INDEX).is_file()
 
 
-def examine(source: Source, prediction: str | None = None) -> Contents:
+def examine(source: CheckpointSource, prediction: str | None = None) -> Contents:
     """What a folder holds; `prediction` None is what its scheduler's config says.
 
     Raises CheckpointError: a part or a config that is missing or not supported.
@@ -105,9 +105,9 @@ def examine(source: Source, prediction: str | None = None) -> Contents:
 # ---------------------------------------------------------------- configs
 
 
-def _read_configs(path: Path, prediction: str | None = None) -> Folder:
+def _read_configs(path: Path, prediction: str | None = None) -> DiffusersFolder:
     """What the folder `path` holds, without looking for its weights. Raises CheckpointError."""
-    index = Settings.open(path / INDEX)
+    index = JsonConfig.open(path / INDEX)
     entries = {
         name: value[1]
         for name, value in index.values.items()
@@ -117,7 +117,7 @@ def _read_configs(path: Path, prediction: str | None = None) -> Folder:
     texts = {folder: _text(path, folder, entries[folder]) for folder in TEXTS if folder in entries}
     if not texts:
         raise CheckpointError(f"{path} has no text encoder; a model needs one")
-    settings = Settings.open(path / kind.folder / "config.json")
+    settings = JsonConfig.open(path / kind.folder / "config.json")
     settings.fixed({"_class_name": kind.class_name})
     config = kind.read(settings, list(texts.values()))
     has_vae = entries.get("vae") == VAE_CLASS and (path / "vae").exists()
@@ -147,7 +147,7 @@ def _read_configs(path: Path, prediction: str | None = None) -> Folder:
     used = {kind.folder, "scheduler", *TEXTS, "tokenizer", "tokenizer_2"}
     used |= {"vae"} if has_vae else set()
     others = tuple(entry for entry in entries if entry not in used)
-    return Folder(read, kind, tuple(texts), tokenizer, trailing, others)
+    return DiffusersFolder(read, kind, tuple(texts), tokenizer, trailing, others)
 
 
 def _backbone(path: Path, entries: Mapping[str, str]) -> Backbone:
@@ -164,7 +164,7 @@ def _text(path: Path, folder: str, name: str) -> TextConfig:
         raise CheckpointError(
             f"{path}: its {folder} is {name[:80]}; known are {', '.join(configs.TEXT_CLASSES)}"
         )
-    settings = Settings.open(path / folder / "config.json")
+    settings = JsonConfig.open(path / folder / "config.json")
     return configs.read_text(settings, configs.TEXT_CLASSES[name])
 
 
@@ -178,7 +178,7 @@ def _schedule(
     file = path / "scheduler" / "scheduler_config.json"
     if not file.exists():
         return family.schedule, family.prediction or None, False
-    settings = Settings.open(file)
+    settings = JsonConfig.open(file)
     schedule, prediction = configs.read_schedule(settings)
     return schedule, prediction, settings.get("timestep_spacing") == "trailing"
 

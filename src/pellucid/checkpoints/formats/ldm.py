@@ -40,7 +40,7 @@ from pellucid.checkpoints.shapes import (
     unet_config,
     vae_config,
 )
-from pellucid.checkpoints.weights import Source, Stored, Weights
+from pellucid.checkpoints.weights import CheckpointSource, Stored, Weights
 from pellucid.checkpoints.writing import (
     EMPTY,
     Read,
@@ -83,13 +83,13 @@ YAML_WORDS: Mapping[re.Pattern[str], Mapping[str, str | None]] = {
 TEXTS = ("text", "text_2")
 
 
-def matches(source: Source) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Whether it is one file (or an index of several) with a U-Net under the original prefix."""
     heads = (UNET_PREFIX, EMA_PREFIX)
     return any(key.removeprefix(NEST).startswith(heads) for key in source.keys)
 
 
-def examine(source: Source, prediction: str | None = None) -> Contents:
+def examine(source: CheckpointSource, prediction: str | None = None) -> Contents:
     """What a file holds, by its keys and shapes.
 
     prediction: what the network predicts, if the file does not say so (SD2).

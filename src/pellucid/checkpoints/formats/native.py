@@ -24,7 +24,7 @@ from pellucid.checkpoints import families
 from pellucid.checkpoints.assembly import Part, build, same_names
 from pellucid.checkpoints.contents import MODEL_FIELDS, Contents
 from pellucid.checkpoints.metadata import dataclass_from, json_entry
-from pellucid.checkpoints.weights import Source
+from pellucid.checkpoints.weights import CheckpointSource
 from pellucid.checkpoints.writing import Read, gather
 from pellucid.checkpoints.writing import write as write_file
 from pellucid.clip import TextTower, VisionTower
@@ -44,12 +44,12 @@ REQUIRED = ("backbone", "vae", "text")
 OPTIONAL = ("text_2", "vision", "tiny_vae", "upscaler")
 
 
-def matches(source: Source) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Whether it is a safetensors file with Pellucid's metadata."""
     return ENTRY in source.metadata
 
 
-def examine(source: Source, prediction: str | None = None) -> Contents:
+def examine(source: CheckpointSource, prediction: str | None = None) -> Contents:
     """What a file holds; `prediction` None is what the file says. Raises CheckpointError."""
     path, facts = source.path, json_entry(source, ENTRY, VERSION, FIELDS)
     parts = {

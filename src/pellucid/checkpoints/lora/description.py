@@ -12,7 +12,7 @@ from pellucid.checkpoints import families
 from pellucid.checkpoints.assembly import type_name
 from pellucid.checkpoints.identify import LORA, what_is
 from pellucid.checkpoints.lora.file import LoraFile, Target, examine
-from pellucid.checkpoints.weights import Source
+from pellucid.checkpoints.weights import CheckpointSource
 from pellucid.model import Model
 
 # Families whose models are not supported: versions in the metadata, and pieces of keys.
@@ -54,7 +54,7 @@ def family_of_model(model: Model) -> str | None:
     return None if family is None else family.title
 
 
-def matches(source: Source) -> bool:
+def matches(source: CheckpointSource) -> bool:
     """Whether it is a file with a LoRA's keys."""
     return what_is(source.keys) == LORA
 
@@ -77,7 +77,7 @@ _ABOUT = (
 TAGS = 12  # how many tags of the training pictures are reported
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: CheckpointSource) -> dict[str, Any]:
     """What `pellucid info` reports of a file."""
     return {"kind": LORA} | describe_lora(source.path)
 

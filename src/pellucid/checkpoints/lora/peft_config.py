@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints.settings import Settings
+from pellucid.checkpoints.json_config import JsonConfig
 from pellucid.checkpoints.weights import Weights
 from pellucid.safetensors_header import CheckpointError
 
@@ -52,7 +52,7 @@ REPEATED_GROUP = re.compile(r"\)[*+{]")
 class PeftConfig:
     """The fields of one adapter. Raises CheckpointError for a field that is not supported."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: JsonConfig) -> None:
         self.settings = settings
         settings.word("peft_type", TYPES[0], dict.fromkeys(TYPES))
         beginning = settings.get("init_lora_weights", True)
@@ -111,7 +111,7 @@ class PeftConfigs:
             for part in (f"{name}." for name in PARTS):
                 own = {k.removeprefix(part): v for k, v in values.items() if k.startswith(part)}
                 if own:
-                    self._configs[part] = PeftConfig(Settings(settings.path, own))
+                    self._configs[part] = PeftConfig(JsonConfig(settings.path, own))
             if not self._configs:
                 self._configs[""] = PeftConfig(settings)
 
@@ -123,16 +123,16 @@ class PeftConfigs:
         return self._configs[part], target.removeprefix(part).removeprefix(WRAPPER)
 
 
-def _settings(path: Path, weights: Weights) -> Settings | None:
+def _settings(path: Path, weights: Weights) -> JsonConfig | None:
     config = path.with_name("adapter_config.json")
     text = weights.metadata.get("lora_adapter_metadata")
     if text is None:
         sibling = path.name.startswith("adapter_model") and config.exists()
-        return Settings.open(config) if sibling else None
+        return JsonConfig.open(config) if sibling else None
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its LoRA config is not JSON") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: its LoRA config is not a JSON object")
-    return Settings(path, values)
+    return JsonConfig(path, values)

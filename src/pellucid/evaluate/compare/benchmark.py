@@ -18,7 +18,7 @@ from pellucid.data.emoji import EmojiArt
 from pellucid.evaluate import digits
 from pellucid.evaluate.compare import points
 from pellucid.evaluate.compare.coverage import Coverage
-from pellucid.evaluate.compare.emoji import Emoji
+from pellucid.evaluate.compare.emoji import EmojiTask
 from pellucid.evaluate.compare.methods import METHODS
 from pellucid.evaluate.compare.stacked_mnist import StackedMnist
 from pellucid.evaluate.compare.task import Setup, Task
@@ -86,7 +86,7 @@ def task_of(name: str, options: CompareOptions) -> Task:
         classifier = digits.trained(digits_of(options))
         return StackedMnist(mnist.load(options.digits), classifier)
     if name == "emoji":
-        return Emoji(EmojiArt.load(options.art))
+        return EmojiTask(EmojiArt.load(options.art))
     return points.ring() if name == "ring" else points.grid()
 
 

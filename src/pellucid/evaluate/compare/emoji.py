@@ -16,14 +16,14 @@ from torch.nn import functional as F
 
 from pellucid.data.emoji import EmojiArt, core_concepts
 from pellucid.evaluate.compare.coverage import Coverage, apart, coverage, inside
-from pellucid.evaluate.compare.pictures import FULL, QUICK, Pictures
+from pellucid.evaluate.compare.pictures import FULL, QUICK, PictureTask
 from pellucid.gan import GANConfig
 
 SIZE = 32
 SIDE = 16  # pixels on a side, of the features
 
 
-class Emoji(Pictures):
+class EmojiTask(PictureTask):
     """The core concepts, each in every style, on white; half of what is drawn is mirrored."""
 
     name, title = "emoji", "Emoji at 32x32"

@@ -31,7 +31,7 @@ QUICK = Setup(
 FULL = replace(QUICK, seen=1_000_000, gan_rate=2e-4, steps=20, samples=5000, seeds=5)
 
 
-class Pictures:
+class PictureTask:
     """A task on pictures (B, 3, size, size), the size of its `networks`."""
 
     networks: GANConfig

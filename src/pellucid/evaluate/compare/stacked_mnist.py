@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid.data import mnist
 from pellucid.evaluate.compare.coverage import Coverage, apart, coverage
-from pellucid.evaluate.compare.pictures import FULL, QUICK, Pictures
+from pellucid.evaluate.compare.pictures import FULL, QUICK, PictureTask
 from pellucid.evaluate.digits import DigitClassifier
 from pellucid.gan import GANConfig
 
@@ -25,7 +25,7 @@ UNSURE = 0.05  # of real digits the classifier is less sure than of a good one
 FAR = 0.01  # of real digits are farther from those to learn from than a good one
 
 
-class StackedMnist(Pictures):
+class StackedMnist(PictureTask):
     """Learns from nine digits in ten; the rest show how sure the classifier is of real ones."""
 
     name, title = "stacked-mnist", "Stacked MNIST: three digits, 1000 kinds"

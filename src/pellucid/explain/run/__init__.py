@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pellucid.explain.run.record import Explanation, Step, Word
+from pellucid.explain.run.record import Explanation, RecordedStep, Word
 from pellucid.explain.run.recorder import Recorder
 from pellucid.model import Model
 from pellucid.pipeline import Adapt, plain

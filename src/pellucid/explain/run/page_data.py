@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pellucid.explain.run.record import Explanation, Step
+from pellucid.explain.run.record import Explanation, RecordedStep
 from pellucid.guidance import signal_share
 from pellucid.images.data_url import to_data_url
 from pellucid.model import Model
@@ -156,7 +156,7 @@ class PageData:
         }
 
 
-def step_data(i: int, step: Step, detail: Detail) -> dict[str, Any]:
+def step_data(i: int, step: RecordedStep, detail: Detail) -> dict[str, Any]:
     """The numbers of step i."""
     return {
         "number": i + 1,
@@ -200,7 +200,7 @@ def shrunk(picture: Image.Image, side: int) -> str:
     return to_data_url(picture, "PNG") if small else to_data_url(picture, "WEBP", 80)
 
 
-def layers(step: Step, detail: Detail) -> list[dict[str, Any]]:
+def layers(step: RecordedStep, detail: Detail) -> list[dict[str, Any]]:
     """The layers of the attention maps: name and number of heads."""
     kept = maps(step, detail)
     if len(kept) < len(step.maps):
@@ -211,7 +211,7 @@ def layers(step: Step, detail: Detail) -> list[dict[str, Any]]:
     ]
 
 
-def maps(step: Step, detail: Detail) -> list[Tensor]:
+def maps(step: RecordedStep, detail: Detail) -> list[Tensor]:
     """The attention maps of a step, each (heads, h, w, words + 1)."""
     kept = [weights.float() for weights in step.maps]
     if not detail.heads:

@@ -79,7 +79,7 @@ class UpscalerCall:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class RecordedStep:
     """One step of the sampler. All tensors are (C, h, w), float32, on the CPU.
 
     Some samplers call the network more than once in a step; what is recorded is the last call:
@@ -145,7 +145,7 @@ class Explanation:
     """Those other words compared with each other; None if fewer than two were given."""
     start: Tensor
     """The noisy latents that the run began with, (C, h, w)."""
-    steps: tuple[Step, ...]
+    steps: tuple[RecordedStep, ...]
     picture: Image.Image
     upscaling: tuple[UpscalerCall, ...]
     """The first enlargement by the second stage; empty without one."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pellucid.arrangement import Region
 from pellucid.diffusion import Conditioning
-from pellucid.explain.run.record import Explanation, NetworkCall, Step, UpscalerCall, Word
+from pellucid.explain.run.record import Explanation, NetworkCall, RecordedStep, UpscalerCall, Word
 from pellucid.explain.run.words import compared, word_schedule
 from pellucid.latents import first_pass
 from pellucid.model import Model
@@ -103,7 +103,7 @@ class Recorder:
         self.resolved = resolve(model, request)
         self.request = request.model_copy(update={"seed": self.resolved.seed})
         self.plan = word_schedule(model, self.resolved)
-        self.steps: list[Step] = []
+        self.steps: list[RecordedStep] = []
         self.calls: list[NetworkCall] = []
         self.upscaling: list[UpscalerCall] = []
         self.text: Conditioning | None = None
@@ -214,7 +214,7 @@ class Recorder:
             self.average = bytes_each * progress.steps > MAPS_BYTES
         x0, cond, uncond = (as_kept(part[0]) for part in progress.parts)
         self.steps.append(
-            Step(
+            RecordedStep(
                 level=self.plan.level(call.t),
                 x=call.x,
                 words=call.words,

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from pellucid.files import new_file
 from pellucid.images.metadata import programs
 from pellucid.images.metadata.programs import a1111
-from pellucid.images.metadata.settings import Settings, parse_json
+from pellucid.images.metadata.settings import RecordedSettings, parse_json
 from pellucid.images.metadata.texts import EXIF_IFD, USER_COMMENT, read_texts
 from pellucid.images.parameters import write_parameters
 from pellucid.images.png import XMP
@@ -38,7 +38,7 @@ class Metadata(NamedTuple):
 
     request: dict[str, Any] | None  # Pellucid's own JSON
     parameters: str | None  # the A1111 text
-    settings: Settings | None = None  # what another program recorded
+    settings: RecordedSettings | None = None  # what another program recorded
 
 
 def save_image(
@@ -124,17 +124,17 @@ def upscaled(
     return None, texts
 
 
-def _settings(texts: Mapping[str, str]) -> Settings | None:
+def _settings(texts: Mapping[str, str]) -> RecordedSettings | None:
     """What the first program recorded whose texts these are; None if it is no known one."""
     for module in discover(programs.__name__).values():
         if module.matches(texts):
             try:
                 return module.read(texts)._replace(program=module.PROGRAM)
             except ValueError as error:
-                return Settings({}, program=module.PROGRAM, problem=str(error))
+                return RecordedSettings({}, program=module.PROGRAM, problem=str(error))
             except (KeyError, TypeError, AttributeError) as error:
                 problem = f"its form is not known ({type(error).__name__}: {str(error)[:80]})"
-                return Settings({}, program=module.PROGRAM, problem=problem)
+                return RecordedSettings({}, program=module.PROGRAM, problem=problem)
     return None
 
 

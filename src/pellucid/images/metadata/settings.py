@@ -18,7 +18,7 @@ SAME = frozenset(
 """Names of a request that other programs have too."""
 
 
-class Settings(NamedTuple):
+class RecordedSettings(NamedTuple):
     """What a program recorded."""
 
     fields: dict[str, Any]
@@ -73,7 +73,7 @@ def is_json_object(text: str) -> bool:
 
 def renamed(
     values: Mapping[str, Any], names: Mapping[str, str], idle: Mapping[str, Any]
-) -> Settings:
+) -> RecordedSettings:
     """Settings under the names of a request.
 
     names: their name -> a request's, where these differ from `SAME`. idle: name -> the value that
@@ -90,4 +90,4 @@ def renamed(
             unused.append(name)
         else:
             fields[ours] = value
-    return Settings(fields, tuple(unused))
+    return RecordedSettings(fields, tuple(unused))

@@ -52,7 +52,7 @@ class Unsuitable(ValueError):
     """A backend cannot compute this network."""
 
 
-class Choice(NamedTuple):
+class BackendChoice(NamedTuple):
     """A backend, and what to say where it is not the one that was asked for."""
 
     name: str
@@ -69,7 +69,7 @@ def choose_backend(
     device: torch.device,
     parameters: int = LARGE,
     dtype: torch.dtype = torch.float32,
-) -> Choice:
+) -> BackendChoice:
     """The backend by its name; "auto" is the fastest that is as exact as the number type, "fast" the
     fastest of all. Where memory is short, neither is one that has a copy of the weights.
 
@@ -79,7 +79,11 @@ def choose_backend(
     known = plugins.discover(__name__)
     if name not in CHOICES:
         why = known[plugins.choose(name, known, "backend")].unsuitable(device)
-        return Choice(name) if why is None else Choice(EAGER, (f"{why}; the backend is {EAGER}",))
+        return (
+            BackendChoice(name)
+            if why is None
+            else BackendChoice(EAGER, (f"{why}; the backend is {EAGER}",))
+        )
     warnings: tuple[str, ...] = ()
     free = free_memory(HOME)
     room = free is None or free >= ROOM * parameters
@@ -94,10 +98,10 @@ def choose_backend(
             continue
         why = known[each].unsuitable(device)
         if why is None:
-            return Choice(each, tuple(f"{text}; the backend is {each}" for text in warnings))
+            return BackendChoice(each, tuple(f"{text}; the backend is {each}" for text in warnings))
         if (each == "int8" or NOT_COMPLETE in why) and why not in warnings:
             warnings = (*warnings, why)
-    return Choice(EAGER, warnings)
+    return BackendChoice(EAGER, warnings)
 
 
 @dataclass
@@ -105,7 +109,7 @@ class OnBackend:
     """`adapt`, and then what a backend does to the model; eager where the backend cannot compute it."""
 
     adapt: Adapt
-    choice: Choice
+    choice: BackendChoice
     rehearse: Rehearse
     name: str = ""
     """The backend of the last model."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
-from pellucid.nn import Attention, Embedding
+from pellucid.nn import Attention, TimestepEmbedding
 from pellucid.progress import each
 from pellucid.runtime.backends import Prepared, Rehearse, eager
 from pellucid.runtime.devices import reading
@@ -114,7 +114,7 @@ def _kept(network: nn.Module) -> list[nn.Module]:
     for name, layer in network.named_modules():
         if name.endswith((".time_emb_proj", ".time_scale_proj")) or "map_embedding" in name:
             kept.append(layer)
-        elif isinstance(layer, Embedding):
+        elif isinstance(layer, TimestepEmbedding):
             kept += layer.children()
         elif isinstance(layer, Attention) and name.endswith("attn2"):
             kept += [layer.to_k, layer.to_v]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pellucid.images.metadata.settings import Settings, begins_as_json
+from pellucid.images.metadata.settings import RecordedSettings, begins_as_json
 from pellucid.images.parameters import find_settings, read_parameters
 
 PROGRAM = "A1111"
@@ -39,7 +39,7 @@ def matches(texts: Mapping[str, str]) -> bool:
     return text_of(texts) is not None
 
 
-def read(texts: Mapping[str, str]) -> Settings:
+def read(texts: Mapping[str, str]) -> RecordedSettings:
     text = text_of(texts)
     assert text is not None
     fields = read_parameters(text)
@@ -48,4 +48,4 @@ def read(texts: Mapping[str, str]) -> Settings:
     theirs = [name for name in fields if not (name.isidentifier() and name.islower())]
     others = {name: fields.pop(name) for name in theirs}
     unused = (n for n, value in others.items() if n not in IDLE and NEUTRAL.get(n) != value)
-    return Settings(fields, tuple(unused))
+    return RecordedSettings(fields, tuple(unused))

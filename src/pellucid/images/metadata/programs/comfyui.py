@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
-from pellucid.images.metadata.settings import Settings, json_object
+from pellucid.images.metadata.settings import RecordedSettings, json_object
 
 PROGRAM = "ComfyUI"
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
@@ -37,7 +37,7 @@ def matches(texts: Mapping[str, str]) -> bool:
     return _part(texts, "workflow") is not None or _part(texts, "prompt") is not None
 
 
-def read(texts: Mapping[str, str]) -> Settings:
+def read(texts: Mapping[str, str]) -> RecordedSettings:
     text = _part(texts, "prompt")
     if text is None:
         raise ValueError("it holds a workflow for the editor and no graph that was run")
@@ -68,7 +68,7 @@ def read(texts: Mapping[str, str]) -> Settings:
         fields["negative_prompt"] = _conditioning(graph, negative, "negative")["prompt"]
     fields |= _latent(graph, inputs, _at(graph, inputs, "sigmas", "denoise"))
     known = {name: value for name, value in fields.items() if value is not None}
-    return Settings(known, tuple(_unused(graph, inputs, known)))
+    return RecordedSettings(known, tuple(_unused(graph, inputs, known)))
 
 
 def _part(texts: Mapping[str, str], name: str) -> str | None:

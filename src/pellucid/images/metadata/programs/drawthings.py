@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.images.metadata.settings import Settings, is_json_object, json_object, renamed
+from pellucid.images.metadata.settings import RecordedSettings, is_json_object, json_object, renamed
 from pellucid.images.metadata.texts import xmp_value
 from pellucid.images.png import XMP
 
@@ -43,7 +43,7 @@ def matches(texts: Mapping[str, str]) -> bool:
     return bool(_text(texts))
 
 
-def read(texts: Mapping[str, str]) -> Settings:
+def read(texts: Mapping[str, str]) -> RecordedSettings:
     values = json_object(_text(texts))
     used = {name: value for name, value in values.items() if name in NAMES or value != 0}
     found = renamed(used, NAMES, IDLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.images.metadata.settings import Settings, renamed
+from pellucid.images.metadata.settings import RecordedSettings, renamed
 
 PROGRAM = "Easy Diffusion"
 NAMES = {
@@ -27,5 +27,5 @@ def matches(texts: Mapping[str, str]) -> bool:
     return "prompt" in texts and "num_inference_steps" in texts
 
 
-def read(texts: Mapping[str, str]) -> Settings:
+def read(texts: Mapping[str, str]) -> RecordedSettings:
     return renamed({name: t for name, t in texts.items() if t not in EMPTY}, NAMES, IDLE)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.images.metadata.settings import Settings, is_json_object, json_object, renamed
+from pellucid.images.metadata.settings import RecordedSettings, is_json_object, json_object, renamed
 
 PROGRAM = "Fooocus"
 NAMES = {
@@ -44,7 +44,7 @@ def matches(texts: Mapping[str, str]) -> bool:
     return is_json_object(text) and bool({"prompt", "Prompt"} & set(json_object(text)))
 
 
-def read(texts: Mapping[str, str]) -> Settings:
+def read(texts: Mapping[str, str]) -> RecordedSettings:
     values = {
         name.lower().replace(" ", "_"): value for name, value in json_object(_text(texts)).items()
     }

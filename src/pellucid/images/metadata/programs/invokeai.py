@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from pellucid.images.metadata.settings import Settings, json_object, renamed
+from pellucid.images.metadata.settings import RecordedSettings, json_object, renamed
 
 PROGRAM = "InvokeAI"
 KEYS = ("invokeai_metadata", "invokeai", "sd-metadata", "Dream")
@@ -34,10 +34,10 @@ def matches(texts: Mapping[str, str]) -> bool:
     return any(key in texts for key in KEYS)
 
 
-def read(texts: Mapping[str, str]) -> Settings:
+def read(texts: Mapping[str, str]) -> RecordedSettings:
     text = next((texts[key] for key in KEYS[:3] if key in texts), None)
     if text is None:
-        return Settings(_dream(texts["Dream"]))
+        return RecordedSettings(_dream(texts["Dream"]))
     values = json_object(text)
     if isinstance(values.get("image"), dict):  # version 2, whose "model" is "stable diffusion"
         values = {n: value for n, value in values.items() if n != "model"} | values["image"]
@@ -49,7 +49,7 @@ def read(texts: Mapping[str, str]) -> Settings:
             fields[name] = fields[name].get("name") or fields[name].get("model_name") or "unknown"
     if isinstance(values.get("clip_skip"), int) and values["clip_skip"] > 0:
         fields["clip_skip"] = values["clip_skip"] + 1  # of layers that are left out
-    return Settings(fields, unused)
+    return RecordedSettings(fields, unused)
 
 
 def _single(prompts: list[Any]) -> dict[str, Any]:

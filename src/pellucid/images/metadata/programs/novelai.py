@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.images.metadata.settings import Settings, is_json_object, json_object, renamed
+from pellucid.images.metadata.settings import RecordedSettings, is_json_object, json_object, renamed
 
 PROGRAM = "NovelAI"
 NAMES = {
@@ -36,7 +36,7 @@ def matches(texts: Mapping[str, str]) -> bool:
     return _parts(texts).get("Software") == "NovelAI"
 
 
-def read(texts: Mapping[str, str]) -> Settings:
+def read(texts: Mapping[str, str]) -> RecordedSettings:
     parts = _parts(texts)
     values = json_object(parts.get("Comment", ""))
     values = {"prompt": parts.get("Description"), **values, "model": parts.get("Source")}

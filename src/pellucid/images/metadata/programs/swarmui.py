@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.images.metadata.settings import Settings, json_object, renamed
+from pellucid.images.metadata.settings import RecordedSettings, json_object, renamed
 
 PROGRAM = "SwarmUI"
 KEY = "sui_image_params"
@@ -32,7 +32,7 @@ def matches(texts: Mapping[str, str]) -> bool:
     return bool(_text(texts))
 
 
-def read(texts: Mapping[str, str]) -> Settings:
+def read(texts: Mapping[str, str]) -> RecordedSettings:
     values = json_object(_text(texts)).get(KEY)
     if not isinstance(values, dict):
         raise ValueError(f"{KEY} is not an object")

@@ -26,7 +26,7 @@ AVERAGING = (
 Value = TypeVar("Value")
 
 
-class Settings:
+class JsonConfig:
     """The JSON object in a file. Errors are CheckpointErrors that name the file and the key."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
@@ -34,7 +34,7 @@ class Settings:
         self.known: set[str] = set()
 
     @classmethod
-    def open(cls, path: Path, most: int = JSON_BYTES) -> Settings:
+    def open(cls, path: Path, most: int = JSON_BYTES) -> JsonConfig:
         """Raises CheckpointError if `path` is not a file of at most `most` bytes with a JSON object."""
         if path.exists() and not path.is_file():  # reading a pipe would block
             raise CheckpointError(f"{path} is not a file; expected a config")
@@ -140,7 +140,7 @@ class Settings:
 def class_of(folder: Path) -> str | None:
     """The diffusers class of the network in a folder with a config.json; None if there is none."""
     try:
-        name = Settings.open(folder / "config.json").get("_class_name")
+        name = JsonConfig.open(folder / "config.json").get("_class_name")
     except CheckpointError:
         return None
     return name if isinstance(name, str) else None
