@@ -6,8 +6,9 @@ import importlib.util
 import json
 import os
 import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -16,6 +17,9 @@ from pellucid.cli._app import app, report, show, show_json
 from pellucid.cli._model import computed
 from pellucid.messages import sentence
 from pellucid.settings import OF_SERVE, load_settings
+
+if TYPE_CHECKING:
+    from pellucid.serve.configuration import Configuration
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -59,23 +63,8 @@ def serve(
         raise ValueError(
             f"serve needs {', '.join(absent)}; install the extra: pip install 'pellucid[serve]'"
         )
-    from pellucid.serve.configuration import Configuration
     from pellucid.serve.server import run
 
-    loaded = load_settings()
-    mine = loaded.settings
-    given: dict[str, Any] = {
-        "models": (mine.models,),  # the folders of all commands
-        "loras": mine.loras,
-        "embeddings": mine.embeddings,
-        "upscalers": mine.upscalers,
-        **mine.serve,
-    }
-    given |= {
-        variable.removeprefix(OF_SERVE).lower(): os.environ[variable]
-        for variable in loaded.unused
-        if variable.startswith(OF_SERVE)
-    }
     if fast or exact:
         computing = computed(dtype or "auto", backend or "auto", fast, exact)
         dtype, backend = (None if each == "auto" else each for each in computing)
@@ -93,11 +82,7 @@ def serve(
         "backend": backend,
         "log": log,
     }
-    given |= {name: value for name, value in options.items() if value is not None}
-    try:
-        configuration = Configuration.model_validate(given)
-    except ValidationError as error:
-        raise ValueError(sentence(error, Configuration)) from None
+    configuration = _configuration(options)
     if print_config:
         shown = configuration.model_dump(mode="json")
         shown["token"] = shown["token"] and "(set)"
@@ -110,3 +95,28 @@ def serve(
             webbrowser.open(address)
 
     run(configuration, say, report)
+
+
+def _configuration(options: Mapping[str, Any]) -> Configuration:
+    """The settings of a server: options that were given, else the environment's, else the file's."""
+    from pellucid.serve.configuration import Configuration
+
+    loaded = load_settings()
+    mine = loaded.settings
+    given: dict[str, Any] = {
+        "models": (mine.models,),  # the folders of all commands
+        "loras": mine.loras,
+        "embeddings": mine.embeddings,
+        "upscalers": mine.upscalers,
+        **mine.serve,
+    }
+    given |= {
+        variable.removeprefix(OF_SERVE).lower(): os.environ[variable]
+        for variable in loaded.unused
+        if variable.startswith(OF_SERVE)
+    }
+    given |= {name: value for name, value in options.items() if value is not None}
+    try:
+        return Configuration.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(sentence(error, Configuration)) from None

@@ -1,4 +1,4 @@
-"""From what was asked to what one model does: its defaults, its sizes and its words fill a request in."""
+"""From what was asked to what one model does: its defaults, sizes and words fill a request in."""
 
 from __future__ import annotations
 

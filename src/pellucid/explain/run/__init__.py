@@ -17,7 +17,7 @@ from pellucid.model import Model
 from pellucid.pipeline import Adapt, plain
 from pellucid.request import Request
 
-__all__ = ["Explanation", "Recorder", "Step", "Word", "explain"]
+__all__ = ["Explanation", "RecordedStep", "Recorder", "Word", "explain"]
 
 
 def explain(
