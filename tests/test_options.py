@@ -11,20 +11,21 @@ import typer
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from pellucid import hires, noise, request, samplers
+from pellucid import hires, noise, samplers
 from pellucid.cli import app
 from pellucid.cli._complete import values_of
 from pellucid.cli._options import option_of, options_of, takes_request
 from pellucid.messages import sentence
 from pellucid.plugins import discover
-from pellucid.request import Request
+from pellucid.request import Request, fields
 from pellucid.request.fields import choices_of, declared, option
+from pellucid.request.request import MAX_SEED
 
 
 class WithGlow(Request):
     """A request with one more field: this is all that a new option takes."""
 
-    glow: float = option("How much it glows, 0 to 1.", 0.0, request.STEER, ge=0, le=1)
+    glow: float = option("How much it glows, 0 to 1.", 0.0, fields.STEER, ge=0, le=1)
     frame: tuple[int, int] | None = option("Its frame.", group="New", form="INNER,OUTER")
 
 
@@ -63,7 +64,7 @@ def test_each_field_says_what_it_is() -> None:
     for name in Request.model_fields:
         assert schema[name]["description"].endswith((".", "..."))
         assert declared(Request, name)["needs"] in (None, *Request.model_fields)
-    assert schema["mask"]["group"] == request.MASK
+    assert schema["mask"]["group"] == fields.MASK
 
 
 def test_names_in_the_help_are_those_of_the_code() -> None:
@@ -158,4 +159,4 @@ def test_how_they_are_not(name: str, text: Any, message: str) -> None:
 
 def test_the_last_seed_is_that_of_noise() -> None:
     """It stands in request/request.py too, which does not import torch."""
-    assert request.MAX_SEED == noise.MAX_SEED
+    assert MAX_SEED == noise.MAX_SEED

@@ -28,7 +28,7 @@ from pellucid.plugins import nearest
 
 T = TypeVar("T")
 DEEPEST = 20  # variations inside of variations
-LONGEST = 100_000  # characters of a prompt, as request.MAX_PROMPT
+LONGEST = 100_000  # characters of a prompt, as request.request.MAX_PROMPT
 SHOWN = 5  # names that a message lists
 _COUNT = re.compile(r"\s*(\d+)?(-)?(\d+)?\s*$")
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)::")
