@@ -42,6 +42,7 @@ def test_each_how_to_names_a_test_that_is_there() -> None:
         "backend",
         "command",
         "HTTP interface",
+        "view of the studio",
         "noise",
     ]
     for part in how_to:
