@@ -80,7 +80,7 @@ FORMAT = '''
 import dataclasses
 
 from pellucid.checkpoints.formats import native
-from pellucid.checkpoints.weights import Source
+from pellucid.checkpoints.weights import CheckpointSource
 
 
 WRITES_FOLDER = True
@@ -91,7 +91,7 @@ def matches(source):
 
 
 def examine(source, prediction=None):
-    inner = native.examine(Source(source.path / "boxed.safetensors"), prediction)
+    inner = native.examine(CheckpointSource(source.path / "boxed.safetensors"), prediction)
     return dataclasses.replace(inner, form="boxed")
 
 
