@@ -54,7 +54,7 @@ studio: $(VENV)/.installed
 	$(BIN)/pellucid serve --open
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: format-check lint types contract test
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import re
@@ -41,7 +42,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sheets", metavar="FOLDER", help=about)
 
 
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+# Tiny tensors: more threads only wait for each other, here and in processes that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# As the command does: see `pellucid.__main__`.
+gc.set_threshold(20_000)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look through it after every few tests."""
+    gc.collect()
+    gc.freeze()
 
 
 # A slow machine must not add lines to what commands say.
