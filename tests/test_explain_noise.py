@@ -29,6 +29,7 @@ from pellucid.explain.noise import (
 from pellucid.explain.noise.spectrum import power_spectrum, radial_average, slope
 from pellucid.explain.noise.trajectory import random_trajectory
 from pellucid.images.pixels import to_tensor
+from pellucid.lexicon import Entry, Lexicon
 from pellucid.model import Model
 from pellucid.noise import generators
 from pellucid.preview import pictures
@@ -248,6 +249,16 @@ def test_the_prompt_and_the_guidance_count(report: NoiseReport, model: Model) ->
     )
     errors = {one.estimates.by_time[1].error for one in (report, empty, more)}
     assert len(errors) == 3
+
+
+def test_a_prompt_of_several_things_stays_whole(model: Model) -> None:
+    words = Lexicon((Entry("", ("rabbit",)), Entry("", ("frog",))))
+    prompted = NoiseSettings((300,), prompt="a rabbit and a frog", seed=3)
+    whole, knowing = (
+        examine_noise(each, photo(), "p", prompted)
+        for each in (model, replace(model, lexicon=words))
+    )
+    assert whole.estimates.by_time[0].error == knowing.estimates.by_time[0].error
 
 
 def test_no_estimate_where_nothing_can_be_said(

@@ -145,6 +145,9 @@ def test_outpainting_and_a_second_pass(cascade: Model, picture: Path) -> None:
     assert image(wide).shape == (80, 100, 3)
     twice = run(cascade, hires=1.5)
     assert image(twice).shape == (96, 96, 3) and twice.x.shape[2:] == (12, 12)
+    assert any("its second pass distorts them; use hires_upscaler" in w for w in twice.warnings)
+    mild = run(cascade, hires=1.5, hires_upscaler="lanczos", hires_strength=0.4)
+    assert not any("distorts" in w for w in mild.warnings)
 
 
 def test_its_second_stage_enlarges_before_a_second_pass(model: Model, cascade: Model) -> None:
@@ -173,7 +176,8 @@ def test_unknown_words_are_named(cascade: Model) -> None:
 
     prompt = "a (zebra:1.2) AND a [fruit|apple]"
     assert named(cascade, prompt=prompt, negative_prompt="blurry") == [
-        f"{cascade.name} has not learned the words 'zebra' and 'fruit' (known: red apple)"
+        f"{cascade.name} has not learned the words 'zebra' and 'fruit' (known: red apple), "
+        "and leaves them out"
     ]
     assert named(cascade, prompt="two cute rabbits") == []
     last = run(cascade, prompt="a photo of a cute rabbit")

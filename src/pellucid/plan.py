@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from pellucid import forecast, hires, inpaint, samplers
@@ -18,7 +18,7 @@ from pellucid.arrangement import QUANTITIES, SIZES, why_whole
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import signal_share
 from pellucid.inpaint import Canvas
-from pellucid.lexicon import describe, negations, unknown_words, words_of
+from pellucid.lexicon import Unknown, describe, negations, unknown_words, words_of
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.preview import decoder_of
@@ -37,6 +37,7 @@ from pellucid.request.sizes import draws_any_size, unit_of
 from pellucid.schedule import MAX_STEPS, Level
 
 SHOWN = 3  # texts of a prompt that the warnings name
+KEPT = 0.4  # strength of a second pass up to which shapes stay
 SYNTAX = re.compile(r"\b(?:AND|BREAK)\b")  # words of a prompt that are no text
 
 
@@ -294,8 +295,9 @@ def no_regions(model: Model, request: Request) -> str:
     return "the prompt does not name several things that the model has learned"
 
 
-def left_out_warnings(model: Model, request: ResolvedRequest) -> list[str]:
-    """What the model does not read of the prompts, and things that it draws as a whole."""
+def left_out_warnings(model: Model, request: ResolvedRequest, unknown: Set[str]) -> list[str]:
+    """What the model does not read of the prompts, and things that it draws as a whole. unknown: words
+    that have a warning already."""
     if model.lexicon is None:
         return []
     warnings: list[str] = []
@@ -310,7 +312,7 @@ def left_out_warnings(model: Model, request: ResolvedRequest) -> list[str]:
             )
         )
     laid_out = {*QUANTITIES, *SIZES} if request.regions else set()
-    words = sorted(request.left_out.words - laid_out)
+    words = sorted(request.left_out.words - laid_out - unknown)
     if words:
         listed = ", ".join(map(repr, words))
         warnings.append(f"left out, as {model.title} has not learned them: {listed}")
@@ -345,13 +347,16 @@ def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int
     warnings += [
         long_prompt_warning(model.tokenizer, request.read(prompt), *counts) for prompt in prompts
     ]
+    unknown: list[Unknown] = []
     if model.lexicon is not None and not (request.loras or request.lora_tags):  # they add words
         words = [word.lower() for word in model.tokenizer.words]
         texts = (SYNTAX.sub(" ", take_loras(prompt)[0]) for prompt in request.prompts)
-        warnings.append(
-            describe(unknown_words(" . ".join(texts), model.lexicon, words), model.title)
-        )
-    warnings += left_out_warnings(model, request)
+        unknown = unknown_words(" . ".join(texts), model.lexicon, words)
+        said = describe(unknown, model.title)
+        if said is not None and request.left_out.words.issuperset(each.word for each in unknown):
+            said += f", and leaves {'it' if len(unknown) == 1 else 'them'} out"
+        warnings.append(said)
+    warnings += left_out_warnings(model, request, {each.word for each in unknown})
     warnings += empty_warnings(request)
     if request.emphasis is not None and not any(set("([") & set(prompt) for prompt in prompts):
         warnings.append(FieldMessage("{emphasis} does nothing: no prompt has a weight"))
@@ -418,6 +423,19 @@ def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> 
         warnings.append(
             f"{model.title} has learned pictures of the shape {model.defaults.width}x"
             f"{model.defaults.height}; what it draws at {request.width}x{request.height} is distorted"
+        )
+    fixed = model.second_stage is not None and not draws_any_size(model)
+    second = request.second_pass
+    if fixed and second and (second.strength > KEPT or second.upscaler in hires.LATENT):
+        warnings.append(
+            FieldMessage(
+                "{model} has learned pictures of {width}x{height}, and its second pass distorts them; "
+                "use {hires_upscaler} lanczos and a {hires_strength} of at most {most:g}",
+                model=model.title,
+                width=model.defaults.width,
+                height=model.defaults.height,
+                most=KEPT,
+            )
         )
     if request.decoder == "tiny" and decoder_of(model, "tiny") is model.vae:
         warnings.append(f"decoder tiny does nothing: the autoencoder of {model.title} is as fast")

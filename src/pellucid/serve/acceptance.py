@@ -53,10 +53,10 @@ class Acceptance:
         """The name of the model for jobs that name none. ValueError: there is none at all."""
         if self.limits.model is not None:
             return self.limits.model
-        names = [file.name for file in self.library.models()]
-        if not names:
+        first = self.library.first()
+        if first is None:
             raise ValueError("this server has no model; start it with a folder of models")
-        return names[0]
+        return first.name
 
     def job(self, asked: Asked) -> Job:
         """The job, with a seed. ValueError: it cannot be done, and why."""

@@ -97,6 +97,13 @@ class Library:
         self.scan()
         return list(self._models.values())
 
+    def first(self) -> ModelFile | None:
+        """The first of `models`; the folders are looked into again only where it is gone."""
+        file = next(iter(self._models.values()), None)
+        if file is None or not file.path.exists():
+            file = next(iter(self.models()), None)
+        return file
+
     def model(self, name: str) -> ModelFile:
         """The model of this name, where it is now. Raises UnknownName."""
         file = self._models.get(name)

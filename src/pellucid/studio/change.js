@@ -27,7 +27,8 @@ export function Change({ arguments: [id, index] }) {
   const [own, setOwn] = useState({}); // the settings of this view; those of Make stay as they are
   const [way, setWay] = useState("redraw");
   const [error, setError] = useState(null);
-  const [job, setJob] = useState(null);
+  const [made, setMade] = useState([]); // ids of the jobs of the last "Draw"
+  const [job, setJob] = useState(null); // the one that is shown
   const [chosen, setChosen] = useState(0);
   const [share, setShare] = useState(0.5);
   const paper = useRef(null);
@@ -53,9 +54,10 @@ export function Change({ arguments: [id, index] }) {
     if (way === "brush" && (!paper.current || paper.current.empty())) return toast("Paint where the picture is redrawn", true);
     try {
       if (way === "brush") form.mask = (await api.upload(await maskFile(paper.current.canvas))).id;
-      const made = [];
-      for (const wish of [requestOf[way](form)].flat()) made.push(await draw(wish, modelOf(way, picture, model, models)));
-      setJob(made[0].id);
+      const ids = [];
+      for (const wish of [requestOf[way](form)].flat()) ids.push((await draw(wish, modelOf(way, picture, model, models))).id);
+      setMade(ids);
+      setJob(ids[0]);
     } catch (e) { setError(e); }
   };
   const done = jobs.get(job);
@@ -72,7 +74,8 @@ export function Change({ arguments: [id, index] }) {
       ${way === "variations" && field("variation_strength")}
       <button class="main" type="submit" style="justify-self:start">Draw</button><${Wrong} error=${error} />
       <details><summary>More</summary><div class="stack"><${ModelChoice} /><${Settings} error=${error} names=${["steps", "guidance", "sampler", "spacing"]} /></div></details></form>
-    <div class="stack">${done && html`<${Stage} job=${done} chosen=${chosen} onChoose=${setChosen} />
+    <div class="stack">${done && html`<${Stage} job=${done} chosen=${chosen} onChoose=${setChosen} changing />
+        ${made.length > 1 && html`<div class="thumbs tiny">${made.map((each, i) => { const first = jobs.get(each)?.pictures?.[0]; return html`<button type="button" class="thumb" key=${each} aria-pressed=${each === job} onClick=${() => setJob(each)}>${first ? html`<${Picture} url=${first.url} width=${first.width} alt=${`Variation ${i + 1}`} />` : html`<span class="text soft">${i + 1}</span>`}</button>`; })}</div>`}
         ${done.state === "done" && done.pictures?.[0] && html`<div class="row"><button onClick=${() => { setPicture(picturesOf(done)[chosen]); setJob(null); }}>Go on with this picture</button><button class="plain" onClick=${() => setJob(null)}>Back to the first picture</button></div>`}`}
       ${!done && (needsPicture || way === "enlarge" || way === "variations") && (picture
         ? html`${way === "brush" ? html`<${Brush} picture=${picture} paper=${paper} />` : way === "extend" ? html`<${Frame} picture=${picture} extend=${extend} unit=${unit} onChange=${(v) => set({ extend: v })} />`
@@ -80,5 +83,5 @@ export function Change({ arguments: [id, index] }) {
           <button type="button" style="justify-self:start" onClick=${() => setPicture(null)}>Another picture</button>`
         : html`<${Choose} onChoose=${setPicture} />`)}
       ${!done && (way === "mix" || way === "walk") && html`<div class="stage"><p class="soft">${way === "mix" ? "One picture of two prompts." : "Pictures on the way from one prompt to the other, from the same noise."}</p></div>`}
-      <${Queue} /></div></div>`;
+      <${Queue} shown=${job} /></div></div>`;
 }

@@ -28,8 +28,19 @@ function Seed({ last }) {
     <button type="button" class="plain small" aria-pressed=${locked} disabled=${!locked && last == null} title="Draw with the seed of the last picture" onClick=${() => setRequest({ seed: locked ? undefined : last })}>Keep</button></div></div>`;
 }
 
+/** Before the first picture: what to do, and prompts of things that the model knows. */
+function Examples() {
+  const { able } = useStore();
+  const [picked] = useState(() => [Math.random(), Math.random(), Math.random()]);
+  const words = able?.words ?? [];
+  const [one, two, three] = picked.map((share) => words[Math.floor(share * words.length)]);
+  const an = (word) => (word.endsWith("s") ? word : `${/^[aeiou]/i.test(word) ? "an" : "a"} ${word}`);
+  return html`<div class="stack soft examples"><p>Write what you want to see, then press Draw.</p>
+    ${words.length > 2 && html`<div class="row">${[an(one), `${an(two)} and ${an(three)}`].map((prompt) => html`<button type="button" onClick=${() => setRequest({ prompt })}>${prompt}</button>`)}</div>`}</div>`;
+}
+
 /** The picture of a job: while it is drawn the estimate of each step, then the slider goes back through them. */
-export function Stage({ job, chosen, onChoose }) {
+export function Stage({ job, chosen, onChoose, changing = false }) {
   const { steps } = useStore();
   const [at, setAt] = useState(null); // a step that the slider was moved to
   const [what, setWhat] = useState("x0");
@@ -48,7 +59,7 @@ export function Stage({ job, chosen, onChoose }) {
   const newest = live.at(-1), wanted = done || picture ? chosen : newest?.first ?? 0;
   const seen = live.filter((s) => s.first <= wanted && wanted < s.first + s.x0.length);
   const step = at === null ? (picture ? null : seen.at(-1)) : seen[at];
-  if (!job) return html`<div class="stage"><p class="soft">Write what you want to see, then press Draw.</p></div>`;
+  if (!job) return html`<div class="stage"><${Examples} /></div>`;
   return html`<div class="stack" ref=${place}><div class="stage" aria-live="polite" aria-busy=${active(job)}>
       ${step ? html`<${Picture} url=${step[what][wanted - step.first]} alt=${`Step ${step.step} of ${step.steps}`} width="64" />`
         : picture ? html`<${Picture} url=${picture.url} width=${picture.width} alt=${`${job.request.prompt}, seed ${picture.seed}`} />`
@@ -61,7 +72,7 @@ export function Stage({ job, chosen, onChoose }) {
       <span class="small soft numbers" style="min-width:4rem">${step ? `step ${step.step}` : "finished"}</span>
       <span role="group" aria-label="What is shown"><button class="small" aria-pressed=${what === "x0"} onClick=${() => setWhat("x0")} title="The network's estimate of the picture">estimate</button> <button class="small" aria-pressed=${what === "x"} onClick=${() => setWhat("x")} title="What the sampler holds: picture and noise">with noise</button></span></div>`}
     ${pictures.length > 1 && html`<div class="thumbs tiny">${pictures.map((p, i) => html`<button class="thumb" aria-pressed=${i === chosen} onClick=${() => onChoose(i)}><${Picture} url=${p.url} width=${p.width} alt=${`Seed ${p.seed}`} /></button>`)}</div>`}
-    ${picture && done && html`<div class="row"><a class="button" href=${`#look/${picture.key}`}>Look inside</a><a class="button" href=${`#change/${picture.key}`}>Change it</a>
+    ${picture && done && html`<div class="row"><a class="button" href=${`#look/${picture.key}`}>Look inside</a>${!changing && html`<a class="button" href=${`#change/${picture.key}`}>Change it</a>`}
       <a class="button" href=${picture.url} download=${`${picture.seed}.png`}>Download</a><span class="soft small numbers">seed ${picture.seed}, ${picture.width}×${picture.height}</span></div>`}</div>`;
 }
 
@@ -103,5 +114,5 @@ export function Make() {
       <details><summary>More</summary><div class="stack">
         ${negative && html`<${Prompt} name="negative" label="Negative prompt" rows="2" value=${request.negative_prompt ?? ""} onChange=${(v) => setRequest({ negative_prompt: v })} onSubmit=${submit} error=${wrong("negative_prompt")} />`}
         <${Settings} error=${error} /><button type="button" style="justify-self:start" onClick=${() => setRequest(Object.fromEntries(Object.keys(request).filter((k) => k !== "prompt").map((k) => [k, undefined])))}>Back to the model's own settings</button></div></details></form>
-    <div class="stack"><${Stage} job=${job} chosen=${chosen} onChoose=${setChosen} /><${Queue} /></div></div>`;
+    <div class="stack"><${Stage} job=${job} chosen=${chosen} onChoose=${setChosen} /><${Queue} shown=${watched} /></div></div>`;
 }

@@ -21,12 +21,13 @@ export function Progress({ job }) {
     <progress max=${(job.steps || 1) * count} value=${(job.step || 0) + (job.first || 0) * (job.steps || 1)} aria-label="Progress" />`;
 }
 
-/** The queue: what runs and what waits; cancel, reorder, pause. */
-export function Queue() {
+/** The queue: what runs and what waits; cancel, reorder, pause. `shown`: the id of the job that the page shows. */
+export function Queue({ shown = null }) {
   const { jobs, queue } = useStore();
   const waiting = [...queue.running, ...queue.waiting].map((id) => jobs.get(id)).filter(active);
   const failed = [...jobs.values()].filter((j) => j.state === "failed" && !j.deleted).slice(-3);
-  if (!waiting.length && !failed.length && !queue.paused) return null;
+  const alone = waiting.every((job) => job.id === shown); // its progress is on the page already
+  if (alone && !failed.length && !queue.paused) return null;
   return html`<section class="card" aria-labelledby="queue">
     <div class="head"><h2 id="queue">Queue</h2><span class="row">${queue.seconds_left != null && waiting.length > 1 && html`<span class="soft small numbers">all done in ${time(queue.seconds_left)}</span>`}
       <button type="button" class="plain" onClick=${() => attempt(() => api.pause(!queue.paused))}>${queue.paused ? "Go on" : "Pause"}</button></span></div>
@@ -74,7 +75,7 @@ export function TwoPictures({ first, second, names = ["first", "second"] }) {
     <div class="row small soft"><span class="grow">${names[0]}</span><span>${names[1]}</span></div></div>`;
 }
 
-const plain = (value) => (Array.isArray(value) ? value.map(plain).join(", ") : value === true ? "yes" : value === false ? "no" : String(value));
+const plain = (value) => (Array.isArray(value) ? value.map(plain).join(", ") : value === true ? "yes" : value === false ? "no" : typeof value === "number" && !Number.isInteger(value) ? String(+value.toPrecision(4)) : String(value));
 
 /** Settings as a list; those that differ from `other` are marked. */
 export function Facts({ request, other = null, only = false }) {

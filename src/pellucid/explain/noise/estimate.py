@@ -75,7 +75,8 @@ def estimate_from_each(
     A time without any picture left, alpha = 0, is skipped if the network predicts eps, which then
     says nothing about x0. Raises ValueError for a guidance that is not finite.
     """
-    request = resolve(model, Request(prompt=prompt, guidance=guidance, seed=seed))
+    # The network sees the picture as a whole, so its prompt stays whole too.
+    request = resolve(model, Request(prompt=prompt, guidance=guidance, seed=seed, arrange=False))
     size = request.drawn_size
     picture = fit(image, *size)
     pixels = to_tensor(picture)
