@@ -1,5 +1,5 @@
 /** Learn: noise with sliders, the autoencoder and CLIP on a picture of one's own, the GAN that diffusion replaced. */
-import { html, useEffect, useState } from "./vendor/preact-htm.js";
+import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import * as api from "./api.js";
 import { active, attempt, picturesOf, useStore } from "./state.js";
 import { NoiseLab } from "./noise_lab.js";
@@ -16,18 +16,21 @@ const PAGES = {
 function Page({ kind, picture }) {
   const { jobs, model } = useStore();
   const [first, setFirst] = useState(null), [error, setError] = useState(null);
+  const place = useRef();
   useEffect(() => {
     let current = true;
     setFirst(null);
     setError(null);
+    place.current?.scrollIntoView({ block: "nearest" });
     api.submit({ kind, model, request: { image: picture.id, prompt: picture.prompt ?? "" } }).then((job) => current && setFirst(job), (e) => current && setError(e));
     return () => { current = false; };
   }, [kind, picture.id, model]);
   const job = first && (jobs.get(first.id) ?? first);
-  if (error) return html`<${Wrong} error=${error} />`;
-  if (job?.state === "done") return html`<iframe title=${PAGES[kind][0]} src=${job.explanation} sandbox="allow-scripts" />`;
-  if (job && !active(job)) return html`<p class="note bad" role="alert">${job.error ?? "Cancelled"}</p>`;
-  return html`<div class="card" role="status">${job ? html`<${Progress} job=${job} />` : "Waiting"}</div>`;
+  const content = error ? html`<${Wrong} error=${error} />`
+    : job?.state === "done" ? html`<iframe title=${PAGES[kind][0]} src=${job.explanation} sandbox="allow-scripts" />`
+    : job && !active(job) ? html`<p class="note bad" role="alert">${job.error ?? "Cancelled"}</p>`
+    : html`<div class="card" role="status">${job ? html`<${Progress} job=${job} />` : "Waiting"}</div>`;
+  return html`<div class="page" ref=${place}>${content}</div>`;
 }
 
 /** A GAN draws in one step, so its picture follows the slider at once. */
