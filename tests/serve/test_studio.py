@@ -118,6 +118,17 @@ def test_a_picture_is_made_and_its_steps_are_seen(tab: Callable[..., Any]) -> No
     expect(page.locator(".stage img")).to_have_attribute("src", re.compile("^/api/pictures/"))
 
 
+def test_an_example_is_a_prompt(tab: Callable[..., Any]) -> None:
+    page = tab()
+    page.get_by_label("Model", exact=True).select_option("emoji")
+    example = page.locator(".examples button").last
+    text = example.inner_text()
+    example.click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(text)
+    expect(page.locator("#prompt-prompt-count")).to_contain_text("tokens")
+    assert page.locator(".note").count() == 0  # the model knows all of it
+
+
 def test_the_prompt_counts_tokens_and_keeps_weights(tab: Callable[..., Any]) -> None:
     page = tab()
     page.get_by_label("Prompt", exact=True).fill("a (red:1.3) square")
@@ -206,6 +217,19 @@ def test_a_second_pass_has_the_pictures_model_and_the_typed_prompt(tab: Callable
     expect(page.get_by_role("button", name="Go on with this picture")).to_be_visible()
     (job,) = page.request.get(page.url.split("#")[0] + "api/jobs?q=violet").json()["jobs"]
     assert (job["model"], job["request"]["hires"]) == ("tiny", 2)
+
+
+def test_all_variations_can_be_seen(tab: Callable[..., Any]) -> None:
+    page = made(tab())
+    page.get_by_role("link", name="Change it").click()
+    page.get_by_role("button", name="Variations").click()
+    page.get_by_label("Pictures").fill("2")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    second = page.get_by_role("button", name="Variation 2")
+    second.click()
+    expect(second).to_have_attribute("aria-pressed", "true")
+    own = second.locator("img").get_attribute("src")
+    expect(page.locator(".stage img")).to_have_attribute("src", own)
 
 
 def test_two_prompts_are_mixed(tab: Callable[..., Any]) -> None:
