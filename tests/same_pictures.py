@@ -182,6 +182,7 @@ BASE: dict[str, Any] = {
     "variation_seed": 8,
     "variation_strength": 0.0,
     "rescale": 0.0,
+    "style_guidance": 0.0,
     "interval": [0.0, 1.0],
     "forecast": False,
     "arrange": None,
@@ -414,6 +415,10 @@ def requests_of_tasks() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     several = {"prompt": "two red apples and a frog on a blue background", "count": 2}
     yield "shipped, several things", shipped, SHIPPED | several
     yield "shipped, several things and forecasts", shipped, SHIPPED | several | {"forecast": True}
+    touching = {"prompt": "a small cat riding a horse, teal background", "count": 2}
+    yield "shipped, things that touch", shipped, SHIPPED | touching
+    styled = {"prompt": "a frog, 3d style", "style_guidance": 1.0}
+    yield "shipped, style guidance", shipped, SHIPPED | styled
     yield "shipped, clip guidance", shipped, SHIPPED | {"clip_guidance": 600.0}
     yield (
         "shipped, clip guidance alone",

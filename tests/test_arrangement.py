@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from pellucid import checkpoints
-from pellucid.arrangement import Region, arrange, why_whole
+from pellucid.arrangement import MEETINGS, Meeting, Region, arrange, why_whole
+from pellucid.colors import COLORS
+from pellucid.conditioning import weighted_prompts
 from pellucid.explain.run import Recorder, page
 from pellucid.guidance import Parts
 from pellucid.lexicon import Entry, Lexicon
@@ -58,7 +60,7 @@ WORDS = Lexicon(
         ("a cup of coffee next to a cat", ["a cup of coffee", "a cat"]),
         (
             "3d style a cat and a dog on a blue background",
-            ["3d style a cat on a blue background", "3d style a dog on a blue background"],
+            ["3d style a cat", "3d style a dog"],
         ),
         ("a cat in the rain", ["a cat", "rain"]),
         ("a couple of cats and a dog", ["a cat", "a cat", "a dog"]),
@@ -112,7 +114,7 @@ def test_what_is_not_several_known_things_stays_whole(prompt: str) -> None:
         ("a small cat", ["a cat"], [(0.5, 0.5)], 2),
         ("tiny red cat, 3d style", ["red cat, 3d style"], [(1, 1)], 3),
         ("small cats", ["a cat"], [(0.5, 0.5)], 2),
-        ("a large cat on a blue background", ["a cat on a blue background"], [(0, 0)], 1),
+        ("a large cat on a blue background", ["a cat"], [(0, 0)], 1),
         ("a cat in the middle", ["a cat"], [(0, 0)], 1),
         ("a cat on a white background", ["a cat"], [(0, 0)], 1),
         ("a white cat, plain white background, 3d", ["a white cat, 3d"], [(0, 0)], 1),
@@ -139,7 +141,53 @@ def test_what_is_not_several_known_things_stays_whole(prompt: str) -> None:
 def test_sizes_and_places(
     prompt: str, texts: list[str], cells: list[tuple[float, float]], side: int
 ) -> None:
-    assert arrange(prompt, WORDS) == (tuple(texts), tuple(cells), side)
+    arranged = arrange(prompt, WORDS)
+    assert arranged is not None
+    assert arranged[:3] == (tuple(texts), tuple(cells), side)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "ground"),
+    [
+        ("a cat on a blue background", ["a cat"], COLORS["blue"]),
+        ("a blue cat on a plain red background, 3d", ["a blue cat, 3d"], COLORS["red"]),
+        ("two cats, teal backdrop", ["a cat", "a cat"], (0, 128, 128)),
+        ("a cat and a dog on green", ["a cat", "a dog"], COLORS["green"]),
+        ("a cat", None, None),
+        ("a cat on a white background", ["a cat"], None),
+        ("a cat on an orange", ["a cat", "an orange"], None),
+        ("a cat on a forest background", None, None),
+    ],
+)
+def test_grounds(prompt: str, texts: list[str] | None, ground: tuple[int, int, int] | None) -> None:
+    arranged = arrange(prompt, WORDS)
+    assert (arranged and list(arranged.texts)) == texts
+    layout = arranged and arranged.layout
+    assert (layout and layout.ground) == ground
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sizes", "met"),
+    [
+        ("a cat and a dog", None, None),
+        ("two big cats", None, None),
+        ("two small cats", (0.65, 0.65), None),
+        ("a big cat and two tiny dogs", (1.5, 0.45, 0.45), None),
+        ("a small cat on a huge dog", (0.65, 2.0), MEETINGS["on"]),
+        ("a cat riding a dog", (1, 1), MEETINGS["riding"]),
+        ("a dog wearing a hat", (1, 1), MEETINGS["wearing"]),
+        ("a cat on the left and a dog on the right", None, None),
+        ("two cats on a dog", None, None),
+        ("a cat above a dog", None, None),
+    ],
+)
+def test_sizes_beside_others_and_what_touches(
+    prompt: str, sizes: tuple[float, ...] | None, met: Meeting | None
+) -> None:
+    arranged = arrange(prompt, WORDS)
+    assert arranged is not None
+    assert (arranged.layout and arranged.layout.sizes) == sizes
+    assert (arranged.layout and arranged.layout.meeting) == met
 
 
 @pytest.mark.parametrize(
@@ -299,3 +347,48 @@ def test_explaining_shows_the_words_of_every_region_in_its_place(shipped: Model)
     pixels = [np.asarray(picture, np.int16) for picture in (run.picture, start.images[0])]
     assert np.abs(pixels[0] - pixels[1]).max() <= 2  # recorded attention is rounded differently
     assert float(step.x[:, 0, 0].abs().min()) > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompts"),
+    [
+        ({"prompt": "a cat, 3d style"}, [("a cat, 3d style", 2.0), ("a cat", -1.0)]),
+        (
+            {"prompt": "a cat, 3d style", "style_guidance": 0.5},
+            [("a cat, 3d style", 1.5), ("a cat", -0.5)],
+        ),
+        (
+            {"prompt": "a cat and a dog, 3d style"},
+            [("a cat, 3d style", 1.0), ("a dog, 3d style", 1.0), ("a cat", -0.5), ("a dog", -0.5)],
+        ),
+        ({"prompt": "a cat, 3d style", "style_guidance": 0}, [("a cat, 3d style", 1.0)]),
+        ({"prompt": "a cat, 3d style", "guidance": 1}, [("a cat, 3d style", 1.0)]),
+        ({"prompt": "a cat"}, [("a cat", 1.0)]),
+    ],
+)
+def test_the_style_counts_more(
+    shipped: Model, fields: dict[str, object], prompts: list[tuple[str, float]]
+) -> None:
+    assert weighted_prompts(resolve(shipped, Request.model_validate(fields))) == prompts
+
+
+def test_style_guidance_is_the_difference_that_the_style_makes(shipped: Model) -> None:
+    """One step, by hand: the sum of the prompts that the weights say."""
+    fields = {"steps": 1, "width": 64, "height": 64, "style_guidance": 0, "interval": (0, 0)}
+    styled, plain, more = (
+        draw(shipped, **fields | own)
+        for own in (
+            {"prompt": "a cat, 3d style"},
+            {"prompt": "a cat"},
+            {"prompt": "a cat, 3d style", "style_guidance": 1.5},
+        )
+    )
+    expected = styled.x0 + 1.5 * (styled.x0 - plain.x0)
+    assert torch.allclose(more.x0, expected, atol=0.02 * float(expected.abs().max()))
+    assert not torch.allclose(more.x0, styled.x0, atol=0.1)
+
+
+def test_style_guidance_without_a_style_is_said(shipped: Model) -> None:
+    warnings = draw(shipped, prompt="a cat", style_guidance=2).warnings
+    assert any("names no style" in warning for warning in warnings)
+    assert "style_guidance" not in resolve(shipped, Request(prompt="a cat")).record()

@@ -18,6 +18,7 @@ from pellucid.prompt import (
     take_loras,
     unbalanced,
     unread,
+    without_style,
 )
 
 
@@ -288,3 +289,27 @@ def test_long_inputs_take_no_longer_than_their_length_asks() -> None:
         unread(text, 3)
     parse("\\" * size + "(a:1.1)b" * size)
     assert parse("(" * 8000 + "a")[0][0].weight == math.inf
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rest"),
+    [
+        ("a cat, 3d style", "a cat"),
+        ("a cat, Pixel Art Style, on a hill", "a cat, on a hill"),
+        ("a cat in a pixel art style", "a cat"),
+        ("a cat in the style of Monet, on a hill", "a cat, on a hill"),
+        ("3d style a cat", "a cat"),
+        ("noto style, a cat", "a cat"),
+        ("a cat noto style", "a cat"),
+        ("a cat", None),
+        ("", None),
+        ("style", None),
+        ("3d style", None),
+        ("a cat with style", None),
+        ("(a cat), 3d style", None),
+        ("a [cat:dog:0.5], 3d style", None),
+        ("a stylish cat", None),
+    ],
+)
+def test_a_prompt_without_its_style(prompt: str, rest: str | None) -> None:
+    assert without_style(prompt) == rest

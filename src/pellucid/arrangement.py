@@ -12,11 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import combinations, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from pellucid.colors import Color, take_ground
 from pellucid.lexicon import COUNTS, PLAIN_WORDS, Lexicon
 from pellucid.nouns import singulars, with_article
 
+T = TypeVar("T")
+
+WHITE = (255, 255, 255)
 MOST = 9
 """Things that are arranged, at most."""
 
@@ -31,7 +35,9 @@ QUANTITIES |= {"dozen": 12, "dozens": 24, "hundred": 100, "hundreds": 100}
 QUANTITIES |= {"thousand": 1000, "thousands": 1000}
 _ARTICLES = {"a", "an", "the", "some", "my", "your", "his", "her", "our", "their"}
 # Words between two things -> how these lie. The longest that is found counts.
-_ABOVE = "on top of|on|above|over|riding|rides|in|inside|sitting on|sits on|standing on|behind"
+_ABOVE = (
+    "on top of|on|above|over|riding|rides|in the|in|inside|sitting on|sits on|standing on|behind"
+)
 _BELOW = "below|under|underneath|beneath|in front of|wearing|wears"
 _LEFT = (
     "to the left of|on the left of|left of|to the left side of|on the left side of|left side of"
@@ -46,6 +52,8 @@ LIES: dict[str, str] = {
     for lie, each in (("above", _ABOVE), ("below", _BELOW), ("left", _LEFT), ("right", _RIGHT))
     for words in each.split("|")
 }
+JOINING = frozenset(word for words in LIES for word in words.split())
+"""The single words of these."""
 _SHAPES = {"row": "row", "line": "row", "column": "column", "stack": "column"}
 _JOINT = re.compile(rf"\b({'|'.join(sorted(LIES, key=len, reverse=True))})\b|(,)")
 # Words that make a prompt mean something else than its things next to each other.
@@ -64,15 +72,13 @@ _PLACE = re.compile(
     r"(?:\s+of the (?:picture|image|canvas|frame))?+(?!\s+of\b)",
     re.IGNORECASE,
 )
-# The ground that a thing has unasked.
-_WHITE = re.compile(
-    r",?\s*\b(?:(?:on|against|with|in front of)\s+)?(?:(?:a|the)\s+)?(?:(?:plain|pure|clean)\s+)?"
-    r"white (?:background|backdrop|ground)\b",
-    re.IGNORECASE,
-)
-_SMALL = {"small": 2, "mini": 2, "tiny": 3, "miniature": 3}
+_SMALL = {"small": 2, "mini": 2, "little": 2, "tiny": 3, "miniature": 3}
 """Words -> how many such things are as wide as the picture."""
-SIZES = {*_SMALL, "little", "big", "large", "huge", "giant", "gigantic", "enormous", "massive"}
+_BESIDE = {"tiny": 0.45, "miniature": 0.45, "small": 0.65, "mini": 0.65, "little": 0.65}
+_BESIDE |= {"big": 1.5, "large": 1.5, "huge": 2.0, "giant": 2.0, "gigantic": 2.0}
+_BESIDE |= {"enormous": 2.0, "massive": 2.0}
+"""Words -> how large such a thing is beside others without such a word."""
+SIZES = frozenset(_BESIDE)
 """Words that say how large a thing is. They are not read: only the size of its region is."""
 # The grammar of prompts: what changes with the steps or joins whole prompts, and weights.
 _GRAMMAR = re.compile(r"[\[\]{}<>|]|\b(?:AND|BREAK)\b")
@@ -90,6 +96,49 @@ class Region(NamedTuple):
     height: float
 
 
+class Meeting(NamedTuple):
+    """How two things touch: a point of the second lies on a point of the first."""
+
+    first: tuple[float, float]
+    """Across and down, 0 to 1 of what is seen of the thing."""
+    second: tuple[float, float]
+    front: int
+    """0: the first covers the second; 1: the other way round."""
+    sizes: tuple[float, float] = (1.0, 1.0)
+
+
+_ON = Meeting((0.5, 1.0), (0.5, 0.12), front=0)
+_IN = Meeting((0.5, 1.0), (0.5, 0.35), front=1, sizes=(0.8, 1.0))
+_WORN = Meeting((0.5, 0.15), (0.5, 1.0), front=1, sizes=(1.0, 0.7))
+_HELD = Meeting((0.9, 0.65), (0.1, 0.5), front=1, sizes=(1.0, 0.6))
+MEETINGS = {
+    **dict.fromkeys(("on", "on top of", "riding", "rides"), _ON),
+    **dict.fromkeys(("sitting on", "sits on", "standing on"), _ON),
+    **dict.fromkeys(("in", "inside"), _IN),
+    "in the": Meeting((0.5, 1.0), (0.5, 0.95), front=0, sizes=(0.5, 1.0)),  # rain, sea
+    **dict.fromkeys(("wearing", "wears"), _WORN),
+    "holding": _HELD,
+    "behind": Meeting((0.3, 0.9), (0.5, 0.75), front=1),
+    "in front of": Meeting((0.5, 0.4), (0.5, 1.0), front=0),
+}
+"""Words between two things -> how these touch; with other words they do not."""
+
+
+class Layout(NamedTuple):
+    """How the things of a canvas become the picture, where that is not the canvas itself."""
+
+    sizes: tuple[float, ...]
+    """Of each thing, beside the others."""
+    meeting: Meeting | None = None
+    ground: Color | None = None
+    """What is painted behind the things; None: white."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether the things are elsewhere in the picture than on the canvas, or of another size."""
+        return self.meeting is not None or min(self.sizes) < 1 or len(set(self.sizes)) > 1
+
+
 class Arrangement(NamedTuple):
     """Texts, one for each thing, and where they belong on a canvas of some cells each way."""
 
@@ -97,6 +146,8 @@ class Arrangement(NamedTuple):
     cells: tuple[Cell, ...]
     side: int
     """Cells of the canvas from left to right, and from top to bottom."""
+    layout: Layout | None = None
+    """None: the picture is as the canvas."""
 
     def regions(self, width: int, height: int) -> tuple[Region, ...]:
         """On a canvas of this size, in pixels of the first pass, whose shorter side has `side` cells."""
@@ -145,7 +196,7 @@ def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
     large as the picture, or the prompt says in its grammar how its parts are joined."""
     if _GRAMMAR.search(prompt):
         return ""
-    text = _blank(_WHITE, _blank(_PLACE, prompt))
+    text, ground = take_ground(_blank(_PLACE, prompt))
     tokens = list(_TOKEN.finditer(text))
     words = [token.group().lower().replace("’", "'") for token in tokens]
     things = _things(words, lexicon)
@@ -180,8 +231,22 @@ def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
     tail = text[tokens[things[-1].end - 1].end() :].rstrip(" .!")
     tail = re.sub(r",?\s*in a (?:row|line|column|stack|grid|circle)\b", "", tail)
     whole = [re.sub(r"\s+(?=[\s,]|$)", "", f"{head}{own}{tail}").strip() for own in texts]
-    repeated = (own for own, count in zip(whole, counts, strict=True) for _ in range(count))
-    return Arrangement(tuple(repeated), cells, side)
+    met = None if counts != [1, 1] or places else MEETINGS.get(joints[0])
+    own_sizes = [_size(own) for own in phrases] if sum(counts) > 1 else [1.0]
+    layout = Layout(_of_each(own_sizes, counts), met, None if ground == WHITE else ground)
+    return Arrangement(
+        _of_each(whole, counts), cells, side, layout if layout.moves or layout.ground else None
+    )
+
+
+def _of_each(values: Sequence[T], counts: Sequence[int]) -> tuple[T, ...]:
+    """Each value as often as its thing is there."""
+    return tuple(v for v, count in zip(values, counts, strict=True) for _ in range(count))
+
+
+def _size(words: Sequence[str]) -> float:
+    """How large a thing is beside others. words: of its phrase."""
+    return next((_BESIDE[word] for word in words if word in _BESIDE), 1.0)
 
 
 def _blank(pattern: re.Pattern[str], prompt: str) -> str:

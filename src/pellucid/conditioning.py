@@ -21,7 +21,7 @@ from pellucid.diffusion import Conditioning, normalized
 from pellucid.guidance import interpolate
 from pellucid.messages import FieldMessage
 from pellucid.model import Emphasis, Model
-from pellucid.prompt import each_step, parse, split_and, take_loras
+from pellucid.prompt import each_step, parse, split_and, take_loras, without_style
 from pellucid.request import ResolvedRequest
 from pellucid.runtime import Runtime
 from pellucid.tokenizer import Tokenizer
@@ -308,8 +308,18 @@ def conditioning_schedule(
                 stops = [interpolate(here, there, share) for share in request.walk_positions]
                 conds = [(Conditioning.cat(stops), 1.0)]
         elif request.regions:
-            conds = [(Conditioning.cat([each.repeat(request.count) for each, _ in given]), 1.0)]
-        elif request.mix_by == "embedding":
+            size = len(
+                request.regions
+            )  # after them, where a style counts more, they come without it
+            groups = [given[i : i + size] for i in range(0, len(given), size)]
+            conds = [
+                (
+                    Conditioning.cat([each.repeat(request.count) for each, _ in group]),
+                    math.fsum(weight for _, weight in group),
+                )
+                for group in groups
+            ]
+        elif request.mix and request.mix_by == "embedding":
             conds = [(Conditioning.mix(given), 1.0)]
         if not guided:
             return StepConditioning(conds, None)
@@ -325,7 +335,8 @@ def weighted_prompts(request: ResolvedRequest) -> list[tuple[str, float]]:
     """The prompts that are added up, or those of the regions, and their weights. See
     `conditioning_schedule`."""
     if request.regions:
-        return [(request.read(each.prompt), 1 / len(request.regions)) for each in request.regions]
+        texts = [request.read(each.prompt) for each in request.regions]
+        return by_style(request, [(text, 1 / len(texts)) for text in texts])
     weights = [1.0, *(weight for _, weight in request.mix)]
     weights += [1.0] * (len(request.prompts) - len(weights))  # of a walk
     weighted = []
@@ -340,7 +351,20 @@ def weighted_prompts(request: ResolvedRequest) -> list[tuple[str, float]]:
             )
         if request.walk is not None:
             raise ValueError("AND cannot be combined with walk")
-    return weighted
+    return by_style(request, weighted) if len(weighted) == 1 else weighted
+
+
+def by_style(request: ResolvedRequest, prompts: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Prompts and their weights, of which the styles count more: c + s (c - c without its style)."""
+    more = request.style_guidance or 0.0
+    bare = [without_style(text) for text, _ in prompts]
+    if not more or request.guidance == 1 or None in bare:
+        return prompts
+    styled = [(text, weight * (1 + more)) for text, weight in prompts]
+    plain = [
+        (text, -more * weight) for text, (_, weight) in zip(bare, prompts, strict=True) if text
+    ]
+    return styled + plain
 
 
 def add_up(prompts: Sequence[tuple[Any, float]]) -> bool:
@@ -379,6 +403,7 @@ def reading(tokenizer: Tokenizer, request: ResolvedRequest) -> dict[str, Any]:
         "loras": [lora._asdict() for lora in loras],
         "prompts": prompts,
         "regions": [region._asdict() for region in request.regions],
+        "ground": None if request.layout is None else request.layout.ground,
     }
 
 

@@ -29,6 +29,7 @@ from pellucid.guidance import (
 from pellucid.images.pixels import to_pil
 from pellucid.inpaint import Canvas
 from pellucid.latents import Begin
+from pellucid.layers import composed
 from pellucid.model import Model
 from pellucid.noise import draw, source
 from pellucid.plan import Plan, no_forecast, planned
@@ -326,21 +327,21 @@ def finished(runtime: Runtime, plan: Plan, x: Tensor) -> list[Image.Image]:
     scale = 1 if request.second_pass is None else request.second_pass.scale
     size = round(request.width * scale), round(request.height * scale)
     if runtime.model.second_stage is not None:
-        images = enlarged(runtime, pixels, size, request.seeds)
-    else:
-        images = [to_pil(picture) for picture in pixels]
-        if request.regions:  # their canvas is larger
-            images = [each.resize(size, Image.Resampling.LANCZOS) for each in images]
+        pixels = enlarged(runtime, pixels, size, request.seeds)
+    images = [to_pil(picture) for picture in pixels]
+    if request.layout is not None:
+        images = [composed(picture, request.regions, request.layout) for picture in images]
+    if request.regions or runtime.model.second_stage is not None:  # these draw more than that
+        images = [each.resize(size, Image.Resampling.LANCZOS) for each in images]
     return images if canvas is None else [canvas.paste(picture) for picture in images]
 
 
 def enlarged(
     runtime: Runtime, pixels: Tensor, size: tuple[int, int], seeds: Sequence[int]
-) -> list[Image.Image]:
-    """Pixels (B, 3, h, w) as pictures of this width and height, by the model's second stage.
+) -> Tensor:
+    """Pixels (B, 3, h, w) as large as this width and height or larger, by the model's second stage.
 
-    It runs as often as needed, and what is then too large is reduced. Its noise depends on each
-    picture's seed alone.
+    It runs as often as needed. Its noise depends on each picture's seed alone.
     """
     second = runtime.model.second_stage
     assert second is not None
@@ -348,5 +349,4 @@ def enlarged(
     while pixels.shape[3] < size[0] or pixels.shape[2] < size[1]:
         height, width = (side * factor for side in pixels.shape[2:])
         pixels = runtime.enlarge(pixels, draw("gaussian", (3, height, width), streams))
-    images = [to_pil(picture) for picture in pixels]
-    return [each.resize(size, Image.Resampling.LANCZOS) for each in images]
+    return pixels

@@ -14,11 +14,12 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from pellucid import forecast, hires, inpaint, samplers
-from pellucid.arrangement import QUANTITIES, SIZES, why_whole
+from pellucid.arrangement import JOINING, QUANTITIES, SIZES, why_whole
+from pellucid.colors import take_ground
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import signal_share
 from pellucid.inpaint import Canvas
-from pellucid.lexicon import Unknown, describe, negations, unknown_words, words_of
+from pellucid.lexicon import Unknown, describe, negations, unknown_words
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.preview import decoder_of
@@ -30,6 +31,7 @@ from pellucid.prompt import (
     take_loras,
     unbalanced,
     unread,
+    without_style,
 )
 from pellucid.request import Request, ResolvedRequest, resolve
 from pellucid.request.resolving import described, no_arrangement
@@ -270,6 +272,10 @@ def warnings_of(
                     given=request.refiner_at,
                 )
             )
+    if asked.style_guidance and without_style(asked.prompt) is None:
+        warnings.append(
+            FieldMessage("{style_guidance} does nothing: the prompt names no style (', 3d style')")
+        )
     warnings += picture_warnings(model, asked, request)
     warnings += guidance_warnings(asked, request, passes)
     if asked.arrange and not request.regions:
@@ -311,15 +317,11 @@ def left_out_warnings(model: Model, request: ResolvedRequest, unknown: Set[str])
                 parts=", ".join(map(repr, parts)),
             )
         )
-    laid_out = {*QUANTITIES, *SIZES} if request.regions else set()
+    laid_out = {*QUANTITIES, *SIZES, *JOINING} if request.regions else set()
     words = sorted(request.left_out.words - laid_out - unknown)
     if words:
         listed = ", ".join(map(repr, words))
         warnings.append(f"left out, as {model.title} has not learned them: {listed}")
-    sizes = sorted(SIZES.intersection(words_of(described(request))))
-    if sizes and len(request.regions) > 1:
-        listed = ", ".join(map(repr, sizes))
-        warnings.append(f"several things are drawn in one size; without effect: {listed}")
     if not request.regions and no_arrangement(request) is None:
         why = why_whole(described(request), model.lexicon)
         if why:
@@ -350,7 +352,10 @@ def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int
     unknown: list[Unknown] = []
     if model.lexicon is not None and not (request.loras or request.lora_tags):  # they add words
         words = [word.lower() for word in model.tokenizer.words]
-        texts = (SYNTAX.sub(" ", take_loras(prompt)[0]) for prompt in request.prompts)
+        read = (take_loras(prompt)[0] for prompt in request.prompts)
+        if request.layout is not None and request.layout.ground is not None:
+            read = (take_ground(text)[0] for text in read)
+        texts = (SYNTAX.sub(" ", text) for text in read)
         unknown = unknown_words(" . ".join(texts), model.lexicon, words)
         said = describe(unknown, model.title)
         if said is not None and request.left_out.words.issuperset(each.word for each in unknown):

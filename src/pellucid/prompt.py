@@ -350,3 +350,23 @@ def _merged(pieces: list[tuple[str, float]]) -> list[WeightedText]:
     written = [piece for piece in pieces if piece[0]]
     groups = groupby(written, key=itemgetter(1))
     return [WeightedText("".join(text for text, _ in group), weight) for weight, group in groups]
+
+
+# ---------------------------------------------------------------- styles
+
+# ", 3d style", "in a pixel art style", "in the style of Monet", "3d style a cat", "a cat noto style".
+_STYLE = re.compile(
+    r",?\s?\bin the style of [^,]{1,60}"
+    r"|(?:,\s?|\s?\bin (?:an? |the )?)(?:[\w'-]{1,30} ){1,3}style\b"
+    r"|^\s?[\w'-]{1,30} style\b,?\s?|\s(?!with\b|of\b)[\w'-]{1,30} style(?=\s?$)",
+    re.IGNORECASE,
+)
+
+
+def without_style(prompt: str) -> str | None:
+    """A prompt without the style that it names: "a cat, 3d style" -> "a cat".
+
+    None: it names none, or its grammar says how its parts count.
+    """
+    rest = _STYLE.sub("", prompt)
+    return None if rest == prompt or not rest.strip() or set("()[]{}|") & set(prompt) else rest

@@ -56,6 +56,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
             f"region {left:.0%} to {left + width:.0%} across, {top:.0%} to {top + height:.0%} down: "
             f"{_shown(region['prompt'])}"
         )
+    if facts["ground"] is not None:
+        yield "painted behind it: #{:02x}{:02x}{:02x}".format(*facts["ground"])
     several = len(facts["prompts"]) > 1
     for number, prompt in enumerate(facts["prompts"], start=1):
         if several:

@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pellucid.colors import COLORS
 from pellucid.data import (
     CHUNK,
     Batch,
@@ -55,20 +56,6 @@ STYLES = {
     "twemoji": "twemoji",
 }
 """Style word in a prompt -> the icon set of that style."""
-
-COLORS = {
-    "red": (220, 40, 45),
-    "orange": (250, 140, 30),
-    "yellow": (250, 215, 50),
-    "green": (60, 165, 75),
-    "blue": (45, 105, 225),
-    "purple": (135, 65, 190),
-    "pink": (250, 130, 185),
-    "brown": (130, 85, 50),
-    "gray": (140, 145, 150),
-    "black": (35, 35, 40),
-}
-"""Colour words of tints and backgrounds -> sRGB, 0..255."""
 
 TINTS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 """Colours with a hue."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from PIL import Image
 from pydantic import ConfigDict, Field
 
-from pellucid.arrangement import Region
+from pellucid.arrangement import Layout, Region
 from pellucid.lexicon import LeftOut
 from pellucid.request.request import Request
 
@@ -49,6 +49,8 @@ class ResolvedRequest(Request):
     regions: tuple[Region, ...] = Field(default=(), exclude=True)
     """The parts of the picture that are drawn by themselves, in the place of `prompt`; none: the
     whole. They follow from the record too."""
+    layout: Layout | None = Field(default=None, exclude=True)
+    """How the things of the regions become the picture; None: as they are on the canvas."""
     left_out: LeftOut = Field(default=LeftOut(), exclude=True)
     """What the model does not read of the prompts."""
     seed: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pellucid.arrangement import Region, arrange
+from pellucid.arrangement import Layout, Region, arrange
+from pellucid.colors import take_ground
 from pellucid.lexicon import LeftOut, expand_emoji, not_learned
 from pellucid.prompt import take_loras
 from pellucid.request.request import (
@@ -19,6 +20,9 @@ from pellucid.request.sizes import drawn_size_of, size_of
 
 if TYPE_CHECKING:
     from pellucid.model import Model
+
+STYLE_GUIDANCE = 1.0
+"""Of a small model, which lists what it has learned."""
 
 
 def resolve(model: Model, request: Request) -> ResolvedRequest:
@@ -38,7 +42,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     guidance = d.guidance if own is None else own
     picture = None if request.image is None else open_image(request.image)
     width, height = size_of(model, request, picture)
-    drawn_size, regions = canvas_of(model, request, drawn_size_of(model, width, height))
+    drawn_size, regions, layout = canvas_of(model, request, drawn_size_of(model, width, height))
     filled: dict[str, Any] = {
         "steps": d.steps if request.steps is None else request.steps,
         "guidance": guidance if request.guidance is None else request.guidance,
@@ -51,10 +55,13 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         "height": height,
         "drawn_size": drawn_size,
         "regions": regions,
-        "left_out": left_out_of(model, request),
+        "layout": layout,
+        "left_out": left_out_of(model, request, layout),
         "seed": chosen_seed(request),
         "picture": picture,
     }
+    if request.style_guidance is None:
+        filled["style_guidance"] = 0.0 if model.lexicon is None else STYLE_GUIDANCE
     if request.image is not None and request.strength is None:
         masked = EXTEND_STRENGTH if any(request.extend) else MASK_STRENGTH
         filled["strength"] = masked if request.masked else STRENGTH
@@ -79,16 +86,16 @@ def in_words(model: Model, request: Request) -> Request:
 
 def canvas_of(
     model: Model, request: Request, size: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[Region, ...]]:
-    """Width and height of the first pass, and the regions in it: larger than `size` where the things of
-    the prompt are drawn one by one."""
+) -> tuple[tuple[int, int], tuple[Region, ...], Layout | None]:
+    """Width and height of the first pass, the regions in it, and their layout. The size is larger than
+    `size` where the things of the prompt are drawn one by one."""
     arranged = None
     if model.lexicon is not None and no_arrangement(request) is None:
         arranged = arrange(described(request), model.lexicon)
     if arranged is None:
-        return size, ()
+        return size, (), None
     width, height = (side * arranged.side for side in size)
-    return (width, height), arranged.regions(width, height)
+    return (width, height), arranged.regions(width, height), arranged.layout
 
 
 def described(request: Request) -> str:
@@ -96,15 +103,18 @@ def described(request: Request) -> str:
     return LeftOut(negated=True).rest(take_loras(request.prompt)[0])
 
 
-def left_out_of(model: Model, request: Request) -> LeftOut:
-    """What a model which lists what it has learned does not read. A LoRA may know other words."""
+def left_out_of(model: Model, request: Request, layout: Layout | None) -> LeftOut:
+    """What a model which lists what it has learned does not read. A LoRA may know other words; those of
+    a painted ground are no matter of the model."""
     if model.lexicon is None:
         return LeftOut()
     found = LeftOut(negated=True)
     if request.loras or request.lora_tags:
         return found
     also = [word.lower() for word in model.tokenizer.words]
-    texts = (*request.prompts, request.negative_prompt)
+    texts = [*request.prompts, request.negative_prompt]
+    if layout is not None and layout.ground is not None:
+        texts = [take_ground(text)[0] for text in texts]
     rest = [not_learned(found.rest(text), model.lexicon, also) for text in texts]
     return found._replace(words=frozenset().union(*rest))
 
