@@ -40,6 +40,22 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
+def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def fail(**settings: Any) -> None:
+        raise Exception("The current node timed out during startup.\nMore lines.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match=r"cannot be started here: The .* startup\.$"):
+        replicas.connected()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ValueError, match="does not answer: The current node"):
+        replicas.connected()
+
+
 def test_prompts_are_drawn_as_on_one_machine_and_resumed(
     cluster: Any, model_file: Path, tmp_path: Path, call: Any
 ) -> None:

@@ -136,6 +136,13 @@ def test_the_prompt_counts_tokens_and_keeps_weights(tab: Callable[..., Any]) -> 
     expect(page.locator("#prompt-prompt-count")).to_contain_text("tokens")
 
 
+def test_the_things_of_a_prompt_are_told(tab: Callable[..., Any]) -> None:
+    page = tab()
+    page.get_by_label("Model", exact=True).select_option("emoji")
+    page.get_by_label("Prompt", exact=True).fill("a red apple and a blue car")
+    expect(page.get_by_text("Drawn one by one: a red apple · a blue car")).to_be_visible()
+
+
 def test_a_name_is_completed_by_the_keyboard(tab: Callable[..., Any]) -> None:
     page = tab()
     with (

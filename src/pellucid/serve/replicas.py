@@ -75,7 +75,7 @@ class RemoteProcess:
 def connected() -> Any:
     """Ray, connected to the cluster of RAY_ADDRESS, or to one that it starts on this machine.
 
-    Nothing is reported to Ray's makers.
+    Nothing is reported to Ray's makers. Raises ValueError: there is no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -84,5 +84,11 @@ def connected() -> Any:
     except ImportError:
         raise ValueError("ray is missing; install the extra: pip install 'pellucid[ray]'") from None
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        except Exception as error:  # Ray raises no narrower one
+            where = os.environ.get("RAY_ADDRESS")
+            what = "cannot be started here" if where is None else f"at {where} does not answer"
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"the Ray cluster {what}: {first[:300]}") from None
     return ray

@@ -48,6 +48,7 @@ export function Prompt({ name = "prompt", label = "Prompt", value, onChange, onS
     ${open && html`<ul id=${`${id}-list`} role="listbox" aria-label="Completions">${open.list.map((each, i) => html`<li role="option" aria-selected=${i === open.chosen} onMouseDown=${(e) => { e.preventDefault(); take(each); }}>${each.name}${each.kind && html` <span class="small soft">${each.kind}</span>`}</li>`)}</ul>`}</div>
     ${error && html`<p class="wrong" role="alert">${error}</p>`}
     <p class="help numbers" id=${`${id}-count`}>${read ? `${read.count} of ${most * read.chunk_size} tokens${most > 1 ? `, ${most} chunks` : ""}` : " "}</p>
+    ${read?.regions?.length > 1 && html`<p class="help">Drawn one by one: ${read.regions.map((r) => r.prompt).join(" · ")}</p>`}
     ${read && !plain && html`<div class="tokens" aria-hidden="true">${readings.map((r) => html`${readings.length > 1 && html`<span class="chunk">${r.weight !== 1 ? `weight ${r.weight}, ` : ""}steps ${r.steps.map(([a, b]) => (a === b ? a : `${a} to ${b}`)).join(", ")}</span>`}
       ${r.chunks.map((chunk, i) => html`${r.chunks.length > 1 && html`<span class="chunk">chunk ${i + 1}</span>`}${chunk.map((t) => html`<span class=${t.weight > 1 ? "strong" : t.weight < 1 ? "weak" : ""} title=${`weight ${t.weight}`}>${t.token.replace("</w>", "")}${t.weight !== 1 ? ` ${+t.weight.toFixed(2)}` : ""}</span>`)}`)}`)}</div>`}
     ${read?.warnings?.map((w) => html`<p class="note small" key=${w}>${w}</p>`)}</div>`;
