@@ -422,8 +422,8 @@ def test_bad_pictures_are_one_sentence(
     ("source", "sentence"),
     [
         ("vocabulry", "concepts, vocabulary or a file"),
-        ("a.png", "a.png is not a text file"),
-        ("empty.txt", "empty.txt contains no words; write one word per line"),
+        ("a.png", "a.png, line 1: the text must be UTF-8"),
+        ("empty.txt", "empty.txt contains no words; write a word in each line"),
     ],
 )
 def test_bad_words_are_one_sentence(

@@ -1,12 +1,13 @@
 """Presets: every one of them can be asked for, and says nothing that a request does not know."""
 
 import dataclasses
+import sys
 
 import pytest
 
-from pellucid import checkpoints, samplers
+from pellucid import checkpoints, presets, samplers
 from pellucid.model import Defaults
-from pellucid.presets import PRESETS, Preset, preset
+from pellucid.presets import Preset, preset
 from pellucid.request import Request
 from pellucid.schedule import Schedule
 
@@ -14,7 +15,7 @@ FAMILIES = ("sd1", "sd2", "sd2_768", "sdxl", "sdxl_refiner", "sd3", "emoji")
 SIZES = {"sd1": 512, "sd2": 512, "sd2_768": 768, "sdxl": 1024, "sd3": 1024, "emoji": 256}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets.names())
 def test_every_preset_is_a_request(name):
     given = preset(name).given()
     request = Request(**given)
@@ -39,7 +40,7 @@ def test_a_family_says_everything(name):
     assert preset(name).guidance > 1
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS.keys() - set(FAMILIES)))
+@pytest.mark.parametrize("name", sorted(set(presets.names()) - set(FAMILIES)))
 def test_few_step_models_are_few_steps_with_little_guidance(name):
     assert 1 <= preset(name).steps <= 8 and 1 <= preset(name).guidance <= 2
 
@@ -58,3 +59,9 @@ def test_the_embedded_model_s_preset_is_its_own_defaults():
 def test_unknown_preset_names_the_nearest_first():
     with pytest.raises(ValueError, match=r"unknown preset 'sdlx'; .*: sdxl"):
         preset("sdlx")
+
+
+def test_names_are_read_from_the_sources_of_families(monkeypatch):
+    loaded = presets.names()
+    monkeypatch.delitem(sys.modules, "pellucid.checkpoints.families")
+    assert sorted(presets.names()) == sorted(loaded)

@@ -51,6 +51,8 @@ def adapt(
         with stage(f"loading {path.name}"):
             lora = checkpoints.load_lora(path, model)
         loras.append((lora, weight, text_weight))
+        if weight == text_weight == 0:
+            warnings.append(f"the LoRA {lora.name!r} has the weight 0 and does nothing")
         if (weight, text_weight) != (0, 0):
             bundled |= {(path, w): Embedding(w, v, str(path)) for w, v in lora.words.items()}
         if lora.unmatched:

@@ -8,6 +8,7 @@ left behind is removed by the next one that writes there.
 
 from __future__ import annotations
 
+import codecs
 import os
 import secrets
 import shutil
@@ -137,6 +138,25 @@ def check_room(
 def _folder_of(path: Path) -> Path:
     """The nearest folder of a path that exists."""
     return next((folder for folder in path.parents if os.path.lexists(folder)), Path())
+
+
+def decoded_text(data: bytes, name: str | Path) -> str:
+    """A text that a person wrote, as UTF-8 or as UTF-16 with its mark, which PowerShell writes; without
+    the mark, and with "\n" at the ends of lines.
+
+    ValueError that names the file, and the line, if it is another encoding.
+    """
+    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf_16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"{name}, line {line}: the text must be UTF-8") from error
+    if "\0" in text:
+        raise ValueError(
+            f"{name}: the text must be UTF-8; it has zeros, as UTF-16 without a mark has"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_bytes(path: str | Path, data: bytes, replace: bool = True) -> None:

@@ -83,12 +83,19 @@ def sentence(error: ValidationError, model: type[BaseModel], name: Name = str) -
     allowed = None if field is None else _allowed(field.annotation, field.metadata, place[1:])
     if allowed is None or first["type"] in ("missing", "extra_forbidden", "too_long"):
         where = ".".join(str(each)[:LONGEST] for each in (name(str(place[0])), *place[1:]))
-        kind = first["type"]
-        said = SAYS.get(kind, SAYS.get(kind.partition("_")[0]))
-        if said is not None:
-            return f"{where} must be {said.format(**first.get('ctx', {}))}, got {shown}"
-        return f"{where}: {first['msg']}, got {shown}"
+        return of_value(error, where)
     return f"{name(str(place[0]))} must be {allowed}, got {shown}"
+
+
+def of_value(error: ValidationError, where: str) -> str:
+    """The first of pydantic's errors, of the value of which `where` is the name."""
+    first = error.errors()[0]
+    kind, given = first["type"], first["input"]
+    shown = repr(given[:80]) if isinstance(given, str) else str(given)[:80]
+    said = SAYS.get(kind, SAYS.get(kind.partition("_")[0]))
+    if said is not None:
+        return f"{where} must be {said.format(**first.get('ctx', {}))}, got {shown}"
+    return f"{where}: {first['msg']}, got {shown}"
 
 
 def text_of(error: BaseException) -> str:

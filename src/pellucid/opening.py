@@ -7,15 +7,11 @@ from pathlib import Path
 import torch
 
 from pellucid import checkpoints
-from pellucid.messages import FieldMessage
+from pellucid.computing import check_threads
 from pellucid.model import Model
 from pellucid.runtime.devices import choose_device
 from pellucid.runtime.precision import choose_dtype
 from pellucid.runtime.threads import threads_for
-
-# The types as people name them, and as torch does.
-SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-MAX_THREADS = 1024
 
 
 def open_model(
@@ -36,15 +32,13 @@ def open_model(
     `checkpoints.load`.
     Raises ValueError: a device that is not there, an unknown type, a file that is no model.
     """
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise ValueError(
-            FieldMessage(f"{{threads}} must be between 1 and {MAX_THREADS}, got {threads}")
-        )
+    if threads is not None:
+        check_threads(threads)
     path = checkpoints.embedded() if path is None else path
     where = choose_device(device)
     # On a CPU the file's type changes nothing, and its header need not be read twice.
     stored = torch.float32 if where.type == "cpu" else checkpoints.type_of(path)
-    choice = choose_dtype(where, SHORT.get(dtype, dtype), stored)
+    choice = choose_dtype(where, dtype, stored)
     if threads is not None:
         torch.set_num_threads(threads)
     # Text is read once, and rounding in it changes the whole picture: "a fox" by 28 dB.

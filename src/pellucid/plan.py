@@ -363,6 +363,12 @@ def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int
         warnings.append(said)
     warnings += left_out_warnings(model, request, {each.word for each in unknown})
     warnings += empty_warnings(request)
+    warnings += [
+        f"{text.strip()[:EXCERPT]!r} in the prompt has the weight 0 and does nothing"
+        for prompt in prompts
+        for text, weight in split_and(take_loras(prompt)[0])
+        if weight == 0
+    ]
     if request.emphasis is not None and not any(set("([") & set(prompt) for prompt in prompts):
         warnings.append(FieldMessage("{emphasis} does nothing: no prompt has a weight"))
     if request.walk is not None and request.count == 1 and len(set(request.walk_span)) > 1:
@@ -409,11 +415,14 @@ def guidance_warnings(
         "rescale": request.rescale > 0,
         "interval": scale == 1 and any(inside) and (start, end) != (0, 1),
     }
-    return [
+    said = [
         FieldMessage(f"{{{field}}} does nothing{{why}}", why=why)
         for field, there in idle.items()
         if there
     ]
+    if scale != 1 and not said:
+        said.append(FieldMessage("no step has guidance{why}", why=why))
+    return said
 
 
 def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 
 
@@ -19,9 +19,11 @@ class Plugins(Mapping[str, ModuleType]):
     def __init__(self, package: str) -> None:
         self.package = package
         loaded = sys.modules.get(package)
-        if loaded is None:  # the names of samplers do not need torch
-            spec = importlib.util.find_spec(package)
-            folders = [] if spec is None else list(spec.submodule_search_locations or ())
+        if loaded is None:  # their names do not need torch, which importing the package may need
+            root, *inside = package.split(".")
+            folders = [
+                str(Path(place, *inside)) for place in importlib.import_module(root).__path__
+            ]
         else:
             folders = list(loaded.__path__)
         self.names = _stems(tuple((folder, _changed(folder)) for folder in folders))

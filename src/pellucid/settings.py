@@ -28,6 +28,7 @@ import platformdirs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pellucid import output_names
+from pellucid.files import decoded_text
 from pellucid.folders import Folder, name_of
 from pellucid.messages import sentence
 from pellucid.plugins import nearest
@@ -201,9 +202,11 @@ def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8-sig"))
+        text = decoded_text(file.read_bytes(), file)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    try:
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid TOML: {error}") from error
 

@@ -109,7 +109,7 @@ class Tokenizer:
         for found in self._word.finditer(cleaned):
             assert found.lastindex is not None
             pieces += self._cut(cleaned[end : found.start()], end)
-            own = numbers[found.lastindex - 1]
+            own = self.words.get(found[0], numbers[found.lastindex - 1])  # "<Cat>" next to "<cat>"
             pieces += [Piece(number, found[0], found.start()) for number in own]
             end = found.end()
         return pieces + self._cut(cleaned[end:], end)

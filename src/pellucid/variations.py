@@ -24,6 +24,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
+from pellucid.files import decoded_text
 from pellucid.plugins import nearest
 
 T = TypeVar("T")
@@ -151,9 +152,9 @@ def words_of(name: str, folder: Path) -> list[str]:
 
 def _words_in(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"{path} cannot be read as text in UTF-8: {error}") from error
+        lines = decoded_text(path.read_bytes(), path).split("\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 

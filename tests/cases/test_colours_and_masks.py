@@ -12,6 +12,8 @@ import pytest
 from inputs import ADOBE_RGB, DISPLAY_P3, captions, noisy, profile, write_json
 from PIL import Image, ImageCms
 
+from pellucid.images.load import open_image, open_mask
+
 # ---------------------------------------------------------------- 9: colour profiles
 
 PROFILES = {
@@ -102,6 +104,24 @@ def test_pixels_that_are_srgb_stay(icc: bytes | str, kept: Any, tmp_path: Path) 
     assert abs(kept(tmp_path / "photo.png") - np.asarray(picture)[:, :10]).max() <= 1
 
 
+def test_adobe_rgb_that_a_camera_names_in_the_exif(tmp_path: Path) -> None:
+    """Case 9: without a profile, by the standard's rule "R03", as cameras write it."""
+    picture, tags = Image.new("RGB", (16, 16), (100, 200, 50)), Image.Exif()
+    tags[0x8769] = {0xA001: 0xFFFF, 0xA005: {1: "R03"}}
+    picture.save(tmp_path / "camera.jpg", exif=tags, quality=100)
+    want = in_srgb(picture, PROFILES["Adobe RGB"])[8, 8].astype(int)
+    seen = open_image(tmp_path / "camera.jpg").getpixel((8, 8))
+    assert np.abs(np.array(seen) - want).max() <= 3 and want[0] < 50
+    tags[0x8769] = {0xA001: 1, 0xA005: {1: "R98"}}
+    picture.save(tmp_path / "camera.jpg", exif=tags, quality=100)
+    assert (
+        np.abs(
+            np.array(open_image(tmp_path / "camera.jpg").getpixel((8, 8))) - (100, 200, 50)
+        ).max()
+        <= 3
+    )
+
+
 # ---------------------------------------------------------------- 10: masks
 
 
@@ -174,6 +194,27 @@ def test_a_hole_is_drawn_and_said(redrawn: Any) -> None:
     assert "mask" in said and "transparent" in said
 
 
+@pytest.mark.parametrize(
+    ("white", "kind"), [(1.0, np.float32), (255.0, np.float32), (255, np.int32), (65535, np.int32)]
+)
+def test_masks_of_other_numbers(white: float, kind: type, tmp_path: Path) -> None:
+    """Case 10: a TIFF of a program that computes in 0 to 1, or in 32 bits, is not black all over."""
+    levels = np.zeros((8, 8), kind)
+    levels[2, 3] = white
+    Image.fromarray(levels).save(tmp_path / "mask.tif")
+    mask = np.asarray(open_mask(tmp_path / "mask.tif").image)
+    assert mask[2, 3] == 255 and mask.sum() == 255
+
+
+def test_a_ground_with_traces_of_a_brush(redrawn: Any) -> None:
+    """Case 10: strokes on a ground that is transparent to the eye, not to the last bit."""
+    layer = stroke((255, 255, 255))
+    layer.putalpha(layer.getchannel("A").point(lambda level: max(level, 2)))
+    result = redrawn(layer)
+    assert not isinstance(result, str)
+    assert result[0][:12, :12].mean() > 0.9 and "mostly transparent" in result[1]
+
+
 def test_black_and_white_masks_stay(redrawn: Any) -> None:
     """Case 10: without transparency white is drawn, and that needs no word."""
     mask = Image.new("L", (32, 32))
@@ -217,6 +258,21 @@ def test_caption_in_utf_16(code: str, dogs: Path) -> None:
     else:
         with pytest.raises(ValueError, match=r"fox\.txt"):
             captions(dogs)
+
+
+@pytest.mark.parametrize("ending", ["TXT", "Txt", "CAPTION"])
+def test_caption_with_an_ending_in_capitals(ending: str, dogs: Path) -> None:
+    """Case 11: as Windows and cameras write endings; there it is the same file."""
+    noisy().save(dogs / "fox.PNG")
+    (dogs / f"fox.{ending}").write_text("a red fox")
+    assert captions(dogs) == {"fox.PNG": "a red fox"}
+
+
+def test_a_table_of_excel_with_semicolons(dogs: Path) -> None:
+    """Case 11: what Excel writes in countries where the comma is part of numbers."""
+    noisy().save(dogs / "fox.png")
+    (dogs / "metadata.csv").write_bytes(b"\xef\xbb\xbffile_name;text\r\nfox.png;a fox, red\r\n")
+    assert captions(dogs) == {"fox.png": "a fox, red"}
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])

@@ -394,6 +394,38 @@ def test_other_scalings_of_sgm_are_refused_by_name(
         described(sdxl_file, tmp_path, SGM.format(key="scaling_config", scaling=scaling))
 
 
+@pytest.mark.parametrize("code", ["utf-16", "utf-8-sig"])
+def test_a_config_in_the_encodings_of_windows(
+    code: str, sd2_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Case 4: PowerShell writes UTF-16; an encoding that is not known is refused, not left out."""
+    path = tmp_path / "model.safetensors"
+    path.hardlink_to(sd2_files[0])
+    config = path.with_suffix(".yaml")
+    config.write_bytes('params:\n  parameterization: "v"\n'.encode(code))
+    assert checkpoints.describe(path)["prediction"] == "v"
+    config.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(checkpoints.CheckpointError, match=r"model\.yaml.* UTF-8"):
+        checkpoints.describe(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "read"), [("v", "v"), ("V_Prediction", "v"), ("epsilon", "eps"), ("flow", None)]
+)
+def test_the_prediction_in_the_metadata(
+    said: str, read: str | None, sd2_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Case 4: Stability's ModelSpec; a value that is not known is refused by name."""
+    path = tmp_path / "model.safetensors"
+    weights = {k: w for k, w in read_weights(sd2_files[0]).items() if k != "v_pred"}
+    save_file(weights, path, {"modelspec.prediction_type": said})
+    if read is not None:
+        assert checkpoints.describe(path)["prediction"] == read
+        return
+    with pytest.raises(checkpoints.CheckpointError, match="prediction_type 'flow'"):
+        checkpoints.describe(path)
+
+
 # ---------------------------------------------------------------- 13: the family
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import SHORT, change_json, effect, quietly
+from inputs import SHORT, change_json, effect, quietly, read_weights, replace_weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -177,6 +177,22 @@ def test_alpha_and_rank_of_peft(kind: str, peft: Any, thin: Model, tmp_path: Pat
     config = getattr(peft, name)(target_modules=["to_q", "to_v"], **options)
     path, want = adapter(peft, thin, config, tmp_path)
     assert want
+    same(effect(thin, path), want)
+
+
+@pytest.mark.parametrize("name", ["default", "frida", "default_0"])
+def test_the_name_of_an_adapter_in_its_keys(
+    name: str, peft: Any, thin: Model, tmp_path: Path
+) -> None:
+    """Case 2: the keys of PEFT's modules themselves, as scripts save them, have its name."""
+    kind, options = PLAIN["lora"]
+    config = getattr(peft, kind)(target_modules=["to_q", "to_v"], use_dora=True, **options)
+    path, want = adapter(peft, thin, config, tmp_path)
+    renamed = {
+        re.sub(r"(lora_[AB]|lora_magnitude_vector)", rf"\1.{name}", key): tensor
+        for key, tensor in read_weights(path).items()
+    }
+    replace_weights(path, renamed)
     same(effect(thin, path), want)
 
 
@@ -556,6 +572,25 @@ def test_embedding_of_onetrainer(key: str, ending: str, ids: Any, tmp_path: Path
         save_file({key: noise(2, 64)}, path)
     assert ids("a frida", "--embedding", path) == [320, 49408, 49409]
     assert 49408 not in ids(f"a {key}", "--embedding", path)
+
+
+def test_an_embedding_converted_from_a1111_s(ids: Any, tmp_path: Path) -> None:
+    """Case 16: A1111's "*" stands for the file's name in a safetensors file, too."""
+    save_file({"*": noise(2, 64)}, tmp_path / "frida.safetensors")
+    assert ids("a frida", "--embedding", tmp_path / "frida.safetensors") == [320, 49408, 49409]
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("emp_params", "emp_params_out"), ("clip_l", "clip_l_out"), ("clip_l", "clip_h")],
+)
+def test_no_vectors_of_an_embedding_are_left_out(
+    key: str, other: str, refused: Any, sd1_file: Path, tmp_path: Path
+) -> None:
+    """Case 16: OneTrainer's output embeddings, and vectors for an unknown encoder, are named."""
+    path = tmp_path / "frida.safetensors"
+    save_file({key: noise(2, 64), other: noise(2, 64)}, path)
+    assert other in refused("tokens", "a frida", "--model", sd1_file, "--embedding", path)
 
 
 # ---------------------------------------------------------------- 28: LoRAs by folder and name

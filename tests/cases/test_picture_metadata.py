@@ -190,6 +190,16 @@ def comfy(**extra: Any) -> dict[str, Any]:
     } | extra
 
 
+def civitai() -> dict[str, Any]:
+    """A graph as Civitai writes it, with nodes of an extension and texts between the nodes."""
+    graph = comfy(extra={"airs": ["urn:air:sd1:checkpoint:1"]}, extraMetadata='{"prompt": "x"}')
+    for name, text in (("6", "blurry"), ("7", "a snowy cabin, dusk")):
+        inputs = {"text": text, "parser": "A1111", "text_g": "", "text_l": "", "clip": ["4", 1]}
+        graph[name] = {"class_type": "smZ CLIPTextEncode", "inputs": inputs}
+    graph["3"]["inputs"]["denoise"] = "1"
+    return graph
+
+
 def with_exif(path: Path, comment: bytes = b"", **tags: str) -> Path:
     kind = {"jpg": "JPEG"}.get(path.suffix[1:], path.suffix[1:].upper())
     noisy().save(path, kind, exif=exif(comment or b"ASCII\0\0\0", **tags))
@@ -216,6 +226,11 @@ def made_by(name: str, folder: Path) -> Path:
         return png_text(folder / "a.png", invokeai_metadata=json.dumps(INVOKE))
     if name == "InvokeAI 2":
         return png_text(folder / "a.png", sd_metadata=json.dumps(INVOKE_2), Dream="a")
+    if name == "ComfyUI APNG":  # SaveAnimatedPNG
+        chunks = ((b"comf", b"prompt\0" + graph.encode()), (b"comf", b"workflow\0{}"))
+        return png_chunks(folder / "a.png", *chunks)
+    if name == "ComfyUI comment":  # as Civitai draws
+        return a1111_picture(folder / "a.jpg", json.dumps(civitai()))
     if name.startswith("Draw Things"):
         return drawn_things(folder, name.removeprefix("Draw Things").strip())
     if name == "Easy Diffusion":
@@ -223,6 +238,11 @@ def made_by(name: str, folder: Path) -> Path:
         words |= {"num_inference_steps": "4", "guidance_scale": "2.5", "sampler_name": "euler_a"}
         words |= {"width": "16", "height": "16", "use_vae_model": "None"}
         return png_text(folder / "a.png", **words)
+    if name == "Easy Diffusion JPEG":
+        numbers = {"prompt": "a snowy cabin, dusk", "negative_prompt": "blurry", "seed": 77}
+        numbers |= {"num_inference_steps": 4, "guidance_scale": 2.5, "sampler_name": "euler_a"}
+        numbers |= {"width": 16, "height": 16, "use_vae_model": None, "tiling": None}
+        return a1111_picture(folder / "a.jpg", json.dumps(numbers))
     assert name == "NovelAI"
     texts = {"Title": "NovelAI generated image", "Description": NOVELAI["prompt"]}
     texts |= {
@@ -249,8 +269,9 @@ def drawn_things(folder: Path, kind: str, **changes: Any) -> Path:
 
 
 PROGRAMS = (
-    *("Fooocus", "Fooocus JPEG", "Fooocus WebP", "ComfyUI", "ComfyUI WebP"),
-    *("InvokeAI", "InvokeAI 2", "NovelAI", "Easy Diffusion"),
+    *("Fooocus", "Fooocus JPEG", "Fooocus WebP", "ComfyUI", "ComfyUI WebP", "ComfyUI APNG"),
+    *("ComfyUI comment", "InvokeAI", "InvokeAI 2", "NovelAI"),
+    *("Easy Diffusion", "Easy Diffusion JPEG"),
     *("Draw Things", "Draw Things JPEG", "Draw Things WEBP", "Draw Things EXIF"),
 )
 
@@ -368,6 +389,7 @@ NO_PROMPT: dict[str, bytes] = {
     "nothing": b"",
     "camera": b"ASCII\0\0\0charset=Ascii",
     "words": b"ASCII\0\0\0Our holiday in Bergen, 2019",
+    "settings of a phone": b'ASCII\0\0\0{"mirror":false,"sensor_type":"rear","prompt":""}',
     "utf-16": b"UNICODE\0" + "Screenshot".encode("utf-16-be"),
 }
 
@@ -398,6 +420,31 @@ def test_a1111_s_text_in_every_format(kind: str, tmp_path: Path, drawn: Any, inf
     path = a1111_picture(tmp_path / f"a.{kind}", INFOTEXT)
     has(drawn("--like", path)[0], **READ)
     assert "a snowy cabin, dusk" in info(path)
+
+
+XMP_TEXT = xmp(INFOTEXT).replace("exif:UserComment", "xmp:description")
+CONVERTED: dict[str, dict[str, Any]] = {
+    "ImageDescription": {"exif": {0x010E: INFOTEXT}},
+    "XPComment": {"exif": {0x9C9C: INFOTEXT.encode("utf-16-le")}},
+    "XMP": {"xmp": XMP_TEXT.encode()},
+    "comment of a JPEG": {"comment": INFOTEXT.encode()},
+}
+
+
+@pytest.mark.parametrize("where", [*CONVERTED, "Comment", "Description"])
+def test_a1111_s_text_in_converted_pictures(where: str, tmp_path: Path, drawn: Any) -> None:
+    """Case 5: where GIMP, Windows and programs that convert pictures keep the text."""
+    path = tmp_path / "a.jpg"
+    if where in CONVERTED:
+        options = dict(CONVERTED[where])
+        if "exif" in options:
+            tags = Image.Exif()
+            tags.update(options["exif"])
+            options["exif"] = tags
+        noisy().save(path, **options)
+    else:
+        path = png_text(tmp_path / "a.png", **{where: INFOTEXT})
+    has(drawn("--like", path)[0], **READ)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.dat", "a", "a.safetensors", "a.PNG"])
@@ -432,14 +479,19 @@ ENCODED: dict[str, tuple[str, bytes]] = {
     "UTF-8 as ASCII": (">", b"ASCII\0\0\0" + UMLAUTS.encode()),
     "UTF-8 without a code": (">", bytes(8) + UMLAUTS.encode()),
     "UTF-8 as Unicode": (">", b"UNICODE\0" + UMLAUTS.encode()),
+    "UTF-16 without a code": (">", UMLAUTS.encode("utf-16")),
+    "UTF-16 behind zeros": (">", bytes(8) + UMLAUTS.encode("utf-16-be")),
+    "UTF-16 as ASCII": ("<", b"ASCII\0\0\0" + UMLAUTS.encode("utf-16-le")),
+    "a code in small letters": ("<", b"Unicode\0" + UMLAUTS.encode("utf-16-le")),
     "with zeros behind": ("<", b"UNICODE\0" + (UMLAUTS + "\0\0").encode("utf-16-le")),
 }
 
 
+@pytest.mark.parametrize("code", ["iso2022_jp", "shift_jis"])
 @pytest.mark.parametrize("ending", ["jpg", "webp"])
-def test_a_comment_in_jis(ending: str, tmp_path: Path, info: Info) -> None:
-    """Case 6: the third code of the EXIF standard."""
-    comment = b"JIS\0\0\0\0\0" + INFOTEXT.replace("a snowy cabin", "雪の小屋").encode("iso2022_jp")
+def test_a_comment_in_jis(ending: str, code: str, tmp_path: Path, info: Info) -> None:
+    """Case 6: the third code of the EXIF standard, and what Windows' programs write under it."""
+    comment = b"JIS\0\0\0\0\0" + INFOTEXT.replace("a snowy cabin", "雪の小屋").encode(code)
     path = tmp_path / f"a.{ending}"
     noisy().save(path, exif=exif(comment))
     assert '"雪の小屋, dusk"' in info(path, "--json")
@@ -463,6 +515,8 @@ TEXTS: dict[str, tuple[bytes, bytes]] = {
     "UTF-8 in tEXt": (b"tEXt", b"parameters\0" + UMLAUTS.encode()),
     "UTF-8 in zTXt": (b"zTXt", b"parameters\0\0" + zlib.compress(UMLAUTS.encode())),
     "iTXt": (b"iTXt", b"parameters\0\0\0\0\0" + UMLAUTS.encode()),
+    "UTF-8 with its mark": (b"tEXt", b"parameters\0" + (BOM + UMLAUTS).encode()),
+    "UTF-16 with its mark": (b"tEXt", b"parameters\0" + UMLAUTS.encode("utf-16")),
     "packed iTXt": (b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(UMLAUTS.encode())),
 }
 
@@ -471,7 +525,15 @@ TEXTS: dict[str, tuple[bytes, bytes]] = {
 def test_encodings_of_a_png_text(kind: str, tmp_path: Path, info: Info) -> None:
     """Case 6: raw UTF-8 where the PNG standard asks for Latin-1, as many programs write it."""
     path = png_chunks(tmp_path / "a.png", TEXTS[kind])
+    assert '"parameters": "eine' in info(path, "--json")
     assert "eine verschneite Hütte 雪 🐸, dusk" in info(path, "--json")
+
+
+def test_a_png_text_of_windows(tmp_path: Path, info: Info) -> None:
+    """Case 6: quotes and dashes of Windows' own Latin-1, where Latin-1 has control characters."""
+    content = f"a dog’s bowl – größer\n{SETTINGS}".encode("cp1252")
+    path = png_chunks(tmp_path / "a.png", (b"tEXt", b"parameters\0" + content))
+    assert "a dog’s bowl – größer" in info(path, "--json")
 
 
 @pytest.mark.parametrize("text", ["ein Schäfer", "naïve café, ÿ", "Ã©"])

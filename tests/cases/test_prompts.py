@@ -27,6 +27,8 @@ IDLE: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("a rabbit", "--interval", "1,1", "--negative", "red", "--guidance", 3),
         ("interval 1,1", "guidance does nothing", "negative does nothing"),
     ),
+    "interval alone": (("a rabbit", "--interval", "0.99,0.99"), ("no step has guidance",)),
+    "AND with weight 0": (("a rabbit AND red :0",), ("'red'", "weight 0")),
     "walk of one": (("a rabbit", "--walk", "red"), ("walk", "count")),
     "mix_by": (("a rabbit", "--mix-by", "embedding"), ("mix_by", "mix")),
     "emphasis": (("a rabbit", "--emphasis", "no_norm"), ("emphasis", "weight")),
@@ -174,6 +176,9 @@ NAMES: dict[str, tuple[str, str | None]] = {
     # ComfyUI and Fooocus (`comfy/samplers.py`)
     "uni_pc": ("unipc", None),
     "uni_pc_bh2": ("unipc", None),
+    "dpm++2m": ("dpmpp_2m", None),  # stable-diffusion.cpp's
+    "dpm++2s_a": ("dpmpp_2s_ancestral", None),
+    "DPM++ 2M Turbo": ("dpmpp_2m", "trailing"),
     "dpmpp_sde_gpu": ("dpmpp_sde", None),
     "dpmpp_2m_sde_gpu": ("dpmpp_2m_sde", None),
     "dpmpp_2m_sde_heun_gpu": ("dpmpp_2m_sde_heun", None),
@@ -221,7 +226,7 @@ def test_names_of_samplers_in_other_programs(name: str, model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("eulr_a", "euler_ancestral"), ("DPM++2M", "dpmpp_2m")]
+    ("name", "nearest"), [("eulr_a", "euler_ancestral"), ("DPM+2M", "dpmpp_2m")]
 )
 def test_a_wrong_name_gets_the_nearest_first(name: str, nearest: str) -> None:
     """Case 27: the names of other programs count when the nearest is looked for."""

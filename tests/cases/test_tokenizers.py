@@ -77,6 +77,14 @@ def test_several_words_of_the_folder(how: str, sd1_folder: Path, tmp_path: Path,
     assert ids("a <cat>", model=folder) == [320, 49410, 49411]
 
 
+def test_words_that_differ_in_capitals_alone(sd1_folder: Path, tmp_path: Path, ids: Any) -> None:
+    """Case 3: each has its own number; any other spelling is one of the two."""
+    folder = with_words(sd1_folder, tmp_path / "model", "<Frida>", "<frida>")
+    added_tokens(folder, "<Frida>", "<frida>")
+    assert ids("<Frida> <frida>", model=folder) == [49408, 49409]
+    assert ids("<FRIDA>", model=folder)[0] in (49408, 49409)
+
+
 def test_words_in_the_config_of_the_tokenizer(sd1_folder: Path, tmp_path: Path) -> None:
     """Case 3: transformers 4.34 and later; what is in the vocabulary with that number is no word."""
     folder = with_words(sd1_folder, tmp_path / "model", "<frida>")

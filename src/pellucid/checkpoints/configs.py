@@ -95,7 +95,7 @@ TEXT_IDLE = (
     *("no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences"),
     *("output_attentions", "output_hidden_states", "pad_token_id", "repetition_penalty"),
     *("return_dict", "temperature", "tie_word_embeddings", "top_k", "top_p", "torch_dtype"),
-    *("torchscript", "transformers_version", "typical_p", "use_cache"),
+    *("torchscript", "transformers_version", "typical_p", "use_cache", *AVERAGING),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pellucid.checkpoints import families
 from pellucid.checkpoints.identify import EMBEDDING, what_is
 from pellucid.checkpoints.pickles import Parameters, is_pickle, open_pickle
 from pellucid.checkpoints.weights import CheckpointSource, open_weights
+from pellucid.images.load import is_picture
 from pellucid.model import Model
 from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.textual_inversion import Embedding
@@ -23,7 +25,8 @@ _TOWERS = {
     "text_encoders_0": "text",
     "text_encoders_1": "text_2",
 }
-_ALONE = ("emb_params", "emp_params")  # the second is OneTrainer's spelling
+_ALONE = ("emb_params", "emp_params", "*")  # OneTrainer's spelling; A1111's, converted
+_OUTPUT = re.compile(r"(em[bp]_params|clip_[lg])_out")
 _MARK = "<embed>"  # in cloneofsimo's metadata, for a key that is a word
 
 
@@ -113,10 +116,20 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     """
     words, marked = (_pickled(path), ()) if is_pickle(path) else _plain(path)
     found: list[tuple[str, dict[str, Tensor]]] = []
+    if outputs := [key for key in words if _OUTPUT.fullmatch(key)]:
+        raise CheckpointError(
+            f"{path}: {outputs[0]} is for the output of a text encoder (OneTrainer's output embedding), "
+            "which is not supported"
+        )
     towers = {part: words[key] for key, part in _TOWERS.items() if key in words}
     if marked:
         found = [(word, {"text": words[word]}) for word in marked]
     elif towers:
+        if others := [key for key in words if key not in _TOWERS and not key.startswith("t5")]:
+            raise CheckpointError(
+                f"{path} has {first_keys(others)} next to {', '.join(_TOWERS.keys() & words)}; "
+                f"known are {', '.join(_TOWERS)}"
+            )
         found = [(path.stem, towers)]
     elif len(words) == 1 and (alone := words.keys() & set(_ALONE)):
         found = [(path.stem, {"text": words[alone.pop()]})]
@@ -132,6 +145,10 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
 
 def _plain(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of a safetensors file, and the keys that its metadata mark as words."""
+    if is_picture(path):
+        raise CheckpointError(
+            f"{path} is a picture; an embedding must be in a .safetensors, .pt or .bin file"
+        )
     weights = open_weights(path)
     small = {key: stored for key, stored in weights.items() if len(stored.shape) <= 2}
     marked = tuple(key for key in small if weights.metadata.get(key) == _MARK)

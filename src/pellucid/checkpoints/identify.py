@@ -25,13 +25,19 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"(model\.diffusion_model\.)?joint_blocks\.", "Stable Diffusion 3 as a single file"),
     (r"(model\.diffusion_model\.)?double_blocks\.", "a Flux model"),
     (r".*motion_modules\.", "a motion module (AnimateDiff)"),
+    (r"lora_controlnet$", "a Control-LoRA"),
+    (r"(image_proj|ip_adapter)\.", "an IP-Adapter"),
+    (r"(adapter\.)?body\.\d+\.(block1|in_conv|resnets)\.", "a T2I-Adapter"),
     (r"model\.diffusion_model\.input_blocks\.", "a model"),
     (r"backbone\.", "a file of Pellucid's own layout"),
     (r"(first_stage_model\.|vae\.|)(encoder\.down|decoder\.up)", VAE_ALONE),
     (r"(encoder\.layers|decoder\.layers)\.\d+\.", TINY_VAE),
     (r"\d+\.(conv\.\d+\.)?(weight|bias)$", TINY_VAE),
     (r"(params(_ema)?\.)?(body\.0\.rdb1\.|RRDB_trunk\.0\.|model\.1\.sub\.0\.RDB1)", UPSCALER),
-    (r"(down_blocks|up_blocks|mid_block|input_blocks)\.", "a U-Net alone"),
+    (
+        r"((diffusion_model|unet)\.)?(down_blocks|up_blocks|mid_block|input_blocks)\.",
+        "a U-Net alone",
+    ),
     (r"(text_model\.|transformer\.resblocks\.)", "a text encoder alone"),
 )
 # What can be used together with a model, and the name of that parameter.

@@ -59,7 +59,7 @@ def _run() -> None:
     except Exception as error:
         # Typer's own errors, such as an unknown option, format themselves.
         if hasattr(error, "format_message"):
-            message = error.format_message()
+            message = _of_value(error) or error.format_message()
             if not message:  # no command was given, and the help is shown
                 raise SystemExit(2) from None
             fail(message.rstrip(".") + _hint(message, error))
@@ -68,6 +68,14 @@ def _run() -> None:
         if ran_out(error):
             fail("there is not enough memory for this; try a smaller size or count")
         raise
+
+
+def _of_value(error: Exception) -> str | None:
+    """The message about a number of an option that is none, in the words of all other messages."""
+    cause, names = error.__cause__, getattr(getattr(error, "param", None), "opts", ())
+    if not isinstance(cause, ValidationError) or not names:
+        return None
+    return messages.of_value(cause, max(names, key=len))
 
 
 def _hint(message: str, error: Exception) -> str:

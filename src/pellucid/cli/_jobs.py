@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pellucid import messages
 from pellucid.cli._like import ModelFiles, with_named
 from pellucid.cli._options import option_of
+from pellucid.files import decoded_text
 
 if TYPE_CHECKING:
     from pellucid.request import Request, ResolvedRequest
@@ -110,7 +111,7 @@ def read_prompts(name: str) -> tuple[tuple[int, dict[str, Any]], ...]:
         raise ValueError(f"{name} is JSON of several lines or a list; each line must be one object")
     lines = []
     # Not splitlines: JSON may have line separators of Unicode in its texts.
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip()
         if line and not line.startswith("#"):
             lines.append((number, _fields(line, f"{name}, line {number}")))
@@ -132,11 +133,7 @@ def _read(name: str) -> str:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from error
     if len(data) > LARGEST:
         raise ValueError(f"{name} is too large: more than {LARGEST // 1_000_000} MB")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeError as error:
-        line = data[: error.start].count(b"\n") + 1  # type: ignore[attr-defined]
-        raise ValueError(f"{name}, line {line}: the text must be UTF-8") from error
+    return decoded_text(data, name)
 
 
 def _fields(line: str, place: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Like = Annotated[
     Path | None,
-    typer.Option(help="A picture made here or by another program: repeat its settings."),
+    typer.Option(help="Repeat the settings of a picture, made here or by another program."),
 ]
 OF_MODEL = ("prediction", "vae", "tiny_vae")
 """What is opened for one model and is of no use to another."""

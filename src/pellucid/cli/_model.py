@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pellucid import computing
 from pellucid.cli._complete import SHIPPED, names_in
+from pellucid.diffusion import PREDICTIONS
 from pellucid.folders import embedded
+from pellucid.plugins import choose
 from pellucid.settings import load_settings
 
 if TYPE_CHECKING:
     from pellucid.model import Model
 
 
-def _in_box(help: str, **more: Any) -> Any:
+def _in_box(help: str, check: Callable[[Any], object] | None = None, **more: Any) -> Any:
+    """An option of the box "Model". check: raises ValueError for a value that no machine takes."""
+
+    def checked(value: Any) -> Any:
+        if value is not None and check is not None:
+            check(value)
+        return value
+
+    if check is not None:
+        more["callback"] = checked
     return typer.Option(help=help, rich_help_panel="Model", **more)
 
 
@@ -61,7 +74,10 @@ ModelOrLike = Annotated[Path | None, _in_box(MODEL_HELP, **named("models"))]
 """For a command that has --like; without both it is `default_model`."""
 Prediction = Annotated[
     str | None,
-    _in_box("What the network predicts, eps or v, if the file does not say it (SD2)."),
+    _in_box(
+        "What the network predicts, eps or v, if the file does not say it (SD2).",
+        check=lambda name: choose(name, PREDICTIONS, "prediction"),
+    ),
 ]
 Vae = Annotated[
     Path | None,
@@ -73,19 +89,34 @@ TinyVae = Annotated[
         "The tiny autoencoder, a file or folder, if it is not next to the model.", **named("vaes")
     ),
 ]
-Device = Annotated[str, _in_box("cpu, cuda, cuda:1, mps; auto is a GPU if there is one.")]
+Device = Annotated[
+    str,
+    _in_box(
+        "Where to compute: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.",
+        check=computing.check_device,
+    ),
+]
 Dtype = Annotated[
-    str, _in_box("float32, float16 or bfloat16; `pellucid info` shows what auto chooses.")
+    str,
+    _in_box(
+        "The number type: float32, float16 or bfloat16; `pellucid info` shows what auto chooses.",
+        check=computing.dtype_named,
+    ),
 ]
 Backend = Annotated[
     str,
     _in_box(
         "How the network is computed: eager, packed, int8, openvino, openvino_int8; `pellucid "
-        "info` shows what auto chooses."
+        "info` shows what auto chooses.",
+        check=computing.check_backend,
     ),
 ]
 Threads = Annotated[
-    int | None, _in_box("CPU threads, at least 1. Default: chosen by the size of the model.")
+    int | None,
+    _in_box(
+        "CPU threads, at least 1. Default: chosen by the size of the model.",
+        check=computing.check_threads,
+    ),
 ]
 Fast = Annotated[
     bool, typer.Option("--fast", help="Faster, a little less exact.", rich_help_panel="Model")

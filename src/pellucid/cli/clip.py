@@ -10,6 +10,7 @@ import typer
 from pellucid.cli._app import app, report
 from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._page import AsJson, Out, Overwrite, deliver, page_output
+from pellucid.files import decoded_text
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -22,8 +23,8 @@ def clip(
     words: Annotated[
         str,
         typer.Option(
-            help="The words to find the nearest among: concepts (those of the emoji), vocabulary "
-            "(of the tokenizer), or a file with one word per line."
+            help="Where the nearest words are looked for: concepts (those of the emoji), vocabulary "
+            "(of the tokenizer), or a file with a word in each line."
         ),
     ] = "concepts",
     model: ModelFile = None,
@@ -37,34 +38,38 @@ def clip(
 
     output = page_output(out, as_json, overwrite)
     named = [(picture.name, open_image(picture)) for picture in pictures]
+    listed = None if words in ("concepts", "vocabulary") else _listed(words)
 
     from pellucid.explain.clip import compare_pictures
     from pellucid.explain.parts_page import similarity_html
 
     loaded = open_parts(model, vae)
-    found = compare_pictures(loaded, named, text or [], *_words(words, loaded))
+    pairs: list[tuple[str, str]] = []
+    if listed is None:
+        listed, pairs = _known(words, loaded)
+    found = compare_pictures(loaded, named, text or [], listed, pairs)
     for given, end in zip(found.texts, found.left_out, strict=True):
         if end:
             report(f"{given[:40]!r} is too long for {found.model}; left out: {end[:40]!r}")
     deliver(found, lambda: similarity_html(found), output, f"{pictures[0].stem}-clip", as_json)
 
 
-def _words(source: str, model: Model) -> tuple[list[str], list[tuple[str, str]]]:
+def _known(source: str, model: Model) -> tuple[list[str], list[tuple[str, str]]]:
     """The words to search, and pairs of names for one thing where they are known."""
     if source == "vocabulary":
         return model.tokenizer.whole_words(), []
-    if source == "concepts":
-        from pellucid.data.emoji import phrases
+    from pellucid.data.emoji import phrases
 
-        return phrases()
+    return phrases()
+
+
+def _listed(source: str) -> list[str]:
+    """The words of a file."""
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"--words must be concepts, vocabulary or a file of words, got {source!r}")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{source} is not a text file with one word per line") from None
+    lines = decoded_text(path.read_bytes(), path).split("\n")
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise ValueError(f"{source} contains no words; write one word per line")
-    return found, []
+        raise ValueError(f"{source} contains no words; write a word in each line")
+    return found

@@ -9,6 +9,7 @@ import typer
 
 from pellucid.cli._app import app, report, show_path
 from pellucid.cli._model import Prediction, Vae, named
+from pellucid.computing import DTYPES, SHORT
 from pellucid.files import check_writable
 
 
@@ -35,16 +36,16 @@ def convert(
     ] = False,
 ) -> None:
     """Write a model in another layout: diffusers' folder, the original file, or Pellucid's own."""
-    from pellucid import checkpoints
-    from pellucid.opening import SHORT
-    from pellucid.runtime.precision import DTYPES
-
     known = SHORT | {name: name for name in DTYPES}
     if dtype is not None and dtype not in known:
         raise ValueError(f"--dtype must be one of {', '.join(SHORT)}, got {dtype!r}")
-    kind = None if dtype is None else DTYPES[known[dtype]]
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; --overwrite replaces it")
+
+    from pellucid import checkpoints
+    from pellucid.runtime import precision
+
+    kind = None if dtype is None else precision.DTYPES[known[dtype]]
     if target.is_dir() and not checkpoints.writes_folder(to):
         raise ValueError(f"{target} is a folder; --to {to} writes a file")
     check_writable(target)

@@ -21,7 +21,7 @@ def evaluate(
     vae: Vae = None,
     prediction: Prediction = None,
     art: Annotated[Path, typer.Option(help="The rendered emoji.")] = Path("runs/art64.npz"),
-    classifier: Annotated[Path, typer.Option(help="The trained judge.")] = Path(
+    classifier: Annotated[Path, typer.Option(help="The trained classifier.")] = Path(
         "runs/classifier/state.pt"
     ),
     out: Annotated[Path, typer.Option(help="Folder for results.json and sheet.png.")] = Path(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,9 +18,7 @@ from pellucid.output_names import name_for
 from pellucid.progress import stage
 
 if TYPE_CHECKING:
-    from pellucid.explain.run import Explanation
-    from pellucid.model import Model
-    from pellucid.pipeline import Adapt
+    from pellucid.explain.run import Explanation, Recorder
     from pellucid.request import Request
 
 
@@ -77,12 +74,16 @@ def explain(
         recorded = replace(recorded, refiner=None)
         warnings.append(f"{like} was made with a refiner; this explains a run without it")
     files, request = with_named(files, Request.model_validate(fields))
+    requests = _compared(request, versus, versus_guidance)
 
-    from pellucid.explain.run import page
+    from pellucid.adapters import adapt
+    from pellucid.explain.run import Recorder, page
 
     loaded = files.open(device, dtype)
     warnings += recorded.missing(files, loaded.name, request)
-    runs = _explain(loaded, files.lora_folder, request, versus, versus_guidance)
+    adapted = partial(adapt, folder=files.lora_folder)
+    recorders = [Recorder(loaded, each, adapted) for each in requests]  # errors come now
+    runs = [_watch(recorder) for recorder in recorders]
     for warning in dict.fromkeys([*warnings, *(text for run in runs for text in run.warnings)]):
         report(warning)
     if as_json:
@@ -101,34 +102,25 @@ def explain(
         raise SystemExit(2)
 
 
-def _explain(
-    model: Model,
-    lora_folder: Path | None,
-    request: Request,
-    versus: str | None,
-    versus_guidance: float | None,
-) -> list[Explanation]:
-    """The run, and the one that it is compared with if there is one."""
-    from pellucid.adapters import adapt
+def _compared(request: Request, versus: str | None, versus_guidance: float | None) -> list[Request]:
+    """The request, and the one that it is compared with if there is one, with the same noise."""
+    from pellucid.request import chosen_seed
 
-    adapted = partial(adapt, folder=lora_folder)
-    first = _watch(model, adapted, request)
     if versus is None and versus_guidance is None:
-        return [first]
-    # Both begin with the same noise.
-    changes = {"prompt": versus, "guidance": versus_guidance, "seed": first.request.seed}
+        return [request]
+    request = request.model_copy(update={"seed": chosen_seed(request)})
+    changes = {"prompt": versus, "guidance": versus_guidance}
     given = {n: v for n, v in changes.items() if v is not None}
-    other = type(request).model_validate(request.model_dump(exclude_unset=True) | given)
-    return [first, _watch(model, adapted, other)]
+    if versus is not None and not versus.strip():
+        raise ValueError("--versus must not be empty: a text without words has nothing to explain")
+    return [request, type(request).model_validate(request.model_dump(exclude_unset=True) | given)]
 
 
-def _watch(model: Model, adapt: Adapt, request: Request) -> Explanation:
+def _watch(recorder: Recorder) -> Explanation:
     """Draw, watched."""
     from pellucid.data.emoji import concept_names, synonyms
-    from pellucid.explain.run import Recorder
 
-    recorder = Recorder(model, request, adapt)
-    with stage(f'drawing "{request.prompt[:40]}"'):
+    with stage(f'drawing "{recorder.request.prompt[:40]}"'):
         for _ in recorder.run():
             pass
     with stage("comparing words"):

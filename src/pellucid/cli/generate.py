@@ -161,6 +161,8 @@ def generate(
     lines = () if prompts is None else read_prompts(prompts)
     jobs = Jobs(files, asked, prompts, lines, dynamic)
     output = Output.of(out, jobs.count(), overwrite, film, name)
+    if resume and output.file is not None:
+        raise ValueError(f"--resume looks through a folder, and --out names the file {out}")
     made = PictureIndex.of(output.folder, jobs) if resume else None
     drawn: Generator[Drawn]
     if is_gan:

@@ -27,12 +27,13 @@ def noise(
     vae: Vae = None,
     prediction: Prediction = None,
     t: Annotated[
-        str | None, typer.Option("--t", help="Times of 1000, such as 0,250,500,999.")
+        str | None,
+        typer.Option("--t", help="The times that are shown, of 1000, such as 0,250,500,999."),
     ] = None,
     prompt: Annotated[str, typer.Option(help="The prompt for the model's estimates.")] = "",
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1: none.")] = 1.0,
     schedule: Annotated[
-        str | None, typer.Option(help="Schedule of the small steps: linear, cosine, ...")
+        str | None, typer.Option(help="The schedule of the small steps: linear, cosine, ...")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     out: Out = None,

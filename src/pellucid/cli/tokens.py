@@ -17,12 +17,12 @@ from pellucid.cli._options import takes_request
 @takes_request("embeddings", "steps")
 def tokens(
     asked: dict[str, Any],
-    prompt: Annotated[str, typer.Argument(help="As for generate.")],
+    prompt: Annotated[str, typer.Argument(help="A prompt, as for generate.")],
     model: ModelFile = None,
     vae: Vae = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Every token of a prompt, its number and weight, its chunk, and the steps that use it."""
+    """Show the tokens of a prompt: their numbers and weights, their chunks, the steps that use them."""
     from pellucid import checkpoints
     from pellucid.conditioning import reading
     from pellucid.prompt import left_out, unbalanced

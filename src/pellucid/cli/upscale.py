@@ -100,7 +100,6 @@ def open_upscaler(name: str, path: Path | None, device: str, dtype: str) -> Upsc
     import torch
 
     from pellucid import checkpoints
-    from pellucid.opening import SHORT
     from pellucid.runtime.devices import choose_device
     from pellucid.runtime.precision import choose_dtype
     from pellucid.upscale import Filter
@@ -108,5 +107,5 @@ def open_upscaler(name: str, path: Path | None, device: str, dtype: str) -> Upsc
     if name in PICTURE:
         return Filter(name)
     where = choose_device(device)
-    choice = choose_dtype(where, SHORT.get(dtype, dtype), torch.float32)
+    choice = choose_dtype(where, dtype, torch.float32)
     return checkpoints.load_upscaler(path, where, choice.dtype)

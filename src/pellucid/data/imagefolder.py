@@ -14,7 +14,6 @@ neither a picture nor a caption.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from pellucid.data import Pictures, SourceOptions
+from pellucid.files import decoded_text
 from pellucid.images.load import open_image
 from pellucid.images.pixels import fit
 
@@ -58,17 +58,13 @@ def pictures(folder: Path) -> Iterator[tuple[Path, str]]:
         yield from _listed(metadata[0])
         return
     named = {(path.parent, path.stem) for path in found}
-    orphans = [
-        path
-        for suffix in SIDECARS
-        for path in files
-        if path.suffix == suffix and (path.parent, path.stem) not in named
-    ]
+    sidecars = {path.with_suffix(path.suffix.lower()): path for path in files if _is_sidecar(path)}
+    orphans = [path for path in sidecars.values() if (path.parent, path.stem) not in named]
     # A lone README.txt is no caption, but captions whose picture is missing are a mistake.
     orphans = [p for p in orphans if p.stem.lower() not in ("readme", "license", "licence")]
     if orphans:
         raise ValueError(f"{orphans[0]}: a caption without a picture ({len(orphans)} of them)")
-    pairs = [(path, _caption_of(path, folder)) for path in found]
+    pairs = [(path, _caption_of(path, folder, sidecars)) for path in found]
     silent = [path for path, text in pairs if text is None]
     if silent:
         raise ValueError(
@@ -104,28 +100,20 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if not is_litter(path) and path.is_file()]
 
 
-def _caption_of(path: Path, folder: Path) -> str | None:
+def _is_sidecar(path: Path) -> bool:
+    return path.suffix.lower() in SIDECARS
+
+
+def _caption_of(path: Path, folder: Path, sidecars: Mapping[Path, Path]) -> str | None:
+    """sidecars: each file by its path with an ending in lower case."""
     for suffix in SIDECARS:
-        sidecar = path.with_suffix(suffix)
-        if sidecar.is_file():
-            return " ".join(_read(sidecar).split())
+        sidecar = sidecars.get(path.with_suffix(suffix))
+        if sidecar is not None:
+            return " ".join(decoded_text(sidecar.read_bytes(), sidecar).split())
     if path.parent == folder:
         return None
     label = re.sub(r"^\d+_(?=.)", "", path.parent.name)
     return label.replace("_", " ").replace("-", " ").strip()
-
-
-def _read(path: Path) -> str:
-    """A text without the mark of its encoding: UTF-8, or UTF-16 with its mark."""
-    data = path.read_bytes()
-    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if utf_16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text") from error
-    if "\0" in text:
-        raise ValueError(f"{path}: not UTF-8 text; it has zeros, as UTF-16 without a mark has")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _listed(metadata: Path) -> list[tuple[Path, str]]:
@@ -148,11 +136,12 @@ def _listed(metadata: Path) -> list[tuple[Path, str]]:
 
 def _rows(metadata: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Line number and fields of each entry."""
-    text = _read(metadata)
+    text = decoded_text(metadata.read_bytes(), metadata)
     # Only a newline ends a line: JSON strings may hold other separators that splitlines() knows.
     lines = text.split("\n")
     if metadata.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
+        excel = lines[0].count(";") > lines[0].count(",")  # in countries where the comma is decimal
+        reader = csv.DictReader(text.splitlines(keepends=True), delimiter=";" if excel else ",")
         if not {"file_name", "text"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{metadata}, line 1: the columns file_name and text are needed")
         for row in reader:

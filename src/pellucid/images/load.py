@@ -15,6 +15,7 @@ from pellucid.images.colours import has_alpha, to_srgb
 # Every further decoder is one more way in: Pillow opens EPS files with another program.
 OPENED = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
 MAX_SIDE = 16_384  # pixels
+CLEAR = 8  # levels of alpha below this are transparent: brushes leave traces
 MAX_PIXELS = 100_000_000
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {  # what makes a picture of this orientation upright
@@ -70,7 +71,7 @@ def open_mask(source: Source) -> Mask:
     if has_alpha(image):
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() != (255, 255):
-            clear = alpha.histogram()[0]
+            clear = sum(alpha.histogram()[:CLEAR])
             if alpha.width * alpha.height / 2 < clear < alpha.width * alpha.height:
                 return Mask(alpha, "it is mostly transparent, and is redrawn where it is opaque")
             return Mask(ImageChops.invert(alpha), "it is partly transparent, and is redrawn there")
@@ -113,6 +114,7 @@ def is_picture(path: Path) -> bool:
         or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1"))
         # The length at the start of a safetensors file can look as the next two do.
         or (head[:4] in (b"II*\0", b"MM\0*") and head[4:8] != bytes(4))
+        or head[:8] in (b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0")  # BigTIFF
         or (head[:2] == b"BM" and len(head) == 16 and head[6:10] == bytes(4))
     )
 
@@ -174,7 +176,14 @@ def _orientation(image: Image.Image) -> int:
 
 def _flatten(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip instead of scale
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        levels = np.asarray(image).clip(0, 65535)
+        if image.mode != "I" or levels.max(initial=0) > 255:  # 32 bits may hold 8, or 16
+            levels = levels // 257
+        image = Image.fromarray(levels.astype(np.uint8))
+    if image.mode == "F":  # 0 to 1, as programs write it; Pillow takes 0 to 255
+        levels = np.nan_to_num(np.asarray(image))
+        levels = levels * 255 if levels.max(initial=0) <= 1 else levels
+        image = Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
     if has_alpha(image):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -6,6 +6,7 @@ may keep a picture from being opened, and none of it is unpacked beyond a limit.
 
 from __future__ import annotations
 
+import codecs
 import io
 import struct
 import zlib
@@ -48,7 +49,7 @@ def read_png(file: BinaryIO) -> Png:
             profile = _unpacked(content.partition(b"\0")[2][1:])
         elif name == b"eXIf":
             exif = content
-        elif name in (b"tEXt", b"zTXt", b"iTXt"):
+        elif name in (b"tEXt", b"zTXt", b"iTXt", b"comf"):  # the last one is ComfyUI's own
             key = content.partition(b"\0")[0].decode("latin-1")
             text = None if key in texts else _text(name, content)
             if text is not None:
@@ -60,11 +61,17 @@ def read_png(file: BinaryIO) -> Png:
 
 
 def decoded(data: bytes) -> str:
-    """UTF-8, else Latin-1. PNG's standard asks for Latin-1, many programs write UTF-8."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+    """UTF-8, else UTF-16 with its mark, else Windows' Latin-1, else Latin-1; without the mark.
+
+    PNG's standard asks for Latin-1, many programs write UTF-8.
+    """
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for code in ("utf-8-sig", *(("utf-16",) if wide else ()), "cp1252"):
+        try:
+            return data.decode(code)
+        except UnicodeDecodeError:
+            continue
+    return data.decode("latin-1")
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes, int]]:
@@ -80,9 +87,9 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes, int]]:
 
 
 def _text(name: bytes, content: bytes) -> str | None:
-    """The text of a tEXt, zTXt or iTXt chunk; None if it is damaged or too long."""
+    """The text of a tEXt, zTXt, iTXt or comf chunk; None if it is damaged or too long."""
     rest = content.partition(b"\0")[2]
-    if name == b"tEXt":
+    if name in (b"tEXt", b"comf"):
         return decoded(rest)
     packed = name == b"zTXt"
     if packed:

@@ -139,7 +139,8 @@ class Request(BaseModel):
     steps: Steps | None = option("Sampling steps, 1 to 1000.")
     guidance: Finite | None = option("Scale of classifier-free guidance; 1 turns it off.")
     sampler: str | None = option(
-        "ddim, euler, dpmpp_2m, ...", choices=lambda: discover("pellucid.samplers")
+        "The sampler: euler, ddim, dpmpp_2m, ...; an unknown name lists all.",
+        choices=lambda: discover("pellucid.samplers"),
     )
     spacing: str | None = option(
         "How the steps are spaced: karras, uniform, ...",
@@ -273,13 +274,19 @@ class Request(BaseModel):
     )
     """A single picture is drawn at the middle of it."""
     variation_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = option(
-        "Variation seed: interpolate towards the noise of this seed.",
+        "The seed of other noise, which is mixed in.",
         group=STEER,
         needs="variation_strength",
     )
     """Of image i it is `variation_seed + i`. None: the seed after the image's own."""
-    variation_strength: Share = option("Variation strength, 0 to 1.", 0.0, STEER)
-    rescale: Share = option("Guidance rescale, 0 to 1.", 0.0, STEER)
+    variation_strength: Share = option(
+        "How much noise of the variation seed is mixed in, 0 to 1.", 0.0, STEER
+    )
+    rescale: Share = option(
+        "How much guided estimates are rescaled, which high guidance overexposes, 0 to 1.",
+        0.0,
+        STEER,
+    )
     style_guidance: Finite | None = option(
         "How much more the style in a prompt counts (', 3d style'); 0: as much as the rest.",
         group=STEER,
@@ -298,7 +305,10 @@ class Request(BaseModel):
     )
     """From `forecast.FEWEST` steps on, with samplers that add no noise."""
     noise: str = option(
-        "gaussian, offset, pyramid, blue, pink.", "gaussian", STEER, choices=_noises
+        "The kind of noise: gaussian, offset, pyramid, blue, pink.",
+        "gaussian",
+        STEER,
+        choices=_noises,
     )
     """The kind of noise to start from, one of `noise.NOISES`."""
     eta: Share | None = option("How much fresh noise a step of ddim adds, 0 to 1.", group=STEER)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pellucid import computing
 from pellucid.nn import onednn_limit
 
 if TYPE_CHECKING:
     from pellucid.diffusion import Conditioning
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in computing.DTYPES}
 HALVES = (torch.float16, torch.bfloat16)
 Result = TypeVar("Result", bound=Tensor | tuple[Tensor | None, ...])
 
@@ -39,15 +40,13 @@ class PrecisionChoice:
 def choose_dtype(device: torch.device, name: str, file_dtype: torch.dtype) -> PrecisionChoice:
     """The number type to compute in.
 
-    name: "auto" or one of `DTYPES`. file_dtype: that of most of the file's weights. The rule of
-    "auto": on a CPU bfloat16 if its products are native there, else float32; on CUDA the file's own
-    type if it is a half one that the GPU supports, else bfloat16, else float16; on Apple's GPUs
-    float16. ValueError for an unknown name.
+    name: "auto", one of `DTYPES`, or short for one. file_dtype: that of most of the file's weights.
+    The rule of "auto": on a CPU bfloat16 if its products are native there, else float32; on CUDA the
+    file's own type if it is a half one that the GPU supports, else bfloat16, else float16; on Apple's
+    GPUs float16. ValueError for an unknown name.
     """
-    if name != "auto":
-        if name not in DTYPES:
-            raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {name!r}")
-        return PrecisionChoice(device, DTYPES[name], "as requested")
+    if (named := computing.dtype_named(name)) != "auto":
+        return PrecisionChoice(device, DTYPES[named], "as requested")
     if device.type == "cpu":
         if native_bfloat16():
             return PrecisionChoice(

@@ -111,6 +111,7 @@ SUFFIXES = {
     "ddim": "ddim",
     "beta": "beta",
     "trailing": "trailing",
+    "turbo": "trailing",
     "ays": "align_your_steps",
     "ka": "karras",  # k_dpmpp_2m_ka
     "k": "karras",  # dpmpp_2m_k
@@ -161,6 +162,8 @@ def resolve(name: str) -> tuple[str, str | None]:
     for stem, module in found.items():
         known |= {alias.lower(): stem for alias in _checked(stem, module).spec.aliases}
     plain = _WHERE.sub("", name.strip().lower())
+    if re.match(r"dpm\+\+\d", plain):  # stable-diffusion.cpp's
+        plain = plain.replace("++", "pp_")
     if plain in known:
         return known[plain], None
     spaced = plain.replace("_", " ")

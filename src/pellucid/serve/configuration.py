@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from pellucid.computing import check_backend, dtype_named
+
 GIB, MIB = 2**30, 2**20
 
 
@@ -92,19 +94,10 @@ class Configuration(BaseModel):
     @field_validator("dtype", "backend")
     @classmethod
     def _known(cls, name: str, field: ValidationInfo) -> str:
-        """The names are those of the command line; torch is loaded only where one is given."""
-        if name == "auto":
-            return name
-        import torch
-
-        from pellucid.opening import SHORT
-        from pellucid.runtime.backends import choose_backend
-        from pellucid.runtime.precision import choose_dtype
-
+        """The names are those of the command line."""
         if field.field_name == "backend":
-            choose_backend(name, torch.device("cpu"))
-        else:
-            choose_dtype(torch.device("cpu"), SHORT.get(name, name), torch.float32)
+            return check_backend(name)
+        dtype_named(name)
         return name
 
     @field_validator("data", mode="before")

@@ -52,6 +52,7 @@ from pellucid.checkpoints.writing import (
 from pellucid.checkpoints.writing import write as write_file
 from pellucid.clip import TextTower
 from pellucid.diffusion import PREDICTIONS
+from pellucid.files import decoded_text
 from pellucid.model import Model
 from pellucid.plugins import choose
 from pellucid.safetensors_header import CheckpointError
@@ -80,6 +81,9 @@ YAML_WORDS: Mapping[re.Pattern[str], Mapping[str, str | None]] = {
         "x0": "x0",
     },
 }
+MODELSPEC = "modelspec.prediction_type"
+# Its values in Stability's ModelSpec, and as diffusers and trainers write them.
+SPECIFIED = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "sample": "x0"}
 TEXTS = ("text", "text_2")
 
 
@@ -232,10 +236,7 @@ def _prediction(path: Path, configs: Configs, weights: Weights) -> str | None:
     if "v_pred" in weights or f"{NEST}v_pred" in weights:
         return "v"
     config = path.with_suffix(".yaml")
-    try:
-        text = YAML_COMMENT.sub("", config.read_text("utf-8")) if config.is_file() else ""
-    except (OSError, ValueError):
-        text = ""
+    text = YAML_COMMENT.sub("", _config(config)) if config.is_file() else ""
     said = None
     for pattern, meanings in YAML_WORDS.items():
         for name in pattern.findall(text):
@@ -245,14 +246,31 @@ def _prediction(path: Path, configs: Configs, weights: Weights) -> str | None:
                     f"{', '.join(meanings)}"
                 )
             said = meanings[name] or said
-    named = weights.metadata.get("modelspec.prediction_type", "")  # Stability's ModelSpec
-    if said is not None or named in ("v", "epsilon"):
-        return said or ("v" if named == "v" else "eps")
+    named = weights.metadata.get(MODELSPEC, "").strip().lower()
+    if said is None and named:
+        if named not in SPECIFIED:
+            raise CheckpointError(
+                f"{path}: its metadata say {MODELSPEC} {named[:80]!r}, which is not supported; known "
+                f"are {', '.join(SPECIFIED)}"
+            )
+        said = SPECIFIED[named]
+    if said is not None:
+        return said
     if "ldm.models.diffusion" in text:  # whose own default it is
         return "eps"
     # All inpainting models of SD2 predict the noise.
     inpainting = configs.family.use_of(configs.backbone).title == "inpainting"
     return configs.family.prediction or ("eps" if inpainting else None)
+
+
+def _config(path: Path) -> str:
+    """The text of a config next to a file. Raises CheckpointError if it cannot be read."""
+    try:
+        return decoded_text(path.read_bytes(), path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}, the config of the model, cannot be read: {error}"
+        ) from error
 
 
 def _locations(

@@ -29,9 +29,6 @@ _ENDS: Mapping[str, str] = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
     ".lora_B.bias": "up_bias",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora_B.default.bias": "up_bias",
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
@@ -44,7 +41,6 @@ _ENDS: Mapping[str, str] = {
     ".dora_scale": "magnitude",
     ".lora_magnitude_vector": "lengths",
     ".lora_magnitude_vector.weight": "lengths",
-    ".lora_magnitude_vector.default.weight": "lengths",
     ".diff": "diff",
     ".w_norm": "diff",
     ".diff_b": "diff_b",
@@ -56,6 +52,10 @@ _ENDS: Mapping[str, str] = {
         *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     )
 }
+# PEFT's modules have the name of the adapter in their keys, "default" or any other.
+_ADAPTER = re.compile(
+    r"(\.lora_(?:[AB]|magnitude_vector))\.(?!weight$|bias$)[^.]+(?=$|\.weight$|\.bias$)"
+)
 _ENDS_BY_LENGTH = sorted(_ENDS, key=len, reverse=True)
 
 # The tensors of a change: all of the first names, and any of the second.
@@ -159,11 +159,12 @@ def examine(path: Path) -> LoraFile:
         if weights.metadata.get(key) == _WORD:
             words[key] = {"text": key}
             continue
-        end = next((end for end in _ENDS_BY_LENGTH if key.endswith(end)), None)
-        if end is None or len(end) == len(key):
+        plain = _ADAPTER.sub(r"\1", key)
+        end = next((end for end in _ENDS_BY_LENGTH if plain.endswith(end)), None)
+        if end is None or len(end) == len(plain):
             alien.append(key)
             continue
-        name = key.removesuffix(end).replace(".processor.", ".")
+        name = plain.removesuffix(end).replace(".processor.", ".")
         keys = targets.setdefault(name, {})
         if _ENDS[end] in keys:
             raise CheckpointError(f"{path}: {key} and {keys[_ENDS[end]]} have the same meaning")

@@ -36,6 +36,7 @@ _PREFIXES: tuple[tuple[str, str], ...] = (
     ("lora_unet_", "backbone"),
     ("lora_transformer_", "backbone"),
     ("lycoris_", "backbone"),
+    ("lycoris_", "text"),
     ("unet_", "backbone"),
     ("transformer_", "backbone"),
     ("model_diffusion_model_", "backbone"),

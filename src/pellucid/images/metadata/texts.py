@@ -13,6 +13,8 @@ from pellucid.images.png import MAX_UNPACKED, XMP, decoded
 
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF tags
 TAGS = {0x010E: "ImageDescription", 0x010F: "Make", 0x0110: "Model", 0x0131: "Software"}
+XP_COMMENT = 0x9C9C  # of Windows, in UTF-16
+MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
 ENDIAN = {"<": "utf-16-le", ">": "utf-16-be"}
 
 
@@ -48,7 +50,9 @@ def exif_texts(image: Image.Image) -> dict[str, str]:
     if isinstance(comment, bytes):
         texts["UserComment"] = decode_comment(comment, order)
     elif isinstance(comment, str):
-        texts["UserComment"] = _plain(comment)
+        texts["UserComment"] = decode_comment(comment.encode("latin-1", "replace"), order)
+    if isinstance(tags.get(XP_COMMENT), bytes):
+        texts["XPComment"] = _unicode(tags[XP_COMMENT], "<")
     return texts
 
 
@@ -56,20 +60,21 @@ def decode_comment(comment: bytes, order: str) -> str:
     """The text of an EXIF UserComment. order: "<" or ">", that of the EXIF.
 
     Eight bytes name the code. "UNICODE" is UTF-16 in the order of the EXIF, by the standard, but
-    programs write both orders, and UTF-8.
+    programs write both orders, UTF-8, and UTF-16 under other names.
     """
-    code, body = comment[:8], comment[8:]
-    if code == b"UNICODE\0":
+    code, body = comment[:8].rstrip(b"\0 ").upper(), comment[8:]
+    if code == b"UNICODE":
         return _unicode(body, order)
-    if code in (b"ASCII\0\0\0", bytes(8)):
-        return _plain(body)
-    if code == b"JIS\0\0\0\0\0":
-        return body.decode("iso2022_jp", "replace").strip("\0")
-    return _plain(comment)
+    if code == b"JIS":
+        code_of_jis = "iso2022_jp" if b"\x1b" in body else "shift_jis"
+        return body.decode(code_of_jis, "replace").strip("\0")
+    text = body if code in (b"ASCII", b"") else comment
+    wide = text[:2] in MARKS or text.count(0) * 4 > len(text.rstrip(b"\0")) > 0
+    return _unicode(text, order) if wide else _plain(text)
 
 
 def _unicode(body: bytes, order: str) -> str:
-    if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if body[:2] in MARKS:
         text = body.decode("utf-16", "replace")
     elif b"\0" not in body.rstrip(b"\0"):  # UTF-16 has zeros in every text with a digit or space
         text = decoded(body)
@@ -87,7 +92,7 @@ def _plain(value: Any) -> str:
             value = value.encode("latin-1")
         except UnicodeEncodeError:
             return str(value)
-    return decoded(value).strip("\0").removeprefix("\ufeff")
+    return decoded(value).strip("\0")
 
 
 def _is_text(value: Any) -> bool:

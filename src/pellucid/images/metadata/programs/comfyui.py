@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
-from pellucid.images.metadata.settings import RecordedSettings, json_object
+from pellucid.images.metadata.settings import RecordedSettings, is_json_object, json_object
 
 PROGRAM = "ComfyUI"
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
@@ -20,6 +20,7 @@ UNDERSTOOD = frozenset(
     {
         *(*SAMPLERS, "KSamplerSelect", "BasicScheduler", "RandomNoise", "CFGGuider", "BasicGuider"),
         *("CLIPTextEncode", "CLIPTextEncodeSDXL", "CLIPSetLastLayer", "ConditioningZeroOut"),
+        "smZ CLIPTextEncode",
         *("CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader"),
         *("EmptyLatentImage", "EmptySD3LatentImage", "VAEDecode", "VAEDecodeTiled", "VAEEncode"),
         *("LoadImage", "Reroute", "Note", "MarkdownNote", "PreviewImage", "SaveImage"),
@@ -41,13 +42,7 @@ def read(texts: Mapping[str, str]) -> RecordedSettings:
     text = _part(texts, "prompt")
     if text is None:
         raise ValueError("it holds a workflow for the editor and no graph that was run")
-    graph = {
-        name: node
-        for name, node in json_object(text).items()
-        if isinstance(node, dict)
-        and isinstance(node.get("class_type"), str)
-        and isinstance(node.get("inputs"), dict)
-    }
+    graph = {name: node for name, node in json_object(text).items() if _is_node(node)}
     sampler = _sampler(graph)
     inputs = sampler["inputs"]
     fields: dict[str, Any] = {
@@ -72,14 +67,28 @@ def read(texts: Mapping[str, str]) -> RecordedSettings:
 
 
 def _part(texts: Mapping[str, str], name: str) -> str | None:
-    """A JSON text of a PNG, or of a WebP, which has `prompt:{...}` in one of its EXIF tags."""
+    """A JSON text of a PNG, or of a WebP, which has `prompt:{...}` in one of its EXIF tags; the graph
+    alone can be a comment, as of the pictures that Civitai draws."""
     if name in texts:
         return texts[name] if name == "workflow" or texts[name].lstrip()[:1] in "{[" else None
+    if name == "prompt":
+        comments = (texts.get(key, "") for key in ("UserComment", "comment", "parameters"))
+        graph = next((t for t in comments if "class_type" in t and is_json_object(t)), None)
+        if graph is not None and any(map(_is_node, json_object(graph).values())):
+            return graph
     start = f"{name}:"
     for text in texts.values():
         if text[: len(start)].lower() == start and text[len(start) :].lstrip().startswith("{"):
             return text[len(start) :]
     return None
+
+
+def _is_node(node: Any) -> bool:
+    return (
+        isinstance(node, dict)
+        and isinstance(node.get("class_type"), str)
+        and isinstance(node.get("inputs"), dict)
+    )
 
 
 def _sampler(graph: Graph) -> Node:
@@ -105,7 +114,7 @@ def _unused(graph: Graph, inputs: Mapping[str, Any], fields: Mapping[str, Any]) 
     end, steps = inputs.get("end_at_step"), fields.get("steps")
     if isinstance(end, int) and isinstance(steps, int) and end < steps:
         yield "end_at_step"
-    denoise = _at(graph, inputs, "sigmas", "denoise")
+    denoise = _number(graph, _at(graph, inputs, "sigmas", "denoise"))
     if "width" in fields and denoise not in (None, 1):
         yield "denoise"
 
@@ -149,7 +158,10 @@ def _number(graph: Graph, value: Any) -> Any:
                 return node["inputs"][name]
     if _is_link(value):
         raise ValueError("a number of it comes from a node that is not known here")
-    return value
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _text(graph: Graph, value: Any) -> str:
@@ -169,7 +181,7 @@ def _conditioning(graph: Graph, link: Any, side: str) -> dict[str, Any]:
         inputs = node["inputs"]
         if node["class_type"] == "ConditioningZeroOut":
             return {"prompt": ""}
-        if "text_g" in inputs:
+        if "text_g" in inputs and not inputs.get("text"):
             texts = {_text(graph, inputs[name]) for name in ("text_g", "text_l") if name in inputs}
             if len(texts) > 1:
                 raise ValueError("its two text encoders read two prompts")

@@ -1,11 +1,11 @@
-"""Easy Diffusion: each setting is a text of its own."""
+"""Easy Diffusion: each setting is a text of its own; in a JPEG or WebP all are a JSON object."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.images.metadata.settings import RecordedSettings, renamed
+from pellucid.images.metadata.settings import RecordedSettings, is_json_object, json_object, renamed
 
 PROGRAM = "Easy Diffusion"
 NAMES = {
@@ -23,9 +23,17 @@ IDLE: dict[str, Any] = dict.fromkeys(
 EMPTY = ("None", "False", "[]")
 
 
+def _values(texts: Mapping[str, str]) -> Mapping[str, Any]:
+    comment = texts.get("UserComment", "")
+    return json_object(comment) if is_json_object(comment) else texts
+
+
 def matches(texts: Mapping[str, str]) -> bool:
-    return "prompt" in texts and "num_inference_steps" in texts
+    return {"prompt", "num_inference_steps"} <= _values(texts).keys()
 
 
 def read(texts: Mapping[str, str]) -> RecordedSettings:
-    return renamed({name: t for name, t in texts.items() if t not in EMPTY}, NAMES, IDLE)
+    values = {name: value for name, value in _values(texts).items() if value not in EMPTY}
+    if values.get("clip_skip") in (True, "True"):  # it is on or off
+        values["clip_skip"] = 2
+    return renamed(values, NAMES, IDLE)

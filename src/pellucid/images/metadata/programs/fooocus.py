@@ -6,7 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pellucid.images.metadata.settings import RecordedSettings, is_json_object, json_object, renamed
+from pellucid.images.metadata.settings import (
+    SAME,
+    RecordedSettings,
+    is_json_object,
+    json_object,
+    renamed,
+)
 
 PROGRAM = "Fooocus"
 NAMES = {
@@ -41,7 +47,10 @@ def matches(texts: Mapping[str, str]) -> bool:
     text = _text(texts)
     if "fooocus_scheme" in texts or "fooocus" in texts.get("Software", "").lower():
         return bool(text)
-    return is_json_object(text) and bool({"prompt", "Prompt"} & set(json_object(text)))
+    if not is_json_object(text):
+        return False
+    named = {name.lower() for name in json_object(text)}  # cameras have a "prompt" too
+    return "prompt" in named and bool(named & ({*NAMES, *SAME} - {"prompt"}))
 
 
 def read(texts: Mapping[str, str]) -> RecordedSettings:
