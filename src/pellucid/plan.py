@@ -415,7 +415,7 @@ def guidance_warnings(
         "rescale": request.rescale > 0,
         "interval": scale == 1 and any(inside) and (start, end) != (0, 1),
     }
-    said = [
+    said: list[str] = [
         FieldMessage(f"{{{field}}} does nothing{{why}}", why=why)
         for field, there in idle.items()
         if there
