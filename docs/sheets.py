@@ -1,8 +1,8 @@
 """The two sheets of the README, drawn by the model that ships: ``python docs/sheets.py [FOLDER]``.
 
-Every eighth thing that it has learned, and twelve pairs of common things with the words between two
-things in turn. Nothing is chosen by how it came out: things and pairs follow from numbers, and
-picture i has the seed i.
+Every eighth thing that it has learned, and twelve pairs of common things with words between two things
+in turn, every other one on a coloured ground. Nothing is chosen by how it came out: things, words and
+colours follow from numbers, and picture i has the seed i.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from pellucid import checkpoints
+from pellucid.data.emoji import TINTS
 from pellucid.evaluate.evaluation import read_prompts
-from pellucid.evaluate.metrics.composition import POSITIONS
 from pellucid.images.metadata import save_image
 from pellucid.images.pixels import grid
 from pellucid.model import Model
@@ -25,6 +25,7 @@ from pellucid.nouns import with_article
 from pellucid.pipeline import Request, generate
 
 SIDE, EVERY, PAIRS = 128, 8, 12
+WORDS = ("and", "to the right of", "above", "on", "in front of", "holding", "behind")
 
 
 def drawn(model: Model, prompts: Sequence[str]) -> list[Image.Image]:
@@ -45,9 +46,13 @@ def main() -> None:
     things = [with_article(entry.names[0]) for entry in model.lexicon.entries[::EVERY]]
     save_image(grid(drawn(model, things), 8), folder / "sheet.png")
     common = [with_article(each.concept) for each in read_prompts("common")]
-    words, chance = ["and", *POSITIONS], random.Random(21)
+    chance = random.Random(21)
     pairs = [chance.sample(common, 2) for _ in range(PAIRS)]
-    texts = [f"{a} {words[i % len(words)]} {b}" for i, (a, b) in enumerate(pairs)]
+    grounds = [f" on {with_article(color)} background" for color in TINTS]
+    texts = [
+        f"{a} {WORDS[i % len(WORDS)]} {b}{grounds[i // 2 % len(grounds)] if i % 2 else ''}"
+        for i, (a, b) in enumerate(pairs)
+    ]
     save_image(grid(drawn(model, texts), 6), folder / "sheet_two.png")
 
 
