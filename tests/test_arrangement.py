@@ -11,6 +11,7 @@ from pellucid.arrangement import MEETINGS, Meeting, Region, arrange, why_whole
 from pellucid.colors import COLORS
 from pellucid.conditioning import weighted_prompts
 from pellucid.explain.run import Recorder, page
+from pellucid.explain.run.sections import layers
 from pellucid.guidance import Parts
 from pellucid.lexicon import Entry, Lexicon
 from pellucid.model import Model
@@ -300,6 +301,17 @@ def test_a_region_is_what_the_network_draws_of_its_noise(shipped: Model) -> None
     whole = draw(shipped, prompt="a cat", arrange=False)
     assert whole.x.shape[2:] == (8, 8)
     assert draw(shipped, prompt="a cat").x.equal(whole.x)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "there"), [("a cat on a dog, teal background", 2), ("a cat", 0)]
+)
+def test_explaining_shows_the_layers(shipped: Model, prompt: str, there: int) -> None:
+    recorder = Recorder(shipped, Request(prompt=prompt, steps=1))
+    for _ in recorder.run():
+        pass
+    content = layers.content(shipped, recorder.explanation())
+    assert (len(content.data) if content else 0) == there
 
 
 def test_it_can_be_turned_off_and_the_record_says_so(shipped: Model) -> None:

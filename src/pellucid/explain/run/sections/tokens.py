@@ -15,8 +15,9 @@ SECTION = Section(10, "text", "The words become numbers", "Tokens", "words to nu
 def content(model: Model, run: Explanation) -> Content:
     prompts = [region.prompt for region in run.request.regions]
     regions = (
-        f"<p>The prompt names {len(prompts)} things. Each is drawn by itself, in its own region of the "
-        f"picture: {escape('; '.join(prompts))}. Their tokens stand one after the other.</p>"
+        f"<p>The prompt names {len(prompts)} thing{'s'[: len(prompts) > 1]}, each drawn by itself, in "
+        f"its own region of the picture: {escape('; '.join(prompts))}. Their tokens stand one after the "
+        "other.</p>"
     )
     return Content(
         "<p>The tokenizer splits the prompt into known pieces, the tokens, and gives each its "
