@@ -16,7 +16,7 @@ help:
 	@echo "make test         the tests"
 	@echo "make check        format, lint, types, import contract, tests"
 	@echo "make format       format the code (ruff)"
-	@echo "make bench        all measurements of speed, into docs/BENCHMARKS.md (20 minutes)"
+	@echo "make bench        all measurements of speed, into docs/BENCHMARKS.md (30 minutes)"
 	@echo "make docs         the documentation's site, in build/docs"
 	@echo "make notebook     the notebook of the whole chain, run, as build/chain.ipynb"
 	@echo "make art          fetch the emoji art that the shipped model learns from (needs npm)"

@@ -1,6 +1,6 @@
 """Every measurement of speed and memory in one run: `make bench`.
 
-    python benchmarks/bench.py [--out docs/benchmarks.json] [--only limits,unet] [--minutes 18] [--quick]
+    python benchmarks/bench.py [--out docs/benchmarks.json] [--only limits,unet] [--minutes 35] [--quick]
 
 Each task runs in a process of its own and adds its figures to the JSON file; a second run goes on
 with the tasks that are missing there. What is compared takes turns, A B A B; a figure has the median
@@ -576,7 +576,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.json"))
     parser.add_argument("--only", default=",".join(TASKS), help="tasks, with commas")
     parser.add_argument(
-        "--minutes", type=float, default=18, help="no task begins or runs after these"
+        "--minutes", type=float, default=35, help="no task begins or runs after these"
     )
     parser.add_argument("--openvino", type=Path, help="folder of converted networks")
     parser.add_argument("--genai", type=Path, help="folder of a converted Stable Diffusion 1.5")
@@ -585,6 +585,8 @@ def main() -> None:
     parser.add_argument("--diffusers", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--peer", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.out.is_dir():
+        parser.error(f"--out must be a file, got the folder {options.out}")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if options.diffusers is not None:
         with_diffusers(*options.diffusers)
