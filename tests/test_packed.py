@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from pellucid import checkpoints
+from pellucid.adapters import on_backend
 from pellucid.diffusion import Conditioning
 from pellucid.lora import attach
 from pellucid.model import Model
+from pellucid.nn import has_amx
+from pellucid.opening import open_model
+from pellucid.pipeline import generate
 from pellucid.rehearsal import rehearse
+from pellucid.request import Request
 from pellucid.runtime.backends import packed
 from references import asked, make_lora, of_family
 
@@ -55,6 +60,26 @@ def test_every_family(family: str) -> None:
         assert relative(made.backbone(*question), model.backbone(*question)) < 0.03  # of both
     again, _ = packed.prepare(model, rehearse)
     assert again.backbone.fast[0] is made.backbone.fast[0]
+
+
+@pytest.mark.skipif(
+    packed.unsuitable(CPU) is not None or not has_amx(), reason="needs the kernels of AMX"
+)
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_batch_changes_no_picture(guidance: float) -> None:
+    model = open_model(None)
+    adapted = on_backend(model, "packed")
+    wishes = [
+        Request(prompt=prompt, seed=seed, steps=3, guidance=guidance, arrange=False)
+        for seed, prompt in enumerate(
+            ("a rabbit", "a frog on a ball", "two red apples", "a cat", "a")
+        )
+    ]
+    *_, together = generate(model, wishes[0], adapted, None, wishes[1:])
+    for wish, own in zip(wishes, together.each(), strict=True):
+        *_, alone = generate(model, wish, adapted)
+        assert torch.equal(alone.x, own.x)
+        assert (own.images or [])[0].tobytes() == (alone.images or [])[0].tobytes()
 
 
 @needs_bfloat16

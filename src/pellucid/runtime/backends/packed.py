@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,9 @@ from pellucid.runtime.precision import dtype_of, native_bfloat16
 HELP = "weights in the order of the processor's kernels; for bfloat16 on a CPU"
 FEW = 64
 """Places of a picture up to which PyTorch's group norm takes longer in bfloat16 than in float32."""
+
+ROWS, DEEP = 32, 512
+"""Rows up to which oneDNN sums more than so many products of a linear layer in an order of its own."""
 
 mkldnn: Any = torch.ops.mkldnn
 
@@ -139,16 +143,38 @@ class Linear(nn.Module):
         return self.packed
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        exact = "none"  # of the approximations of gelu
-        return mkldnn._linear_pointwise(x, self.weight(x), self.bias, activation, [], exact)
+        return self._piecewise(
+            lambda x: mkldnn._linear_pointwise(  # the last is for the approximations of gelu
+                x, self.weight(x), self.bias, activation, [], "none"
+            ),
+            x,
+        )
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """The output plus `other`."""
-        return mkldnn._linear_pointwise.binary(x, other, self.weight(x), self.bias, "add")
+        return self._piecewise(
+            lambda x, y: mkldnn._linear_pointwise.binary(x, y, self.weight(x), self.bias, "add"),
+            x,
+            other,
+        )
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The output times `other`."""
-        return mkldnn._linear_pointwise.binary(x, other, self.weight(x), self.bias, "mul")
+        return self._piecewise(
+            lambda x, y: mkldnn._linear_pointwise.binary(x, y, self.weight(x), self.bias, "mul"),
+            x,
+            other,
+        )
+
+    @staticmethod
+    def _piecewise(product: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """The product, for few places of each picture `ROWS` rows at a time. With more rows oneDNN sums
+        in another order, and a picture would depend on how many others are in its batch."""
+        x = inputs[0]
+        if x.shape[-1] <= DEEP or x.dim() < 3 or x.shape[-2] > ROWS:
+            return product(*inputs)
+        pieces = zip(*(each.flatten(0, -2).split(ROWS) for each in inputs), strict=True)
+        return torch.cat([product(*piece) for piece in pieces]).unflatten(0, x.shape[:-1])
 
 
 class Conv2d(nn.Module):
@@ -263,7 +289,10 @@ class Spatial(nn.Module):
         for block in self.blocks:
             h = block(h, context)
         out = self.proj_out.plus(h, x.flatten(2).transpose(1, 2))
-        return out.transpose(1, 2).unflatten(2, x.shape[2:])
+        out = out.transpose(1, 2).unflatten(2, x.shape[2:])
+        if len(out) == 1:  # by the stride of one picture PyTorch does not know channels_last
+            out = out.as_strided(out.shape, (out.numel(), *out.stride()[1:]))
+        return out
 
 
 def _joined(*layers: Any) -> Linear:
