@@ -3,7 +3,7 @@
 A browser that gets its files from a server loads the modules as they are. A page that is one file
 cannot: there each module becomes a function that is called once, in the order of the imports.
 
-The modules keep to a part of the language: an import is a line of its own,
+The modules keep to a part of the language: imports are written
 `import { a, b as c } from "./file.js";`, and an export stands before `function` or `const`.
 """
 
@@ -13,7 +13,7 @@ import posixpath
 import re
 from importlib import resources
 
-IMPORT = re.compile(r'^import \{ ([^}]+) \} from "(\.{1,2}/[^"]+\.js)";\n', re.MULTILINE)
+IMPORT = re.compile(r'^import \{\s+([^}]+?),?\s+\} from "(\.{1,2}/[^"]+\.js)";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const) (\w+))", re.MULTILINE)
 COMMENT = re.compile(r"^\s*(?://.*|/\*\*(?:[^*]|\*(?!/))*\*/)\n", re.MULTILINE)
 
