@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 from pellucid import checkpoints, cli
 from pellucid.backbones.unet import UNet, UNetConfig
@@ -114,8 +116,30 @@ def model_file(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 Call = Callable[..., tuple[int, str, str]]
 
 
+@functools.cache
+def _built(get_command: Any, application: Any, *_: Any) -> Any:
+    return get_command(application)
+
+
+@pytest.fixture(scope="session")
+def _commands_built_once() -> Iterator[None]:
+    """Typer builds all commands for each run, which takes as long as the rest of many of them."""
+    get_command = typer.main.get_command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            typer.main,
+            "get_command",
+            lambda each: _built(
+                get_command, each, *each.registered_commands, *each.registered_groups
+            ),
+        )
+        yield
+
+
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(
+    _commands_built_once: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
     """Exit status, stdout and stderr of ``pellucid words``."""
 
     def pellucid(*words: object) -> tuple[int, str, str]:

@@ -22,6 +22,7 @@ from pellucid.guidance import GuidedDenoiser, Parts
 from pellucid.model import Model
 from pellucid.tiny_vae import TinyVAEConfig
 from pellucid.tokenizer import CLIP_MERGES, Tokenizer
+from pellucid.train.recipe import Recipe
 from pellucid.vae import VAE, VAEConfig
 
 FAMILIES = families.known()
@@ -105,6 +106,30 @@ def model_of(name: str, prediction: str | None = None, vocabulary: int = 520, **
         text_2=parts[3] if len(parts) > 3 else None,  # type: ignore[arg-type]
         text_encoding=family.text_encoding,
         defaults=family.defaults_for(prediction),
+    )
+
+
+def draw_small(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Models of a family draw 64x64 by default; in the published size attention takes seconds."""
+    defaults: Any = FAMILIES[name].defaults
+    for preset, usual in defaults.items():
+        monkeypatch.setitem(defaults, preset, replace(usual, width=64, height=64))
+
+
+def thin_recipe(recipe: Recipe) -> Recipe:
+    """The recipe with thin networks: what the loops do with them does not depend on their widths."""
+    tower: dict[str, Any] = {
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+        "mlp_width": 32,
+        "projection": 32,
+    }
+    return replace(
+        recipe,
+        vae=replace(recipe.vae, block_out_channels=(16, 16)),
+        text=replace(recipe.text, **tower),
+        vision=replace(recipe.vision, **tower),
     )
 
 

@@ -22,7 +22,7 @@ from pellucid.opening import open_model
 from pellucid.runtime.precision import native_bfloat16
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
-from references import NAMES, make_lora, model_of
+from references import NAMES, draw_small, make_lora, model_of
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,7 @@ def test_a_prediction_is_asked_for_only_where_it_counts(
     to: str, files: dict[str, Path], call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    draw_small(monkeypatch, "sd2")
     model = load(files["sd2"], prediction="v")
     path = tmp_path / "sd2"
     save(model, path, to=to)

@@ -21,7 +21,9 @@ from pellucid.train import clip, decoder, diffusion, pack, pairs, vae
 from pellucid.train.loop import load_state
 from pellucid.train.upscaler import Pairs
 from pellucid.vae import VAE, VAEConfig
+from references import thin_recipe
 
+EMOJI, SCENES = thin_recipe(emoji.RECIPE), thin_recipe(scenes.RECIPE)
 NAMES = ("frog", "owl", "star", "heart", "boat", "key")
 RUN: dict[str, Any] = {"steps": 2, "batch": 2, "device": "cpu"}
 DIFFUSION: dict[str, Any] = RUN | {"pool": 6, "core": False, "channels": "32,64"}
@@ -38,7 +40,7 @@ def save_art(path: Path, size: int) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the recipe ``emoji`` for 32 pixels, and art of 32 and of 128."""
     out = tmp_path_factory.mktemp("runs")
-    art, recipe = save_art(out / "art32.npz", 32), emoji.RECIPE
+    art, recipe = save_art(out / "art32.npz", 32), EMOJI
     save_art(out / "art128.npz", 128)
     vae.train(vae.VAEOptions(art, out=out / "vae", **RUN), recipe)
     words = {"vocabulary": 300, "captions": 50}
@@ -63,7 +65,7 @@ def test_a_trained_network_grows_and_learns_scenes(runs: Path) -> None:
         times_mean=0.8,
         **DIFFUSION,
     )
-    diffusion.train(options, scenes.RECIPE)
+    diffusion.train(options, SCENES)
     state = load_state(options.out / "state.pt")
     assert state is not None
     config = UNetConfig(**state["config"])
@@ -71,7 +73,7 @@ def test_a_trained_network_grows_and_learns_scenes(runs: Path) -> None:
     pool = load_state(runs / "scenes/pool.pt")
     assert pool is not None and pool["columns"].shape[1] == 4
     with pytest.raises(ValueError, match=r"channels must be 32,64, .* got 64,64"):
-        diffusion.train(replace(options, channels="64,64"), scenes.RECIPE)
+        diffusion.train(replace(options, channels="64,64"), SCENES)
 
 
 @pytest.mark.parametrize("kind", pairs.KINDS)
@@ -112,14 +114,14 @@ def test_a_decoder_learns_from_redrawn_latents_too(runs: Path, tmp_path: Path) -
         redrawn_share=0.5,
         **RUN,
     )
-    new = vae.trained(decoder.train(options, scenes.RECIPE))
+    new = vae.trained(decoder.train(options, SCENES))
     old = vae.trained(runs / "vae/vae.pt")
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     torch.testing.assert_close(new.to_latents(pixels), old.to_latents(pixels))
     latents = old.to_latents(pixels)
     assert not torch.equal(new.to_pixels(latents), old.to_pixels(latents))
     with pytest.raises(ValueError, match="pairs kind=redrawn"):
-        decoder.train(replace(options, redrawn=str(runs)), scenes.RECIPE)
+        decoder.train(replace(options, redrawn=str(runs)), SCENES)
 
 
 def test_a_decoder_with_a_wider_kernel_begins_as_the_old_one() -> None:

@@ -27,7 +27,7 @@ from torch import nn
 from pellucid.cli._bar import show_progress
 from pellucid.data.emoji import Concept, EmojiArt
 from pellucid.evaluate import classifier
-from pellucid.recipes.emoji import RECIPE
+from pellucid.recipes import emoji
 from pellucid.train import clip as train_clip
 from pellucid.train import diffusion as train_diffusion
 from pellucid.train import gan as train_gan
@@ -43,8 +43,10 @@ from pellucid.train.loop import (
     rng_of,
     save_state,
 )
+from references import thin_recipe
 
 STEPS = 12
+RECIPE = thin_recipe(emoji.RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,7 @@ def diffusion_options(art: Path, out: Path) -> train_diffusion.DiffusionOptions:
         steps=STEPS,
         batch=2,
         pool=8,
+        channels="32,32",
         save_every=4,
     )
 
@@ -203,7 +206,7 @@ def test_the_parts_that_were_trained_load(
     vae = train_vae.trained(art.parent / "vae" / "vae.pt")
     assert vae.to_latents(torch.zeros(1, 3, 64, 64)).shape == (1, 32, 8, 8)
     clip, tokenizer = train_clip.trained(art.parent / "clip" / "state.pt")
-    assert clip.embed_texts(tokenizer(["a frog"])).shape == (1, 192)
+    assert clip.embed_texts(tokenizer(["a frog"])).shape == (1, RECIPE.text.projection)
 
 
 @pytest.mark.parametrize("trained", [train_vae.trained, train_clip.trained])

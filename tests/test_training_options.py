@@ -24,13 +24,16 @@ from pellucid.data.emoji import EMOJIBASE, Concept, EmojiArt
 from pellucid.data.imagefolder import ImageFolder
 from pellucid.evaluate import classifier
 from pellucid.plugins import discover
-from pellucid.recipes.emoji import RECIPE
+from pellucid.recipes import emoji
 from pellucid.train import clip as train_clip
 from pellucid.train import diffusion as train_diffusion
 from pellucid.train import loop, pack
 from pellucid.train import upscaler as train_upscaler
 from pellucid.train import vae as train_vae
 from pellucid.train.loop import autocast, device_of, load_state
+from references import thin_recipe
+
+RECIPE = thin_recipe(emoji.RECIPE)
 
 
 def state_at(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from references import (
     VAE_TINY,
     assert_same,
     close,
+    draw_small,
     make_lora,
     model_of,
     noise,
@@ -198,8 +199,14 @@ def test_the_autoencoder_must_fit(
 
 
 def test_every_command_takes_one(
-    models: dict[str, Model], files: dict[str, Path], call: Any, refused: Any, tmp_path: Path
+    models: dict[str, Model],
+    files: dict[str, Path],
+    call: Any,
+    refused: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    draw_small(monkeypatch, "sd1")
     path = without_vae(tmp_path / "model.safetensors", models["sd1"], "ldm")
     picture, latents = tmp_path / "grey.png", tmp_path / "x.latents.safetensors"
     Image.new("RGB", (64, 64), "grey").save(picture)
