@@ -280,7 +280,7 @@ def test_parts_come_seed_by_seed() -> None:
 
 
 def test_the_command_goes_on_where_it_was(call: Any, tmp_path: Path) -> None:
-    words = ("compare", "gan", "diffusion", "--data", "ring", "--seen", 1000, "--samples", 200)
+    words = ("compare", "gan", "diffusion", "--data", "ring", "--seen", 256, "--samples", 200)
     words += ("--seeds", 1, "--workers", 1, "--out", tmp_path)
     status, out, err = call(*words)
     assert status == 0
