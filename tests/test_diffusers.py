@@ -610,7 +610,7 @@ UNET_JSON, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetenso
             "layers_per_block is '1000000000'; it must be a list",
         ),
         (edit(UNET_JSON, layers_per_block=10**6), "no UNet can be built"),
-        (edit(UNET_JSON, transformer_layers_per_block=10**6), "more than 16384 parameters"),
+        (edit(UNET_JSON, transformer_layers_per_block=10**6), "more than 8192 parameters"),
         (edit(UNET_JSON, block_out_channels=[320, "640"]), "whole numbers from 1"),
         (edit(UNET_JSON, block_out_channels=[]), "block_out_channels is"),
         (edit(UNET_JSON, layers_per_block=[1, 2, 2, 2]), "the same number at every level"),

@@ -69,7 +69,7 @@ class Part(NamedTuple):
 
 
 DRAWS = (nn.init.normal_, Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_)
-PARAMETERS = 2**14  # the largest published networks have a quarter of it
+PARAMETERS = 2**13  # the largest published networks have half of it
 LARGEST = 2**20  # no number of a config is larger
 
 
