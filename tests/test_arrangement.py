@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pellucid import checkpoints
-from pellucid.arrangement import MEETINGS, Meeting, Region, arrange, why_whole
+from pellucid.arrangement import MEETINGS, WORN, Meeting, Region, arrange, why_whole
 from pellucid.colors import COLORS
 from pellucid.conditioning import weighted_prompts
 from pellucid.explain.run import Recorder, page
@@ -38,6 +38,7 @@ WORDS = Lexicon(
             ("watch",),
             ("top hat", "hat"),
             ("rain",),
+            ("sheep",),
         )
     )
 )
@@ -68,6 +69,8 @@ WORDS = Lexicon(
         ("a few red apples", ["a red apple"] * 3),
         ("many cats", ["a cat"] * 9),
         ("a pair of cats", ["a cat"] * 2),
+        ("five sheep", ["a sheep"] * 5),
+        ("a lot of rain and a cat", ["rain", "a cat"]),
         ("a pair of jeans and a dog", ["jeans", "a dog"]),
     ],
 )
@@ -176,7 +179,9 @@ def test_grounds(prompt: str, texts: list[str] | None, ground: tuple[int, int, i
         ("a big cat and two tiny dogs", (1.5, 0.45, 0.45), None),
         ("a small cat on a huge dog", (0.65, 2.0), MEETINGS["on"]),
         ("a cat riding a dog", (1, 1), MEETINGS["riding"]),
-        ("a dog wearing a hat", (1, 1), MEETINGS["wearing"]),
+        ("a dog wearing a hat", (1, 1), WORN["hat"]),
+        ("a dog with a top hat", (1, 1), WORN["hat"]),
+        ("a dog with a cat", None, None),
         ("a cat on the left and a dog on the right", None, None),
         ("two cats on a dog", None, None),
         ("a cat above a dog", None, None),
@@ -233,6 +238,13 @@ def test_two_things_lie_as_the_words_between_them_say(words: str, cells: tuple[o
     arranged = arrange(f"a cat {words} a dog", WORDS)
     assert arranged is not None
     assert (arranged.cells, arranged.side) == (cells, 2)
+
+
+def test_what_is_not_worn_on_the_head_is_below_it() -> None:
+    arranged = arrange("a dog wearing jeans", WORDS)
+    assert arranged is not None and arranged.layout is not None
+    met = arranged.layout.meeting
+    assert met is not None and met.front == 0 and met.first[1] > met.second[1]
 
 
 def test_rows_and_columns() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pellucid.arrangement import MEETINGS, Layout, Region
+from pellucid.arrangement import MEETINGS, WORN, Layout, Region
 from pellucid.images.matte import cut_out, matte
 from pellucid.layers import composed
 
@@ -57,7 +57,7 @@ def test_a_picture_that_is_all_white_is_all_ground() -> None:
     white = Image.new("RGB", (64, 64), "white")
     assert cut_out(white).getbbox() is None
     regions = [LEFT, RIGHT]
-    for meeting in (None, *MEETINGS.values()):
+    for meeting in (None, *MEETINGS.values(), *WORN.values()):
         layout = Layout((0.5, 1.0), meeting, BLUE)
         assert composed(white, regions, layout).getcolors() == [(64 * 64, BLUE)]
 
@@ -102,8 +102,7 @@ def test_more_things_are_smaller_where_they_stand() -> None:
 
 def test_things_touch_and_the_one_in_front_is_whole() -> None:
     drawn = canvas("red", "green")
-    for words in ("on", "in", "wearing", "holding", "behind", "in front of"):
-        meeting = MEETINGS[words]
+    for words, meeting in (MEETINGS | WORN).items():
         picture = composed(drawn, [LEFT, RIGHT], Layout((1.0, 1.0), meeting, BLUE))
         red, green = seen(picture, (255, 0, 0)), seen(picture, (0, 128, 0))
         assert red[0] < green[2] and green[0] < red[2], words

@@ -109,19 +109,28 @@ class Meeting(NamedTuple):
 
 _ON = Meeting((0.5, 1.0), (0.5, 0.12), front=0)
 _IN = Meeting((0.5, 1.0), (0.5, 0.35), front=1, sizes=(0.8, 1.0))
-_WORN = Meeting((0.5, 0.15), (0.5, 1.0), front=1, sizes=(1.0, 0.7))
+_ON_HEAD = Meeting((0.5, 0.15), (0.5, 1.0), front=1, sizes=(1.0, 0.7))
+_ON_EYES = Meeting((0.5, 0.42), (0.5, 0.5), front=1, sizes=(1.0, 0.75))
+_WORN = Meeting((0.5, 0.95), (0.5, 0.1), front=0)  # below the head, which is most of an animal here
 _HELD = Meeting((0.9, 0.65), (0.1, 0.5), front=1, sizes=(1.0, 0.6))
 MEETINGS = {
     **dict.fromkeys(("on", "on top of", "riding", "rides"), _ON),
     **dict.fromkeys(("sitting on", "sits on", "standing on"), _ON),
     **dict.fromkeys(("in", "inside"), _IN),
     "in the": Meeting((0.5, 1.0), (0.5, 0.95), front=0, sizes=(0.5, 1.0)),  # rain, sea
-    **dict.fromkeys(("wearing", "wears"), _WORN),
     "holding": _HELD,
     "behind": Meeting((0.3, 0.9), (0.5, 0.75), front=1),
     "in front of": Meeting((0.5, 0.4), (0.5, 1.0), front=0),
 }
 """Words between two things -> how these touch; with other words they do not."""
+
+
+_WEARING = ("wearing", "wears")
+WORN = {
+    **dict.fromkeys(("hat", "cap", "crown", "helmet", "tophat"), _ON_HEAD),
+    **dict.fromkeys(("glasses", "eyeglasses", "sunglasses"), _ON_EYES),
+}
+"""The last words of what is worn on the head, also after "with"; how it touches its wearer."""
 
 
 class Layout(NamedTuple):
@@ -231,12 +240,20 @@ def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
     tail = text[tokens[things[-1].end - 1].end() :].rstrip(" .!")
     tail = re.sub(r",?\s*in a (?:row|line|column|stack|grid|circle)\b", "", tail)
     whole = [re.sub(r"\s+(?=[\s,]|$)", "", f"{head}{own}{tail}").strip() for own in texts]
-    met = None if counts != [1, 1] or places else MEETINGS.get(joints[0])
+    met = None if counts != [1, 1] or places else _met(joints[0], things[1].name)
     own_sizes = [_size(own) for own in phrases] if sum(counts) > 1 else [1.0]
     layout = Layout(_of_each(own_sizes, counts), met, None if ground == WHITE else ground)
     return Arrangement(
         _of_each(whole, counts), cells, side, layout if layout.moves or layout.ground else None
     )
+
+
+def _met(joint: str, second: str) -> Meeting | None:
+    """How two things touch that are joined by these words; None: they do not."""
+    worn = WORN.get(second.split()[-1])
+    if joint in _WEARING or (joint == "with" and worn is not None):
+        return worn or _WORN
+    return MEETINGS.get(joint)
 
 
 def _of_each(values: Sequence[T], counts: Sequence[int]) -> tuple[T, ...]:
@@ -294,7 +311,9 @@ def _text(words: Sequence[str], thing: _Thing) -> str:
         and not (word == "of" and before in QUANTITIES)
     ]
     text = " ".join([*rest, thing.name])
-    return with_article(text) if thing.many or {"a", "an", "one"} & set(words) else text
+    counted = any(word in ("a", "an", *NUMBERS) or word.isdecimal() for word in words)
+    one = thing.many or (counted and QUANTITIES.keys().isdisjoint(words))  # not "a lot of rain"
+    return with_article(text) if one else text
 
 
 def _places(prompt: str, starts: Sequence[int]) -> dict[int, Cell]:
@@ -375,8 +394,10 @@ def _start(words: Sequence[str], first: int, earliest: int, thing: _Thing) -> in
 
 def _count(words: Sequence[str], thing: _Thing) -> int:
     """How often a thing is asked for. words: of its phrase, before its name."""
-    if not thing.many or ("pair" in words and thing.name.endswith("s")):  # "a pair of jeans"
+    if "pair" in words and thing.name.endswith("s"):  # "a pair of jeans"
         return 1
+    if not thing.many:  # "five fish", but not "a lot of rain"
+        words = [word for word in words if word not in QUANTITIES]
     return max(map(_number, words), default=0) or 1
 
 

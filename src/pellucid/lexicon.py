@@ -64,7 +64,7 @@ excited calm cozy cosy shiny glossy glittery sparkly sparkling matte rough smoot
 hairy wet dry clean dirty fresh ripe juicy tasty delicious sweet spicy hot cold warm frozen broken whole
 half full empty fast quick slow strong weak simple plain minimal minimalist detailed intricate complex
 fancy elegant luxurious royal rich poor wild real realistic photorealistic hyperrealistic cinematic
-abstract surreal artistic digital traditional colorful colourful rainbow transparent metallic wooden
+abstract surreal artistic digital traditional colorful colourful transparent metallic wooden
 golden striped spotted checkered dotted random different various typical normal common special unique
 picture pictures photo photos photograph photography image images drawing painting art artwork icon
 icons emoji emojis sticker stickers logo symbol sign illustration sketch cartoon anime manga comic

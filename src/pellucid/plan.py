@@ -14,7 +14,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from pellucid import forecast, hires, inpaint, samplers
-from pellucid.arrangement import JOINING, QUANTITIES, SIZES, why_whole
+from pellucid.arrangement import JOINING, NUMBERS, QUANTITIES, SIZES, why_whole
 from pellucid.colors import take_ground
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import signal_share
@@ -317,7 +317,7 @@ def left_out_warnings(model: Model, request: ResolvedRequest, unknown: Set[str])
                 parts=", ".join(map(repr, parts)),
             )
         )
-    laid_out = {*QUANTITIES, *SIZES, *JOINING} if request.regions else set()
+    laid_out = {*NUMBERS, *QUANTITIES, *SIZES, *JOINING} if request.regions else set()
     words = sorted(request.left_out.words - laid_out - unknown)
     if words:
         listed = ", ".join(map(repr, words))

@@ -36,7 +36,7 @@ function Examples() {
   const [one, two, three] = picked.map((share) => words[Math.floor(share * words.length)]);
   const an = (word) => (word.endsWith("s") ? word : `${/^[aeiou]/i.test(word) ? "an" : "a"} ${word}`);
   return html`<div class="stack soft examples"><p>Write what you want to see, then press Draw.</p>
-    ${words.length > 2 && html`<div class="row">${[an(one), `${an(two)} and ${an(three)}`].map((prompt) => html`<button type="button" onClick=${() => setRequest({ prompt })}>${prompt}</button>`)}</div>`}</div>`;
+    ${words.length > 2 && html`<div class="row">${[an(one), `${an(three)} on ${an(one)}, teal background`, `${an(two)} and ${an(three)}`].map((prompt) => html`<button type="button" onClick=${() => setRequest({ prompt })}>${prompt}</button>`)}</div>`}</div>`;
 }
 
 /** The picture of a job: while it is drawn the estimate of each step, then the slider goes back through them. */
