@@ -230,6 +230,11 @@ def test_models_and_capabilities(client: TestClient) -> None:
     assert "euler" in fields["sampler"]["choices"] and fields["mask_blur"]["needs"] == "mask"
     assert "clip_guidance" in fields and "decoder" not in fields
     assert all(field["help"] for field in found["fields"])
+    own = {}
+    for name in ("tiny", "emoji"):
+        reply = client.get(f"/api/models/{name}/capabilities").json()
+        own[name] = {field["name"]: field["default"] for field in reply["fields"]}
+    assert [own[name]["style_guidance"] for name in ("tiny", "emoji")] == [0, 1]
     reply = client.get("/api/models/tinny/capabilities")
     assert reply.status_code == 404 and "nearest first: tiny" in reply.json()["error"]["message"]
 

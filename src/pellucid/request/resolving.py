@@ -61,13 +61,18 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         "picture": picture,
     }
     if request.style_guidance is None:
-        filled["style_guidance"] = 0.0 if model.lexicon is None else STYLE_GUIDANCE
+        filled["style_guidance"] = default_style_guidance(model)
     if request.image is not None and request.strength is None:
         masked = EXTEND_STRENGTH if any(request.extend) else MASK_STRENGTH
         filled["strength"] = masked if request.masked else STRENGTH
     if request.hires is not None and request.hires_steps is None:
         filled["hires_steps"] = filled["steps"]
     return ResolvedRequest.model_validate(dict(request) | filled)
+
+
+def default_style_guidance(model: Model) -> float:
+    """That of a request which does not say it."""
+    return 0.0 if model.lexicon is None else STYLE_GUIDANCE
 
 
 def in_words(model: Model, request: Request) -> Request:

@@ -15,6 +15,7 @@ from pellucid.model import Model
 from pellucid.plan import missing_for_clip_guidance
 from pellucid.request import Request
 from pellucid.request.fields import choices_of, declared
+from pellucid.request.resolving import default_style_guidance
 from pellucid.request.sizes import draws_any_size, unit_of
 from pellucid.serve.configuration import Configuration
 
@@ -62,13 +63,14 @@ def _field(
     """A field of a request: what it does, what it may be, and what it is by default."""
     kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
     kind, choices = kinds[0], choices_of(Request, name)
+    defaults = vars(model.defaults) | {"style_guidance": default_style_guidance(model)}
     facts = {
         "name": name,
         "help": schema["description"],
         "group": declared(Request, name)["group"],
         "needs": declared(Request, name)["needs"],
         "type": kind.get("type"),
-        "default": vars(model.defaults).get(name, schema.get("default")),
+        "default": defaults.get(name, schema.get("default")),
         "minimum": kind.get("minimum", kind.get("exclusiveMinimum")),
         "maximum": kind.get("maximum", kind.get("exclusiveMaximum")),
         "choices": None if choices is None else choices(),
