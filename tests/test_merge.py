@@ -124,6 +124,36 @@ def test_a_difference_is_added(files: dict[str, Path], call: Any, tmp_path: Path
     assert_sum(out, {"": [(1, a), (0.8, b), (-0.8, c)], "vae": [(1, a)]})
 
 
+def test_an_inpainting_model_of_a_finetuned_one(
+    files: dict[str, Path], call: Any, tmp_path: Path
+) -> None:
+    """Inpainting + (finetuned - base), the usual recipe: the channels of the mask stay."""
+    a, b, c = three(files)
+    key, weights = "model.diffusion_model.input_blocks.0.0.weight", load_file(a)
+    mask = torch.randn(weights[key].shape[0], 5, 3, 3)
+    inpainting, out = tmp_path / "inpainting.safetensors", tmp_path / "m.safetensors"
+    save_file(weights | {key: torch.cat([weights[key], mask], dim=1)}, inpainting)
+    words = ["merge", inpainting, b, c, "--method", "difference", "--share", "1", "--out", out]
+    status, _, err = call(*words)
+    assert status == 0 and "takes 4 channels and not 9" in err
+    merged, (second, third) = load_file(out), (load_file(path)[key] for path in (b, c))
+    torch.testing.assert_close(merged[key][:, :4], weights[key] + second - third)
+    assert torch.equal(merged[key][:, 4:], mask)
+    assert checkpoints.describe(out)["family"] == "Stable Diffusion 1 inpainting"
+    status, _, err = call("merge", b, inpainting, "--out", tmp_path / "n.safetensors")
+    assert status == 2 and "must be the first" in err
+
+
+def test_weights_in_8_bits(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
+    a, b, _ = three(files)
+    small = {key: weight.to(torch.float8_e4m3fn) for key, weight in load_file(a).items()}
+    save_file(small, tmp_path / "small.safetensors")
+    out = tmp_path / "m.safetensors"
+    assert call("merge", tmp_path / "small.safetensors", b, "--share", "0", "--out", out)[0] == 0
+    merged = load_file(out)
+    assert all(torch.equal(merged[key].float(), small[key].float()) for key in small)
+
+
 def test_layouts_and_number_types(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     """A is decisive: a single file in its layout, each weight in its type."""
     a, b, _ = three(files)

@@ -26,6 +26,7 @@ from pellucid.checkpoints.formats import ldm, native
 from pellucid.checkpoints.merge_record import ENTRY
 from pellucid.checkpoints.models import examine
 from pellucid.checkpoints.weights import existing
+from pellucid.messages import FieldMessage
 from pellucid.plugins import choose
 from pellucid.progress import stage
 from pellucid.safetensors_header import CheckpointError
@@ -38,6 +39,8 @@ GROUPS = {
     "vae": ("vae", "tiny_vae"),
 }
 """What has a share of its own, and the networks of a model in it."""
+FIRST = "conv_in.weight"
+"""Of a U-Net, which takes a mask too in an inpainting model."""
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt")
 READ_BYTES = 2**20  # of a file that is hashed, at a time
 
@@ -62,21 +65,26 @@ class MergeRecipe:
         least, most = (3, 3) if self.method == "difference" else (2, 3)
         if not least <= self.count <= most:
             allowed = "3 models" if least == most else "2 or 3 models"
-            raise ValueError(f"method {self.method} merges {allowed}, got {self.count}")
+            raise ValueError(
+                FieldMessage(f"{{method}} {self.method} merges {allowed}, got {self.count}")
+            )
         need = 1 if self.method == "difference" else self.count - 1
         low, high = RANGES[self.method]
-        for name, shares in {"share": self.shares, **self.of}.items():
-            if name != "share":
-                choose(name, GROUPS, "part")
+        for group, shares in {"": self.shares, **self.of}.items():
+            name = f"{{part}} {choose(group, GROUPS, 'part')}" if group else "{share}"
             shown = ",".join(f"{share:g}" for share in shares)
             if len(shares) != need:
                 numbers = "1 number" if need == 1 else f"{need} numbers with a comma"
                 raise ValueError(
-                    f"{name} must be {numbers} for {self.method} of {self.count} models, got {shown}"
+                    FieldMessage(
+                        f"{name} must be {numbers} for {self.method} of {self.count} models, got {shown}"
+                    )
                 )
             if not all(low <= share <= high for share in (*shares, math.fsum(shares))):
                 total = " and in all at most 1" if need > 1 else ""
-                raise ValueError(f"{name} must be between {low:g} and {high:g}{total}, got {shown}")
+                raise ValueError(
+                    FieldMessage(f"{name} must be between {low:g} and {high:g}{total}, got {shown}")
+                )
 
     def shares_of(self, network: str) -> Shares:
         """The shares of a network of a model."""
@@ -113,7 +121,8 @@ def merge(
 
     prediction, vae: as in `models.load`, vae for the first model. Returns what there is to know, in
     words. One tensor of each model is in memory at a time. Raises CheckpointError: a file that cannot
-    be read, models of different families, weights of different shapes, a weight that is not finite.
+    be read, models of different families, weights of different shapes, a weight that is not finite. An
+    inpainting model may be the first of others that are none: their changes make it draw as they do.
     """
     contents = [examine(existing(path, "a checkpoint"), prediction) for path in paths]
     if vae is not None:
@@ -127,15 +136,27 @@ def merge(
 
     def read(network: str, name: str) -> Tensor:
         first = contents[0].parts[network]
-        kind = torch.promote_types(_stored(first, name).dtype, torch.float32)
+        wide = _stored(first, name).dtype == torch.float64
         models = contents if network in shared else contents[:1]
+        kind = torch.float64 if wide else torch.float32
         values = [_read(each.parts[network], name, kind) for each in models]
-        return recipe.apply(network, values) if network in shared else values[0]
+        return _merged(recipe, network, values) if network in shared else values[0]
 
     form = native if contents[0].form == "native" or not ldm.holds(model) else ldm
     about = {ENTRY: json.dumps(_record(contents, recipe), ensure_ascii=False)}
     left_out = form.write(model, out, None, read, about)
     return (*dict.fromkeys(warnings), *(f"left out: {what}" for what in left_out))
+
+
+def _merged(recipe: MergeRecipe, network: str, values: Sequence[Tensor]) -> Tensor:
+    """A parameter of the merged model; the channels that only the first model takes stay its own."""
+    first, *others = values
+    channels = min(value.shape[1] for value in values) if first.ndim > 1 else 0
+    if all(value.shape == first.shape for value in others):
+        return recipe.apply(network, values)
+    merged = first.clone()
+    merged[:, :channels] = recipe.apply(network, [value[:, :channels] for value in values])
+    return merged
 
 
 def _stored(part: Part, name: str) -> Any:
@@ -148,6 +169,7 @@ def _read(part: Part, name: str, kind: torch.dtype) -> Tensor:
 
 def _compared(first: Contents, other: Contents) -> list[str]:
     """What differs between two models that can be merged, in words. CheckpointError: they cannot."""
+    said: list[str] = []
     for part in ("backbone", "vae", "text", "text_2"):
         if part not in first.parts or part not in other.parts:
             continue
@@ -156,6 +178,19 @@ def _compared(first: Contents, other: Contents) -> list[str]:
         wrong = [n for n in ours.keys() & theirs.keys() if ours[n].shape != theirs[n].shape]
         if not different and not wrong:
             continue
+        if part == "backbone" and not different and wrong == [FIRST]:
+            more, fewer = (shapes[FIRST].shape for shapes in (ours, theirs))
+            if (more[0], *more[2:]) == (fewer[0], *fewer[2:]) and more[1] != fewer[1]:
+                if more[1] < fewer[1]:
+                    raise CheckpointError(
+                        f"{other.path} is {other.title} and {first.path} is {first.title}; the model "
+                        f"that takes more channels ({fewer[1]} and not {more[1]}) must be the first"
+                    )
+                said.append(
+                    f"{other.path} takes {fewer[1]} channels and not {more[1]}; what is done with the "
+                    f"others stays as in {first.path}"
+                )
+                continue
         if first.title != other.title:
             raise CheckpointError(
                 f"{first.path} is {first.title} and {other.path} is {other.title}; only models of "
@@ -173,7 +208,6 @@ def _compared(first: Contents, other: Contents) -> list[str]:
             f"{missing.path} has no {part}.{name}, which the other model has; "
             f"{len(different)} weights differ"
         )
-    said = []
     if first.prediction != other.prediction:
         said.append(
             f"{first.path} predicts {first.prediction} and {other.path} {other.prediction}; the "
