@@ -263,6 +263,9 @@ def test_values_from_files_do_not_lead_out_of_the_folder() -> None:
         ("pellucid generate --lora p", ["paint"]),
         ("pellucid generate --fill n", ["noise"]),
         ("pellucid generate --noise p", ["pyramid", "pink"]),
+        ("pellucid generate --preset light", ["lightning_2", "lightning", "lightning_8"]),
+        ("pellucid upscale --dtype f", ["float32", "float16"]),
+        ("pellucid generate --backend open", ["openvino", "openvino_int8"]),
         ("pellucid generate --spacing align", ["align_your_steps", "align_your_steps_xl"]),
     ],
 )

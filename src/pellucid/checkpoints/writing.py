@@ -74,7 +74,9 @@ def gather(
         found = []
         for what, name, tensor, location in sorted(stored, key=lambda each: each[-1].part):
             weight = (tensor.detach() if read is None else read(what, name)).cpu().to(kind)
-            numbers = weight.float() if weight.itemsize == 1 else weight  # torch cannot tell of 8 bits
+            numbers = (
+                weight.float() if weight.itemsize == 1 else weight
+            )  # torch cannot tell of 8 bits
             if weight.is_floating_point() and not numbers.isfinite().all():
                 raise CheckpointError(
                     f"{what}.{name} has values that are not finite in {kind}; "

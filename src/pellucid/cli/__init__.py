@@ -33,7 +33,8 @@ def _run() -> None:
         check_working_folder()
         for command in plugins.discover(__name__).values():
             assert command.__doc__  # importing it has put the command into the application
-        with shown_progress():
+        completing = "_PELLUCID_COMPLETE" in os.environ  # a shell shows what stderr gets
+        with contextlib.nullcontext() if completing else shown_progress():
             status = app(prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()  # a full disk behind a ">" fails here, where it can be reported
         if status == 130:  # Typer swallows Ctrl-C and returns this

@@ -15,6 +15,11 @@ Complete = Callable[[str], list[str]]
 SHIPPED = "emoji"  # how --model names the model that ships, where another one is the default
 
 
+def words_of(names: Callable[[], Iterable[str]]) -> Complete:
+    """A list of names, which is made when it is needed."""
+    return lambda incomplete: _beginning(incomplete, names())
+
+
 def names_in(folder: str) -> Complete:
     """The names in a folder of the settings."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import app, report, show_json, show_path
+from pellucid.cli._complete import words_of
 from pellucid.cli._draw import (
     Drawn,
     DrawOptions,
@@ -52,11 +53,18 @@ def _in_panel(panel: str, help: str, *flags: str) -> Any:
     return typer.Option(*flags, help=help, rich_help_panel=panel)
 
 
+def _presets() -> list[str]:
+    from pellucid import presets
+
+    return presets.names()
+
+
 PresetName = Annotated[
     str | None,
     typer.Option(
         help="Recommended settings of a few-step model (lcm, turbo, lightning, hyper, ...). "
-        "Other options override them."
+        "Other options override them.",
+        autocompletion=words_of(_presets),
     ),
 ]
 Prompts = Annotated[

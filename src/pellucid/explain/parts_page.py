@@ -65,7 +65,9 @@ def round_trip_html(trip: RoundTrip) -> str:
             row(
                 *(
                     picture(
-                        one.picture, f"{number}: {one.mean:+.2f} ± {one.deviation:.2f}", CHANNEL
+                        one.picture,
+                        f"{number}: {round(one.mean, 2) + 0.0:+.2f} ± {one.deviation:.2f}",
+                        CHANNEL,
                     )
                     for number, one in enumerate(trip.channels)
                 ),
@@ -139,8 +141,8 @@ def similarity_html(found: Similarity) -> str:
             source("clip.py", "cos(a, b) = a · b / (|a| |b|)"),
             paragraph(
                 f"The cosine of every two vectors of the model {found.model}: 1 is the same "
-                "direction, 0 is unrelated. A stronger colour means a larger cosine. Choose a cell "
-                "to see the angle of its two."
+                "direction, 0 is unrelated. The colours go from the smallest cosine here to the "
+                "largest of two different ones. Choose a cell to see the angle of its two."
             ),
             *cut,
             *(paragraph(sentence) for sentence in _matches(found)),
