@@ -35,7 +35,12 @@ function angle(place) {
       cell.addEventListener("pointerenter", () => choose(i, j));
       cell.addEventListener("focus", () => choose(i, j));
       cell.addEventListener("keydown", (event) => {
-        const [down, right] = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] }[event.key] ?? [0, 0];
+        const [down, right] = {
+          ArrowDown: [1, 0],
+          ArrowUp: [-1, 0],
+          ArrowRight: [0, 1],
+          ArrowLeft: [0, -1],
+        }[event.key] ?? [0, 0];
         const next = cells[i + down]?.[j + right];
         if (!next || (!down && !right)) return;
         event.preventDefault();
@@ -59,7 +64,8 @@ function above(place) {
     max: 1,
     step: 0.05,
     value: -1,
-    words: (low) => `cosine ${low.toFixed(2)}: ${values.filter((value) => value >= low).length} of ${values.length}`,
+    words: (low) =>
+      `cosine ${low.toFixed(2)}: ${values.filter((value) => value >= low).length} of ${values.length}`,
     change: (low) => cells.forEach((cell, i) => (cell.style.opacity = values[i] >= low ? 1 : 0.15)),
   });
   place.append(through.box);

@@ -17,18 +17,26 @@ async function call(method, path, body, type = "application/json") {
   try {
     reply = await fetch(`/api/${path}`, options);
   } catch {
-    throw new Refused(0, { message: "The server does not answer. Is “pellucid serve” still running?" });
+    throw new Refused(0, {
+      message: "The server does not answer. Is “pellucid serve” still running?",
+    });
   }
-  const data = reply.headers.get("content-type")?.includes("json") ? await reply.json() : await reply.text();
-  if (!reply.ok) throw new Refused(reply.status, data?.error ?? { message: String(data) || reply.statusText });
+  const data = reply.headers.get("content-type")?.includes("json")
+    ? await reply.json()
+    : await reply.text();
+  if (!reply.ok)
+    throw new Refused(reply.status, data?.error ?? { message: String(data) || reply.statusText });
   return data;
 }
 
 const query = (values) =>
-  new URLSearchParams(Object.entries(values).filter(([, v]) => v !== undefined && v !== null && v !== "")).toString();
+  new URLSearchParams(
+    Object.entries(values).filter(([, v]) => v !== undefined && v !== null && v !== ""),
+  ).toString();
 
 export const models = () => call("GET", "models");
-export const capabilities = (name) => call("GET", `models/${encodeURIComponent(name)}/capabilities`);
+export const capabilities = (name) =>
+  call("GET", `models/${encodeURIComponent(name)}/capabilities`);
 export const loras = () => call("GET", "loras");
 export const embeddings = () => call("GET", "embeddings");
 export const tokens = (model, prompt) => call("POST", "tokens", { model, prompt });
@@ -49,7 +57,8 @@ export const job = (id) => call("GET", `jobs/${id}`);
 export const cancel = (id) => call("POST", `jobs/${id}/cancel`);
 export const retry = (id) => call("POST", `jobs/${id}/retry`);
 export const mark = (id, values) => call("PATCH", `jobs/${id}`, values);
-export const markPicture = (id, index, values) => call("PATCH", `jobs/${id}/pictures/${index}`, values);
+export const markPicture = (id, index, values) =>
+  call("PATCH", `jobs/${id}/pictures/${index}`, values);
 export const remove = (id) => call("DELETE", `jobs/${id}`);
 export const steps = (id) => call("GET", `jobs/${id}/steps`);
 export const queue = () => call("GET", "queue");
@@ -68,6 +77,7 @@ export function listen(heard, connected) {
   source.onerror = () => connected(false);
 }
 export const gans = () => call("GET", "gans");
-export const ganUrl = (name, asked) => `/api/gans/${encodeURIComponent(name)}/picture?${query(asked)}`;
+export const ganUrl = (name, asked) =>
+  `/api/gans/${encodeURIComponent(name)}/picture?${query(asked)}`;
 /** The curves alpha and sigma of each noise schedule. */
 export const schedules = () => call("GET", "schedules");

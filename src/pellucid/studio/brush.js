@@ -23,11 +23,20 @@ export function Brush({ picture, paper }) {
     strokes.current = [];
     setUndoable(0);
     context().clearRect(0, 0, picture.width, picture.height);
-    paper.current = { canvas: canvas.current, empty: () => !context().getImageData(0, 0, picture.width, picture.height).data.some((v, i) => i % 4 === 3 && v > 0) };
+    paper.current = {
+      canvas: canvas.current,
+      empty: () =>
+        !context()
+          .getImageData(0, 0, picture.width, picture.height)
+          .data.some((v, i) => i % 4 === 3 && v > 0),
+    };
   }, [picture.id]);
 
   const keep = () => {
-    strokes.current = [...strokes.current.slice(1 - KEPT), context().getImageData(0, 0, picture.width, picture.height)];
+    strokes.current = [
+      ...strokes.current.slice(1 - KEPT),
+      context().getImageData(0, 0, picture.width, picture.height),
+    ];
     setUndoable(strokes.current.length);
   };
   const undo = () => {
@@ -36,7 +45,9 @@ export function Brush({ picture, paper }) {
     setUndoable(strokes.current.length);
   };
   const dab = (x, y) => {
-    const c = context(), r = size / 2, inner = r * (1 - soft);
+    const c = context(),
+      r = size / 2,
+      inner = r * (1 - soft);
     const shade = c.createRadialGradient(x, y, inner * 0.99, x, y, r);
     shade.addColorStop(0, `rgb(${PAINT} / 1)`);
     shade.addColorStop(1, `rgb(${PAINT} / 0)`);
@@ -47,36 +58,79 @@ export function Brush({ picture, paper }) {
     c.fill();
   };
   const line = (to) => {
-    const from = last.current ?? to, n = Math.max(1, Math.ceil(Math.hypot(to.x - from.x, to.y - from.y) / Math.max(1, size / 6)));
-    for (let i = 1; i <= n; i++) dab(from.x + ((to.x - from.x) * i) / n, from.y + ((to.y - from.y) * i) / n);
+    const from = last.current ?? to,
+      n = Math.max(1, Math.ceil(Math.hypot(to.x - from.x, to.y - from.y) / Math.max(1, size / 6)));
+    for (let i = 1; i <= n; i++)
+      dab(from.x + ((to.x - from.x) * i) / n, from.y + ((to.y - from.y) * i) / n);
     last.current = to;
   };
   const at = (e) => {
     const box = canvas.current.getBoundingClientRect();
-    return { x: ((e.clientX - box.left) / box.width) * picture.width, y: ((e.clientY - box.top) / box.height) * picture.height };
+    return {
+      x: ((e.clientX - box.left) / box.width) * picture.width,
+      y: ((e.clientY - box.top) / box.height) * picture.height,
+    };
   };
-  const down = (e) => { if (e.button) return; canvas.current.setPointerCapture(e.pointerId); keep(); last.current = null; setMark(null); line(at(e)); };
-  const move = (e) => { if (e.buttons & 1 && last.current) line(at(e)); };
-  const up = () => { last.current = null; };
+  const down = (e) => {
+    if (e.button) return;
+    canvas.current.setPointerCapture(e.pointerId);
+    keep();
+    last.current = null;
+    setMark(null);
+    line(at(e));
+  };
+  const move = (e) => {
+    if (e.buttons & 1 && last.current) line(at(e));
+  };
+  const up = () => {
+    last.current = null;
+  };
   const invert = () => {
     keep();
-    const c = context(), image = c.getImageData(0, 0, picture.width, picture.height);
-    for (let i = 0; i < image.data.length; i += 4) { image.data.set(PAINT.split(" ").map(Number), i); image.data[i + 3] = 255 - image.data[i + 3]; }
+    const c = context(),
+      image = c.getImageData(0, 0, picture.width, picture.height);
+    for (let i = 0; i < image.data.length; i += 4) {
+      image.data.set(PAINT.split(" ").map(Number), i);
+      image.data[i + 3] = 255 - image.data[i + 3];
+    }
     c.putImageData(image, 0, 0);
   };
-  const clear = () => { keep(); context().clearRect(0, 0, picture.width, picture.height); };
+  const clear = () => {
+    keep();
+    context().clearRect(0, 0, picture.width, picture.height);
+  };
   const key = (e) => {
-    const stride = Math.max(1, size / 4), step = { ArrowLeft: [-stride, 0], ArrowRight: [stride, 0], ArrowUp: [0, -stride], ArrowDown: [0, stride] }[e.key];
+    const stride = Math.max(1, size / 4),
+      step = {
+        ArrowLeft: [-stride, 0],
+        ArrowRight: [stride, 0],
+        ArrowUp: [0, -stride],
+        ArrowDown: [0, stride],
+      }[e.key];
     const c = cursor.current;
     if (step) {
       e.preventDefault();
-      const to = { x: Math.min(picture.width, Math.max(0, c.x + step[0])), y: Math.min(picture.height, Math.max(0, c.y + step[1])) };
-      if (e.shiftKey) { last.current = c; line(to); last.current = null; }
+      const to = {
+        x: Math.min(picture.width, Math.max(0, c.x + step[0])),
+        y: Math.min(picture.height, Math.max(0, c.y + step[1])),
+      };
+      if (e.shiftKey) {
+        last.current = c;
+        line(to);
+        last.current = null;
+      }
       cursor.current = to;
       setMark(to);
-    } else if (e.key === " " || e.key === "Enter") { e.preventDefault(); keep(); dab(c.x, c.y); }
-    else if (e.key === "[") setSize(Math.max(1, size * 0.8)); else if (e.key === "]") setSize(size * 1.25);
-    else if (e.key === "z" && (e.ctrlKey || e.metaKey)) { e.preventDefault(); undo(); }
+    } else if (e.key === " " || e.key === "Enter") {
+      e.preventDefault();
+      keep();
+      dab(c.x, c.y);
+    } else if (e.key === "[") setSize(Math.max(1, size * 0.8));
+    else if (e.key === "]") setSize(size * 1.25);
+    else if (e.key === "z" && (e.ctrlKey || e.metaKey)) {
+      e.preventDefault();
+      undo();
+    }
   };
   const ratio = picture.width / picture.height;
   const percent = (v, all) => `${(100 * v) / all}%`;

@@ -15,7 +15,9 @@ const VIEWS = {
 
 /** "#look/42?b=1" -> ["look", "42"] */
 const place = () => location.hash.replace(/^#\/?/, "").split("?")[0].split("/");
-export const go = (...parts) => { location.hash = parts.join("/"); };
+export const go = (...parts) => {
+  location.hash = parts.join("/");
+};
 
 function Theme() {
   const [theme, setTheme] = useState(localStorage.theme ?? "auto");
@@ -42,10 +44,15 @@ function App() {
     let latest = true;
     document.title = `${VIEWS[current][0]} – Pellucid studio`;
     Promise.resolve(VIEWS[current][1]()).then((view) => latest && setView(() => view));
-    return () => { latest = false; };
+    return () => {
+      latest = false;
+    };
   }, [current]);
   const waiting = [...jobs.values()].filter(active).length;
-  return html`<a class="skip" href="#make" onClick=${(e) => { e.preventDefault(); document.querySelector("main").focus(); }}>Skip to the content</a>
+  return html`<a class="skip" href="#make" onClick=${(e) => {
+    e.preventDefault();
+    document.querySelector("main").focus();
+  }}>Skip to the content</a>
     <header class="top"><a class="brand" href="#make"><img src="icon.svg" alt="" />Pellucid</a>
       <nav class="tabs" aria-label="Views">${Object.entries(VIEWS).map(([key, [title]]) => html`<a href=${`#${key}`} aria-current=${key === current ? "page" : null}>${title}</a>`)}</nav>
       <div class="end"><span class="soft small" role="status">${!online ? "No connection; trying again" : waiting ? `${waiting} ${waiting === 1 ? "job" : "jobs"}` : ""}</span><${Theme} /></div></header>

@@ -16,9 +16,11 @@ function uniform(seed) {
 
 /** Gaussian noise of the picture's shape, RGB in turn (Box and Muller 1958). */
 function gaussian(seed) {
-  const next = uniform(seed), noise = new Float32Array(SIDE * SIDE * 3);
+  const next = uniform(seed),
+    noise = new Float32Array(SIDE * SIDE * 3);
   for (let i = 0; i < noise.length; i += 2) {
-    const r = Math.sqrt(-2 * Math.log(1 - next())), angle = 2 * Math.PI * next();
+    const r = Math.sqrt(-2 * Math.log(1 - next())),
+      angle = 2 * Math.PI * next();
     noise[i] = r * Math.cos(angle);
     if (i + 1 < noise.length) noise[i + 1] = r * Math.sin(angle);
   }
@@ -35,17 +37,23 @@ async function pixels(url) {
   const c = sheet.getContext("2d", { willReadFrequently: true });
   c.fillStyle = "white";
   c.fillRect(0, 0, SIDE, SIDE);
-  const scale = Math.min(SIDE / image.width, SIDE / image.height), w = image.width * scale, h = image.height * scale;
+  const scale = Math.min(SIDE / image.width, SIDE / image.height),
+    w = image.width * scale,
+    h = image.height * scale;
   c.imageSmoothingEnabled = image.width > 128;
   c.drawImage(image, (SIDE - w) / 2, (SIDE - h) / 2, w, h);
-  const data = c.getImageData(0, 0, SIDE, SIDE).data, out = new Float32Array(SIDE * SIDE * 3);
-  for (let i = 0; i < SIDE * SIDE; i++) for (let j = 0; j < 3; j++) out[3 * i + j] = data[4 * i + j] / 127.5 - 1;
+  const data = c.getImageData(0, 0, SIDE, SIDE).data,
+    out = new Float32Array(SIDE * SIDE * 3);
+  for (let i = 0; i < SIDE * SIDE; i++)
+    for (let j = 0; j < 3; j++) out[3 * i + j] = data[4 * i + j] / 127.5 - 1;
   return out;
 }
 
 /** The curves of a schedule, with the place of the slider. */
 function Curves({ schedule, at }) {
-  const n = schedule.alpha.length, path = (values) => values.map((v, i) => `${i ? "L" : "M"}${(i / (n - 1)) * 100},${40 - v * 40}`).join("");
+  const n = schedule.alpha.length,
+    path = (values) =>
+      values.map((v, i) => `${i ? "L" : "M"}${(i / (n - 1)) * 100},${40 - v * 40}`).join("");
   const x = (at / (n - 1)) * 100;
   return html`<svg class="curves" viewBox="-1 -1 102 42" role="img" aria-label="alpha falls and sigma rises with t">
     <path d=${path(schedule.alpha)} class="alpha" /><path d=${path(schedule.sigma)} class="sigma" /><line x1=${x} x2=${x} y1="0" y2="40" class="at" />
@@ -55,16 +63,26 @@ function Curves({ schedule, at }) {
 /** schedules: { name: { alpha: [...], sigma: [...] } } as the server lists them. */
 export function NoiseLab({ schedules, url }) {
   const canvas = useRef();
-  const [x0, setX0] = useState(null), [seed, setSeed] = useState(0), [name, setName] = useState(Object.keys(schedules)[0]), [share, setShare] = useState(0.35);
+  const [x0, setX0] = useState(null),
+    [seed, setSeed] = useState(0),
+    [name, setName] = useState(Object.keys(schedules)[0]),
+    [share, setShare] = useState(0.35);
   const [noise, setNoise] = useState(() => gaussian(0));
-  useEffect(() => { pixels(url).then(setX0, () => setX0(null)); }, [url]);
+  useEffect(() => {
+    pixels(url).then(setX0, () => setX0(null));
+  }, [url]);
   useEffect(() => setNoise(gaussian(seed)), [seed]);
-  const schedule = schedules[name], at = Math.round(share * (schedule.alpha.length - 1)), alpha = schedule.alpha[at], sigma = schedule.sigma[at];
+  const schedule = schedules[name],
+    at = Math.round(share * (schedule.alpha.length - 1)),
+    alpha = schedule.alpha[at],
+    sigma = schedule.sigma[at];
   useEffect(() => {
     if (!x0) return;
-    const c = canvas.current.getContext("2d"), image = c.createImageData(SIDE, SIDE);
+    const c = canvas.current.getContext("2d"),
+      image = c.createImageData(SIDE, SIDE);
     for (let i = 0; i < SIDE * SIDE; i++) {
-      for (let j = 0; j < 3; j++) image.data[4 * i + j] = (alpha * x0[3 * i + j] + sigma * noise[3 * i + j] + 1) * 127.5;
+      for (let j = 0; j < 3; j++)
+        image.data[4 * i + j] = (alpha * x0[3 * i + j] + sigma * noise[3 * i + j] + 1) * 127.5;
       image.data[4 * i + 3] = 255;
     }
     c.putImageData(image, 0, 0);

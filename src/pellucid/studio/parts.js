@@ -4,7 +4,8 @@ import * as api from "./api.js";
 import { active, attempt, pictureAt, picturesOf, toast, useStore } from "./state.js";
 
 /** Small pictures are shown with their pixels, enlarged. */
-export const Picture = ({ url, alt = "", width = 512, ...rest }) => html`<img src=${url} alt=${alt} class=${width <= 128 ? "small-pixels" : ""} ...${rest} />`;
+export const Picture = ({ url, alt = "", width = 512, ...rest }) =>
+  html`<img src=${url} alt=${alt} class=${width <= 128 ? "small-pixels" : ""} ...${rest} />`;
 
 /** Seconds for people: "8 s", "2 min 5 s". */
 export function time(seconds) {
@@ -14,8 +15,10 @@ export function time(seconds) {
 }
 
 export function Progress({ job }) {
-  if (job.state === "queued") return html`<span class="soft">${job.place > 0 ? `Number ${job.place} in the queue${job.seconds_left != null ? `, done in ${time(job.seconds_left)}` : ""}` : "Waiting"}</span>`;
-  if (job.state !== "running") return html`<span class="soft">${{ done: "Done", failed: "Failed", cancelled: "Cancelled" }[job.state]}</span>`;
+  if (job.state === "queued")
+    return html`<span class="soft">${job.place > 0 ? `Number ${job.place} in the queue${job.seconds_left != null ? `, done in ${time(job.seconds_left)}` : ""}` : "Waiting"}</span>`;
+  if (job.state !== "running")
+    return html`<span class="soft">${{ done: "Done", failed: "Failed", cancelled: "Cancelled" }[job.state]}</span>`;
   const count = job.request.count ?? 1;
   return html`<span class="soft numbers">${job.steps ? `Step ${job.step} of ${job.steps}` : "Starting"}${count > 1 ? `, picture ${Math.min(count, (job.first ?? 0) + 1)} of ${count}` : ""}${job.seconds_left != null ? `, ${time(job.seconds_left)} left` : ""}</span>
     <progress max=${(job.steps || 1) * count} value=${(job.step || 0) + (job.first || 0) * (job.steps || 1)} aria-label="Progress" />`;
@@ -32,13 +35,19 @@ export function Queue({ shown = null }) {
     <div class="head"><h2 id="queue">Queue</h2><span class="row">${queue.seconds_left != null && waiting.length > 1 && html`<span class="soft small numbers">all done in ${time(queue.seconds_left)}</span>`}
       <button type="button" class="plain" onClick=${() => attempt(() => api.pause(!queue.paused))}>${queue.paused ? "Go on" : "Pause"}</button></span></div>
     ${queue.paused && html`<p class="note">The queue is paused. A job that runs is finished first.</p>`}
-    <ol class="jobs">${waiting.map((job) => html`<li key=${job.id}>
+    <ol class="jobs">${waiting.map(
+      (job) => html`<li key=${job.id}>
       <span class="text">${job.kind === "explain" ? "Look inside: " : ""}${job.request.prompt || "(no prompt)"}</span>
       <span class="row">${job.state === "queued" && job.place > 1 && html`<button type="button" class="plain" title="Draw this next" onClick=${() => attempt(() => api.mark(job.id, { place: 1 }))}>↑<span class="hidden">Draw this next</span></button>`}
         <button type="button" class="plain" onClick=${() => attempt(() => api.cancel(job.id))}>Cancel</button></span>
-      <${Progress} job=${job} /></li>`)}
-    ${failed.map((job) => html`<li key=${job.id}><span class="text" title=${job.error}>${job.request.prompt}: ${job.error}</span>
-      <span class="row"><button type="button" class="plain" onClick=${() => attempt(() => api.retry(job.id))}>Retry</button><button type="button" class="plain" onClick=${() => attempt(() => api.mark(job.id, { deleted: true }))}>Remove</button></span></li>`)}</ol></section>`;
+      <${Progress} job=${job} /></li>`,
+    )}
+    ${failed.map(
+      (
+        job,
+      ) => html`<li key=${job.id}><span class="text" title=${job.error}>${job.request.prompt}: ${job.error}</span>
+      <span class="row"><button type="button" class="plain" onClick=${() => attempt(() => api.retry(job.id))}>Retry</button><button type="button" class="plain" onClick=${() => attempt(() => api.mark(job.id, { deleted: true }))}>Remove</button></span></li>`,
+    )}</ol></section>`;
 }
 
 /** A file from a button, a drop or the clipboard. `take(upload, file)` gets what the server says of it. */
@@ -53,15 +62,32 @@ export function DropZone({ take, children, label = "Choose a picture" }) {
   useEffect(() => {
     const paste = (event) => {
       const file = [...(event.clipboardData?.files ?? [])][0];
-      if (file) { event.preventDefault(); send(file); }
+      if (file) {
+        event.preventDefault();
+        send(file);
+      }
     };
     addEventListener("paste", paste);
     return () => removeEventListener("paste", paste);
   });
-  return html`<div class=${over ? "dropping" : ""} onDragOver=${(e) => { e.preventDefault(); setOver(true); }} onDragLeave=${() => setOver(false)}
-      onDrop=${(e) => { e.preventDefault(); setOver(false); const key = e.dataTransfer.getData("pellucid/picture"); if (key) pictureAt(key.split("/")).then((p) => p && take(p)); else send(e.dataTransfer.files[0]); }}>
+  return html`<div class=${over ? "dropping" : ""} onDragOver=${(e) => {
+    e.preventDefault();
+    setOver(true);
+  }} onDragLeave=${() => setOver(false)}
+      onDrop=${(e) => {
+        e.preventDefault();
+        setOver(false);
+        const key = e.dataTransfer.getData("pellucid/picture");
+        if (key) pictureAt(key.split("/")).then((p) => p && take(p));
+        else send(e.dataTransfer.files[0]);
+      }}>
     ${children}
-    <input type="file" class="hidden" tabindex="-1" aria-hidden="true" accept="image/*" ref=${input} onChange=${(e) => { send(e.target.files[0]); e.target.value = ""; }} />
+    <input type="file" class="hidden" tabindex="-1" aria-hidden="true" accept="image/*" ref=${input} onChange=${(
+      e,
+    ) => {
+      send(e.target.files[0]);
+      e.target.value = "";
+    }} />
     <button onClick=${() => input.current.click()}>${label}</button></div>`;
 }
 
@@ -75,11 +101,22 @@ export function TwoPictures({ first, second, names = ["first", "second"] }) {
     <div class="row small soft"><span class="grow">${names[0]}</span><span>${names[1]}</span></div></div>`;
 }
 
-const plain = (value) => (Array.isArray(value) ? value.map(plain).join(", ") : value === true ? "yes" : value === false ? "no" : typeof value === "number" && !Number.isInteger(value) ? String(+value.toPrecision(4)) : String(value));
+const plain = (value) =>
+  Array.isArray(value)
+    ? value.map(plain).join(", ")
+    : value === true
+      ? "yes"
+      : value === false
+        ? "no"
+        : typeof value === "number" && !Number.isInteger(value)
+          ? String(+value.toPrecision(4))
+          : String(value);
 
 /** Settings as a list; those that differ from `other` are marked. */
 export function Facts({ request, other = null, only = false }) {
-  const shown = Object.entries(request).filter(([name, v]) => v !== null && v !== "" && !(Array.isArray(v) && !v.length));
+  const shown = Object.entries(request).filter(
+    ([name, v]) => v !== null && v !== "" && !(Array.isArray(v) && !v.length),
+  );
   const differs = (name) => other && JSON.stringify(request[name]) !== JSON.stringify(other[name]);
   const rows = shown.filter(([name]) => !only || differs(name));
   return html`<dl class="facts">${rows.map(([name, value]) => html`<dt>${name.replaceAll("_", " ")}</dt><dd class=${differs(name) ? "differs" : ""}>${plain(value)}</dd>`)}</dl>`;
@@ -99,11 +136,25 @@ export function Choose({ onChoose, label = "Choose a file", files = true }) {
   const [search, setSearch] = useState("");
   useEffect(() => {
     let current = true; // only the reply to the newest question is shown
-    const timer = setTimeout(() => api.jobs({ limit: 30, q: search, state: "done" }).then((r) => current && setList(r.jobs.filter((j) => j.kind === "generate").flatMap(picturesOf)), (e) => toast(e.message, true)), 150);
-    return () => { current = false; clearTimeout(timer); };
+    const timer = setTimeout(
+      () =>
+        api.jobs({ limit: 30, q: search, state: "done" }).then(
+          (r) =>
+            current && setList(r.jobs.filter((j) => j.kind === "generate").flatMap(picturesOf)),
+          (e) => toast(e.message, true),
+        ),
+      150,
+    );
+    return () => {
+      current = false;
+      clearTimeout(timer);
+    };
   }, [search]);
-  return html`<div class="stack">${files && html`<${DropZone} label=${label} take=${(u) => onChoose({ ...u, url: api.pictureUrl(u.id), request: u.request ?? u.settings?.request ?? {} })}>
-      <p class="soft">Drop a picture here, paste one, choose a file, or take one of these.</p></${DropZone}>`}
+  return html`<div class="stack">${
+    files &&
+    html`<${DropZone} label=${label} take=${(u) => onChoose({ ...u, url: api.pictureUrl(u.id), request: u.request ?? u.settings?.request ?? {} })}>
+      <p class="soft">Drop a picture here, paste one, choose a file, or take one of these.</p></${DropZone}>`
+  }
     <div><label class="hidden" for="find">Search</label><input id="find" type="search" placeholder="Search" value=${search} onInput=${(e) => setSearch(e.target.value)} /></div>
     <div class="thumbs">${list.map((p) => html`<${Thumb} key=${p.key} picture=${p} onClick=${() => onChoose(p)} />`)}</div></div>`;
 }
@@ -111,4 +162,3 @@ export function Choose({ onChoose, label = "Choose a file", files = true }) {
 export function Wrong({ error }) {
   return error && html`<p class="note bad" role="alert">${error.message}</p>`;
 }
-

@@ -61,11 +61,14 @@ const kept = () => {
 
 export function setRequest(values) {
   const request = { ...state.request, ...values };
-  for (const [name, value] of Object.entries(request)) if (value === undefined || value === "") delete request[name];
+  for (const [name, value] of Object.entries(request))
+    if (value === undefined || value === "") delete request[name];
   change({ request });
   try {
     localStorage[KEPT] = JSON.stringify({ model: state.model, request });
-  } catch { /* a private window keeps nothing */ }
+  } catch {
+    /* a private window keeps nothing */
+  }
 }
 
 export async function chooseModel(name) {
@@ -73,7 +76,9 @@ export async function chooseModel(name) {
   if (!able) return;
   const known = new Set(able.fields.map((f) => f.name));
   // A setting that the new model lacks would be refused; one that it has stays.
-  const request = Object.fromEntries(Object.entries(state.request).filter(([field]) => known.has(field)));
+  const request = Object.fromEntries(
+    Object.entries(state.request).filter(([field]) => known.has(field)),
+  );
   change({ model: name, able, request });
   setRequest({});
 }
@@ -84,7 +89,13 @@ function heard(kind, data) {
     if (data.state === "queued") state.steps.delete(data.id); // a retry begins again
   } else if (kind === "step") {
     const job = state.jobs.get(data.id);
-    if (job) Object.assign(job, { step: data.step, steps: data.steps, first: data.first, seconds_left: data.seconds_left });
+    if (job)
+      Object.assign(job, {
+        step: data.step,
+        steps: data.steps,
+        first: data.first,
+        seconds_left: data.seconds_left,
+      });
     state.steps.set(data.id, [...(state.steps.get(data.id) ?? []), data]);
   } else if (kind === "queue") state.queue = data;
   else if (kind === "deleted") state.jobs.delete(data.id);
@@ -95,7 +106,8 @@ async function readJobs() {
   const before = new Map(state.jobs);
   const found = await attempt(() => api.jobs({ limit: 50 }));
   // An event that came while the reply was on its way is newer than the reply.
-  for (const job of found?.jobs ?? []) if (state.jobs.get(job.id) === before.get(job.id)) state.jobs.set(job.id, job);
+  for (const job of found?.jobs ?? [])
+    if (state.jobs.get(job.id) === before.get(job.id)) state.jobs.set(job.id, job);
   change({});
 }
 
@@ -110,7 +122,9 @@ export async function start() {
   if (!found) return;
   const models = found.models.filter((m) => !m.problem);
   change({ models, request: kept().request ?? {} });
-  const name = [kept().model, found.default, models[0]?.name].find((n) => models.some((m) => m.name === n));
+  const name = [kept().model, found.default, models[0]?.name].find((n) =>
+    models.some((m) => m.name === n),
+  );
   if (name) await chooseModel(name);
   await readJobs();
   const [loras, embeddings] = await Promise.all([attempt(api.loras), attempt(api.embeddings)]);
@@ -129,9 +143,11 @@ export const active = (job) => Boolean(job) && (job.state === "queued" || job.st
 
 /** The request that draws picture `index` of a job alone. */
 export function alone(job, index) {
-  const request = { ...job.request, count: 1 }, count = job.request.count ?? 1;
+  const request = { ...job.request, count: 1 },
+    count = job.request.count ?? 1;
   if (request.walk != null) {
-    const [from, to] = request.walk_span ?? [0, 1], at = count === 1 ? (from + to) / 2 : from + ((to - from) * index) / (count - 1);
+    const [from, to] = request.walk_span ?? [0, 1],
+      at = count === 1 ? (from + to) / 2 : from + ((to - from) * index) / (count - 1);
     return { ...request, walk_span: [at, at] };
   }
   if (request.variation_seed != null) request.variation_seed += index;
@@ -140,8 +156,17 @@ export function alone(job, index) {
 
 /** The pictures of a job, each with what the views show of it. */
 export const picturesOf = (job) =>
-  job.pictures.map((p, index) => ({ ...p, job: job.id, index, key: `${job.id}/${index}`, prompt: job.request.prompt ?? "", model: job.model,
-    request: alone(job, index), resolved: job.resolved, deleted: job.deleted }));
+  job.pictures.map((p, index) => ({
+    ...p,
+    job: job.id,
+    index,
+    key: `${job.id}/${index}`,
+    prompt: job.request.prompt ?? "",
+    model: job.model,
+    request: alone(job, index),
+    resolved: job.resolved,
+    deleted: job.deleted,
+  }));
 
 /** The picture at an address like "#look/JOB/INDEX". */
 export async function pictureAt([id, index]) {

@@ -20,7 +20,12 @@ export function overview(place, page) {
 }
 
 function box(section, run, page) {
-  const link = el("a", { href: `#${section.name}` }, el("b", {}, `${section.number} ${section.box}`), el("small", {}, section.about));
+  const link = el(
+    "a",
+    { href: `#${section.name}` },
+    el("b", {}, `${section.number} ${section.box}`),
+    el("small", {}, section.about),
+  );
   if (section.picture) {
     const picture = frame(run, "", "");
     page.follow(() => (picture.src = page.stepOf(run)[section.picture] ?? run[section.picture]));

@@ -36,7 +36,10 @@ export function start(record, shows) {
       place.classList.toggle("two", runs.length > 1);
       runs.forEach((run, i) => {
         const card = el("div", { class: `run ${i ? "b" : "a"}` });
-        if (runs.length > 1) card.append(el("h3", { class: "tag" }, `${NAMES[i]}: “${run.prompt}”, guidance ${run.guidance}`));
+        if (runs.length > 1)
+          card.append(
+            el("h3", { class: "tag" }, `${NAMES[i]}: “${run.prompt}”, guidance ${run.guidance}`),
+          );
         part(card, run, i);
         place.append(card);
       });
@@ -47,7 +50,8 @@ export function start(record, shows) {
   document.body.classList.toggle("wide", runs.length > 1);
   overview(document.getElementById("overview"), page);
   page.cards(document.getElementById("hero"), (card, run) => hero(card, run, page));
-  for (const [name, show] of Object.entries(shows)) show(document.querySelector(`[data-part="${name}"]`), page);
+  for (const [name, show] of Object.entries(shows))
+    show(document.querySelector(`[data-part="${name}"]`), page);
   const note = document.getElementById("note");
   note.hidden = !record.note;
   note.textContent = record.note ? `${record.note[0].toUpperCase()}${record.note.slice(1)}.` : "";
@@ -108,7 +112,13 @@ function player(page) {
   play.addEventListener("click", toggle);
   document.addEventListener("keydown", (event) => {
     // Where no control has the focus, the arrow keys change the step and the space bar plays.
-    if (event.target.closest("input, select, button, summary, pre, a, [tabindex]") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (
+      event.target.closest("input, select, button, summary, pre, a, [tabindex]") ||
+      event.ctrlKey ||
+      event.metaKey ||
+      event.altKey
+    )
+      return;
     if (event.key === " ") toggle();
     else if (event.key === "ArrowRight") (stop(), go(page.state.step + 1));
     else if (event.key === "ArrowLeft") (stop(), go(page.state.step - 1));

@@ -16,5 +16,8 @@ export function galleryOf(table) {
 export function figuresOf(place) {
   return [...place.querySelectorAll("figure")]
     .filter((figure) => figure.querySelector("img"))
-    .map((figure) => ({ name: figure.querySelector("figcaption")?.textContent ?? "", url: figure.querySelector("img").src }));
+    .map((figure) => ({
+      name: figure.querySelector("figcaption")?.textContent ?? "",
+      url: figure.querySelector("img").src,
+    }));
 }

@@ -14,14 +14,19 @@ function hoverPlot(plot) {
   const said = plot.nextElementSibling;
   const keys = [...said.children];
   const numbers = keys.map((key) => key.appendChild(el("b")));
-  const place = el("span", { class: "place" }, "Point at the plot, or use the arrow keys, to read its values.");
+  const place = el(
+    "span",
+    { class: "place" },
+    "Point at the plot, or use the arrow keys, to read its values.",
+  );
   said.setAttribute("role", "status");
   said.prepend(place);
   plot.after(line);
   plot.setAttribute("tabindex", "0");
   const grid = [...new Set(series.flatMap((one) => one.x))].sort((a, b) => a - b);
   const scale = x.log ? Math.log : (v) => v;
-  const at = (value) => x.start + ((scale(value) - scale(x.low)) / (scale(x.high) - scale(x.low))) * (x.end - x.start);
+  const at = (value) =>
+    x.start + ((scale(value) - scale(x.low)) / (scale(x.high) - scale(x.low))) * (x.end - x.start);
   let now = -1;
   const show = (i) => {
     now = Math.max(0, Math.min(grid.length - 1, i));
@@ -39,7 +44,13 @@ function hoverPlot(plot) {
   plot.addEventListener("pointermove", (event) => {
     const seen = plot.getBoundingClientRect();
     const where = ((event.clientX - seen.left) / seen.width) * width;
-    show(grid.reduce((best, value, i) => (Math.abs(at(value) - where) < Math.abs(at(grid[best]) - where) ? i : best), 0));
+    show(
+      grid.reduce(
+        (best, value, i) =>
+          Math.abs(at(value) - where) < Math.abs(at(grid[best]) - where) ? i : best,
+        0,
+      ),
+    );
   });
   plot.addEventListener("pointerleave", hide);
   plot.addEventListener("blur", hide);
@@ -52,7 +63,10 @@ function hoverPlot(plot) {
 }
 
 function nearest(numbers, value) {
-  return numbers.reduce((best, one, i) => (Math.abs(one - value) < Math.abs(numbers[best] - value) ? i : best), 0);
+  return numbers.reduce(
+    (best, one, i) => (Math.abs(one - value) < Math.abs(numbers[best] - value) ? i : best),
+    0,
+  );
 }
 
 /** Calls `show(x, y)` with the position under the pointer, 0 to 1, and `leave()` without one.
@@ -68,11 +82,16 @@ export function pointAt(element, { columns, rows, show, leave, name }) {
   element.setAttribute("aria-label", name);
   element.addEventListener("pointermove", (event) => {
     const box = element.getBoundingClientRect();
-    to(Math.floor(((event.clientX - box.left) / box.width) * columns), Math.floor(((event.clientY - box.top) / box.height) * rows));
+    to(
+      Math.floor(((event.clientX - box.left) / box.width) * columns),
+      Math.floor(((event.clientY - box.top) / box.height) * rows),
+    );
   });
   element.addEventListener("pointerleave", leave);
   element.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[event.key];
+    const step = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] }[
+      event.key
+    ];
     if (!step) return;
     event.preventDefault();
     to(place[0] + step[0], place[1] + step[1]);

@@ -1,13 +1,18 @@
 // Numbers for people: the same rules as html/numbers.py.
 
-const WORDS = [[1e12, "trillion"], [1e9, "billion"], [1e6, "million"]];
+const WORDS = [
+  [1e12, "trillion"],
+  [1e9, "billion"],
+  [1e6, "million"],
+];
 
 /** A number as a person would write it: 15.7 trillion, 12,300, 3.14, 0.012, 0.0001. */
 export function people(value) {
   const size = Math.abs(value);
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "-" : value > 0 ? "∞" : "-∞";
   if (size > 0 && size < 1e-6) return "nearly 0";
-  for (const [unit, word] of WORDS) if (size >= unit * 0.9995) return `${digits(value / unit)} ${word}`;
+  for (const [unit, word] of WORDS)
+    if (size >= unit * 0.9995) return `${digits(value / unit)} ${word}`;
   if (size >= 999.5) return Math.round(value).toLocaleString("en-US");
   return digits(value);
 }

@@ -7,7 +7,14 @@ export function pair(pictures, { width = 480, first = 0, second = 1, name = "Div
   const chosen = [first, second];
   const images = [el("img", { alt: "" }), el("img", { alt: "" })];
   const tags = [el("span", { class: "left" }), el("span", { class: "right" })];
-  const stage = el("div", { class: "stage" }, images[1], images[0], el("i", { class: "divide" }), ...tags);
+  const stage = el(
+    "div",
+    { class: "stage" },
+    images[1],
+    images[0],
+    el("i", { class: "divide" }),
+    ...tags,
+  );
   const show = () => {
     chosen.forEach((which, i) => {
       images[i].src = pictures[which].url;
@@ -38,7 +45,12 @@ export function pair(pictures, { width = 480, first = 0, second = 1, name = "Div
       show();
     };
     made.append(
-      el("div", { class: "controls" }, menu({ name: "Left", options, value: first, change: choose(0) }), menu({ name: "Right", options, value: second, change: choose(1) })),
+      el(
+        "div",
+        { class: "controls" },
+        menu({ name: "Left", options, value: first, change: choose(0) }),
+        menu({ name: "Right", options, value: second, change: choose(1) }),
+      ),
     );
   }
   show();

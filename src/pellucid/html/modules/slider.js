@@ -16,7 +16,14 @@ export function slider({ name, min = 0, max, step = 1, value = min, words, chang
   };
   input.addEventListener("input", show);
   const box = el("div", { class: "slider" }, el("label", { for: id }, name), input, output);
-  if (marks.length > 1) box.append(el("span", { class: "marks", "aria-hidden": "true" }, ...marks.map((mark) => el("i", {}, mark))));
+  if (marks.length > 1)
+    box.append(
+      el(
+        "span",
+        { class: "marks", "aria-hidden": "true" },
+        ...marks.map((mark) => el("i", {}, mark)),
+      ),
+    );
   return {
     box,
     show,

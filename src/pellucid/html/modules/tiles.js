@@ -23,7 +23,8 @@ export function readPalette() {
   const [zero, plus, minus] = ["--zero", "--plus", "--minus"].map(colour);
   for (let v = -128; v < 128; v++) {
     const end = v < 0 ? minus : plus;
-    for (let c = 0; c < 3; c++) palette[3 * (v + 128) + c] = zero[c] + (end[c] - zero[c]) * Math.abs(v / 127);
+    for (let c = 0; c < 3; c++)
+      palette[3 * (v + 128) + c] = zero[c] + (end[c] - zero[c]) * Math.abs(v / 127);
   }
 }
 
@@ -40,9 +41,15 @@ export function drawTiles(canvas, packed, scale) {
   for (let c = 0; c < count; c++) {
     const tile = context.createImageData(width, height);
     for (let i = 0; i < width * height; i++) {
-      const at = 3 * (Math.max(-127, Math.min(127, Math.round(numbers[c * width * height + i] * scale))) + 128);
+      const at =
+        3 *
+        (Math.max(-127, Math.min(127, Math.round(numbers[c * width * height + i] * scale))) + 128);
       tile.data.set([palette[at], palette[at + 1], palette[at + 2], 255], 4 * i);
     }
-    context.putImageData(tile, (c % columns) * (width + gap), Math.floor(c / columns) * (height + gap));
+    context.putImageData(
+      tile,
+      (c % columns) * (width + gap),
+      Math.floor(c / columns) * (height + gap),
+    );
   }
 }

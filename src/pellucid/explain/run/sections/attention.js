@@ -11,14 +11,22 @@ export function wordsOf(tokens) {
   tokens.forEach((token, column) => {
     const last = words[words.length - 1];
     if (last && last.number === token.word) last.columns.push(column);
-    else words.push({ number: token.word, text: token.whole, columns: [column], content: token.content });
+    else
+      words.push({
+        number: token.word,
+        text: token.whole,
+        columns: [column],
+        content: token.content,
+      });
   });
   return words;
 }
 
 /** The shares of some columns at every position, {shape, numbers}: layers and heads are averaged. */
 export function shares(maps, columns, head) {
-  const [height, width] = maps.map((map) => map.shape.slice(1, 3)).reduce((a, b) => (a[0] * a[1] >= b[0] * b[1] ? a : b));
+  const [height, width] = maps
+    .map((map) => map.shape.slice(1, 3))
+    .reduce((a, b) => (a[0] * a[1] >= b[0] * b[1] ? a : b));
   const sum = new Float32Array(height * width);
   for (const map of maps) {
     const [heads, h, w, all] = map.shape;
@@ -42,7 +50,11 @@ const mean = (numbers) => numbers.reduce((a, b) => a + b, 0) / numbers.length;
 /** Colour of a multiple of the word's average: dark at 0, bright at `top`. */
 function heat(share) {
   const h = Math.max(0, Math.min(1, share));
-  return [Math.min(255, 40 + 430 * h), Math.max(0, 380 * h - 140), Math.max(0, 90 - 160 * h + Math.max(0, 420 * (h - 0.7)))].map(Math.round);
+  return [
+    Math.min(255, 40 + 430 * h),
+    Math.max(0, 380 * h - 140),
+    Math.max(0, 90 - 160 * h + Math.max(0, 420 * (h - 0.7))),
+  ].map(Math.round);
 }
 
 /** Draw a map as squares with lines between them, one for each position. */
@@ -62,7 +74,13 @@ export function show(place, page) {
   controls(place, page);
   page.cards(place, (card, run, which) => {
     if (!run.layers.length) {
-      card.append(el("p", { class: "note" }, `${run.model} has no cross-attention: there are no maps to show.`));
+      card.append(
+        el(
+          "p",
+          { class: "note" },
+          `${run.model} has no cross-attention: there are no maps to show.`,
+        ),
+      );
       return;
     }
     card.append(...attention(run, which, page));
@@ -89,13 +107,26 @@ function attention(run, which, page) {
   const [large, canvas] = overlay(run, page);
   const words = el("figcaption", { "aria-live": "off" });
   const list = el("div", { class: "words", role: "group", "aria-label": "Words" });
-  const buttons = Array.from({ length: Math.max(...run.texts.map((text) => wordsOf(text).filter((word) => word.content).length)) }, (_, i) => {
-    const [small, own] = overlay(run, page);
-    const [text, share] = [el("span"), el("small")];
-    const button = el("button", { type: "button", onclick: () => choose(page, which, i) }, small, text, share);
-    list.append(button);
-    return { button, own, text, share };
-  });
+  const buttons = Array.from(
+    {
+      length: Math.max(
+        ...run.texts.map((text) => wordsOf(text).filter((word) => word.content).length),
+      ),
+    },
+    (_, i) => {
+      const [small, own] = overlay(run, page);
+      const [text, share] = [el("span"), el("small")];
+      const button = el(
+        "button",
+        { type: "button", onclick: () => choose(page, which, i) },
+        small,
+        text,
+        share,
+      );
+      list.append(button);
+      return { button, own, text, share };
+    },
+  );
   const others = el("p", { class: "small" });
   page.follow(() => {
     const measured = content().map((word) => ({ word, ...measure(word) }));
@@ -114,24 +145,36 @@ function attention(run, which, page) {
     words.replaceChildren(
       el("b", {}, now.word.text),
       ` at step ${page.stepOf(run).number}, ${width}×${height} positions: from ${people(low)}× to ${people(high)}× its average`,
-      el("span", { class: "scale", "aria-hidden": "true" }, "0×", el("i"), `${people(Math.max(2, high))}×`),
+      el(
+        "span",
+        { class: "scale", "aria-hidden": "true" },
+        "0×",
+        el("i"),
+        `${people(Math.max(2, high))}×`,
+      ),
       spread(low, high),
     );
     others.textContent = othersSaid(all(), whole, measure, run.sections.attention.rest);
   });
-  return [el("div", { class: "attend" }, el("figure", {}, large, words), el("div", {}, list, others))];
+  return [
+    el("div", { class: "attend" }, el("figure", {}, large, words), el("div", {}, list, others)),
+  ];
 }
 
 /** What a range of multiples says. */
 function spread(low, high) {
-  if (high < 1.25) return "Nearly the same everywhere: at this step the word has no place of its own.";
-  return high < 2 ? "Some places get more of it than others." : "It acts in some places far more than in others.";
+  if (high < 1.25)
+    return "Nearly the same everywhere: at this step the word has no place of its own.";
+  return high < 2
+    ? "Some places get more of it than others."
+    : "It acts in some places far more than in others.";
 }
 
 /** The shares of everything that has no map, in words. */
 function othersSaid(words, whole, measure, restName) {
   const small = new Map();
-  for (const word of words) if (!word.content) small.set(word.text, (small.get(word.text) ?? 0) + measure(word).mean);
+  for (const word of words)
+    if (!word.content) small.set(word.text, (small.get(word.text) ?? 0) + measure(word).mean);
   const rest = 1 - whole - [...small.values()].reduce((a, b) => a + b, 0);
   const listed = [...small].map(([text, share]) => `“${text}” ${percent(share)}`).join(", ");
   return (
@@ -150,7 +193,8 @@ function overlay(run, page) {
 
 /** Choose word `i` of run `which`, and the same word of the other run if there is one. */
 function choose(page, which, i) {
-  const contentOf = (run) => wordsOf(run.texts[page.stepOf(run).text]).filter((word) => word.content);
+  const contentOf = (run) =>
+    wordsOf(run.texts[page.stepOf(run).text]).filter((word) => word.content);
   const { text } = contentOf(page.runs[which])[i];
   const words = page.runs.map((run, k) => {
     const same = contentOf(run).findIndex((word) => word.text === text);
@@ -163,7 +207,13 @@ function controls(place, page) {
   const layers = page.runs[0].layers;
   if (layers.length < 2 && (layers.length === 0 || layers[0].heads < 2)) return;
   const box = el("div", { class: "controls" });
-  box.append(menu({ name: "Layer", options: ["all, averaged", ...layers.map((one) => one.name)], change: (i) => page.set({ layer: i - 1 }) }));
+  box.append(
+    menu({
+      name: "Layer",
+      options: ["all, averaged", ...layers.map((one) => one.name)],
+      change: (i) => page.set({ layer: i - 1 }),
+    }),
+  );
   const heads = Math.max(...layers.map((one) => one.heads));
   if (heads > 1) {
     const options = ["all, averaged", ...Array.from({ length: heads }, (_, i) => `head ${i + 1}`)];

@@ -11,8 +11,18 @@ export function show(place, page) {
       el(
         "div",
         { class: "frames big" },
-        el("figure", {}, tiles(page, "The channels of the finished latents", () => run.latent), caption("The finished latents", `${count} channels, a tile for each.`)),
-        el("figure", {}, frame(run, picture, `The decoded picture: ${run.prompt}`), caption("The picture", `${w}×${h} pixels in three colours.`)),
+        el(
+          "figure",
+          {},
+          tiles(page, "The channels of the finished latents", () => run.latent),
+          caption("The finished latents", `${count} channels, a tile for each.`),
+        ),
+        el(
+          "figure",
+          {},
+          frame(run, picture, `The decoded picture: ${run.prompt}`),
+          caption("The picture", `${w}×${h} pixels in three colours.`),
+        ),
       ),
     );
   });

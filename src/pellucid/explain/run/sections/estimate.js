@@ -11,11 +11,26 @@ export function show(place, page) {
       el(
         "div",
         { class: "frames big" },
-        el("figure", {}, x, el("figcaption", {}, el("b", {}, "The network’s input, x"), el("br"), xCaption)),
-        el("figure", {}, x0, el("figcaption", {}, el("b", {}, "Its estimate of the picture, x̂₀"), el("br"), x0Caption)),
+        el(
+          "figure",
+          {},
+          x,
+          el("figcaption", {}, el("b", {}, "The network’s input, x"), el("br"), xCaption),
+        ),
+        el(
+          "figure",
+          {},
+          x0,
+          el("figcaption", {}, el("b", {}, "Its estimate of the picture, x̂₀"), el("br"), x0Caption),
+        ),
       ),
       el("div", { class: "share", "aria-hidden": "true" }, bar),
-      el("p", { class: "small shares" }, el("span", {}, el("i", { class: "key clean" }), clean), el("span", {}, el("i", { class: "key" }), noisy)),
+      el(
+        "p",
+        { class: "small shares" },
+        el("span", {}, el("i", { class: "key clean" }), clean),
+        el("span", {}, el("i", { class: "key" }), noisy),
+      ),
     );
     page.follow(() => {
       const step = page.stepOf(run);
@@ -26,7 +41,9 @@ export function show(place, page) {
       xCaption.textContent = `t = ${people(step.t)}: α = ${people(step.alpha)}, σ = ${people(step.sigma)}`;
       x0Caption.textContent =
         `The step ends at α = ${people(step.alphaAfter)}, σ = ${people(step.sigmaAfter)}.` +
-        (step.evaluations > 1 ? ` This sampler evaluated the network ${step.evaluations} times in this step; the last one is shown.` : "");
+        (step.evaluations > 1
+          ? ` This sampler evaluated the network ${step.evaluations} times in this step; the last one is shown.`
+          : "");
       bar.style.width = `${100 * step.clean}%`;
       clean.textContent = `picture ${percent(step.clean)}`;
       noisy.textContent = `noise ${percent(1 - step.clean)}`;

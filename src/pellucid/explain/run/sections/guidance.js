@@ -24,16 +24,39 @@ export function show(place, page) {
       el(
         "div",
         { class: "frames below" },
-        el("figure", {}, tiles(page, "The predicted noise without the prompt", () => step().epsUncond), caption("Noise, without the prompt")),
-        el("figure", {}, tiles(page, "The predicted noise with the prompt", () => step().eps), caption("Noise, with the prompt")),
-        el("figure", {}, tiles(page, "The difference of the two, amplified", () => step().difference, () => (same() ? 0 : 1.7)), differenceCaption),
+        el(
+          "figure",
+          {},
+          tiles(page, "The predicted noise without the prompt", () => step().epsUncond),
+          caption("Noise, without the prompt"),
+        ),
+        el(
+          "figure",
+          {},
+          tiles(page, "The predicted noise with the prompt", () => step().eps),
+          caption("Noise, with the prompt"),
+        ),
+        el(
+          "figure",
+          {},
+          tiles(
+            page,
+            "The difference of the two, amplified",
+            () => step().difference,
+            () => (same() ? 0 : 1.7),
+          ),
+          differenceCaption,
+        ),
       ),
     );
     const most = run.steps.reduce((best, one) => (one.seen > best.seen ? one : best));
     page.follow(() => {
       let description = `with − without, amplified ${people(factor())} times`;
       if (same()) {
-        description = step().alpha === 0 ? "None yet: x is pure noise and independent of the picture." : "None: there was no guidance at this step.";
+        description =
+          step().alpha === 0
+            ? "None yet: x is pure noise and independent of the picture."
+            : "None: there was no guidance at this step.";
       }
       differenceCaption.replaceChildren(el("b", {}, "Their difference"), el("br"), description);
       seen.textContent =

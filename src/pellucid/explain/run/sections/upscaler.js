@@ -6,16 +6,34 @@ import { frame } from "../parts.js";
 export function show(place, page) {
   page.cards(place, (card, run) => {
     const stage = run.sections.upscaler;
-    if (!stage) return card.append(el("p", {}, "This run shows the small picture: there was no second stage."));
+    if (!stage)
+      return card.append(
+        el("p", {}, "This run shows the small picture: there was no second stage."),
+      );
     const last = stage.steps[stage.steps.length - 1];
     const sharp = stage.sharpen ? " Its finest detail is added once more." : "";
     card.append(
       el(
         "div",
         { class: "frames" },
-        el("figure", {}, frame(run, stage.small, "The small picture"), caption("The small picture", `${stage.size.join("×")} pixels, from the first stage.`)),
-        el("figure", {}, frame(run, stage.bicubic, "The small picture, enlarged without a network"), caption("Bicubic, U", "Larger, with nothing new in it.")),
-        el("figure", {}, frame(run, last.picture, "The result of the second stage"), caption("The second stage", "Crisp edges, fewer stains.")),
+        el(
+          "figure",
+          {},
+          frame(run, stage.small, "The small picture"),
+          caption("The small picture", `${stage.size.join("×")} pixels, from the first stage.`),
+        ),
+        el(
+          "figure",
+          {},
+          frame(run, stage.bicubic, "The small picture, enlarged without a network"),
+          caption("Bicubic, U", "Larger, with nothing new in it."),
+        ),
+        el(
+          "figure",
+          {},
+          frame(run, last.picture, "The result of the second stage"),
+          caption("The second stage", "Crisp edges, fewer stains."),
+        ),
       ),
     );
     stage.steps.forEach((step, i) => {
@@ -24,9 +42,24 @@ export function show(place, page) {
         el(
           "div",
           { class: "frames below" },
-          el("figure", {}, frame(run, step.x, `The noisy residual at ${of}`), caption(`Step ${i + 1}: the noisy residual, x`, `u = ${people(step.u)}; grey is 0.`)),
-          el("figure", {}, frame(run, step.residual, `The estimated residual at ${of}`), caption("The estimate, r̂", "What bicubic lacks.")),
-          el("figure", {}, frame(run, step.picture, `The picture at ${of}`), caption("Bicubic plus r̂", `The picture at this step.${sharp}`)),
+          el(
+            "figure",
+            {},
+            frame(run, step.x, `The noisy residual at ${of}`),
+            caption(`Step ${i + 1}: the noisy residual, x`, `u = ${people(step.u)}; grey is 0.`),
+          ),
+          el(
+            "figure",
+            {},
+            frame(run, step.residual, `The estimated residual at ${of}`),
+            caption("The estimate, r̂", "What bicubic lacks."),
+          ),
+          el(
+            "figure",
+            {},
+            frame(run, step.picture, `The picture at ${of}`),
+            caption("Bicubic plus r̂", `The picture at this step.${sharp}`),
+          ),
         ),
       );
     });
