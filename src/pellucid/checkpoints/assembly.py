@@ -24,6 +24,7 @@ Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["plain", "transposed", "conv", "third"]
 
 READERS = 2  # tensors that are read at once; more were no faster
+TOGETHER = 2**16  # numbers that a reader takes at once: a task for each small tensor takes longer
 FIRST = 3  # how many wrong keys an error names
 KEY_LENGTH = 200  # of a key and what is wrong with it, in an error
 
@@ -201,11 +202,19 @@ def fill(
         plain = names[name].is_contiguous()
         return tensor if plain else tensor.contiguous(memory_format=torch.channels_last)
 
+    groups: list[list[str]] = []
+    left = 0
+    for name, tensor in names.items():
+        if left <= 0:
+            groups.append([])
+            left = TOGETHER
+        groups[-1].append(name)
+        left -= tensor.numel()
+    filled: dict[str, Tensor] = {}
     with ThreadPoolExecutor(READERS) as pool:  # casting releases the interpreter lock
-        filled = {}
-        for name, tensor in zip(names, pool.map(read, names), strict=True):
-            filled[name] = tensor
+        for tensors in pool.map(lambda group: {name: read(name) for name in group}, groups):
+            filled |= tensors
             if loading is not None:
-                loading.done += tensor.numel()
+                loading.done += sum(tensor.numel() for tensor in tensors.values())
     part.module.load_state_dict(filled, assign=True, strict=True)
     part.module.eval()
