@@ -24,7 +24,6 @@ Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["plain", "transposed", "conv", "third"]
 
 READERS = 2  # tensors that are read at once; more were no faster
-TOGETHER = 2**16  # numbers that a reader takes at once: a task for each small tensor takes longer
 FIRST = 3  # how many wrong keys an error names
 KEY_LENGTH = 200  # of a key and what is wrong with it, in an error
 
@@ -202,19 +201,11 @@ def fill(
         plain = names[name].is_contiguous()
         return tensor if plain else tensor.contiguous(memory_format=torch.channels_last)
 
-    groups: list[list[str]] = []
-    left = 0
-    for name, tensor in names.items():
-        if left <= 0:
-            groups.append([])
-            left = TOGETHER
-        groups[-1].append(name)
-        left -= tensor.numel()
-    filled: dict[str, Tensor] = {}
     with ThreadPoolExecutor(READERS) as pool:  # casting releases the interpreter lock
-        for tensors in pool.map(lambda group: {name: read(name) for name in group}, groups):
-            filled |= tensors
+        filled = {}
+        for name, tensor in zip(names, pool.map(read, names), strict=True):
+            filled[name] = tensor
             if loading is not None:
-                loading.done += sum(tensor.numel() for tensor in tensors.values())
+                loading.done += tensor.numel()
     part.module.load_state_dict(filled, assign=True, strict=True)
     part.module.eval()
