@@ -207,7 +207,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(f"{file} is not valid TOML: it is nested too deep") from None
+    except ValueError as error:
         raise ValueError(f"{file} is not valid TOML: {error}") from error
 
 

@@ -144,7 +144,9 @@ def _fields(line: str, place: str) -> dict[str, Any]:
         return {"prompt": line}
     try:
         fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(f"{place} begins as JSON and is nested too deep") from None
+    except ValueError as error:
         raise ValueError(f"{place} begins as JSON and is not valid: {error}") from error
     for field_name in fields:
         if field_name not in Request.model_fields:

@@ -64,7 +64,7 @@ def _or_default(context: typer.Context, value: Path | None) -> Path | None:
 
 MODEL_HELP = (
     "A model: a file, a diffusers folder, or a name in the folder of models. Default: that of your "
-    "settings, else the small model that ships with Pellucid."
+    "settings, else the small included one."
 )
 ModelFile = Annotated[
     Path | None,

@@ -131,9 +131,9 @@ class RequestOption:
         )
 
     def _metavar(self) -> str | None:
-        if self.kind in NUMBERS:
-            return NUMBERS[self.kind][0]
-        return None if self.form in ("", "FILE") else self.form.split()[-1]
+        if self.form:
+            return self.form.split()[-1]
+        return NUMBERS[self.kind][0] if self.kind in NUMBERS else None
 
     def _default(self) -> str:
         """The default in the form of the option; "" if it is none, or the model's."""

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 @app.command()
 def clip(
-    pictures: Annotated[list[Path], typer.Argument(help="One or more pictures.")],
-    text: Annotated[list[str] | None, typer.Option(help="A text to compare; repeatable.")] = None,
+    pictures: Annotated[
+        list[Path], typer.Argument(help="One or more pictures.", metavar="PICTURE...")
+    ],
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to compare; repeatable.", metavar="TEXT")
+    ] = None,
     words: Annotated[
         str,
         typer.Option(

@@ -39,7 +39,7 @@ def config(
     values.pop("serve", None)
     width = max(map(len, values))
     for name, value in values.items():
-        text = "the one that ships" if value is None else value
+        text = "the included one" if value is None else value
         show(f"{name:<{width}}  {text}  ({found.origins[name]})")
     for name, table in tables.items():
         shown = ", ".join(f"{field} {json.dumps(value)}" for field, value in table.items())

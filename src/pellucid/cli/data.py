@@ -22,7 +22,7 @@ def emoji(
     ),
     size: Annotated[int, typer.Option(min=16, max=512, help="Pixels on a side.")] = 64,
     extra: Annotated[
-        bool, typer.Option("--extra", help="More emoji than the shipped model has learned.")
+        bool, typer.Option("--extra", help="More emoji than the included model has learned.")
     ] = False,
 ) -> None:
     """Render the emoji art that the shipped model was trained on."""

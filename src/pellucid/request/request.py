@@ -143,7 +143,7 @@ class Request(BaseModel):
         choices=lambda: discover("pellucid.samplers"),
     )
     spacing: str | None = option(
-        "How the steps are spaced: karras, uniform, ...",
+        "How the steps are spaced: karras, uniform, ...; an unknown name lists all.",
         flag="--spacing --schedule",
         choices=_spacings,
     )
@@ -262,8 +262,7 @@ class Request(BaseModel):
         "A prompt to interpolate to: --count pictures on the way, all of one seed.", group=STEER
     )
     walk_by: WalkBy | None = option(
-        "Interpolate the text embeddings or the estimates of the picture: embeddings, estimates. "
-        "Default: as suits the model.",
+        "Interpolate the text embeddings or the estimates of the picture. Default: as suits the model.",
         group=STEER,
         needs="walk",
     )
