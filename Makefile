@@ -56,7 +56,9 @@ studio: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
-check: format-check lint types contract test
+# Two at a time: the types are checked while the tests run.
+check:
+	@$(MAKE) --no-print-directory -j 2 format-check lint types contract test
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
