@@ -298,29 +298,7 @@ def conditioning_schedule(
 
     def at(step: int) -> StepConditioning:
         given = [(encoded[each[step]], weight) for each, weight in prompts]
-        conds: list[tuple[Conditioning, float | Tensor]] = [*given]
-        if request.walk is not None:
-            (here, _), (there, _) = given
-            if request.walk_by == "estimates":
-                shares = torch.tensor(request.walk_positions).view(-1, 1, 1, 1).to(runtime.device)
-                conds = [(here, 1 - shares), (there, shares)]
-            else:
-                stops = [interpolate(here, there, share) for share in request.walk_positions]
-                conds = [(Conditioning.cat(stops), 1.0)]
-        elif request.regions:
-            size = len(
-                request.regions
-            )  # after them, where a style counts more, they come without it
-            groups = [given[i : i + size] for i in range(0, len(given), size)]
-            conds = [
-                (
-                    Conditioning.cat([each.repeat(request.count) for each, _ in group]),
-                    math.fsum(weight for _, weight in group),
-                )
-                for group in groups
-            ]
-        elif request.mix and request.mix_by == "embedding":
-            conds = [(Conditioning.mix(given), 1.0)]
+        conds = _added_up(request, given, runtime.device)
         if not guided:
             return StepConditioning(conds, None)
         uncond = encoded[negative[step]]
@@ -329,6 +307,34 @@ def conditioning_schedule(
         return StepConditioning(conds, uncond)
 
     return [at(step) for step in range(steps + second)]
+
+
+def _added_up(
+    request: ResolvedRequest, given: Sequence[tuple[Conditioning, float]], device: torch.device
+) -> list[tuple[Conditioning, float | Tensor]]:
+    """The conditionings of a step that guidance adds up, and their weights, from those of the prompts:
+    of a walk, of the regions and of a mix of embeddings they are made of several."""
+    if request.walk is not None:
+        (here, _), (there, _) = given
+        if request.walk_by == "estimates":
+            shares = torch.tensor(request.walk_positions).view(-1, 1, 1, 1).to(device)
+            return [(here, 1 - shares), (there, shares)]
+        stops = [interpolate(here, there, share) for share in request.walk_positions]
+        return [(Conditioning.cat(stops), 1.0)]
+    if request.regions:
+        # After all regions, where a style counts more, come all of them without it.
+        size = len(request.regions)
+        groups = [given[i : i + size] for i in range(0, len(given), size)]
+        return [
+            (
+                Conditioning.cat([each.repeat(request.count) for each, _ in group]),
+                math.fsum(weight for _, weight in group),
+            )
+            for group in groups
+        ]
+    if request.mix and request.mix_by == "embedding":
+        return [(Conditioning.mix(given), 1.0)]
+    return [*given]
 
 
 def weighted_prompts(request: ResolvedRequest) -> list[tuple[str, float]]:
