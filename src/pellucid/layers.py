@@ -43,16 +43,13 @@ class Layer(NamedTuple):
 def composed(canvas: Image.Image, regions: Sequence[Region], layout: Layout) -> Image.Image:
     """The canvas of the regions as the picture that the layout asks for, of the same size."""
     ground = Image.new("RGBA", canvas.size, (*(layout.ground or (255, 255, 255)), 255))
-    if not layout.moves:
-        ground.alpha_composite(cut_out(canvas))
-        return ground.convert("RGB")
     boxes = [_pixels(region, canvas.size) for region in regions]
     layers = [_bare(Layer(cut_out(canvas.crop(box)), box[0], box[1])) for box in boxes]
     if layout.meeting is not None:
         layers = _meeting(layers, layout, canvas.size)
-    elif len(layers) <= IN_LINE:
+    elif layout.moves and len(layers) <= IN_LINE:
         layers = _in_line(layers, regions, layout.sizes, canvas.size)
-    else:
+    elif layout.moves:
         most = max(*layout.sizes, 1)
         layers = [_standing(e, s / most) for e, s in zip(layers, layout.sizes, strict=True)]
     for layer in layers:

@@ -33,7 +33,7 @@ def matte(pixels: np.ndarray) -> np.ndarray:
     The ground is what is nearly white and connected with the border: a white eye inside of a face is
     none.
     """
-    distance = 1 - pixels.min(axis=-1)
+    distance = 1 - np.minimum.reduce([pixels[..., channel] for channel in range(3)])
     ground = from_border(distance < WHITE)
     pixel = min(ground.shape) * EDGE
     edge, fringe = max(round(pixel), 1), max(round(min(ground.shape) * FRINGE), 1)
@@ -53,11 +53,21 @@ def from_border(where: np.ndarray) -> np.ndarray:
     found = np.zeros_like(where)
     for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         found[side] = where[side]
+    masks = [where, np.ascontiguousarray(where.T)]
     count = 0
     while count != (count := int(found.sum())):
-        for _ in range(16):
-            found = spread(found, 1) & where
+        for mask in masks:  # down and up, then the same of the columns
+            found = found | _swept(found, mask)
+            found = np.ascontiguousarray((found | _swept(found[::-1], mask[::-1])[::-1]).T)
     return found
+
+
+def _swept(found: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """What is reached from the found pixels downwards, inside of the mask."""
+    row = np.arange(len(found), dtype=np.int16)[:, None]
+    reached = np.maximum.accumulate(np.where(found, row, np.int16(-1)))
+    wall = np.maximum.accumulate(np.where(where, np.int16(-1), row))
+    return reached > wall
 
 
 def spread(where: np.ndarray, by: int) -> np.ndarray:
