@@ -108,7 +108,8 @@ BAD_LINES = {
     b'{"prompt": "b", "size": "64x64"}': "unknown field 'size'; the fields of --size are width and",
     b'{"prompt": "b", "loras": "no"}': "p.txt, line 1: ",
     b'{"prompt": "b", "loras": ["no"]}': "p.txt, line 1: no does not exist",
-    b'{"a' + b"[" * 99_999: "p.txt, line 1 begins as JSON and is n",
+    b'{"a' + b"[" * 99_999: "p.txt, line 1 begins as JSON and is not valid",
+    b'{"a": ' + b"[" * 99_999: "p.txt, line 1 begins as JSON and is nested too deep",
 }
 
 
