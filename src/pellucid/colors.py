@@ -29,10 +29,11 @@ _SHADES = {"light": 0.5, "pale": 0.6, "bright": 0.0, "deep": -0.3, "dark": -0.45
 """Words in front of a colour -> how far it goes to white, or below 0 to black."""
 # "on a plain yellow background", "against the dark blue backdrop", ", teal background", "on purple".
 _SHADE = rf"(?:({'|'.join(_SHADES)})[ -]?)?"
-_NAMED = "|".join(sorted(NAMES, key=len, reverse=True))
+_ENDS = re.compile(f"(?<=.)(?=(?:{'|'.join(COLORS)}|grey|white|cyan|violet|salmon)$)")
+_NAMED = "|".join(_ENDS.sub("[ -]?", n) for n in sorted(NAMES, key=len, reverse=True))  # "sky blue"
 _GROUND = re.compile(
     rf",?\s{{0,3}}\b(?:(?:(?:on|against|over|in front of|with)\s)?(?:(?:an?|the)\s)?"
-    rf"(?:(?:plain|pure|clean|solid|simple|flat)\s)?"
+    rf"(?:(?:plain|pure|clean|solid|simple|flat|soft|vivid|nice|beautiful)\s)?"
     rf"{_SHADE}({_NAMED})(?:[ -]colou?red)?\s(?:background|backdrop|ground)\b"
     rf"|on\s(?:(?:plain|pure|solid)\s)?{_SHADE}({'|'.join(COLORS)}|white)(?=\s{{0,3}}(?:$|[.,!])))",
     re.IGNORECASE,
@@ -55,10 +56,11 @@ def take_ground(prompt: str) -> tuple[str, Color | None]:
 
 def _color(*words: str) -> Color:
     """That of a name, or of a shade and a name: "dark", "red"."""
-    shade, name = ("", *words)[-2:]
-    own = NAMES.get(f"{shade}{name}".lower())
+    shade, name = (re.sub("[ -]", "", word).lower() for word in ("", *words)[-2:])
+    own = NAMES.get(f"{shade}{name}")
     if own is not None:
         return own
-    amount, to = _SHADES[shade.lower()], 255 if _SHADES[shade.lower()] > 0 else 0
-    red, green, blue = (round(v + abs(amount) * (to - v)) for v in NAMES[name.lower()])
+    amount = _SHADES[shade]
+    to = 255 if amount > 0 else 0
+    red, green, blue = (round(v + abs(amount) * (to - v)) for v in NAMES[name])
     return red, green, blue

@@ -35,8 +35,7 @@ def matte(pixels: np.ndarray) -> np.ndarray:
     """
     distance = 1 - np.minimum.reduce([pixels[..., channel] for channel in range(3)])
     ground = from_border(distance < WHITE)
-    pixel = min(ground.shape) * EDGE
-    edge, fringe = max(round(pixel), 1), max(round(min(ground.shape) * FRINGE), 1)
+    edge, fringe = (max(round(min(ground.shape) * part), 1) for part in (EDGE, FRINGE))
     faint = ground
     for _ in range(fringe):
         faint = faint | (spread(faint, 1) & (distance < PALE))
