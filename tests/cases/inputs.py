@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -195,6 +197,55 @@ def png_chunks(path: Path, *chunks: tuple[bytes, bytes], spoil: bool = False) ->
     return path
 
 
+def hide(path: Path, text: str, mark: str, mode: str) -> Path:
+    """A picture with a text in its lowest bits, one bit after the other as A1111's extension writes it.
+
+    mode: RGBA for the alpha, RGB for the colours. A mark that ends in "comp" packs the text.
+    """
+    data = gzip.compress(text.encode()) if mark.endswith("comp") else text.encode()
+    bits = "".join(f"{byte:08b}" for byte in mark.encode())
+    bits += f"{8 * len(data):032b}" + "".join(f"{byte:08b}" for byte in data)
+    picture = noisy(96, 40).convert(mode)
+    pixels = picture.load()
+    places = [(x, y) for x in range(96) for y in range(40)]
+    per = 1 if mode == "RGBA" else 3
+    for (x, y), at in zip(places, range(0, len(bits), per), strict=False):
+        colours = list(pixels[x, y])  # type: ignore[index, call-overload]
+        for index, bit in enumerate(bits[at : at + per]):
+            channel = 3 if mode == "RGBA" else index
+            colours[channel] = colours[channel] & ~1 | int(bit)
+        pixels[x, y] = tuple(colours)  # type: ignore[index]
+    picture.save(path, lossless=True)
+    return path
+
+
+def embedding_png(path: Path, content: Any, how: str) -> Path:
+    """A1111's picture of an embedding, with the JSON in a text ("text") or in the pixels."""
+    data = json.dumps(content).encode()
+    if how == "text":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("sd-ti-embedding", base64.b64encode(data).decode())
+        noisy().save(path, "PNG", pnginfo=info)
+        return path
+    packed = np.frombuffer(zlib.compress(data, 9), np.uint8)
+    height = 48
+    size = len(packed) + height - len(packed) % height
+    size += height * 3 - size % (height * 3)
+    blocks = []
+    for half in (packed & 15, packed >> 4):
+        seed, mask = 0, []
+        for _ in range(size):
+            seed = (1664525 * seed + 1013904223) % 2**32
+            mask.append(seed % 255 & 15)
+        style = np.random.default_rng(len(blocks)).integers(1, 16, size) << 4  # looks alone
+        blocks.append((np.resize(half, size) ^ mask | style).reshape(height, -1, 3))
+    black = np.zeros((height, 1, 3), int)
+    inside = np.asarray(noisy(24, height)).astype(int) | 1
+    whole = np.concatenate([blocks[0], black, inside, black, blocks[1]], 1)
+    Image.fromarray(whole.astype(np.uint8)).save(path)
+    return path
+
+
 USER_COMMENT, MAKE, MODEL, SOFTWARE, MAKER_NOTE = 0x9286, 0x010F, 0x0110, 0x0131, 0x927C
 
 
@@ -251,6 +302,7 @@ showpage
 # CIE xyz of the red, green and blue of a space, adapted to D50 as a profile has them (ICC.1:2010).
 ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407))
+SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.7141))
 D50 = (0.9642, 1.0, 0.8249)
 
 

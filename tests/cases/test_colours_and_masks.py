@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from inputs import ADOBE_RGB, DISPLAY_P3, captions, noisy, profile, write_json
+from inputs import (
+    ADOBE_RGB,
+    DISPLAY_P3,
+    SRGB,
+    captions,
+    noisy,
+    png_chunks,
+    profile,
+    write_json,
+)
 from PIL import Image, ImageCms
 
 from pellucid.images.load import open_image, open_mask
@@ -120,6 +130,47 @@ def test_adobe_rgb_that_a_camera_names_in_the_exif(tmp_path: Path) -> None:
         ).max()
         <= 3
     )
+
+
+def test_colours_that_a_png_states_without_a_profile(tmp_path: Path) -> None:
+    """Case 9: cICP, gAMA and cHRM, as browsers read them; today they are ignored."""
+    d65, p3 = (31270, 32900), (68000, 32000, 26500, 69000, 15000, 6000)
+    srgb = (64000, 33000, 30000, 60000, 15000, 6000)
+    for chunks, icc in [
+        ([(b"cICP", bytes((12, 13, 0, 1)))], PROFILES["Display P3"]),
+        ([(b"cICP", bytes((12, 4, 0, 1))), (b"sRGB", b"\0")], PROFILES["Display P3"]),
+        ([(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", struct.pack(">8I", *d65, *p3))], None),
+        ([(b"gAMA", struct.pack(">I", 100000))], profile(SRGB, 1.0)),
+        ([(b"gAMA", struct.pack(">I", 55556))], profile(SRGB, 1.8)),
+    ]:
+        path = png_chunks(tmp_path / "a.png", *chunks)
+        with Image.open(path) as picture:
+            want = in_srgb(picture, icc or PROFILES["Display P3"])
+        seen = np.asarray(open_image(path)).astype(int)
+        assert abs(seen - np.asarray(noisy())).max() > 20
+        # Dark colours differ: sRGB's curve is not an exponent of 2.2.
+        assert abs(seen - want)[want > 40].max() <= 3, chunks
+    for chunks in (
+        [(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", struct.pack(">8I", *d65, *srgb))],
+        [(b"gAMA", struct.pack(">I", 100000)), (b"sRGB", b"\0")],
+        [(b"gAMA", bytes(4)), (b"cHRM", bytes(32))],
+        [(b"cHRM", struct.pack(">8I", *d65, 64000, 0, 30000, 60000, 15000, 6000))],
+        [(b"cHRM", struct.pack(">8I", *d65, *srgb[:2] * 3))],
+        [(b"cICP", bytes((2, 2, 0, 1)))],
+        [(b"cICP", bytes((12, 13)))],
+    ):
+        seen = np.asarray(open_image(png_chunks(tmp_path / "a.png", *chunks)))
+        assert (seen == np.asarray(noisy())).all(), chunks
+
+
+@pytest.mark.parametrize(("transfer", "white"), [(16, 148), (18, 191)])
+def test_white_of_a_screenshot_in_hdr(transfer: int, white: int, tmp_path: Path) -> None:
+    """Case 9: light of 203 cd/m2 is white (BT.2408), what is brighter is cut, and black is black."""
+    path = png_chunks(tmp_path / "a.png", (b"cICP", bytes((9, transfer, 0, 1))))
+    seen, numbers = np.asarray(open_image(path)), np.asarray(noisy())
+    bright, dark = (numbers >= white).all(2), (numbers < white // 2).all(2)
+    assert (seen[bright] >= 254).all() and bright.any()
+    assert (seen[dark].mean(1) < 150).all() and dark.any()
 
 
 # ---------------------------------------------------------------- 10: masks

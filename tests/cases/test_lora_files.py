@@ -14,13 +14,23 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import SHORT, change_json, effect, quietly, read_weights, replace_weights
+from inputs import (
+    SHORT,
+    change_json,
+    effect,
+    embedding_png,
+    noisy,
+    quietly,
+    read_weights,
+    replace_weights,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import references
 from pellucid import checkpoints
+from pellucid.checkpoints.embedding_files import words_in
 from pellucid.model import Model
 from references import make_lora, model_of, noise
 
@@ -591,6 +601,46 @@ def test_no_vectors_of_an_embedding_are_left_out(
     path = tmp_path / "frida.safetensors"
     save_file({key: noise(2, 64), other: noise(2, 64)}, path)
     assert other in refused("tokens", "a frida", "--model", sd1_file, "--embedding", path)
+
+
+FRIDA = {"name": "frida", "step": 100, "string_to_token": {"*": 265}}
+VECTORS = {"*": {"TORCHTENSOR": [[0.25] * 64, [-0.5] * 64]}}
+
+
+@pytest.mark.parametrize("how", ["text", "pixels"])
+def test_an_embedding_in_a_picture(how: str, ids: Any, call: Any, tmp_path: Path) -> None:
+    """A1111 shares embeddings as pictures; the word is the one inside, not the file's name."""
+    path = embedding_png(tmp_path / "shared.png", FRIDA | {"string_to_param": VECTORS}, how)
+    assert ids("a frida", "--embedding", path) == [320, 49408, 49409]
+    ((word, vectors),) = words_in(path)
+    assert word == "frida" and vectors["text"][:, 0].tolist() == [0.25, -0.5]
+    status, out, _ = call("info", path)
+    assert status == 0 and "frida 2 of width 64" in out
+
+
+@pytest.mark.parametrize("how", ["text", "pixels"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "string_to_param"),
+        (FRIDA, "string_to_param"),
+        (FRIDA | {"string_to_param": {}}, "string_to_param"),
+        (FRIDA | {"string_to_param": {"*": {"TORCHTENSOR": [[1.0], [1.0, 2.0]]}}}, "damaged"),
+        (FRIDA | {"string_to_param": {"*": {"TORCHTENSOR": [[None] * 64]}}}, "damaged"),
+    ],
+)
+def test_a_damaged_embedding_in_a_picture(
+    content: Any, said: str, how: str, refused: Any, sd1_file: Path, tmp_path: Path
+) -> None:
+    path = embedding_png(tmp_path / "frida.png", content, how)
+    options = ("--model", sd1_file, "--embedding", path)
+    assert said in refused("tokens", "a frida", *options)
+
+
+def test_a_picture_without_an_embedding(refused: Any, sd1_file: Path, tmp_path: Path) -> None:
+    noisy().save(tmp_path / "frida.png")
+    options = ("--model", sd1_file, "--embedding", tmp_path / "frida.png")
+    assert "picture without an embedding" in refused("tokens", "a frida", *options)
 
 
 # ---------------------------------------------------------------- 28: LoRAs by folder and name

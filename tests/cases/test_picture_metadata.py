@@ -16,6 +16,7 @@ from inputs import (
     a1111_picture,
     exif,
     exif_type,
+    hide,
     noisy,
     png_chunks,
     png_text,
@@ -243,14 +244,18 @@ def made_by(name: str, folder: Path) -> Path:
         numbers |= {"num_inference_steps": 4, "guidance_scale": 2.5, "sampler_name": "euler_a"}
         numbers |= {"width": 16, "height": 16, "use_vae_model": None, "tiling": None}
         return a1111_picture(folder / "a.jpg", json.dumps(numbers))
-    assert name == "NovelAI"
     texts = {"Title": "NovelAI generated image", "Description": NOVELAI["prompt"]}
     texts |= {
         "Software": "NovelAI",
         "Source": "NovelAI Diffusion V3",
         "Comment": json.dumps(NOVELAI),
     }
-    return png_text(folder / "a.png", **texts)  # type: ignore[arg-type]
+    if name == "NovelAI":
+        return png_text(folder / "a.png", **texts)  # type: ignore[arg-type]
+    program, mark = name.split()[:2]
+    path = folder / ("a.webp" if name.endswith("WebP") else "a.png")
+    text = json.dumps(texts) if program == "NovelAI" else INFOTEXT
+    return hide(path, text, f"stealth_{mark}", "RGBA" if mark.startswith("png") else "RGB")
 
 
 def drawn_things(folder: Path, kind: str, **changes: Any) -> Path:
@@ -273,6 +278,7 @@ PROGRAMS = (
     *("ComfyUI comment", "InvokeAI", "InvokeAI 2", "NovelAI"),
     *("Easy Diffusion", "Easy Diffusion JPEG"),
     *("Draw Things", "Draw Things JPEG", "Draw Things WEBP", "Draw Things EXIF"),
+    *("NovelAI pngcomp", "NovelAI pngcomp WebP", "A1111 pnginfo", "A1111 rgbinfo", "A1111 rgbcomp"),
 )
 
 
@@ -285,6 +291,19 @@ def test_pictures_of_other_programs(name: str, tmp_path: Path, drawn: Any, info:
     assert name.split()[0] in info(path)
     if "Fooocus" in name or "Comfy" in name:
         assert request["spacing"] == "karras"
+
+
+@pytest.mark.parametrize("damage", ["length", "gzip", "mark"])
+def test_a_hidden_text_that_is_damaged(damage: str, tmp_path: Path, info: Info) -> None:
+    """A picture that is cut, was changed, or has other bits there does not say what made it."""
+    mark = "stealth_pngcomq" if damage == "mark" else "stealth_pngcomp"
+    picture = Image.open(hide(tmp_path / "a.png", INFOTEXT, mark, "RGBA"))
+    if damage == "length":
+        picture = picture.crop((0, 0, 6, 40))
+    elif damage == "gzip":
+        picture.paste((0, 0, 0, 255), (5, 0, 6, 40))
+    picture.save(tmp_path / "a.png")
+    assert "no record" in info(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.checkpoints import families
+from pellucid.checkpoints.embedding_pictures import word_in_picture
 from pellucid.checkpoints.identify import EMBEDDING, what_is
 from pellucid.checkpoints.pickles import Parameters, is_pickle, open_pickle
 from pellucid.checkpoints.weights import CheckpointSource, open_weights
@@ -99,8 +100,13 @@ def matches(source: CheckpointSource) -> bool:
 
 def describe(source: CheckpointSource) -> dict[str, Any]:
     """What `pellucid info` reports of a file. Raises CheckpointError if it is not an embedding."""
+    return describe_words(source.path)
+
+
+def describe_words(path: Path) -> dict[str, Any]:
+    """The same, of a file that may be a picture."""
     words = {}
-    for word, vectors in words_in(source.path):
+    for word, vectors in words_in(path):
         sizes = {part: (1, 1, *tensor.shape)[-2:] for part, tensor in vectors.items()}
         counts = dict.fromkeys(size[0] for size in sizes.values())
         widths = {part: size[1] for part, size in sizes.items()}
@@ -114,6 +120,9 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     If a file does not name the word, it is the file's name without its ending.
     Raises CheckpointError if it is not an embedding.
     """
+    if is_picture(path):
+        word, vectors = word_in_picture(path)
+        return [(word, {"text": vectors})]
     words, marked = (_pickled(path), ()) if is_pickle(path) else _plain(path)
     found: list[tuple[str, dict[str, Tensor]]] = []
     if outputs := [key for key in words if _OUTPUT.fullmatch(key)]:
@@ -145,10 +154,6 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
 
 def _plain(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of a safetensors file, and the keys that its metadata mark as words."""
-    if is_picture(path):
-        raise CheckpointError(
-            f"{path} is a picture; an embedding must be in a .safetensors, .pt or .bin file"
-        )
     weights = open_weights(path)
     small = {key: stored for key, stored in weights.items() if len(stored.shape) <= 2}
     marked = tuple(key for key in small if weights.metadata.get(key) == _MARK)

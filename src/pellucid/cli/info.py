@@ -44,6 +44,8 @@ def info(
             facts |= found.settings._asdict()
         if not as_json:
             facts = _said(found)
+        if found.settings is None and found.request is None:
+            facts |= _embedding(path)
         if not facts:
             show(f"{path} has no record of how it was made")
             return
@@ -77,6 +79,15 @@ def _found(file: Path) -> Path:
             f"{file} does not exist; expected a picture, a model or another file of weights"
         )
     return file
+
+
+def _embedding(path: Path) -> dict[str, Any]:
+    """What an embedding is that a picture holds; {} if it holds none."""
+    from pellucid.checkpoints.embedding_files import describe_words
+
+    with suppress(ValueError):
+        return describe_words(path)
+    return {}
 
 
 def _said(found: Metadata) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageChops, TiffTags
 
 from pellucid.images import png
-from pellucid.images.colours import has_alpha, to_srgb
+from pellucid.images.colours import COLOURS, has_alpha, to_srgb
 
 # Every further decoder is one more way in: Pillow opens EPS files with another program.
 OPENED = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
@@ -146,7 +146,7 @@ def _open(source: Source) -> tuple[Image.Image, dict[str, str]]:
 
 def _of_png(parts: png.Png) -> tuple[Image.Image, dict[str, str]]:
     image = Image.open(parts.pixels, formats=("PNG",))
-    image.info |= {"exif": parts.exif, "icc_profile": parts.profile}
+    image.info |= {"exif": parts.exif, "icc_profile": parts.profile, COLOURS: parts.colours}
     if png.XMP in parts.texts:  # an orientation can be there
         image.info[png.XMP] = parts.texts[png.XMP]
     return image, parts.texts

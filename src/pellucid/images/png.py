@@ -16,8 +16,20 @@ from typing import BinaryIO, NamedTuple
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 MAX_UNPACKED = 4 << 20  # bytes of a packed text or profile; a longer one is left out
+FRACTION = 100_000  # of the numbers in gAMA and cHRM
 EXIF_AS_TEXT = "Raw profile type exif"  # as ImageMagick writes it
 XMP = "XML:com.adobe.xmp"
+
+
+class Colours(NamedTuple):
+    """What the numbers of the pixels mean, as a PNG says it without a profile."""
+
+    codes: tuple[int, int] | None = None
+    """Primaries and transfer function by their numbers in ITU-T H.273; the rest does not count then."""
+    gamma: float | None = None
+    """The exponent that makes light of numbers; None: that of sRGB."""
+    primaries: tuple[float, ...] | None = None
+    """x and y of white, red, green and blue; None: those of sRGB."""
 
 
 class Png(NamedTuple):
@@ -29,6 +41,8 @@ class Png(NamedTuple):
     """By their keys, of equal ones the first."""
     profile: bytes | None
     """The ICC profile."""
+    colours: Colours | None
+    """None: sRGB, or as the profile says."""
     exif: bytes
     """Without a header; empty if there is none."""
 
@@ -36,7 +50,7 @@ class Png(NamedTuple):
 def read_png(file: BinaryIO) -> Png:
     """Take a PNG apart. A file that ends too early gives pixels that end too early."""
     pixels, texts = io.BytesIO(), dict[str, str]()
-    profile, exif = None, b""
+    profile, exif, colours = None, b"", dict[bytes, bytes]()
     pixels.write(SIGNATURE)
     for name, content, check in _chunks(file):
         sound = zlib.crc32(name + content) == check
@@ -47,6 +61,8 @@ def read_png(file: BinaryIO) -> Png:
             )
         elif name == b"iCCP" and sound:
             profile = _unpacked(content.partition(b"\0")[2][1:])
+        elif name in (b"cICP", b"sRGB", b"gAMA", b"cHRM") and sound:
+            colours[name] = content
         elif name == b"eXIf":
             exif = content
         elif name in (b"tEXt", b"zTXt", b"iTXt", b"comf"):  # the last one is ComfyUI's own
@@ -57,7 +73,26 @@ def read_png(file: BinaryIO) -> Png:
     pixels.seek(0)
     if not exif and EXIF_AS_TEXT in texts:
         exif = _exif_of_text(texts.pop(EXIF_AS_TEXT))
-    return Png(pixels, texts, profile, exif.removeprefix(b"Exif\0\0"))
+    found = _colours(colours, profile is not None)
+    return Png(pixels, texts, profile, found, exif.removeprefix(b"Exif\0\0"))
+
+
+def _colours(chunks: dict[bytes, bytes], has_profile: bool) -> Colours | None:
+    """By the standard cICP counts before a profile, that before sRGB, and that before the others."""
+    if len(codes := chunks.get(b"cICP", b"")) == 4 and codes[2:] == b"\0\1":  # RGB, full range
+        return Colours((codes[0], codes[1]))
+    if has_profile or b"sRGB" in chunks:
+        return None
+    sizes = {b"gAMA": 1, b"cHRM": 8}
+    numbers = {
+        name: [part / FRACTION for part in struct.unpack(f">{size}I", chunks[name])]
+        for name, size in sizes.items()
+        if len(chunks.get(name, b"")) == 4 * size and any(chunks[name])
+    }
+    gamma, primaries = numbers.get(b"gAMA"), numbers.get(b"cHRM")
+    if gamma is None and primaries is None:
+        return None
+    return Colours(None, gamma and 1 / gamma[0], primaries and tuple(primaries))
 
 
 def decoded(data: bytes) -> str:

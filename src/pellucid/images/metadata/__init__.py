@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from pellucid.files import new_file
 from pellucid.images.metadata import programs
+from pellucid.images.metadata.hidden import hidden_texts
 from pellucid.images.metadata.programs import a1111
 from pellucid.images.metadata.settings import RecordedSettings, parse_json
 from pellucid.images.metadata.texts import EXIF_IFD, USER_COMMENT, read_texts
@@ -92,15 +93,29 @@ def read_metadata(path: str | Path) -> Metadata:
 
     ValueError if the file is not a picture.
     """
+    texts = _texts(path)
+    return Metadata(_request(texts), a1111.text_of(texts), _settings(texts))
+
+
+def _texts(path: str | Path) -> dict[str, str]:
+    """The texts in a picture; if they are of no known program, also those hidden in its pixels."""
     texts = read_texts(path)
+    known = discover(programs.__name__).values()
+    if _request(texts) is None and not any(module.matches(texts) for module in known):
+        return texts | hidden_texts(path)
+    return texts
+
+
+def _request(texts: Mapping[str, str]) -> dict[str, Any] | None:
+    """Pellucid's own JSON."""
     text = texts.get("pellucid", texts.get("ImageDescription", ""))
     try:
         request = parse_json(text)
     except ValueError:
-        request = None  # another program may have written a description
+        return None  # another program may have written a description
     if not isinstance(request, dict) or ("pellucid" not in texts and "prompt" not in request):
-        request = None
-    return Metadata(request, a1111.text_of(texts), _settings(texts))
+        return None
+    return request
 
 
 def upscaled(
@@ -114,7 +129,7 @@ def upscaled(
     found = read_metadata(path)
     if found.request is not None:
         return found.request | {"upscaled": {"by": upscaler, "scale": scale}}, {}
-    texts = {k: t for k, t in read_texts(path).items() if KEY.fullmatch(k)}
+    texts = {k: t for k, t in _texts(path).items() if KEY.fullmatch(k)}
     if "Orientation" in texts.get(XMP, ""):  # of the old picture; the new one is upright
         del texts[XMP]
     parameters = found.parameters or texts.get("parameters")

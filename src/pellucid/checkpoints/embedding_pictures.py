@@ -1,0 +1,94 @@
+"""Embeddings in pictures, as A1111 shares them: in a text of a PNG, or in the pixels of any lossless one.
+
+In the pixels are the lower halves of the bytes left of the picture and the upper ones right of it, each
+in the lowest four bits of the colours, with a black column between. A fixed sequence of numbers makes
+them look like noise.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.images.load import open_header
+from pellucid.images.metadata.settings import parse_json
+from pellucid.images.metadata.texts import read_texts
+from pellucid.safetensors_header import CheckpointError
+
+KEY = "sd-ti-embedding"
+MULTIPLIER, INCREMENT = 1664525, 1013904223  # of a linear congruential generator modulo 2^32
+LOSSLESS = ("PNG", "WEBP")
+HALF = 15  # the lowest four bits
+MOST = 64 << 20  # bytes of the JSON
+
+
+def word_in_picture(path: Path) -> tuple[str, Tensor]:
+    """The word in a picture, and its vectors (n, width).
+
+    Raises CheckpointError: there is none, or its vectors are damaged; ValueError: no picture.
+    """
+    text = read_texts(path).get(KEY)
+    try:
+        data = _in_pixels(path) if text is None else base64.b64decode(text)
+        if data is None:
+            raise CheckpointError(f"{path} is a picture without an embedding in it")
+        content = parse_json(data.decode())
+        return _word(content, path.stem)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} has a damaged embedding in it: {error}") from error
+
+
+def _word(content: Any, stem: str) -> tuple[str, Tensor]:
+    parameters = content.get("string_to_param") if isinstance(content, dict) else None
+    if not isinstance(parameters, dict) or len(parameters) != 1:
+        raise ValueError("its string_to_param does not hold the vectors of a word")
+    (vectors,) = parameters.values()
+    name = content.get("name")
+    word = name if isinstance(name, str) and name.strip() else stem
+    return word, torch.tensor(vectors["TORCHTENSOR"], dtype=torch.float32)
+
+
+def _in_pixels(path: Path) -> bytes | None:
+    """The JSON in the pixels; None: there is none."""
+    with open_header(path)[0] as image:
+        if image.format not in LOSSLESS:
+            return None
+        try:
+            pixels = np.asarray(image.convert("RGB"))
+        except Exception as error:  # a decoder can raise anything on malformed data
+            raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
+    lit = (pixels > 0).all(2)
+    columns, rows = np.flatnonzero(lit.any(0)), np.flatnonzero(lit.any(1))
+    if not len(columns):
+        return None
+    halves = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & HALF
+    black = np.flatnonzero(~halves.any((0, 2)))
+    if len(black) < 2:
+        return None
+    low, high = halves[:, : black[0]].ravel(), halves[:, black[-1] + 1 :].ravel()
+    if not 0 < len(low) == len(high):
+        return None
+    mask = _sequence(len(low))
+    unpacker = zlib.decompressobj()
+    try:
+        data = unpacker.decompress((((high ^ mask) << 4) | (low ^ mask)).tobytes(), MOST)
+    except zlib.error:
+        return None  # a picture with black lines
+    return data if unpacker.eof else None
+
+
+def _sequence(count: int) -> np.ndarray:
+    """Numbers below 16: x = MULTIPLIER x + INCREMENT from 0, modulo 2^32, then 255, then 16."""
+    values, factor, summand = np.array([INCREMENT], np.uint32), MULTIPLIER, INCREMENT
+    while len(values) < count:  # those so far give as many further ones
+        values = np.concatenate([values, values * np.uint32(factor) + np.uint32(summand)])
+        factor, summand = factor * factor % 2**32, (factor * summand + summand) % 2**32
+    return (values[:count] % 255).astype(np.uint8) & HALF
