@@ -147,9 +147,9 @@ def test_colours_that_a_png_states_without_a_profile(tmp_path: Path) -> None:
         with Image.open(path) as picture:
             want = in_srgb(picture, icc or PROFILES["Display P3"])
         seen = np.asarray(open_image(path)).astype(int)
-        assert abs(seen - np.asarray(noisy())).max() > 20
+        assert abs(seen - np.asarray(noisy())).max() > 10
         # Dark colours differ: sRGB's curve is not an exponent of 2.2.
-        assert abs(seen - want)[want > 40].max() <= 3, chunks
+        assert abs(seen - want)[want > 60].max() <= 5, chunks
     for chunks in (
         [(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", struct.pack(">8I", *d65, *srgb))],
         [(b"gAMA", struct.pack(">I", 100000)), (b"sRGB", b"\0")],

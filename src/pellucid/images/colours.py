@@ -28,7 +28,9 @@ PRIMARIES = {
     12: (*D65, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),  # Display P3
 }
 GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}  # exponents of transfer functions
-BRADFORD = np.array([(0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296)])
+BRADFORD = np.array(
+    [(0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296)]
+)
 NEAR = 0.03  # by which an exponent may differ from 2.2 and means sRGB
 PAPER = 203 / 10_000  # of the brightest light of PQ: white in BT.2408
 ROWS = 64  # of pixels that are converted at a time
@@ -115,7 +117,9 @@ def _light(said: Colours) -> np.ndarray | None:
         light = (root - 0.8359375).clip(0) / (18.8515625 - 18.6875 * root)
         return light ** (8192 / 1305) / PAPER
     if transfer == 18:  # HLG, BT.2100: white is at 0.75
-        light = np.where(x <= 0.5, x**2 / 3, (np.exp((x - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+        light = np.where(
+            x <= 0.5, x**2 / 3, (np.exp((x - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        )
         return light / light[191]
     return None
 

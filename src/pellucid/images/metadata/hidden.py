@@ -21,7 +21,10 @@ from pellucid.images.png import MAX_UNPACKED, decoded
 
 LOSSLESS = ("PNG", "WEBP")
 # The channels, and the marks of a text that is plain and of one that is packed.
-PLACES = (([3], b"stealth_pnginfo", b"stealth_pngcomp"), ([0, 1, 2], b"stealth_rgbinfo", b"stealth_rgbcomp"))
+PLACES = (
+    ([3], b"stealth_pnginfo", b"stealth_pngcomp"),
+    ([0, 1, 2], b"stealth_rgbinfo", b"stealth_rgbcomp"),
+)
 HEAD = 15 + 4  # bytes of the mark and the length
 GZIP = 31  # zlib's number for it
 
