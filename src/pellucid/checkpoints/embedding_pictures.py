@@ -1,4 +1,4 @@
-"""Embeddings in pictures, as A1111 shares them: in a text of a PNG, or in the pixels of any lossless one.
+"""Embeddings in pictures, as A1111 shares them: in a text of a PNG, or in the pixels of a lossless one.
 
 In the pixels are the lower halves of the bytes left of the picture and the upper ones right of it, each
 in the lowest four bits of the colours, with a black column between. A fixed sequence of numbers makes

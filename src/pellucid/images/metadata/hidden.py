@@ -1,8 +1,8 @@
 """Texts that are hidden in the lowest bits of pixels, where they outlive the metadata.
 
 NovelAI hides one in the alpha of its pictures, and an extension of A1111 in alpha or colours ("stealth
-pnginfo"). The bits run down each column, the highest of a byte first: a mark of 15 letters, how many bits
-follow (32 bits, big-endian), and the text in UTF-8, plain or packed by gzip.
+pnginfo"). The bits run down each column, the highest of a byte first: a mark of 15 letters, how many
+bits follow (32 bits, big-endian), and the text in UTF-8, plain or packed by gzip.
 """
 
 from __future__ import annotations
