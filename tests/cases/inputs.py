@@ -183,10 +183,12 @@ def png_text(path: Path, **texts: str) -> Path:
     return path
 
 
-def png_chunks(path: Path, *chunks: tuple[bytes, bytes], spoil: bool = False) -> Path:
+def png_chunks(
+    path: Path, *chunks: tuple[bytes, bytes], spoil: bool = False, mode: str = "RGB"
+) -> Path:
     """A PNG with further chunks behind its header, byte for byte; spoil: their checksums."""
     buffer = io.BytesIO()
-    noisy().save(buffer, "PNG")
+    noisy(mode=mode).save(buffer, "PNG")
     data = buffer.getvalue()
     end = 8 + 4 + 4 + 13 + 4  # signature; length, name, content and checksum of IHDR
     extra = b""
