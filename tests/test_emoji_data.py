@@ -225,3 +225,25 @@ def test_table_of_concepts() -> None:
     assert len(set(emojis)) == len(emojis)
     assert len(set(names)) == len(names)
     assert all(name == name.strip().lower() and name for name in names)
+
+
+def test_a_pale_thing_has_an_outline_on_a_pale_ground_alone() -> None:
+    thing = np.zeros((64, 64, 4), np.uint8)
+    thing[16:48, 16:48] = (250, 250, 255, 255)
+    drawn = {}
+    for color in (None, "blue"):
+        drawn[color] = emoji.ground(64, color)
+        emoji.paste(drawn[color], thing, 32, 32, 64, False)
+    on_white, on_blue = drawn[None], drawn["blue"]
+    edge = np.concatenate([on_white[16, 16:48], on_white[47, 16:48], on_white[16:48, 16]])
+    assert edge.max() < 190
+    assert np.array_equal(on_white[17:47, 17:47], np.full((30, 30, 3), (250, 250, 255)))
+    assert on_white[:16].min() == 255
+    assert np.array_equal(on_blue[16:48, 16:48], np.full((32, 32, 3), (250, 250, 255)))
+
+
+def test_a_thing_that_is_cut_by_the_picture_has_no_outline_there() -> None:
+    thing = np.full((64, 64, 4), 255, np.uint8)
+    canvas = emoji.ground(64, None)
+    emoji.paste(canvas, thing, 32, 32, 64, False)
+    assert canvas.min() == 255

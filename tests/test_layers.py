@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from pellucid.arrangement import MEETINGS, WORN, Layout, Region
 from pellucid.images.matte import cut_out, matte
@@ -88,16 +88,27 @@ def test_one_above_the_other() -> None:
     assert abs((red[0] + red[2]) - (green[0] + green[2])) <= 3
 
 
-def test_more_things_are_smaller_where_they_stand() -> None:
+def test_more_things_stand_in_rows_in_their_order() -> None:
     places = [(0, 0), (128, 0), (256, 0), (0, 128), (128, 128)]
+    colors = ("red", "green", "blue", "black", "purple")
     regions = [Region("a", x / 384, y / 384, 1 / 3, 1 / 3) for x, y in places]
     five = Image.new("RGB", (384, 384), "white")
-    for place, color in zip(places, ("red", "green", "blue", "black", "gray"), strict=True):
+    for place, color in zip(places, colors, strict=True):
         five.paste(disc((255, 255, 255), color), place)
-    picture = composed(five, regions, Layout((1.0, 0.5, 1.0, 1.0, 1.0)))
-    assert seen(picture, (255, 0, 0)) == seen(five, (255, 0, 0))
-    small, whole = seen(picture, (0, 128, 0)), seen(five, (0, 128, 0))
-    assert abs(sides(small)[0] - sides(whole)[0] / 2) <= 2 and abs(small[3] - whole[3]) <= 1
+    picture = composed(five, regions, Layout((2.0, 1.0, 1.0, 1.0, 1.0)))
+    boxes = [seen(picture, ImageColor.getrgb(color)[:3]) for color in colors]
+    widths = [sides(box)[0] for box in boxes]
+    assert all(abs(widths[0] - 2 * width) <= 4 for width in widths[1:])
+    assert min(min(box[:2]) for box in boxes) >= 0 and max(max(box[2:]) for box in boxes) <= 384
+    # A large and a small one above three small ones, all as large as can be.
+    assert widths[0] > 0.55 * 384
+    assert all(one[2] < two[0] for one, two in (boxes[:2], boxes[2:4], boxes[3:]))
+    assert abs(boxes[0][3] - boxes[1][3]) <= 4 and boxes[0][3] < min(box[1] for box in boxes[2:])
+    large, small = (
+        composed(five, regions, Layout((own, own, own, own, 0.8 * own))) for own in (1.0, 0.5)
+    )
+    red = [sides(seen(each, (255, 0, 0)))[0] for each in (large, small)]
+    assert abs(red[0] - 2 * red[1]) <= 2
 
 
 def test_things_touch_and_the_one_in_front_is_whole() -> None:

@@ -8,7 +8,8 @@ Transparency", arXiv:2402.17113); here the white on which a small model draws is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, combinations, pairwise
 from typing import NamedTuple
 
 from PIL import Image
@@ -50,8 +51,7 @@ def composed(canvas: Image.Image, regions: Sequence[Region], layout: Layout) -> 
     elif layout.moves and len(layers) <= IN_LINE:
         layers = _in_line(layers, regions, layout.sizes, canvas.size)
     elif layout.moves:
-        most = max(*layout.sizes, 1)
-        layers = [_standing(e, s / most) for e, s in zip(layers, layout.sizes, strict=True)]
+        layers = _in_rows(layers, layout.sizes, canvas.size)
     for layer in layers:
         ground.alpha_composite(layer.picture, (round(layer.left), round(layer.top)))
     return ground.convert("RGB")
@@ -110,17 +110,44 @@ def _in_line(
     return found
 
 
+def _in_rows(layers: Sequence[Layer], sizes: Sequence[float], size: tuple[int, int]) -> list[Layer]:
+    """Many things in rows, all of a row on one line; in the rows in which they are largest."""
+    wide = [layer.picture.width * own for layer, own in zip(layers, sizes, strict=True)]
+    high = [layer.picture.height * own for layer, own in zip(layers, sizes, strict=True)]
+    gap = GAP * min(size)
+
+    def scale(rows: Sequence[Sequence[int]]) -> float:
+        across = [
+            (size[0] * FILLED - gap * (len(row) - 1)) / sum(wide[i] for i in row) for row in rows
+        ]
+        down = sum(max(high[i] for i in row) for row in rows)
+        return min(*across, (size[1] * FILLED - gap * (len(rows) - 1)) / down)
+
+    rows = max(_rows(len(layers)), key=scale)
+    own = scale(rows) * min(max(sizes), 1)
+    down = own * sum(max(high[i] for i in row) for row in rows) + gap * (len(rows) - 1)
+    line = (size[1] - down) / 2 - gap
+    found = []
+    for row in rows:
+        line += gap + own * max(high[i] for i in row)
+        left = (size[0] - own * sum(wide[i] for i in row) - gap * (len(row) - 1)) / 2
+        for i in row:
+            picture = _resized(layers[i].picture, own * sizes[i])
+            found.append(Layer(picture, left, line - picture.height))
+            left += own * wide[i] + gap
+    return found
+
+
+def _rows(count: int) -> Iterator[list[range]]:
+    """All ways to break so many things into rows, in their order."""
+    for breaks in chain.from_iterable(combinations(range(1, count), n) for n in range(count)):
+        yield [range(a, b) for a, b in pairwise((0, *breaks, count))]
+
+
 def _bare(layer: Layer) -> Layer:
     """One without the transparent rows and columns around what is seen."""
     box = layer.picture.getbbox() or (0, 0, *layer.picture.size)
     return Layer(layer.picture.crop(box), layer.left + box[0], layer.top + box[1])
-
-
-def _standing(layer: Layer, scale: float) -> Layer:
-    """A smaller one, where the thing stood."""
-    picture = _resized(layer.picture, scale)
-    left = layer.left + (layer.picture.width - picture.width) / 2
-    return Layer(picture, left, layer.bottom - picture.height)
 
 
 def _resized(picture: Image.Image, scale: float) -> Image.Image:

@@ -29,7 +29,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from pellucid.colors import COLORS
@@ -330,8 +330,23 @@ def paste(
     left, top = round(cx - side / 2), round(cy - side / 2)
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, size), min(top + side, size)
     part = np.asarray(picture, np.float32)[y0 - top : y1 - top, x0 - left : x1 - left]
-    alpha = part[..., 3:] / 255
-    canvas[y0:y1, x0:x1] = canvas[y0:y1, x0:x1] * (1 - alpha) + part[..., :3] * alpha
+    alpha, behind = part[..., 3:] / 255, canvas[y0:y1, x0:x1]
+    colors = outlined(part[..., :3], alpha, behind, max(round(size / 64), 1))
+    canvas[y0:y1, x0:x1] = behind * (1 - alpha) + colors * alpha
+
+
+def outlined(colors: np.ndarray, alpha: np.ndarray, behind: np.ndarray, width: int) -> np.ndarray:
+    """A thing's colours (h, w, 3), 0..255, darker along its edge where what lies behind it has nearly
+    the same colour: a white cloud on white paper. alpha: (h, w, 1), 0..1; width: of the line, in pixels."""
+    inside = Image.fromarray((alpha[..., 0] * 255).astype(np.uint8))
+    # Outside of the picture is not outside of the thing.
+    inside = ImageOps.expand(inside, width, 255).filter(ImageFilter.MinFilter(2 * width + 1))
+    edge = (
+        1
+        - np.asarray(inside.crop((width, width, *(np.add(inside.size, -width)))), np.float32) / 255
+    )
+    near = np.clip(1 - np.abs(colors - behind).max(-1) / 64, 0, 1)
+    return colors * (1 - 0.35 * edge * near)[..., None]
 
 
 def ground(size: int, color: str | None) -> np.ndarray:
