@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pellucid import cascade
+from pellucid import cascade, checkpoints
 from pellucid.cascade import (
     SuperResolution,
     SuperResolutionConfig,
@@ -20,6 +20,7 @@ from pellucid.cascade import (
     to_large,
     to_residual,
 )
+from pellucid.folders import embedded
 from pellucid.recipes import emoji
 from pellucid.train import upscaler
 
@@ -176,7 +177,8 @@ def write_pairs(folder: Path) -> Path:
     return folder
 
 
-def test_training_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adversarial", [0.0, 0.5])
+def test_training_goes_on_where_it_was_killed(tmp_path: Path, adversarial: float) -> None:
     pairs = write_pairs(tmp_path / "pairs")
 
     def options(out: str, steps: int) -> upscaler.UpscalerOptions:
@@ -190,6 +192,8 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path) -> None:
             decay_from=1.0,
             save_every=2,
             resume=True,
+            adversarial=adversarial,
+            adversarial_from=1,
         )
 
     lines: list[str] = []
@@ -203,6 +207,27 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path) -> None:
         whole.state_dict().items(), again.state_dict().values(), strict=True
     ):
         assert torch.equal(one, two), name
+
+
+def test_training_starts_from_the_second_stage_of_a_model() -> None:
+    shipped = checkpoints.load().second_stage
+    assert shipped is not None
+    config = replace(shipped.config, sharpen=0.3)
+    network = upscaler.new_network(config, str(embedded()))
+    assert network.config == config
+    for one, two in zip(network.parameters(), shipped.parameters(), strict=True):
+        assert torch.equal(one, two)
+    with pytest.raises(ValueError, match="another shape"):
+        upscaler.new_network(SMALL, str(embedded()))
+
+
+def test_the_drawn_picture_has_the_gradient_of_the_last_step(network: SuperResolution) -> None:
+    small, noise = drawn(2, 3, 8, 8).clamp(-1, 1) / 2, drawn(2, 3, 32, 32, seed=1)
+    made = upscaler.drawn(network, small, noise)
+    *_, last = sample(network, small, noise)
+    assert torch.equal(made, last.large)
+    made.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 def test_folders_without_pairs_are_refused(tmp_path: Path) -> None:

@@ -337,7 +337,10 @@ def paste(
 
 def outlined(colors: np.ndarray, alpha: np.ndarray, behind: np.ndarray, width: int) -> np.ndarray:
     """A thing's colours (h, w, 3), 0..255, darker along its edge where what lies behind it has nearly
-    the same colour: a white cloud on white paper. alpha: (h, w, 1), 0..1; width: of the line, in pixels."""
+    the same colour: a white cloud on white paper.
+
+    alpha: (h, w, 1), 0..1. width: of the line, in pixels.
+    """
     inside = Image.fromarray((alpha[..., 0] * 255).astype(np.uint8))
     # Outside of the picture is not outside of the thing.
     inside = ImageOps.expand(inside, width, 255).filter(ImageFilter.MinFilter(2 * width + 1))

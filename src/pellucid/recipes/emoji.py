@@ -72,6 +72,5 @@ RECIPE = Recipe(
     },
     # Between two prompts, embeddings lead through other things.
     defaults=Defaults(8, 3.0, "dpmpp_2m", "uniform", walk_by="estimates"),
-    # Estimates are softer than pictures.
-    upscaler=SuperResolutionConfig(sharpen=1.0),
+    upscaler=SuperResolutionConfig(),
 )

@@ -8,7 +8,7 @@ whether some of the small ones have that generator's faults.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import cascade
+from pellucid import cascade, checkpoints
 from pellucid.cascade import Noises, SuperResolution, SuperResolutionConfig
 from pellucid.data import setting
 from pellucid.train import loop
+from pellucid.train.adversary import Critic, generator_loss
 from pellucid.train.recipe import Recipe
 from pellucid.vae import psnr
 
@@ -53,6 +54,11 @@ class UpscalerOptions(loop.RunOptions):
         0.15,
         "The largest deviation of the noise on the small picture; half of the crops have none.",
     )
+    adversarial: float = setting(
+        0.0, "Weight of the adversarial loss on what is drawn, which gives sharp edges; 0: none."
+    )
+    adversarial_from: int = setting(0, "The step at which the discriminator comes in.")
+    start: str = setting("", "A model whose second stage is trained further.")
     save_every: int = setting(200, loop.SAVE_EVERY)
     measure_every: int = setting(1000, "Steps between two measurements; 0: only at the end.")
 
@@ -60,6 +66,8 @@ class UpscalerOptions(loop.RunOptions):
         super().__post_init__()
         if self.power not in (1, 2):
             raise ValueError(f"power must be 1 or 2, got {self.power}")
+        if self.adversarial < 0:
+            raise ValueError(f"adversarial must be at least 0, got {self.adversarial:g}")
 
 
 class Pairs(NamedTuple):
@@ -206,8 +214,7 @@ def train(options: UpscalerOptions, recipe: Recipe, say: loop.Say = loop.silent)
     held = {path.name: Pairs.load(path, config.factor) for path, _ in folders_of(options.held)}
     check_crop(options, config, [pairs for pairs, _ in sources])
     torch.manual_seed(options.seed)
-    network = SuperResolution(config)
-    cascade.init_for_training(network)
+    network = new_network(config, options.start)
     network.to(device).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         network.parameters(), options.rate, (0.9, 0.99), weight_decay=0.01, fused=True
@@ -215,18 +222,29 @@ def train(options: UpscalerOptions, recipe: Recipe, say: loop.Say = loop.silent)
     ema = loop.Ema(network, options.ema)
     facts = {"config": asdict(config)}
     parts: dict[str, loop.Stateful] = {"model": network, "optimizer": optimizer}
+    critic = Critic(options.rate / 4, device) if options.adversarial > 0 else None
+    if critic:
+        parts |= {"critic": critic.network, "critic_optimizer": critic.optimizer}
     run = loop.Run("upscaler", options.out / "state.pt", options, parts, ema, say=say, facts=facts)
     average: float | Tensor = 1.0
     for step in run.steps(optimizer, warmup=100, decay_from=options.decay_from):
         rng = loop.rng_of(options.seed, step)
-        small, large = crops(sources, options.batch, options.crop, config, rng)
+        small, large = (
+            each.to(device) for each in crops(sources, options.batch, options.crop, config, rng)
+        )
         noises = draw_noises(small, large, options.augment, loop.generator_of(options.seed, step))
         noises = Noises(*(each.to(device) for each in noises))
+        judge = critic if step >= options.adversarial_from else None
         with loop.autocast(device):
-            losses = cascade.training_loss(
-                network, large.to(device), small.to(device), noises, config, options.power
-            )
-        run.update(optimizer, losses.mean())
+            losses = cascade.training_loss(network, large, small, noises, config, options.power)
+            loss = losses.mean()
+            if judge is not None:
+                made = drawn(network, small, noises.eps)
+                loss = loss + config.residual_scale * F.l1_loss(made, large)
+                loss = loss + options.adversarial * generator_loss(judge.network(made))
+        run.update(optimizer, loss)
+        if judge is not None:
+            judge.update(large, made)
         average = 0.99 * average + 0.01 * losses.detach().mean()
         run.report(loss=average)
         run.save_if_due()
@@ -236,6 +254,31 @@ def train(options: UpscalerOptions, recipe: Recipe, say: loop.Say = loop.silent)
                     figures = measure(network, pairs).items()
                     say(f"  {name}: " + "  ".join(f"{key} {value:.3f}" for key, value in figures))
     return run.path
+
+
+def new_network(config: SuperResolutionConfig, start: str) -> SuperResolution:
+    """One whose first answer is bicubic, or the second stage of the model `start`. ValueError: it has
+    none, or one of another shape."""
+    network = SuperResolution(config)
+    cascade.init_for_training(network)
+    if start:
+        second = checkpoints.load(start).second_stage
+        if second is None:
+            raise ValueError(f"{start}: the model has no second stage")
+        if replace(second.config, sharpen=config.sharpen) != config:
+            raise ValueError(f"{start}: its second stage has another shape than the recipe's")
+        network.load_state_dict(second.state_dict())
+    return network
+
+
+def drawn(network: SuperResolution, small: Tensor, noise: Tensor) -> Tensor:
+    """Small pictures (B, 3, h, w) enlarged as a model does it, (B, 3, H, W); the gradient is that of
+    the last step."""
+    steps = cascade.sample(network, small, noise)
+    with torch.no_grad():
+        for _ in range(cascade.STEPS - 1):
+            next(steps)
+    return next(steps).large
 
 
 def check_crop(
