@@ -214,12 +214,35 @@ def test_sizes_beside_others_and_what_touches(
         ("a (cat:1.2) and a dog", "it has weights"),
         ("three (cats)", "it has weights"),
         ("a cat or a dog", "'or' is not understood"),
+        (
+            "a mouse between cats",
+            "'between' is not understood; {mix} draws what is between two prompts",
+        ),
+        (
+            "something between a cat and a dog",
+            "'between' is not understood; {mix} draws what is between two prompts",
+        ),
         ("half cat half dog", "'half' is not understood; {mix} draws what is between two prompts"),
         ("a cat zorging a dog", "'zorging a' between two things is not understood"),
     ],
 )
 def test_why_several_things_stay_whole(prompt: str, why: str) -> None:
     assert why_whole(prompt, WORDS) == why
+
+
+@pytest.mark.parametrize(
+    ("prompt", "row"),
+    [
+        ("a mouse between two cats", ["a cat", "a mouse", "a cat"]),
+        ("a red apple in between a cat and a dog", ["a cat", "a red apple", "a dog"]),
+    ],
+)
+def test_a_thing_between_two_others(prompt: str, row: list[str]) -> None:
+    arranged = arrange(prompt, WORDS)
+    assert arranged is not None
+    in_order = sorted(zip(arranged.cells, arranged.texts, strict=True))
+    assert [text for _, text in in_order] == row
+    assert len({y for _, y in arranged.cells}) == 1
 
 
 @pytest.mark.parametrize(

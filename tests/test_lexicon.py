@@ -8,16 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pellucid import checkpoints
 from pellucid.arrangement import arrange
 from pellucid.lexicon import (
+    PLAIN_WORDS,
     Entry,
     LeftOut,
     Lexicon,
     Unknown,
     describe,
+    describe_stand_ins,
     expand_emoji,
     negations,
     not_learned,
+    stand_ins,
+    stand_ins_in,
     unknown_words,
     without,
 )
@@ -181,6 +186,64 @@ def test_what_a_prompt_says_not_to_draw_is_left_out(
     assert LeftOut(negated=True).rest(prompt) == read
 
 
+PETS = Lexicon(
+    (
+        Entry("🐕", ("dog",)),
+        Entry("💎", ("gem",)),
+        Entry("👗", ("dress",)),
+        Entry("🌷", ("tulip",)),
+        Entry("💐", ("bunch of flowers",)),
+        Entry("🍁", ("maple leaf",)),
+    ),
+    ("red", "two"),
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("a golden retriever", "a golden dog"),
+        ("two Poodles and a ruby", "two dogs and a gem"),
+        ("a red ruby dress", "a red ruby dress"),
+        ("a ruby, a dress", "a gem, a dress"),
+        ("(a poodle:1.2), <lora:poodle:1>", "(a dog:1.2), <lora:poodle:1>"),
+        ("red flowers", "red tulips"),
+        ("a bunch of flowers", "a bunch of flowers"),
+        ("a leaf and a maple leaf", "a leaf and a maple leaf"),
+        ("a red leaf", "a red maple leaf"),
+        ("a lioness", "a lioness"),
+        ("a poodle's dress", "a poodle's dress"),
+        ("", ""),
+    ],
+)
+def test_a_known_thing_stands_in_for_a_word_that_was_not_learned(prompt: str, read: str) -> None:
+    tagless = prompt.replace("<lora:poodle:1>", "")
+    found = LeftOut(instead=stand_ins_in(tagless, PETS))
+    assert found.rest(tagless) == read.replace("<lora:poodle:1>", "")
+
+
+def test_stand_ins_are_said_and_are_the_nearest() -> None:
+    assert describe_stand_ins((), "it") is None
+    assert describe_stand_ins((("poodle", "dog"),), "it") == (
+        "it has not learned the word 'poodle', and draws 'dog' in its place"
+    )
+    assert describe_stand_ins((("poodle", "dog"), ("ruby", "gem")), "it") == (
+        "it has not learned some words, and draws others in their place: 'dog' for 'poodle', 'gem' "
+        "for 'ruby'"
+    )
+    (unknown,) = unknown_words("a poodle dress", PETS)
+    assert unknown == Unknown("poodle", ("dog",))
+    assert stand_ins_in("a poodle", PETS, also=["poodle"]) == ()
+
+
+def test_every_stand_in_is_a_thing_and_no_word_for_one_is() -> None:
+    shipped = checkpoints.load().lexicon
+    assert shipped is not None
+    for word, name in stand_ins().items():
+        assert tuple(name.split()) in shipped.things, name
+        assert (word,) not in shipped.things and word not in PLAIN_WORDS, word
+
+
 @pytest.mark.parametrize("unit", ["a of ", "a ", "of in ", "1", "<", "(a ", "frog, ", "a' "])
 def test_leaving_words_out_of_a_long_prompt_is_linear(unit: str) -> None:
     """As everything that is done to a prompt; what grows faster would not end here."""
@@ -192,3 +255,4 @@ def test_leaving_words_out_of_a_long_prompt_is_linear(unit: str) -> None:
     negated = "frog" + "".join(f", not {i}" for i in range(10_000))
     assert len(negations(negated)) == 10_000
     assert LeftOut(negated=True).rest(negated) == "frog"
+    assert stand_ins_in(prompt, PETS) == ()

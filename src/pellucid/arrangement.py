@@ -41,7 +41,7 @@ _ABOVE = (
 _BELOW = "below|under|underneath|beneath|in front of|wearing|wears"
 _LEFT = (
     "to the left of|on the left of|left of|to the left side of|on the left side of|left side of"
-    "|next to|beside|besides|near|with|holding|and|and also"
+    "|next to|beside|besides|near|with|holding|and|and also|between|in between"
 )
 _RIGHT = (
     "to the right of|on the right of|right of|to the right side of|on the right side of"
@@ -58,10 +58,11 @@ _SHAPES = {"row": "row", "line": "row", "column": "column", "stack": "column"}
 _JOINT = re.compile(rf"\b({'|'.join(sorted(LIES, key=len, reverse=True))})\b|(,)")
 # Words that make a prompt mean something else than its things next to each other.
 _OTHER_WORDS = """
-no not zero 0 without or nor neither either but instead except like as than half between mix mixed
+no not zero 0 without or nor neither either but instead except like as than half mix mixed
 hybrid cross shaped made dressed disguised into
 """
-_MIXED = frozenset(["half", "between", "mix", "mixed", "hybrid", "cross"])
+_MIXED = frozenset(["half", "mix", "mixed", "hybrid", "cross"])
+_BETWEEN = ("between", "in between")
 _OTHER = frozenset(_OTHER_WORDS.split())
 _TOKEN = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 # Where a thing is in the picture: "on the left", "in the top right corner of the picture".
@@ -223,6 +224,9 @@ def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
     starts, joints = cut
     phrases = [words[start : thing.first] for thing, start in zip(things, starts, strict=True)]
     counts = [_count(own, thing) for own, thing in zip(phrases, things, strict=True)]
+    between = "between" in words
+    if between and not _is_between(joints, counts):
+        return _not_read("between", mixed=True)
     if sum(counts) > MOST:
         return f"it asks for more than {MOST} things"
     texts = [_text(own, thing) for own, thing in zip(phrases, things, strict=True)]
@@ -231,7 +235,11 @@ def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
     if sum(counts) > 1:
         shape = next((_SHAPES[word] for word in after if word in _SHAPES), None)
         lie = LIES.get(joints[0], "left") if counts == [1, 1] else None
-        cells, side = _placed(places, counts) or _cells(sum(counts), lie, shape)
+        cells, side = _placed(places, counts) or _cells(
+            sum(counts), lie, "row" if between else shape
+        )
+        if between:
+            cells = (cells[1], cells[0], cells[2])
     elif text != prompt or SIZES.intersection(phrases[0]):
         cells, side = _alone(phrases[0], places.get(0))
     else:
@@ -275,10 +283,20 @@ def _not_understood(words: Sequence[str], things: Sequence[_Thing]) -> str:
     """Why the things of a prompt cannot be drawn one by one, as far as single words say so."""
     named = {i for thing in things for i in range(thing.first, thing.end)}
     other = next((word for i, word in enumerate(words) if i not in named and word in _OTHER), None)
-    if other is None:
-        return ""
-    between = "; {mix} draws what is between two prompts" if other in _MIXED else ""
-    return f"{other!r} is not understood{between}"
+    return "" if other is None else _not_read(other, other in _MIXED)
+
+
+def _not_read(word: str, mixed: bool) -> str:
+    """Why a prompt is drawn as a whole that has this word. mixed: it may join two things to one."""
+    mix = "; {mix} draws what is between two prompts" if mixed else ""
+    return f"{word!r} is not understood{mix}"
+
+
+def _is_between(joints: Sequence[str], counts: Sequence[int]) -> bool:
+    """Whether a thing is between two others: "a cat between a dog and a cow", "between two dogs"."""
+    if not joints or joints[0] not in _BETWEEN:
+        return False
+    return list(counts) == [1, 2] or (list(counts) == [1, 1, 1] and joints[1] == "and")
 
 
 def _cut(

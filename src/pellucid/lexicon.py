@@ -11,7 +11,8 @@ import difflib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pellucid.nouns import plural, singulars, with_article
@@ -229,6 +230,39 @@ def _phrase(name: str, count: int, before: str) -> str:
 # ---------------------------------------------------------------- unknown words
 
 
+@cache
+def stand_ins() -> dict[str, str]:
+    """Words -> the name of what stands for them where a model has not learned them: "poodle" -> dog."""
+    lines = Path(__file__).with_name("stand_ins.txt").read_text("utf-8").splitlines()
+    pairs = (line.split(": ") for line in lines if not line.startswith("#"))
+    return {word: name for name, words in pairs for word in words.split()}
+
+
+def stand_ins_in(
+    prompt: str, lexicon: Lexicon, also: Collection[str] = ()
+) -> tuple[tuple[str, str], ...]:
+    """The words of a prompt, in lower case, in whose place the model draws something else, and the name
+    of that, each once. also: words that are known too, in lower case."""
+    text = prompt.lower().replace("’", "'")
+    places = list(_WORD.finditer(text))
+    words = words_of(text)
+    part_of_name = {words[i] for i in _covered(words, lexicon)}
+    found: dict[str, str] = {}
+    for i, word in enumerate(words):
+        forms = singulars(word)
+        name = next((name for form in forms if (name := stand_ins().get(form))), None)
+        if word in part_of_name or name is None or tuple(name.split()) not in lexicon.things:
+            continue
+        if any((form,) in lexicon.things or form in also for form in forms):
+            continue
+        # "a ruby" is a thing and "a ruby dress" is not.
+        after = text[places[i].end() : places[i + 1].start()] if i + 1 < len(words) else "."
+        if after.isspace() and words[i + 1] not in PLAIN_WORDS:
+            continue
+        found[word] = name if word in stand_ins() else plural(name) or name
+    return tuple(found.items())
+
+
 class Unknown(NamedTuple):
     """A word of a prompt that the model has not learned, and names of things near to it."""
 
@@ -273,9 +307,11 @@ def _covered(words: Sequence[str], lexicon: Lexicon) -> set[int]:
 
 
 def nearest(word: str, lexicon: Lexicon) -> tuple[str, ...]:
-    """Names of things that go with the word, then those that are spelled like it."""
+    """What may stand for the word, things that go with it, and those spelled like it."""
     forms = set(singulars(word))
-    chosen = [e.names[0] for e in lexicon.entries if forms & set(e.tags)]
+    stands_in = {name for _, name in stand_ins_in(singulars(word)[-1], lexicon)}
+    chosen = [e.names[0] for e in lexicon.entries if stands_in & set(e.names)]
+    chosen += [e.names[0] for e in lexicon.entries if forms & set(e.tags)]
     spelled = {
         name: entry.names[0]
         for entry in reversed(lexicon.entries)
@@ -326,11 +362,17 @@ class LeftOut(NamedTuple):
     """What the prompt says not to draw."""
     words: frozenset[str] = frozenset()
     """Words that it has not learned, in lower case."""
+    instead: tuple[tuple[str, str], ...] = ()
+    """Words that it has not learned, in lower case, and what is read in their place."""
 
     def rest(self, prompt: str) -> str:
         """What the model reads of a prompt."""
         if self.negated and negations(prompt):
             prompt = re.sub(r" +(?=[ ,.:)\]]|$)", "", _NEGATION.sub(" ", prompt))
+        if self.instead:
+            names = dict(self.instead)
+            prompt = _WORD.sub(lambda at: names.get(words_of(at.group())[0], at.group()), prompt)
+            prompt = _fit_articles(prompt)
         return without(prompt, self.words) if self.words else prompt
 
 
@@ -362,7 +404,12 @@ def _joined(words: Sequence[str]) -> str:
             kept.append(word)
     while kept and kept[-1].lower() in _ARTICLES | _JOINING:
         kept.pop()
-    text = re.sub(r"\ban (?=[b-df-hj-np-tv-z])", "a ", " ".join(kept))
+    return _fit_articles(" ".join(kept))
+
+
+def _fit_articles(text: str) -> str:
+    """A text with "a" or "an" as the word after it has it."""
+    text = re.sub(r"\ban (?=[b-df-hj-np-tv-z])", "a ", text)
     return re.sub(r"\ba (?=[aeio])", "an ", text)
 
 
@@ -380,6 +427,17 @@ def negations(prompt: str) -> list[str]:
     """What a prompt says not to draw: "a cat without a hat" -> a hat. Nothing if that is all it says."""
     found = [match.group("what") for match in _NEGATION.finditer(prompt)]
     return found if _WORD.search(_NEGATION.sub(" ", prompt)) else []
+
+
+def describe_stand_ins(instead: Sequence[tuple[str, str]], name: str) -> str | None:
+    """One sentence for the user; None if there are none. name: of the model."""
+    if not instead:
+        return None
+    if len(instead) == 1:
+        ((word, other),) = instead
+        return f"{name} has not learned the word {word!r}, and draws {other!r} in its place"
+    listed = ", ".join(f"{other!r} for {word!r}" for word, other in instead)
+    return f"{name} has not learned some words, and draws others in their place: {listed}"
 
 
 def describe(unknown: Sequence[Unknown], name: str) -> str | None:

@@ -19,7 +19,7 @@ from pellucid.colors import take_ground
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import signal_share
 from pellucid.inpaint import Canvas
-from pellucid.lexicon import Unknown, describe, negations, unknown_words
+from pellucid.lexicon import Unknown, describe, describe_stand_ins, negations, unknown_words
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.preview import decoder_of
@@ -323,7 +323,7 @@ def left_out_warnings(model: Model, request: ResolvedRequest, unknown: Set[str])
         listed = ", ".join(map(repr, words))
         warnings.append(f"left out, as {model.title} has not learned them: {listed}")
     if not request.regions and no_arrangement(request) is None:
-        why = why_whole(described(request), model.lexicon)
+        why = why_whole(described(model, request), model.lexicon)
         if why:
             warnings.append(
                 FieldMessage(
@@ -357,6 +357,9 @@ def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int
             read = (take_ground(text)[0] for text in read)
         texts = (SYNTAX.sub(" ", text) for text in read)
         unknown = unknown_words(" . ".join(texts), model.lexicon, words)
+        instead = request.left_out.instead
+        unknown = [each for each in unknown if each.word not in dict(instead)]
+        warnings.append(describe_stand_ins(instead, model.title))
         said = describe(unknown, model.title)
         if said is not None and request.left_out.words.issuperset(each.word for each in unknown):
             said += f", and leaves {'it' if len(unknown) == 1 else 'them'} out"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pellucid.arrangement import Layout, Region, arrange
 from pellucid.colors import take_ground
-from pellucid.lexicon import LeftOut, expand_emoji, not_learned
+from pellucid.lexicon import LeftOut, expand_emoji, not_learned, stand_ins_in
 from pellucid.prompt import take_loras
 from pellucid.request.request import (
     EXTEND_STRENGTH,
@@ -96,25 +97,35 @@ def canvas_of(
     `size` where the things of the prompt are drawn one by one."""
     arranged = None
     if model.lexicon is not None and no_arrangement(request) is None:
-        arranged = arrange(described(request), model.lexicon)
+        arranged = arrange(described(model, request), model.lexicon)
     if arranged is None:
         return size, (), None
     width, height = (side * arranged.side for side in size)
     return (width, height), arranged.regions(width, height), arranged.layout
 
 
-def described(request: Request) -> str:
+def described(model: Model, request: Request) -> str:
     """What the prompt says to draw, for a model that lists what it has learned."""
-    return LeftOut(negated=True).rest(take_loras(request.prompt)[0])
+    return replaced(model, request).rest(take_loras(request.prompt)[0])
+
+
+def replaced(model: Model, request: Request) -> LeftOut:
+    """What a model that lists what it has learned reads for other words. A LoRA may know those."""
+    if model.lexicon is None:
+        return LeftOut()
+    if request.loras or request.lora_tags:
+        return LeftOut(negated=True)
+    also = [word.lower() for word in model.tokenizer.words]
+    texts = (take_ground(text)[0] for text in (*request.prompts, request.negative_prompt))
+    each = (stand_ins_in(text, model.lexicon, also) for text in texts)
+    return LeftOut(negated=True, instead=tuple(dict(chain.from_iterable(each)).items()))
 
 
 def left_out_of(model: Model, request: Request, layout: Layout | None) -> LeftOut:
     """What a model which lists what it has learned does not read. A LoRA may know other words; those of
     a painted ground are no matter of the model."""
-    if model.lexicon is None:
-        return LeftOut()
-    found = LeftOut(negated=True)
-    if request.loras or request.lora_tags:
+    found = replaced(model, request)
+    if model.lexicon is None or request.loras or request.lora_tags:
         return found
     also = [word.lower() for word in model.tokenizer.words]
     texts = [*request.prompts, request.negative_prompt]
