@@ -229,6 +229,7 @@ def test_only_one_tensor_of_each_model_is_held(
         (["sd1", "sd1-2", "sd1-3", "--share", "0.7,0.6"], "in all at most 1, got 0.7,0.6"),
         (["sd1", "sd1-2", "--share", "half"], "--share must be numbers with commas, got 'half'"),
         (["sd1", "sd1-2", "--part", "unet=1"], "unknown part 'unet'"),
+        (["sd1", "sd1-2", "--part", "vae=0", "--part", "vae=1"], "--part vae is given twice"),
         (["sd1", "sd1-2", "--part", "vae"], "--part must be NAME=SHARE, such as vae=0"),
         (["sd1", "sd2"], "sd1.safetensors is Stable Diffusion 1"),
         (["sdxl", "sd1-2"], "only models of one family can be merged"),

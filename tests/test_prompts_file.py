@@ -124,6 +124,8 @@ def test_what_is_refused(here: Path, refused: Any, monkeypatch: pytest.MonkeyPat
     Path("p.txt").write_text("a\nb")
     assert "--prompts p.txt draws each line" in refused("generate", "@p.txt")
     assert "not both" in refused("generate", "x", "--prompts", "p.txt")
+    Path("p.csv").write_text("prompt,seed\na,1")
+    assert "p.csv is a table" in refused("generate", "--prompts", "p.csv")
     assert "No such file" in refused("generate", "--prompts", "q.txt")
     monkeypatch.setattr(sys, "stdin", None)  # as with <&-
     assert "standard input is closed" in refused("generate", "--prompts", "-")

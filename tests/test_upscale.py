@@ -143,6 +143,14 @@ def test_srvgg(scale: int, tmp_path: Path) -> None:
         torch.testing.assert_close(read.network(x), F.pixel_shuffle(y, scale) + wide)
 
 
+def test_an_upscaler_with_damaged_weights_is_named(tmp_path: Path) -> None:
+    state = SRVGG(SRVGGConfig(width=8, layers=3)).state_dict()
+    state["body.2.bias"][3] = torch.nan
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(checkpoints.CheckpointError, match=r"x\.pth is damaged: body\.2\.bias"):
+        checkpoints.load_upscaler(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize("kind", ["srvgg", "rrdb", "folded"])
 def test_tiles_change_nothing(kind: str) -> None:
     network: SRVGG | RRDBNet = {

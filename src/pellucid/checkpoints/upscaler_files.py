@@ -43,13 +43,16 @@ def load_upscaler(
     """The upscaler of the ESRGAN family in `path`, named after the file.
 
     Raises CheckpointError: no such file, another kind, keys that are missing, unknown or of the wrong
-    shape.
+    shape, weights that are not finite.
     """
     path = existing(path, "an upscaler").path
     part, unused = examine(path)
     compare(path, {"upscaler": part}, unused)
     fill(part, device, dtype)
     assert isinstance(part.module, RRDBNet | SRVGG)
+    for name, weight in part.module.named_parameters():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{path} is damaged: {name} has values that are not finite")
     return NetworkUpscaler(path.stem, part.module.eval())
 
 

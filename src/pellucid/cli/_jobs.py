@@ -21,6 +21,7 @@ from pellucid.files import decoded_text
 if TYPE_CHECKING:
     from pellucid.request import Request, ResolvedRequest
 
+TABLES = (".csv", ".tsv", ".xlsx", ".ods")  # endings of files whose lines are no prompts
 LARGEST = 64_000_000  # bytes of a file of prompts
 _OBJECT = r'\{\s*["}]'  # how one begins; {red|blue} is a variation
 
@@ -105,6 +106,10 @@ def read_prompts(name: str) -> tuple[tuple[int, dict[str, Any]], ...]:
     with "#" are left out. ValueError names the line that is wrong.
     """
     text = _read(name)
+    if Path(name).suffix.lower() in TABLES:
+        raise ValueError(
+            f"{name} is a table; --prompts takes a text with a prompt in each line, or JSON objects"
+        )
     if re.match(r"\s*(\[\s*)?\{\s*\"", text) and not re.match(
         _OBJECT, text.lstrip().split("\n")[0]
     ):

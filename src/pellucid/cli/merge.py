@@ -57,6 +57,8 @@ def merge(
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--part must be NAME=SHARE, such as vae=0, got {text!r}")
+        if name in parts:
+            raise ValueError(f"--part {name} is given twice")
         parts[name] = _shares(value, f"--part {name}")
     shares = _shares(share, "--share")
 

@@ -33,7 +33,7 @@ IDLE: dict[str, Any] = dict.fromkeys(
         *("software", "full_prompt", "full_negative_prompt", "performance", "resolution"),
     )
 )
-IDLE |= {"styles": "[]", "vae": "Default (model)", "refiner_model": "None"}
+IDLE |= {"styles": "[]", "vae": "Default (model)", "refiner_model": "None", "denoise": 1}
 
 
 def _text(texts: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ IDLE: dict[str, Any] = dict.fromkeys(
     (
         *("n_samples", "request_type", "signed_hash", "version", "extra_noise_seed", "legacy"),
         *("legacy_v3_extend", "stream", "params_version", "v4_prompt", "v4_negative_prompt"),
+        *("add_original_image", "extra_passthrough_testing", "hide_debug_overlay"),
     )
 )
 IDLE |= {"uncond_scale": 1.0, "noise_schedule": "native", "controlnet_strength": 1.0, "noise": 0}
