@@ -7,8 +7,9 @@ float16. The figures are each from a process of its own (`full_size.py` compares
 
 - the peak memory that loading in float16 adds, from an interpreter that has imported torch to a
   model that is ready, against the size of the file (the bar is 1.1);
-- the wall time from the command to the first call of the U-Net, here and in diffusers'
-  `from_single_file`, in float32, the type that a CPU computes in (the bar is half of theirs).
+- the wall time from the command to the first call of the U-Net, and to its return: of `pellucid
+  generate` as it is and with --exact (float32), and of diffusers' `from_single_file` as it is, which is
+  float32 (the bar for the first call is a third of theirs).
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-MAKE, MEMORY, OURS, THEIRS = "make", "memory", "ours", "theirs"
+MAKE, MEMORY, OURS, EXACT, THEIRS = "make", "memory", "pellucid", "pellucid --exact", "diffusers"
+CALLED, RETURNED = "called", "returned"
+PHASES = {CALLED: "was called", RETURNED: "had returned"}
 
 
 def make(path: Path, folder: Path, width: float) -> None:
@@ -96,19 +99,28 @@ def memory(path: Path) -> None:
     print(json.dumps(resident() - before))
 
 
-def first_call_ours(path: Path) -> None:
-    """Loads and draws until the U-Net is called, then ends."""
-    from pellucid import checkpoints
-    from pellucid.pipeline import generate
-    from pellucid.request import Request
+def first_call_ours(when: str, path: Path, folder: Path, *words: str) -> None:
+    """The command, until the U-Net is called or has returned; then it ends."""
+    import pellucid.__main__ as command
+    from pellucid import diffusion
 
-    model = checkpoints.load(path)
-    model.backbone.register_forward_pre_hook(lambda *_: os._exit(0))
-    for _ in generate(model, Request(prompt="a frog on stilts", seed=1)):
-        pass
+    predictor = diffusion.predictor
+
+    def ending(network: Any, prediction: str) -> Any:
+        def call(*inputs: Any) -> None:
+            if when == RETURNED:
+                network(*inputs)
+            os._exit(0)
+
+        return predictor(call, prediction)
+
+    diffusion.predictor = ending  # before `pipeline` imports it
+    sys.argv = ["pellucid", "generate", "a frog on stilts", "--model", str(path), "--seed", "1"]
+    sys.argv += ["--out", str(folder), *words]
+    command.main()
 
 
-def first_call_theirs(path: Path, folder: Path) -> None:
+def first_call_theirs(when: str, path: Path, folder: Path) -> None:
     """The same in diffusers."""
     import torch
     from diffusers import StableDiffusionPipeline
@@ -116,7 +128,9 @@ def first_call_theirs(path: Path, folder: Path) -> None:
     pipeline = StableDiffusionPipeline.from_single_file(
         str(path), config=str(folder), local_files_only=True, torch_dtype=torch.float32
     )
-    pipeline.unet.register_forward_pre_hook(lambda *_: os._exit(0))
+    if when == CALLED:
+        pipeline.unet.register_forward_pre_hook(lambda *_: os._exit(0))
+    pipeline.unet.register_forward_hook(lambda *_: os._exit(0))
     pipeline("a frog on stilts", generator=torch.Generator().manual_seed(1))
 
 
@@ -149,6 +163,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="of the U-Net; 1 is SD1.5's")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--task", help=argparse.SUPPRESS)
+    parser.add_argument("--when", choices=(CALLED, RETURNED), help=argparse.SUPPRESS)
     parser.add_argument("paths", nargs="*", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -156,8 +171,9 @@ def main() -> None:
         tasks = {
             MAKE: lambda *paths: make(*paths, options.width),
             MEMORY: memory,
-            OURS: first_call_ours,
-            THEIRS: first_call_theirs,
+            OURS: lambda *paths: first_call_ours(options.when, *paths),
+            EXACT: lambda *paths: first_call_ours(options.when, *paths, "--exact"),
+            THEIRS: lambda *paths: first_call_theirs(options.when, *paths),
         }
         tasks[options.task](*options.paths)
         return
@@ -170,14 +186,16 @@ def main() -> None:
         )
         added = int(run(MEMORY, path).output)
         print(f"memory: {added / 1e9:.2f} GB at the peak, {added / size:.3f} times the file")
-        times: dict[str, list[float]] = {OURS: [], THEIRS: []}
-        for _ in range(options.repeats):  # they take turns; the least counts
-            times[OURS].append(run(OURS, path)[0])
-            times[THEIRS].append(run(THEIRS, path, folder)[0])
-        ours, theirs = min(times[OURS]), min(times[THEIRS])
-        print(
-            f"to the first step: {ours:.2f} s, diffusers {theirs:.2f} s: {ours / theirs:.2f} of it"
-        )
+        for when in (CALLED, RETURNED):
+            times: dict[str, list[float]] = {OURS: [], EXACT: [], THEIRS: []}
+            for _ in range(options.repeats):  # they take turns; the least counts
+                for name, found in times.items():
+                    found.append(run(name, "--when", when, path, folder).wall)
+            theirs = min(times[THEIRS])
+            print(f"until the network {PHASES[when]} for the first time: {THEIRS} {theirs:.2f} s")
+            for name in (OURS, EXACT):
+                least = min(times[name])
+                print(f"  {name} {least:.2f} s, {least / theirs:.2f} of it")
 
 
 if __name__ == "__main__":

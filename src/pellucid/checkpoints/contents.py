@@ -22,7 +22,7 @@ from pellucid.clip import TextConfig, TextTower
 from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.progress import stage
-from pellucid.runtime.devices import HOME, Read, take_turns
+from pellucid.runtime.devices import HOME, Read, read_again_by, take_turns
 from pellucid.runtime.memory import fits_at_once, said_of
 from pellucid.runtime.precision import dtype_of
 from pellucid.safetensors_header import CheckpointError, UnknownPrediction
@@ -213,6 +213,8 @@ class Contents:
             for name, part in now.items():
                 with _told(self.path.name, part, types[name]):
                     fill(part, places[name], types[name], loading)
+                if places[name] == HOME and types[name] is not None:
+                    read_again_by(part.module, self._reader(part))
         modules: dict[str, Any] = {
             MODEL_FIELDS.get(name, name): part.module for name, part in self.parts.items()
         }

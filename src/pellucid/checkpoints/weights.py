@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -137,7 +139,7 @@ def _single(path: Path) -> Weights:
     metadata = header.pop("__metadata__", None) or {}
     with path.open("rb") as raw:
         start = 8 + int.from_bytes(raw.read(8), "little")
-    mapped, stored = _Mapped(path), dict[str, Stored]()
+        mapped, stored = _Mapped(path, _identity(raw)), dict[str, Stored]()
     try:
         entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         end = 0
@@ -166,12 +168,23 @@ def _single(path: Path) -> Weights:
 class _Mapped:
     """A safetensors file; it takes address space once a tensor is needed in its own type."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, identity: tuple[int, ...]) -> None:
+        self.path, self.identity = path, identity
+
+    def check(self, file: BinaryIO | RawIOBase) -> None:
+        """CheckpointError if another file has taken the place of the one whose header was read."""
+        if _identity(file) != self.identity:
+            raise CheckpointError(f"{self.path} was changed while it was in use")
 
     @cached_property
     def file(self) -> Any:
         return safe_open(self.path, framework="pt", device="cpu")
+
+
+def _identity(file: BinaryIO | RawIOBase) -> tuple[int, ...]:
+    """What tells an open file from another one at its path."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _reader(
@@ -192,6 +205,7 @@ def _reader(
             # From one half precision to the other there is no fast way; by float32 it takes a third.
             wide = torch.empty(len(read)) if kind.itemsize == dtype.itemsize == 2 else read
             with path.open("rb", buffering=0) as raw:
+                mapped.check(raw)
                 raw.seek(begin)
                 for piece in whole.view(-1).split(len(read)):
                     count = len(piece)

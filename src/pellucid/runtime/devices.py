@@ -158,7 +158,11 @@ def in_the_way(parts: Sequence[nn.Module], missing: int) -> nn.Module:
 
 def device_of(part: nn.Module) -> torch.device:
     """The device that a part is on, or will be when its turn comes; a GPU's has a number."""
-    return HOME if takes_turns(part) else next(part.parameters()).device
+    if any(
+        map(takes_turns, (part, *part.children()))
+    ):  # a backend's copy of a network has it inside
+        return HOME
+    return next(part.parameters()).device
 
 
 def is_on(part: nn.Module, device: torch.device) -> bool:
@@ -191,12 +195,41 @@ Read = Callable[[nn.Module], None]
 """Gives a part its numbers, in the number type that it has."""
 _reads: weakref.WeakKeyDictionary[nn.Module, Read] = weakref.WeakKeyDictionary()
 """The parts that take turns. A `Read` must not refer to its part, which would then stay forever."""
+_sources: weakref.WeakKeyDictionary[nn.Module, tuple[Read, int]] = weakref.WeakKeyDictionary()
+"""What reads a part that is in memory once more, and how often its numbers were changed until then."""
+_given_up: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def take_turns(part: nn.Module, read: Read) -> None:
     """From now on a part is there in its turn only."""
     part.to("meta")
     _reads[part] = read
+
+
+def read_again_by(part: nn.Module, read: Read) -> None:
+    """Says how a part that is in memory can be read again."""
+    _sources[part] = read, _changes(part)
+
+
+def give_up(part: nn.Module) -> None:
+    """Let a part go whose numbers something else has now; it is read again where it is needed itself.
+    One that cannot be read again, or was changed since it was read, stays."""
+    if part not in _reads:
+        read, changes = _sources.get(part, (None, 0))
+        if read is None or changes != _changes(part):
+            return
+        _reads[part] = read
+    _given_up.add(part)
+    part.to("meta")
+
+
+def given_up(part: nn.Module) -> bool:
+    """Whether something else has the numbers of a part, as a backend's copy of a network."""
+    return part in _given_up
+
+
+def _changes(part: nn.Module) -> int:
+    return sum(parameter._version for parameter in part.parameters())
 
 
 def takes_turns(part: nn.Module) -> bool:
@@ -213,7 +246,8 @@ def begin_turn(part: nn.Module) -> None:
     """The turn of a part begins: it is read, and those that are there in turn are let go before."""
     if part in _reads and is_read(part):
         return
-    let_go(*(other for other in _reads if other is not part))
+    here = (part, *part.children())
+    let_go(*(other for other in _reads if other not in here))
     if part in _reads:
         _reads[part](part)
 

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from pellucid.model import Model
 from pellucid.runtime import Runtime
 from pellucid.runtime.backends import release_except
-from pellucid.runtime.devices import give_back_memory, is_read, takes_turns
+from pellucid.runtime.devices import (
+    give_back_memory,
+    given_up,
+    is_read,
+    takes_turns,
+    weight_bytes,
+)
 from pellucid.runtime.memory import DoesNotFit
 
 
@@ -61,12 +67,15 @@ class Kept:
     def size(self) -> int:
         """Bytes of all weights; what models share counts once."""
         tensors: dict[int, Tensor] = {}
+        copies = 0
         for model in self._models.values():
             for each in fields(model):
                 part = getattr(model, each.name)
-                if isinstance(part, nn.Module) and is_read(part):
+                if isinstance(part, nn.Module) and given_up(part):
+                    copies += weight_bytes(part)
+                elif isinstance(part, nn.Module) and is_read(part):
                     tensors |= {t.data_ptr(): t for t in (*part.parameters(), *part.buffers())}
-        return sum(t.numel() * t.element_size() for t in tensors.values())
+        return copies + sum(t.numel() * t.element_size() for t in tensors.values())
 
     def __len__(self) -> int:
         return len(self._models)

@@ -21,7 +21,7 @@ from pellucid.model import Model
 from pellucid.nn import Attention, TimestepEmbedding
 from pellucid.progress import each
 from pellucid.runtime.backends import Prepared, Rehearse, eager
-from pellucid.runtime.devices import reading
+from pellucid.runtime.devices import give_up, reading
 from pellucid.runtime.precision import native_int8
 from pellucid.runtime.threads import SMALL, step_size
 
@@ -85,7 +85,10 @@ def quantized(network: nn.Module) -> nn.Module:
     tensors = [*network.parameters(), *network.buffers()]
     same = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     rounded = {id(layer) for layer in rounded_layers(same).values()}
-    for parent in each("rounding weights to 8 bits", list(same.modules())):
+    give_up(network)  # each weight then goes when it is rounded
+    # No list here may hold the layers that are replaced.
+    parents = [module for module in same.modules() if next(module.children(), None) is not None]
+    for parent in each("rounding weights to 8 bits", parents):
         shared = Quantizer()
         for name, layer in list(parent.named_children()):
             if id(layer) in rounded:

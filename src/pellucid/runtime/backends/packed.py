@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.nn import ResidualBlock, SpatialTransformer, TransformerBlock, attend
-from pellucid.runtime.backends import Prepared, Rehearse, Unsuitable, eager
-from pellucid.runtime.devices import takes_turns
+from pellucid.runtime.backends import LARGE, Prepared, Rehearse, Unsuitable, eager
+from pellucid.runtime.devices import begin_turn, give_up, takes_turns
 from pellucid.runtime.precision import dtype_of, native_bfloat16
+from pellucid.runtime.threads import parameters_of
 
 HELP = "weights in the order of the processor's kernels; for bfloat16 on a CPU"
 FEW = 64
@@ -57,13 +58,15 @@ _made: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictiona
 def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     """The model with the network as this computes it, the rest as `eager` has it; `model` stays as it
     is. A network in another number type stays as it is too. Raises Unsuitable."""
-    model, _ = eager.prepare(model, rehearse)
     if dtype_of(model.backbone) != torch.bfloat16:
-        return model, ()
-    if takes_turns(model.backbone):
-        raise Unsuitable("packed needs the network in memory twice, and memory is short")
+        return eager.prepare(model, rehearse)
     if model.backbone not in _made:
+        if takes_turns(model.backbone):
+            raise Unsuitable("packed keeps the network in memory, and memory is short")
         _made[model.backbone] = packed(model.backbone)
+        if parameters_of(model) >= LARGE:
+            give_up(model.backbone)
+    eager.channels_last(model.vae, model.tiny_vae, model.second_stage)
     return replace(model, backbone=Packed(model.backbone, _made[model.backbone])), ()
 
 
@@ -85,6 +88,8 @@ class Packed(nn.Module):
         """As the network's."""
         slopes = torch.is_grad_enabled() and (x.requires_grad or cond.tokens.requires_grad)
         if record is not None or slopes or dtype_of(self.network) != torch.bfloat16:
+            begin_turn(self.network)
+            eager.channels_last(self.network)
             return self.network(x, t, cond, record)
         if self.tokens is None or not torch.equal(self.tokens, cond.tokens):
             self.tokens = cond.tokens
@@ -190,7 +195,8 @@ class Conv2d(nn.Module):
         """In the order of the kernel, which depends on the size of the picture."""
         if self.plain is not None:
             size = list(x.shape)
-            self.packed = mkldnn._reorder_convolution_weight(self.plain, *self.where, size)
+            plain = self.plain.contiguous(memory_format=torch.channels_last)  # 3 to 5 times as fast
+            self.packed = mkldnn._reorder_convolution_weight(plain, *self.where, size)
             self.plain = None
         return self.packed
 
