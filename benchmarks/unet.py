@@ -3,8 +3,9 @@
     python benchmarks/unet.py [--shape emoji|thin|sd15] [--device cuda] [--repeats 5] [--bf16]
 
 Two figures: 20 DDIM steps with classifier-free guidance (both halves in one batch), and a training
-step (forward, backward, AdamW). The two networks take turns and the fastest of the repeats counts;
-on a CPU it is the process's CPU time, which other work on the machine disturbs less than the clock.
+step (forward, backward, fused AdamW for both). The two networks take turns and the fastest of the
+repeats counts; on a CPU it is the process's CPU time, which other work on the machine disturbs less
+than the clock.
 A ratio above 1 means Pellucid is faster.
 --bf16 trains both under autocast, as `pellucid train` does where the processor is fast in it.
 diffusers is timed twice: as it comes, and with its weights in channels_last as Pellucid has them.
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from pellucid.backbones.unet import SD15, UNet, UNetConfig
 from pellucid.diffusion import Conditioning
 from pellucid.recipes import scenes
+from pellucid.train import small_pictures
 
 STEPS, SCALE = 20, 7.5
 SHAPES = {  # config, latents on a side, batch of the training step, tokens
@@ -122,7 +124,10 @@ def main() -> None:
     }
     for module in (ours, theirs_last):
         module.to(memory_format=torch.channels_last)
-    optimizers = {name: torch.optim.AdamW(m.parameters(), 0.0) for name, m in modules.items()}
+    small_pictures.prepare(ours)  # as `pellucid train` does
+    optimizers = {
+        name: torch.optim.AdamW(m.parameters(), 0.0, fused=True) for name, m in modules.items()
+    }
     x = torch.randn(1, config.in_channels, side, side, device=device)
     tokens = torch.randn(2, length, config.cross_attention_dim, device=device)
     target = torch.randn(batch, config.in_channels, side, side, device=device)

@@ -23,7 +23,7 @@ from pellucid.guidance import ClassifierFree, as_denoiser
 from pellucid.images.metadata import save_image
 from pellucid.images.pixels import grid, to_pil
 from pellucid.samplers import ddim
-from pellucid.train import loop, pack, token_loss
+from pellucid.train import loop, pack, small_pictures, token_loss
 from pellucid.train.objective import Objective, ObjectiveOptions
 from pellucid.train.pool import Encoders, Pool
 from pellucid.train.recipe import Recipe
@@ -152,6 +152,8 @@ def learn(
     pool, held, prompts = pool.to(device), held.to(device), prompts.to(device)
     vae.to(device)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not options.compiled:
+        small_pictures.prepare(network)
     optimizer = torch.optim.AdamW(
         network.parameters(), options.rate, (0.9, 0.99), weight_decay=0.01, fused=True
     )
