@@ -20,12 +20,12 @@ class _Convolution(torch.autograd.Function):
     """3x3, stride 1, padding 1: x (B, C_in, h, w), weight (C_out, C_in, 3, 3), bias (C_out,)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         slope = slope.contiguous(memory_format=torch.channels_last)
         of_x = torch.ops.aten.convolution_backward(
