@@ -265,7 +265,7 @@ def _colors(colors: Sequence[str]) -> str:
 
 CSS = (
     ".plot{overflow:visible;max-width:100%;height:auto;font:11px system-ui,sans-serif;display:block}"
-    "@media(max-width:560px){.plot{font-size:15px}}.sample{margin-right:.35rem}"
+    "@media(max-width:560px){.plot{font-size:16px}}.sample{margin-right:.35rem}"
     ".plot path,.sample path{fill:none;stroke-width:1.6}.plot path.faint{stroke:#8885;stroke-width:1}"
     ".plot text{fill:currentColor}.plot text.faint{opacity:.75}"
     "path.dashed{stroke-dasharray:5 4}path.dots{stroke-width:3.2!important;stroke-linecap:round}"

@@ -150,8 +150,8 @@ def image(options: CompareOptions, results: Mapping[str, Any]) -> Image.Image:
 
 def words(lines: Sequence[Sequence[object]]) -> Image.Image:
     """Lines of cells, in columns, on white."""
-    font = ImageFont.load_default(12)
-    columns = [[str(cell) for cell in column] for column in zip(*lines, strict=True)]
+    font = ImageFont.load_default(12)  # which has no letter for infinity
+    columns = [[_text(cell) for cell in column] for column in zip(*lines, strict=True)]
     widths = [max(int(font.getlength(cell)) for cell in column) + 16 for column in columns]
     drawn = Image.new("RGB", (sum(widths) + 8, LINE * len(lines) + 12), "white")
     brush = ImageDraw.Draw(drawn)
@@ -159,6 +159,11 @@ def words(lines: Sequence[Sequence[object]]) -> Image.Image:
         for j, cell in enumerate(column):
             brush.text((8 + sum(widths[:i]), 6 + LINE * j), cell, fill="black", font=font)
     return drawn
+
+
+def _text(cell: object) -> str:
+    text = people(cell) if isinstance(cell, int | float) else str(cell)
+    return text.replace("∞", "infinite")
 
 
 def side_by_side(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
