@@ -430,3 +430,15 @@ def test_bad_input_is_one_sentence(
     model = () if "--model" in words else ("--model", model_file)
     assert sentence in refused("noise", *words, *model)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_small_steps_are_counted_for_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def each(what: str, items: range) -> range:
+        seen.append((what, len(items)))
+        return items
+
+    monkeypatch.setattr("pellucid.explain.noise.trajectory.each", each)
+    random_trajectory(torch.zeros(3, 2, 2), (0, 100), Schedule(), generators(0, 1)[0])
+    assert seen == [("adding noise in small steps", 101)]

@@ -10,6 +10,7 @@ import typer
 
 from pellucid.cli._app import show_json, show_path
 from pellucid.cli._files import OUTPUTS, OVERWRITE, Output
+from pellucid.progress import stage
 
 if TYPE_CHECKING:
     from pellucid.html.records import Record
@@ -37,7 +38,9 @@ def deliver(
 ) -> None:
     """Write the page and print its path, or print the record as JSON."""
     if output is not None:
-        path = output.save_page(html(), stem)
+        with stage("making the page"):
+            text = html()
+        path = output.save_page(text, stem)
         if not as_json:
             show_path(path)
     if as_json:

@@ -16,6 +16,7 @@ from pellucid.diffusion import add_noise, small_step
 from pellucid.explain.noise.schedules import level_at
 from pellucid.html.records import Picture, Record
 from pellucid.images.pixels import to_pil
+from pellucid.progress import each
 from pellucid.schedule import CLEAN, Level, Schedule
 
 
@@ -57,7 +58,7 @@ def random_trajectory(
     stops = sorted({round(level_at(schedule, time).t) for time in times})
     moments = []
     x, before = x0, CLEAN
-    for t in range(stops[-1] + 1):
+    for t in each("adding noise in small steps", range(stops[-1] + 1)):
         level = schedule.level(t)
         x = small_step(x, torch.randn(x.shape, generator=generator, dtype=x.dtype), before, level)
         before = level
