@@ -53,6 +53,8 @@ studio: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
 	$(BIN)/pellucid serve --open
 
+# Compiled modules are kept: the tests start many processes, which would compile them again.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 

@@ -25,6 +25,8 @@ from pellucid.clip import TextConfig, TextTower, VisionConfig, VisionTower
 from pellucid.model import Defaults, Model
 from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
+from pellucid.train import diffusion as train_diffusion
+from pellucid.train import vae as train_vae
 from pellucid.vae import VAE, VAEConfig
 
 # The references in the tests must not look for a network.
@@ -57,6 +59,10 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
 
+
+# Around a training more pictures are measured than the few steps of a test learn from.
+train_vae.HELD = train_diffusion.HELD = 16
+train_vae.MEASURED = 64
 
 # A slow machine must not add lines to what commands say.
 _bar.LINES = (math.inf,)
@@ -221,25 +227,46 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a file in a tab. At the end there must be no error on a console, and nothing fetched."""
-    complaints: list[str] = []
-    tabs = []
+@pytest.fixture(scope="session")
+def shared_tab(browser: Any) -> Any:
+    """A tab for one test after the other: a new one takes a second."""
+    return browser.new_page()
 
-    def open_one(path: Path, width: int = 1200, height: int = 900) -> Any:
-        tab = browser.new_page(viewport={"width": width, "height": height})
-        tabs.append(tab)
-        tab.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on(
-            "request",
-            lambda sent: sent.url.startswith(("data:", "file:")) or complaints.append(sent.url),
-        )
+
+@pytest.fixture
+def open_page(browser: Any, shared_tab: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a file in a tab. At the end there must be no error on a console, and nothing fetched.
+
+    own: in a tab of its own, which is closed after the test.
+    """
+    complaints: list[str] = []
+    tabs = [shared_tab]
+    listeners: dict[str, Callable[[Any], Any]] = {
+        "console": lambda message: complaints.append(f"{message.type}: {message.text}"),
+        "pageerror": lambda error: complaints.append(str(error)),
+        "request": lambda sent: (
+            sent.url.startswith(("data:", "file:")) or complaints.append(sent.url)
+        ),
+    }
+    for event, listener in listeners.items():
+        shared_tab.on(event, listener)
+
+    def open_one(path: Path, width: int = 1200, height: int = 900, own: bool = False) -> Any:
+        tab = shared_tab
+        if own:
+            tab = browser.new_page()
+            tabs.append(tab)
+            for event, listener in listeners.items():
+                tab.on(event, listener)
+        tab.set_viewport_size({"width": width, "height": height})
+        tab.emulate_media(color_scheme="light")  # another test may have changed it
+        tab.mouse.move(0, 0)
         tab.goto(path.as_uri())
         return tab
 
     yield open_one
-    for tab in tabs:
+    for event, listener in listeners.items():
+        shared_tab.remove_listener(event, listener)
+    for tab in tabs[1:]:
         tab.close()
     assert complaints == []

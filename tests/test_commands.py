@@ -79,8 +79,11 @@ def variables(words: Sequence[str]) -> int:
     return sum(1 for _ in itertools.takewhile(re.compile(r"[A-Z_]+=").match, words))
 
 
-def quick(words: tuple[str, ...]) -> list[str]:
-    """The words of a command, with those that make it quick at their end."""
+def quick(words: tuple[str, ...], shown: bool) -> list[str]:
+    """The words of a command, with those that make it quick at their end.
+
+    shown: the pictures of the included model are for people, and have all their steps.
+    """
     command, rest = words[1], words[2:]
     more = list(QUICK.get(command, ()))
     if command == "train":
@@ -90,6 +93,8 @@ def quick(words: tuple[str, ...]) -> list[str]:
     if command == "generate" and any(Path(word).stem in THIN for word in rest):
         more += [] if "--preset" in rest else ["--steps", "4"]
         more += [] if {"--size", "--mask", "--extend"} & set(rest) else ["--size", "64x64"]
+    elif command == "generate" and not shown and not {"--model", "--like"} & set(rest):
+        more += ["--steps", "4"]  # the last of an option counts
     found = [sorted(glob.glob(word)) if word.endswith("*.png") else [word] for word in rest]
     return [command, *itertools.chain(*found), *more]
 
@@ -98,6 +103,10 @@ def quick(words: tuple[str, ...]) -> list[str]:
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that a user has, by the names that the texts give them."""
     shelf = tmp_path_factory.mktemp("shelf")
+    shutil.copytree(ROOT / "docs" / "examples", shelf / "docs" / "examples")
+    for name in ("garden", "mask"):
+        small = shelf / "docs" / "examples" / f"{name}.png"
+        Image.open(small).reduce(4).save(small)
     families = {"sd15": "sd1", "sdxl": "sdxl", "refiner": "sdxl_refiner"}
     made = {file: model_of(family, vocabulary=49408) for file, family in families.items()}
     for file, one in made.items():
@@ -122,14 +131,17 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def working_folder(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The repository as a newcomer has it, and the files of a user."""
+def working_folder(
+    shelf: Path, tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The repository as a newcomer has it, but with small pictures, and the files of a user."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PELLUCID_UPSCALERS", str(shelf))
     for path in shelf.iterdir():
-        if path.name != "runs":
+        if path.name not in ("runs", "docs"):
             (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    shown = pytestconfig.getoption("--sheets") is not None
+    (tmp_path / "docs").symlink_to((ROOT if shown else shelf) / "docs")
     shutil.copytree(shelf / "runs", tmp_path / "runs")
     return tmp_path
 
@@ -161,6 +173,7 @@ def test_the_commands_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown: list[tuple[Path, str]] = []
+    folder = pytestconfig.getoption("--sheets")
     for line in section.commands:
         words = line[variables(line) :]
         for name, _, value in (word.partition("=") for word in line[: variables(line)]):
@@ -169,7 +182,7 @@ def test_the_commands_run(
             assert flags_of(words) <= known_flags(words[1]), shlex.join(words)
             continue
         before = pictures_in(working_folder)
-        status, out, err = call(*quick(words))
+        status, out, err = call(*quick(words, folder is not None))
         assert status == 0, f"{shlex.join(words)}\n{err}"
         assert "pellucid:" not in err, f"{shlex.join(words)} warns\n{err}"
         names_files = words[1] in ("generate", "train", "noise", "explain")
@@ -178,7 +191,6 @@ def test_the_commands_run(
                 assert (working_folder / path).is_file(), f"{shlex.join(words)} printed {path}"
         new = sorted(pictures_in(working_folder) - before)
         shown += [(path, " ".join(words[2:])) for path in new]
-    folder = pytestconfig.getoption("--sheets")
     if folder is not None and shown:
         monkeypatch.syspath_prepend(ROOT / "docs")
         from layout import Cell, sheet  # type: ignore[import-not-found]

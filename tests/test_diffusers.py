@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -189,14 +188,15 @@ def test_every_conversion_gives_every_bit(
     assert save(model, written("diffusers", tmp_path), to="diffusers") == ()
     for form in FORMS:
         save(model, written(form, tmp_path), to=form)
-    for source, target in itertools.permutations(FORMS, 2):
-        path = written(target, tmp_path / f"{source}-{target}")
-        path.parent.mkdir()
+    for source in FORMS:
         again = load(written(source, tmp_path), dtype=None)
         assert_same(model, again)
-        save(again, path, to=target)
-        same_weights(written(target, tmp_path), path)
-        shutil.rmtree(path.parent)
+        for target in set(FORMS) - {source}:
+            path = written(target, tmp_path / f"{source}-{target}")
+            path.parent.mkdir()
+            save(again, path, to=target)
+            same_weights(written(target, tmp_path), path)
+            shutil.rmtree(path.parent)
 
 
 def test_another_type(folders: dict[str, Path], tmp_path: Path) -> None:

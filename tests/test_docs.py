@@ -6,14 +6,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from pellucid import cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -63,6 +60,7 @@ def test_exercises_run(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
+    """Commands run in tests/test_commands.py."""
     monkeypatch.chdir(tmp_path)
     _, _, text = (DOCS / f"{page}.md").read_text("utf-8").partition("## Try it\n")
     exercises = EXERCISE.findall(text)
@@ -72,9 +70,6 @@ def test_exercises_run(
             exec(compile(program, f"{page}.md", "exec"), {})
             if printed:
                 assert capsys.readouterr().out == printed
-        for line in program.splitlines() if language == "sh" else []:
-            monkeypatch.setattr(sys, "argv", shlex.split(line))
-            cli.main()
 
 
 def test_notebook_has_no_outputs() -> None:

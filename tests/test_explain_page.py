@@ -94,7 +94,8 @@ def test_arrows_and_space_where_nothing_has_the_focus(shown: Any) -> None:
     expect(shown.locator("#where")).to_contain_text("Step 6 of 6")
 
 
-def test_play_and_pause(shown: Any) -> None:
+def test_play_and_pause(open_page: Callable[..., Any], files: dict[str, Path]) -> None:
+    shown = open_page(files["one"], own=True)  # whose clock stays as it is set
     shown.clock.install(time=0)
     shown.reload()
     shown.clock.pause_at(10**7)  # from here on time goes by when the test says so

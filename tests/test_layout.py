@@ -45,9 +45,9 @@ def test_readme_begins_with_a_picture_and_names_the_commands() -> None:
     assert {"demo", "test", "emoji-model"} <= set(named) <= set(targets)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda p: str(p.relative_to(ROOT / "src")))
-def test_every_module_says_what_it_is(module: Path) -> None:
-    assert ast.get_docstring(ast.parse(module.read_text("utf-8")))
+def test_every_module_says_what_it_is() -> None:
+    silent = [m for m in MODULES if not ast.get_docstring(ast.parse(m.read_text("utf-8")))]
+    assert not silent
 
 
 def test_no_file_has_a_name_that_says_nothing() -> None:

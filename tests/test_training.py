@@ -127,7 +127,7 @@ def assert_same(a: Any, b: Any, where: str = "state") -> None:
 def kill_after_a_save(name: str, art: Path, out: Path) -> None:
     """Start the loop in a process of its own and SIGKILL it once it has saved its state."""
     code = (
-        "import sys, torch; from pathlib import Path; torch.set_num_threads(1); import test_training\n"
+        "import sys; from pathlib import Path; import conftest, test_training\n"
         f"module, options = test_training.LOOPS[{name!r}]\n"
         "module.train(options(Path(sys.argv[1]), Path(sys.argv[2])), test_training.RECIPE)\n"
     )

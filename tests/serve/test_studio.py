@@ -54,34 +54,46 @@ def address(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     thread.join()
 
 
+@pytest.fixture(scope="session")
+def shared_tab(browser: Any) -> Any:
+    """For one test after the other: a new one takes a second."""
+    page = browser.new_context(accept_downloads=True).new_page()
+    page.set_default_timeout(LONG)
+    return page
+
+
 @pytest.fixture
-def tab(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
-    """Opens a view in a new profile. At the end its console is empty, and nothing else was asked for."""
+def tab(shared_tab: Any, address: str) -> Iterator[Callable[..., Any]]:
+    """Opens a view as in a new profile. At the end its console is empty, and nothing else was asked
+    for."""
     complaints: list[str] = []
-    contexts = []
+    listeners: dict[str, Callable[[Any], Any]] = {
+        "console": lambda said: complaints.append(f"{said.type}: {said.text}"),
+        "pageerror": lambda error: complaints.append(str(error)),
+        "request": lambda sent: (
+            sent.url.startswith((address, "data:", "blob:")) or complaints.append(sent.url)
+        ),
+    }
+    # What the studio keeps belongs to its address; on an empty page there it is cleared.
+    empty = {"body": '<link rel="icon" href="data:,">', "content_type": "text/html"}
+    shared_tab.route(f"{address}empty", lambda route: route.fulfill(**empty))
+    shared_tab.goto(f"{address}empty")
+    shared_tab.evaluate("localStorage.clear()")
+    for event, listener in listeners.items():
+        shared_tab.on(event, listener)
 
     def opened(view: str = "make", width: int = 1200, scheme: str = "light") -> Any:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
-        )
-        context.set_default_timeout(LONG)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda sent: (
-                sent.url.startswith((address, "data:", "blob:")) or complaints.append(sent.url)
-            ),
-        )
-        page.goto(f"{address}#{view}")
-        page.wait_for_selector("main h1")
-        return page
+        shared_tab.set_viewport_size({"width": width, "height": 900})
+        shared_tab.emulate_media(color_scheme=scheme)
+        shared_tab.mouse.move(0, 0)
+        shared_tab.goto(f"{address}#{view}")
+        shared_tab.wait_for_selector("main h1")
+        return shared_tab
 
     yield opened
-    for context in contexts:
-        context.close()
+    shared_tab.unroute_all()
+    for event, listener in listeners.items():
+        shared_tab.remove_listener(event, listener)
     # A request that is refused (by a test that asks for it) is an error on the console as well.
     assert [text for text in complaints if "422" not in text] == []
 

@@ -140,7 +140,7 @@ def with_kernel(vae: VAE, kernel: int) -> VAE:
 @torch.no_grad()
 def finish(vae: VAE, source: data.Source, options: DecoderOptions, say: loop.Say) -> Path:
     """Report the quality and write vae.pt, as `train.vae` does; its path."""
-    held = source.draw(64, loop.rng_of(options.seed, 0, 7), held=True).pixels
+    held = source.draw(train_vae.HELD, loop.rng_of(options.seed, 0, 7), held=True).pixels
     held = held.to(next(vae.parameters()).device)
     quality = psnr(vae.to_pixels(vae.to_latents(held)), held)
     say(f"PSNR on held-out pictures {quality:.2f} dB")

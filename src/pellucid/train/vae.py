@@ -19,6 +19,11 @@ from pellucid.train.adversary import Critic, FeatureExtractor, feature_loss, gen
 from pellucid.train.recipe import Recipe
 from pellucid.vae import VAE, VAEConfig, psnr
 
+HELD = 64
+"""Held-out pictures on which the quality is measured at the end."""
+MEASURED = 500
+"""Pictures by which principal components are measured at the beginning, and the scale at the end."""
+
 
 @dataclass(frozen=True)
 class VAEOptions(SourceOptions, loop.RunOptions):
@@ -50,7 +55,7 @@ def train(options: VAEOptions, recipe: Recipe, say: loop.Say = loop.silent) -> P
     torch.manual_seed(options.seed)
     vae = VAE(recipe.vae)
     if recipe.vae.shortcut:
-        principal_components(vae, source.draw(500, loop.rng_of(options.seed, 0, 9)).pixels)
+        principal_components(vae, source.draw(MEASURED, loop.rng_of(options.seed, 0, 9)).pixels)
     vae.to(device)
     features = feature_extractor(options, device)
     optimizer = torch.optim.AdamW(vae.parameters(), options.rate, (0.9, 0.99), weight_decay=0.01)
@@ -124,9 +129,9 @@ def finish(vae: VAE, source: Source, options: VAEOptions, say: loop.Say) -> Path
     The scale travels with the weights (Rombach et al. 2022, appendix G).
     """
     device = next(vae.parameters()).device
-    held = source.draw(64, loop.rng_of(options.seed, 0, 7), held=True).pixels.to(device)
+    held = source.draw(HELD, loop.rng_of(options.seed, 0, 7), held=True).pixels.to(device)
     say(f"PSNR on held-out pictures {psnr(vae.decode(vae.encode(held).mode()), held):.2f} dB")
-    pixels = source.draw(500, loop.rng_of(options.seed, 0, 8)).pixels
+    pixels = source.draw(MEASURED, loop.rng_of(options.seed, 0, 8)).pixels
     latents = torch.cat([vae.encode(part.to(device)).mode() for part in pixels.split(50)])
     scale, shift = 1 / float(latents.std()), float(latents.mean())
     config = replace(vae.config, scaling_factor=scale, shift_factor=shift)

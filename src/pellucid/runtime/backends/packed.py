@@ -100,19 +100,28 @@ class Packed(nn.Module):
 
 
 def packed(network: nn.Module) -> nn.Module:
-    """A copy of the network, which shares the parameters that stay as they are."""
-    tensors = [*network.parameters(), *network.buffers()]
-    same = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
-    _replace(same)
+    """A copy of the network, which shares the layers that stay as they are."""
+    same = copy.copy(network)
+    same.__dict__["_modules"] = _packed_parts(network)
     return same
 
 
-def _replace(parent: nn.Module) -> None:
-    for name, layer in list(parent.named_children()):
-        if type(layer) in BLOCKS and all(map(_known, layer.modules())):
-            setattr(parent, name, BLOCKS[type(layer)](layer))
-        else:
-            _replace(layer)
+def _packed_parts(layer: nn.Module) -> dict[str, nn.Module | None]:
+    return {
+        name: None if part is None else _packed_layer(part) for name, part in layer._modules.items()
+    }
+
+
+def _packed_layer(layer: nn.Module) -> nn.Module:
+    if type(layer) in BLOCKS and all(map(_known, layer.modules())):
+        block: nn.Module = BLOCKS[type(layer)](layer)
+        return block
+    parts = _packed_parts(layer)
+    if all(parts[name] is part for name, part in layer._modules.items()):
+        return layer
+    same = copy.copy(layer)
+    same.__dict__["_modules"] = parts
+    return same
 
 
 def _known(layer: nn.Module) -> bool:
