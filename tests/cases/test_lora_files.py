@@ -627,6 +627,7 @@ def test_an_embedding_in_a_picture(how: str, ids: Any, call: Any, tmp_path: Path
         (FRIDA | {"string_to_param": {}}, "string_to_param"),
         (FRIDA | {"string_to_param": {"*": {"TORCHTENSOR": [[1.0], [1.0, 2.0]]}}}, "damaged"),
         (FRIDA | {"string_to_param": {"*": {"TORCHTENSOR": [[None] * 64]}}}, "damaged"),
+        (FRIDA | {"string_to_param": {"*": {"TORCHTENSOR": [[10**400] * 64]}}}, "damaged"),
     ],
 )
 def test_a_damaged_embedding_in_a_picture(

@@ -25,7 +25,8 @@ KEY = "sd-ti-embedding"
 MULTIPLIER, INCREMENT = 1664525, 1013904223  # of a linear congruential generator modulo 2^32
 LOSSLESS = ("PNG", "WEBP")
 HALF = 15  # the lowest four bits
-MOST = 64 << 20  # bytes of the JSON
+MOST = 8 << 20  # bytes of the JSON; 75 vectors of SDXL's wider tower have a quarter of it
+LARGEST = 8 << 20  # pixels of a picture with an embedding in them
 
 
 def word_in_picture(path: Path) -> tuple[str, Tensor]:
@@ -38,11 +39,13 @@ def word_in_picture(path: Path) -> tuple[str, Tensor]:
         data = _in_pixels(path) if text is None else base64.b64decode(text)
         if data is None:
             raise CheckpointError(f"{path} is a picture without an embedding in it")
+        if len(data) > MOST:
+            raise ValueError(f"it is larger than {MOST >> 20} MB")
         content = parse_json(data.decode())
         return _word(content, path.stem)
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path} has a damaged embedding in it: {error}") from error
 
 
@@ -59,7 +62,7 @@ def _word(content: Any, stem: str) -> tuple[str, Tensor]:
 def _in_pixels(path: Path) -> bytes | None:
     """The JSON in the pixels; None: there is none."""
     with open_header(path)[0] as image:
-        if image.format not in LOSSLESS:
+        if image.format not in LOSSLESS or image.width * image.height > LARGEST:
             return None
         try:
             pixels = np.asarray(image.convert("RGB"))
