@@ -47,7 +47,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A pipeline of diffusers, and what is read here of the folder that it writes."""
     folder = tmp_path_factory.mktemp(request.param)
     prediction = "v_prediction" if request.param == "sd2" else "epsilon"
-    pipeline = their_pipeline(request.param, small_vocabulary(folder), prediction)
+    vocabulary = small_vocabulary(folder)
+    pipeline = their_pipeline(request.param, vocabulary, prediction, layers_per_block=1)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder / "model")
     return pipeline, load(folder / "model")
