@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 from pellucid import checkpoints, cli, plugins
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.esrgan import RRDBConfig, RRDBNet
+from pellucid.recipes import emoji
 from pellucid.tiny_vae import TinyVAE, TinyVAEConfig
-from references import make_lora, model_of
+from references import make_lora, model_of, thin_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -134,9 +135,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def working_folder(
     shelf: Path, tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The repository as a newcomer has it, but with small pictures, and the files of a user."""
+    """The repository as a newcomer has it, but with small pictures, and the files of a user; what is
+    trained is thin."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PELLUCID_UPSCALERS", str(shelf))
+    monkeypatch.setattr(emoji, "RECIPE", thin_recipe(emoji.RECIPE))
     for path in shelf.iterdir():
         if path.name not in ("runs", "docs"):
             (tmp_path / path.name).symlink_to(path)
