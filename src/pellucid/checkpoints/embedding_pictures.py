@@ -69,7 +69,7 @@ def _in_pixels(path: Path) -> bytes | None:
         except Exception as error:  # a decoder can raise anything on malformed data
             raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
     lit = (pixels > 0).all(2)
-    columns, rows = np.flatnonzero(lit.any(0)), np.flatnonzero(lit.any(1))
+    columns, rows = np.flatnonzero(np.any(lit, 0)), np.flatnonzero(np.any(lit, 1))
     if not len(columns):
         return None
     halves = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & HALF

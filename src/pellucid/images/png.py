@@ -92,7 +92,7 @@ def _colours(chunks: dict[bytes, bytes], has_profile: bool) -> Colours | None:
     gamma, primaries = numbers.get(b"gAMA"), numbers.get(b"cHRM")
     if gamma is None and primaries is None:
         return None
-    return Colours(None, gamma and 1 / gamma[0], primaries and tuple(primaries))
+    return Colours(None, 1 / gamma[0] if gamma else None, tuple(primaries) if primaries else None)
 
 
 def decoded(data: bytes) -> str:
