@@ -21,7 +21,7 @@ from pellucid.model import Model
 from pellucid.nn import Attention, TimestepEmbedding
 from pellucid.progress import each
 from pellucid.runtime.backends import Prepared, Rehearse, eager
-from pellucid.runtime.devices import give_up, reading
+from pellucid.runtime.devices import give_back_memory, give_up, given_up, reading
 from pellucid.runtime.precision import native_int8
 from pellucid.runtime.threads import SMALL, step_size
 
@@ -59,6 +59,8 @@ def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     if model.backbone not in _made:
         with reading(model.backbone):
             _made[model.backbone] = EachPicture(quantized(model.backbone))
+        if given_up(model.backbone):
+            give_back_memory()
     return replace(model, backbone=_made[model.backbone]), ()
 
 
@@ -85,8 +87,9 @@ def quantized(network: nn.Module) -> nn.Module:
     tensors = [*network.parameters(), *network.buffers()]
     same = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     rounded = {id(layer) for layer in rounded_layers(same).values()}
-    give_up(network)  # each weight then goes when it is rounded
-    # No list here may hold the layers that are replaced.
+    # Each weight then goes when it is rounded; no list here may hold it, or its layer.
+    del tensors
+    give_up(network)
     parents = [module for module in same.modules() if next(module.children(), None) is not None]
     for parent in each("rounding weights to 8 bits", parents):
         shared = Quantizer()

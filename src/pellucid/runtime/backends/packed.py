@@ -22,7 +22,13 @@ from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.nn import ResidualBlock, SpatialTransformer, TransformerBlock, attend
 from pellucid.runtime.backends import LARGE, Prepared, Rehearse, Unsuitable, eager
-from pellucid.runtime.devices import begin_turn, give_up, takes_turns
+from pellucid.runtime.devices import (
+    begin_turn,
+    give_back_memory,
+    give_up,
+    given_up,
+    takes_turns,
+)
 from pellucid.runtime.precision import dtype_of, native_bfloat16
 from pellucid.runtime.threads import parameters_of
 
@@ -53,6 +59,8 @@ def unsuitable(device: torch.device) -> str | None:
 
 _made: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
 """The copies of networks, so that the next request with the same model has them at once."""
+_in_order: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Those that were used, so that all of their weights are in the order of the kernels."""
 
 
 def prepare(model: Model, rehearse: Rehearse) -> Prepared:
@@ -96,7 +104,13 @@ class Packed(nn.Module):
         cond = replace(cond, tokens=self.tokens)  # the same tensor, by which blocks know it
         x = x.contiguous(memory_format=torch.channels_last)
         fast: Any = self.fast[0]
-        return fast(x, t, cond)
+        out: Tensor = fast(x, t, cond)
+        if (
+            given_up(self.network) and fast not in _in_order
+        ):  # what was freed lies between what is kept
+            _in_order.add(fast)
+            give_back_memory()
+        return out
 
 
 def packed(network: nn.Module) -> nn.Module:
