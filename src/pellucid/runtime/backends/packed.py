@@ -68,12 +68,15 @@ def prepare(model: Model, rehearse: Rehearse) -> Prepared:
     is. A network in another number type stays as it is too. Raises Unsuitable."""
     if dtype_of(model.backbone) != torch.bfloat16:
         return eager.prepare(model, rehearse)
-    if model.backbone not in _made:
-        if takes_turns(model.backbone):
+    network = model.backbone
+    if network not in _made:
+        if takes_turns(network):
             raise Unsuitable("packed keeps the network in memory, and memory is short")
-        _made[model.backbone] = packed(model.backbone)
         if parameters_of(model) >= LARGE:
-            give_up(model.backbone)
+            _made[network] = packed(_sharing(network))  # no layer of the network that is given up
+            give_up(network)
+        else:
+            _made[network] = packed(network)
     eager.channels_last(model.vae, model.tiny_vae, model.second_stage)
     return replace(model, backbone=Packed(model.backbone, _made[model.backbone])), ()
 
@@ -105,12 +108,16 @@ class Packed(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         fast: Any = self.fast[0]
         out: Tensor = fast(x, t, cond)
-        if (
-            given_up(self.network) and fast not in _in_order
-        ):  # what was freed lies between what is kept
+        if given_up(self.network) and fast not in _in_order:
             _in_order.add(fast)
-            give_back_memory()
+            give_back_memory()  # what was freed lies between what is kept
         return out
+
+
+def _sharing(network: nn.Module) -> nn.Module:
+    """A copy of the layers, which shares the parameters."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def packed(network: nn.Module) -> nn.Module:
