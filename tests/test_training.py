@@ -27,6 +27,7 @@ from torch import nn
 from pellucid.cli._bar import show_progress
 from pellucid.data.emoji import Concept, EmojiArt
 from pellucid.evaluate import classifier
+from pellucid.progress import followed
 from pellucid.recipes import emoji
 from pellucid.train import clip as train_clip
 from pellucid.train import diffusion as train_diffusion
@@ -335,6 +336,12 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [line.count("━") for line in shown] == [6, 12, 0, 18, 24]
     assert [line.endswith("\n") for line in shown] == [False, False, True, False, True]
     assert "vae" in shown[0] and "4/4  loss 1.0000" in shown[-1] and "0.0 min left" in shown[-1]
+
+
+def test_the_first_step_is_a_stage_for_it_may_take_minutes() -> None:
+    with followed() as stages:
+        seen = [[stage.what for stage in stages] for _ in progress(3)]
+    assert seen == [["training, the first of 3 steps"], [], []] and not stages
 
 
 def test_progress_is_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pellucid.data import setting
 from pellucid.files import new_file
+from pellucid.progress import stage
 from pellucid.runtime.devices import choose_device
 from pellucid.runtime.memory import ran_out
 from pellucid.runtime.precision import native_bfloat16
@@ -321,7 +322,11 @@ class Run:
             self.step = step
             if optimizer is not None:
                 set_rate(optimizer, learning_rate(step, total, peak, warmup, decay_from))
-            yield step
+            if step > self.first:
+                yield step
+                continue
+            with stage(f"training, the first of {total - step:,} steps"):  # it may take minutes
+                yield step
 
     def update(
         self, optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = 1.0
