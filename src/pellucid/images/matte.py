@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-WHITE = 0.06
+WHITE = 0.04
 """What differs from white by less, of 1, may be ground."""
-PALE = 0.2
-"""What differs by less may be a shade that the ground has near to a thing."""
+SHADE = (0.06, 0.2)
+"""From here to there a pixel near to the ground may be a shade of it: the paler, the more."""
 EDGE, FRINGE = 2 / 256, 6 / 256
 """How wide the edge of a thing and such a shade are, as parts of the picture."""
 
@@ -38,11 +38,11 @@ def matte(pixels: np.ndarray) -> np.ndarray:
     edge, fringe = (max(round(min(ground.shape) * part), 1) for part in (EDGE, FRINGE))
     faint = ground
     for _ in range(fringe):
-        faint = faint | (spread(faint, 1) & (distance < PALE))
+        faint = faint | (spread(faint, 1) & (distance < SHADE[1]))
     # At its edge a thing is mixed with the ground; its own colour is where it is the least white.
     own = highest(np.where(ground, 0, distance), edge)
     alpha = np.where(spread(ground, edge), distance / np.maximum(own, 1e-6), 1.0)
-    shade = (distance - WHITE) / (PALE - WHITE)
+    shade = (distance - SHADE[0]) / (SHADE[1] - SHADE[0])
     alpha = np.where(faint, np.minimum(alpha, shade), alpha)
     return np.where(ground, 0.0, alpha.clip(0, 1)).astype(np.float32)
 
