@@ -72,5 +72,6 @@ RECIPE = Recipe(
     },
     # Between two prompts, embeddings lead through other things.
     defaults=Defaults(8, 3.0, "dpmpp_2m", "uniform", walk_by="estimates"),
-    upscaler=SuperResolutionConfig(),
+    # Estimates are softer than pictures.
+    upscaler=SuperResolutionConfig(sharpen=0.5),
 )

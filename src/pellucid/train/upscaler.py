@@ -272,13 +272,13 @@ def new_network(config: SuperResolutionConfig, start: str) -> SuperResolution:
 
 
 def drawn(network: SuperResolution, small: Tensor, noise: Tensor) -> Tensor:
-    """Small pictures (B, 3, h, w) enlarged as a model does it, (B, 3, H, W); the gradient is that of
-    the last step."""
+    """Small pictures (B, 3, h, w) enlarged as a model does it, (B, 3, H, W), before they are sharpened;
+    the gradient is that of the last step."""
     steps = cascade.sample(network, small, noise)
     with torch.no_grad():
         for _ in range(cascade.STEPS - 1):
             next(steps)
-    return next(steps).large
+    return cascade.to_large(next(steps).residual, small, network.config)
 
 
 def check_crop(
