@@ -175,10 +175,13 @@ def test_unknown_words_are_named(cascade: Model) -> None:
             each for each in run(model, **fields).warnings if "has not learned the word" in each
         ]
 
-    prompt = "a (zebra:1.2) AND a [fruit|apple]"
+    prompt = "a (zebra:1.2) AND a [rabit|apple]"
     assert named(cascade, prompt=prompt, negative_prompt="blurry") == [
-        f"{cascade.name} has not learned the word 'fruit', and draws 'apple' in its place",
-        f"{cascade.name} has not learned the word 'zebra', and leaves it out",
+        f"{cascade.name} has not learned the words 'zebra' and 'rabit' (known: rabbit), "
+        "and leaves them out"
+    ]
+    assert named(cascade, prompt="a piece of fruit") == [
+        f"{cascade.name} has not learned the word 'fruit', and draws 'apple' in its place"
     ]
     assert named(cascade, prompt="two cute rabbits") == []
     last = run(cascade, prompt="a photo of a cute rabbit")

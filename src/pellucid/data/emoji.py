@@ -101,10 +101,14 @@ class EmojiArt:
         return int(self.pixels.shape[2])
 
     def on_white(self, concepts: Sequence[int] | slice = slice(None)) -> Tensor:
-        """These concepts in every style, on white: (N, 3, size, size) in [-1, 1]."""
-        rgba = torch.from_numpy(self.pixels[concepts]).float().flatten(0, 1)  # (N, h, w, 4)
-        alpha = rgba[..., 3:] / 255
-        return (rgba[..., :3] * alpha + 255 * (1 - alpha)).permute(0, 3, 1, 2) / 127.5 - 1
+        """These concepts in every style, on white as they are drawn for training: (N, 3, size, size)
+        in [-1, 1]."""
+        drawn = []
+        for picture in self.pixels[concepts].reshape(-1, self.size, self.size, 4):
+            canvas = ground(self.size, None)
+            paste(canvas, picture, self.size / 2, self.size / 2, self.size, False)
+            drawn.append(canvas.astype(np.uint8))
+        return to_pixels(drawn)
 
     def save(self, path: Path) -> None:
         """Write to a file that `load` reads. ValueError if the disk refuses."""
