@@ -184,6 +184,7 @@ def test_unknown_words_are_named(cascade: Model) -> None:
         f"{cascade.name} has not learned the word 'fruit', and draws 'apple' in its place"
     ]
     assert named(cascade, prompt="two cute rabbits") == []
+    assert "in its place" not in " ".join(named(cascade, prompt="a rabbit without fruit"))
     last = run(cascade, prompt="a photo of a cute rabbit")
     assert f"left out, as {cascade.name} has not learned them: 'cute', 'photo'" in last.warnings
     assert last.x.equal(run(cascade, prompt="a rabbit").x)

@@ -116,9 +116,10 @@ def replaced(model: Model, request: Request) -> LeftOut:
     if request.loras or request.lora_tags:
         return LeftOut(negated=True)
     also = [word.lower() for word in model.tokenizer.words]
-    texts = (take_ground(text)[0] for text in (*request.prompts, request.negative_prompt))
-    each = (stand_ins_in(text, model.lexicon, also) for text in texts)
-    return LeftOut(negated=True, instead=tuple(dict(chain.from_iterable(each)).items()))
+    found = LeftOut(negated=True)
+    texts = (found.rest(text) for text in (*request.prompts, request.negative_prompt))
+    each = (stand_ins_in(take_ground(text)[0], model.lexicon, also) for text in texts)
+    return found._replace(instead=tuple(dict(chain.from_iterable(each)).items()))
 
 
 def left_out_of(model: Model, request: Request, layout: Layout | None) -> LeftOut:
