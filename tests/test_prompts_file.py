@@ -131,6 +131,7 @@ def test_what_is_refused(here: Path, refused: Any, monkeypatch: pytest.MonkeyPat
     assert "standard input is closed" in refused("generate", "--prompts", "-")
     for empty in ("", " "):
         assert "--out must not be empty" in refused("generate", "x", "--out", empty)
+    assert "--out must be a file or a folder, got -" in refused("generate", "x", "--out", "-")
     assert "Is a directory" in refused("generate", "--prompts", "words")
     said = refused("generate", "--prompts", "p.txt", "--out", "x.png")
     assert "--out must be a folder for 2 pictures" in said

@@ -82,6 +82,10 @@ class Output:
         out = str(load_settings().settings.outputs) + os.sep if out is None else out
         if not out.strip():
             raise ValueError("--out must not be empty")
+        if out == "-":
+            raise ValueError(
+                "--out must be a file or a folder, got - (./- is a folder of that name)"
+            )
         path = Path(out)
         if not _names_a_file(out, endings):
             check_writable(path, folder=True)
