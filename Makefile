@@ -123,15 +123,15 @@ TRAIN := $(BIN)/pellucid train --recipe scenes --resume
 
 CPU_DIFFUSION := steps=150000 pool=80000 ema=0.999 core=False
 CPU_PAIRS := pictures=1000
-# First for the truth, then for sharp edges as well.
-CPU_UPSCALER := steps=12000 adversarial=0.3 adversarial_from=10000
+# First for the truth, then, while the rate is still high, for sharp edges as well.
+CPU_UPSCALER := steps=12000 adversarial=0.3 adversarial_from=7000
 
 # For a GPU: 128x128 and 512x512, a wider network. The lengths are estimates; no GPU was at hand.
 GPU_VAE := steps=2000 batch=32
 GPU_CLIP := steps=700
 GPU_DIFFUSION := steps=15000 pool=40000 batch=256 rate=5e-4 channels=192,384,384 core=False save_every=1000
 GPU_PAIRS := pictures=1000
-GPU_UPSCALER := steps=5000 adversarial=0.3 adversarial_from=4000
+GPU_UPSCALER := steps=5000 adversarial=0.3 adversarial_from=3000
 
 TRIAL_VAE := steps=6 batch=4 save_every=2
 TRIAL_CLIP := steps=6 batch=8 captions=400 save_every=2

@@ -127,6 +127,13 @@ def test_where_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None
     assert str(packed.unsuitable(CPU)).startswith("packed needs operators of oneDNN that this")
 
 
+def saved(folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+    """A file of a thin Stable Diffusion 1."""
+    path = folder / "sd1.safetensors"
+    checkpoints.save(model_of("sd1", vocabulary=49408), path, dtype, to="ldm")
+    return path
+
+
 @needs_bfloat16
 @pytest.mark.parametrize("backend", ["packed", "int8"])
 @torch.no_grad()
@@ -136,8 +143,7 @@ def test_a_large_network_is_in_memory_once(
     """It is read again for what the copy cannot do."""
     monkeypatch.setattr(packed, "LARGE", 0)
     monkeypatch.setattr(int8, "SMALL", 0)
-    path = tmp_path / "sd1.safetensors"
-    checkpoints.save(model_of("sd1", vocabulary=49408), path, torch.float16, to="ldm")
+    path = saved(tmp_path)
     kept, model = (checkpoints.load(path, dtype=torch.bfloat16) for _ in range(2))
     question = as_bfloat16(asked(kept))
     expected = kept.backbone(*question)
@@ -168,9 +174,7 @@ def test_a_network_that_was_changed_stays_in_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(packed, "LARGE", 0)
-    path = tmp_path / "sd1.safetensors"
-    checkpoints.save(model_of("sd1", vocabulary=49408), path, torch.bfloat16, to="ldm")
-    model = checkpoints.load(path, dtype=torch.bfloat16)
+    model = checkpoints.load(saved(tmp_path, torch.bfloat16), dtype=torch.bfloat16)
     with torch.no_grad():
         next(model.backbone.parameters()).mul_(2)
     packed.prepare(model, rehearse)
@@ -182,10 +186,8 @@ def test_a_file_that_was_replaced_meanwhile(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(packed, "LARGE", 0)
-    path = tmp_path / "sd1.safetensors"
-    checkpoints.save(model_of("sd1", vocabulary=49408), path, torch.float16, to="ldm")
-    model = checkpoints.load(path, dtype=torch.bfloat16)
+    model = checkpoints.load(saved(tmp_path), dtype=torch.bfloat16)
     packed.prepare(model, rehearse)
-    checkpoints.save(model_of("sd1", vocabulary=49408), path, torch.float16, to="ldm")
+    saved(tmp_path)
     with pytest.raises(checkpoints.CheckpointError, match="was changed while it was in use"):
         begin_turn(model.backbone)

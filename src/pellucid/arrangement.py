@@ -235,11 +235,11 @@ def _arrange(prompt: str, lexicon: Lexicon) -> Arrangement | str:
     if sum(counts) > 1:
         shape = next((_SHAPES[word] for word in after if word in _SHAPES), None)
         lie = LIES.get(joints[0], "left") if counts == [1, 1] else None
-        cells, side = _placed(places, counts) or _cells(
-            sum(counts), lie, "row" if between else shape
-        )
         if between:
-            cells = (cells[1], cells[0], cells[2])
+            (left, middle, right), side = _cells(3, None, "row")
+            cells: tuple[Cell, ...] = (middle, left, right)
+        else:
+            cells, side = _placed(places, counts) or _cells(sum(counts), lie, shape)
     elif text != prompt or SIZES.intersection(phrases[0]):
         cells, side = _alone(phrases[0], places.get(0))
     else:

@@ -39,6 +39,7 @@ def matte(pixels: np.ndarray) -> np.ndarray:
     faint = ground
     for _ in range(fringe):
         faint = faint | (spread(faint, 1) & (distance < SHADE[1]))
+    ground = ground | (faint & (distance < SHADE[0]))
     # At its edge a thing is mixed with the ground; its own colour is where it is the least white.
     own = highest(np.where(ground, 0, distance), edge)
     alpha = np.where(spread(ground, edge), distance / np.maximum(own, 1e-6), 1.0)

@@ -158,9 +158,8 @@ def in_the_way(parts: Sequence[nn.Module], missing: int) -> nn.Module:
 
 def device_of(part: nn.Module) -> torch.device:
     """The device that a part is on, or will be when its turn comes; a GPU's has a number."""
-    if any(
-        map(takes_turns, (part, *part.children()))
-    ):  # a backend's copy of a network has it inside
+    # A backend's copy of a network has the network inside.
+    if any(map(takes_turns, (part, *part.children()))):
         return HOME
     return next(part.parameters()).device
 
