@@ -229,7 +229,7 @@ def shipped(options: argparse.Namespace) -> dict[str, Any]:
     for name, dtype, backend, more in (
         ("float32 (--exact)", "float32", EAGER, {}),
         ("default", "auto", "auto", {}),
-        ("--fast", "auto", "fast", {"forecast": True}),
+        ("--fast", "auto", "fast", {"forecast": True, "forecast_more": True}),
         ("--exact --forecast", "float32", EAGER, {"forecast": True}),
     ):
         model = open_model(None, device="cpu", dtype=dtype)

@@ -185,6 +185,7 @@ BASE: dict[str, Any] = {
     "style_guidance": 0.0,
     "interval": [0.0, 1.0],
     "forecast": False,
+    "forecast_more": False,
     "arrange": None,
     "noise": "gaussian",
     "eta": None,
@@ -415,6 +416,8 @@ def requests_of_tasks() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     several = {"prompt": "two red apples and a frog on a blue background", "count": 2}
     yield "shipped, several things", shipped, SHIPPED | several
     yield "shipped, several things and forecasts", shipped, SHIPPED | several | {"forecast": True}
+    more = {"steps": 20, "forecast": True, "forecast_more": True}
+    yield "shipped, more forecasts", shipped, SHIPPED | more
     touching = {"prompt": "a small cat riding a horse, teal background", "count": 2}
     yield "shipped, things that touch", shipped, SHIPPED | touching
     styled = {"prompt": "a frog, 3d style", "style_guidance": 1.0}

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid import checkpoints, pipeline
-from pellucid.forecast import FEWEST, Forecast, is_computed
+from pellucid.forecast import FEWEST, Forecast, computed_steps, guided_as, is_computed
 from pellucid.guidance import Parts, signal_share
 from pellucid.model import Model
 from pellucid.plan import faster
@@ -32,6 +32,17 @@ def test_which_steps_are_computed() -> None:
     assert [step for step in range(20) if is_computed(step, 20)] == [
         *range(6), 6, 8, 10, 12, 14, 16, 18, 19,
     ]  # fmt: skip
+
+
+def test_fewer_steps_are_computed_where_more_is_forecast() -> None:
+    letters = {True: "W", False: "c", None: "."}
+    assert "".join(letters[computed_steps(20).get(step)] for step in range(20)) == (
+        "WWW.c.W..c..c...W..c"
+    )
+    for steps in range(FEWEST, 200):
+        found = computed_steps(steps)
+        assert found[0] and found[1] and found[2] and max(found) == steps - 1
+        assert sum(1 + whole for whole in found.values()) <= 1.2 * steps
 
 
 def test_a_line_is_forecast_exactly(model: Model) -> None:
@@ -61,18 +72,47 @@ def test_nothing_is_forecast_across_a_change(model: Model) -> None:
     assert calls == [0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 14, 16, 18, 19]
 
 
-def evaluations(model: Model, request: Request, monkeypatch: pytest.MonkeyPatch) -> int:
+def test_guidance_that_does_not_change_is_reused_exactly(model: Model) -> None:
+    """The noise of the unconditional estimate, and of the guided one, differs by a constant."""
+    begins, calls = levels(model, 20)[:-1], []
+
+    def estimates(x: Tensor, level: Level) -> Parts:
+        cond = x * 0 + signal_share(level)
+        return Parts(cond - 3 * level.s, cond, cond + 2 * level.s)
+
+    def alone(x: Tensor, level: Level) -> Parts:
+        calls.append(level)
+        return Parts(*[estimates(x, level).cond] * 3)
+
+    denoise, x = Forecast(estimates, begins, alone=alone), torch.zeros(1, 4, 2, 2)
+    for step, level in enumerate(begins):
+        found = denoise(x, level)
+        if step in computed_steps(20):
+            for part, expected in zip(found, estimates(x, level), strict=True):
+                assert torch.allclose(part, expected, atol=1e-5)
+    assert len(calls) == list(computed_steps(20).values()).count(False) == 4
+
+
+def test_guidance_of_pure_noise_is_not_reused(model: Model) -> None:
+    level = levels(model, 20)[5]
+    x = torch.ones(1, 4, 2, 2)
+    found = guided_as(replace(level, alpha=0.0), Parts(3 * x, x, x), 2 * x, level)
+    assert all(torch.equal(part, 2 * x) for part in found)
+
+
+def evaluations(model: Model, request: Request, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The size of the batch of each evaluation."""
     calls = []
     forward = type(model.backbone).forward
 
-    def counted(*words: object) -> Tensor:
-        calls.append(1)
-        return forward(*words)
+    def counted(network: nn.Module, x: Tensor, *words: object) -> Tensor:
+        calls.append(len(x))
+        return forward(network, x, *words)
 
     monkeypatch.setattr(type(model.backbone), "forward", counted)
     (*_,) = pipeline.generate(model, request)
     monkeypatch.setattr(type(model.backbone), "forward", forward)
-    return len(calls)
+    return calls
 
 
 @pytest.mark.parametrize(
@@ -96,7 +136,29 @@ def test_how_often_the_network_is_evaluated(
     (*_, last) = pipeline.generate(model, request)
     said = [text for text in last.warnings if "forecast" in str(text)]
     assert bool(said) == (expected == request.steps and "[" not in request.prompt)
-    assert abs(evaluations(model, request, monkeypatch) - expected) <= 2
+    assert abs(len(evaluations(model, request, monkeypatch)) - expected) <= 2
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, [2, 2, 2, 1, 2, 1, 1, 2, 1]),
+        ({"guidance": 1.0}, [1] * 9),
+        ({"prompt": "an apple AND a rabbit"}, [3, 3, 3, 3, 3, 3, 3, 3, 3]),  # weights that do not
+        # add up to 1 need the unconditional estimate for the conditional one
+        ({"prompt": "a red apple and two rabbits"}, [2, 2, 2, 1, 2, 1, 1, 2, 1]),
+        ({"rescale": 0.5}, [2, 2, 2, 1, 2, 1, 1, 2, 1]),
+        ({"steps": FEWEST - 1}, [2] * (FEWEST - 1)),
+        ({"sampler": "euler_ancestral"}, [2] * 20),
+    ],
+    ids=str,
+)
+def test_what_is_evaluated_where_more_is_forecast(
+    more: dict[str, object], expected: list[int], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"prompt": "a red apple", "steps": 20, "seed": 1, "sampler": "euler"}
+    given |= {"forecast": True, "forecast_more": True, "guidance": 3.0} | more  # type: ignore[dict-item]
+    assert evaluations(model, Request.model_validate(given), monkeypatch) == expected
 
 
 def test_the_picture_is_nearly_the_same(shipped: Model) -> None:
@@ -111,17 +173,26 @@ def test_the_picture_is_nearly_the_same(shipped: Model) -> None:
     whole = draw()
     ratio = [
         10 * np.log10(255**2 / ((draw(**more) - whole) ** 2).mean())
-        for more in ({"forecast": True}, {"steps": 14})
+        for more in (
+            {"forecast": True},
+            {"steps": 14},
+            {"forecast": True, "forecast_more": True},
+            {"steps": 7},
+        )
     ]
     assert ratio[0] > 40 and ratio[0] > ratio[1] + 3
+    assert ratio[2] > 30 and ratio[2] > ratio[3] + 3
 
 
 def test_fast_forecasts_where_it_can(model: Model) -> None:
-    def asked(**more: object) -> bool:
+    def asked(**more: object) -> tuple[bool, bool]:
         given = {"prompt": "a red apple", "steps": 20, "sampler": "euler"}
-        return faster(model, Request.model_validate(given | more)).forecast
+        request = faster(model, Request.model_validate(given | more))
+        return request.forecast, request.forecast_more
 
-    assert asked()
-    assert not asked(forecast=False)  # as it says
-    assert not asked(steps=FEWEST - 1) and not asked(sampler="euler_ancestral")
-    assert asked(forecast=True, steps=4)  # which then is a warning
+    neither = (False, False)
+    assert asked() == (True, True)
+    assert asked(forecast=False) == neither  # as it says
+    assert asked(forecast_more=False) == asked(forecast=True) == (True, False)
+    assert asked(steps=FEWEST - 1) == asked(sampler="euler_ancestral") == neither
+    assert asked(forecast=True, steps=4) == (True, False)  # which then is a warning

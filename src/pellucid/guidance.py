@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -97,6 +97,11 @@ class ClassifierFree:
             raise ValueError(f"a guidance of {self.scale} needs uncond; only 1 does not")
         if self.uncond is None and self.rest != 0:
             raise ValueError(f"weights {weights}, which do not add up to 1, need uncond")
+
+    @property
+    def conditional(self) -> ClassifierFree:
+        """The same without guidance, which takes half of the work."""
+        return replace(self, scale=1.0, rescale=0.0)
 
     @property
     def conds(self) -> list[tuple[Conditioning, float | Tensor]]:

@@ -235,12 +235,7 @@ def steps_of_pass(
         if first == end:
             continue
         guides = guides_of(runtime, request, texts[first:end], begin.size, begin.canvas)
-        by_step: GuidedDenoiser = ByStep(levels[first:end], guides)
-        if request.regions:
-            by_step = Regional(by_step, request.regions)
-        if request.forecast and no_forecast(request, end - first) is None:
-            by_step = Forecast(by_step, levels[first:end], changes_of(guides, levels[first:end]))
-        recorded = Recorded(by_step)
+        recorded = Recorded(guided_by(request, guides, levels[first:end]))
         guided: GuidedDenoiser = recorded
         if request.clip_guidance:
             guided = with_clip(runtime.model, request, guided, guides[0])
@@ -255,6 +250,22 @@ def steps_of_pass(
 
 
 # ---------------------------------------------------------------- guidance
+
+
+def guided_by(
+    request: ResolvedRequest, guides: Sequence[ClassifierFree], begins: Sequence[Level]
+) -> GuidedDenoiser:
+    """The guidance of all steps in one; some of them are forecast. begins: the level at which each step
+    begins."""
+
+    def by_step(guides: Sequence[ClassifierFree]) -> GuidedDenoiser:
+        guided = ByStep(begins, guides)
+        return Regional(guided, request.regions) if request.regions else guided
+
+    if not request.forecast or no_forecast(request, len(begins)) is not None:
+        return by_step(guides)
+    alone = by_step([guide.conditional for guide in guides]) if request.forecast_more else None
+    return Forecast(by_step(guides), begins, changes_of(guides, begins), alone)
 
 
 def guides_of(

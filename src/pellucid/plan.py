@@ -161,12 +161,16 @@ def no_forecast(request: ResolvedRequest, steps: int) -> str | None:
 
 
 def faster(model: Model, request: Request) -> Request:
-    """The request with `forecast`, where it does not say itself and the steps allow it."""
+    """The request with `forecast` and `forecast_more`, where it does not say them itself and the steps
+    allow it."""
     if "forecast" in request.model_fields_set:
         return request
     resolved = resolve(model, request)
     why = [no_forecast(resolved, len(levels) - 1) for levels in levels_of(model, resolved)]
-    return request.model_copy(update={"forecast": True}) if None in why else request
+    if None not in why:
+        return request
+    more = request.forecast_more if "forecast_more" in request.model_fields_set else True
+    return request.model_copy(update={"forecast": True, "forecast_more": more})
 
 
 def batch_key(model: Model, request: ResolvedRequest) -> str | None:

@@ -170,6 +170,7 @@ def test_fast_forecasts_where_it_can(models: Path, tmp_path: Path) -> None:
         request = Request.model_validate({"prompt": "a rabbit", "steps": 20} | fields)
         job = accepting.job(Asked(request))
         assert job.request.get("forecast", False) is job.resolved["forecast"]
+        assert job.resolved.get("forecast_more", False) is job.resolved["forecast"]
         return bool(job.resolved["forecast"])
 
     assert forecast("fast")

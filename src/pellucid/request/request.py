@@ -303,6 +303,13 @@ class Request(BaseModel):
         STEER,
     )
     """From `forecast.FEWEST` steps on, with samplers that add no noise."""
+    forecast_more: bool = option(
+        "Faster still: forecast more steps, and reuse guidance in some of the others.",
+        False,
+        STEER,
+        needs="forecast",
+    )
+    """As `forecast.computed_steps` says."""
     noise: str = option(
         "The kind of noise: gaussian, offset, pyramid, blue, pink.",
         "gaussian",

@@ -123,7 +123,9 @@ class Acceptance:
         """As `plan.faster`."""
         located = self.located(request)
         with _without_paths(located):
-            return request.model_copy(update={"forecast": faster(file.outline, located).forecast})
+            found = faster(file.outline, located)
+        names = ("forecast", "forecast_more")
+        return request.model_copy(update={name: getattr(found, name) for name in names})
 
     def check_limits(self, request: ResolvedRequest) -> None:
         """ValueError: a request is beyond a limit of this server."""
