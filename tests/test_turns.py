@@ -16,6 +16,7 @@ from torch import nn
 
 from pellucid import checkpoints
 from pellucid.adapters import adapt
+from pellucid.checkpoints import contents
 from pellucid.model import Model
 from pellucid.pipeline import Progress, generate
 from pellucid.preview import preview
@@ -71,6 +72,20 @@ def test_each_part_is_there_in_its_turn(file: Path, short: Model) -> None:
 
 def test_where_there_is_room_all_are_there(file: Path) -> None:
     assert here(checkpoints.load(file, in_turns=True)) == ["backbone", "vae", "text"]
+
+
+def test_text_towers_go_before_a_single_picture_is_drawn(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert here(checkpoints.load(file, in_turns="text")) == ["backbone", "vae", "text"]  # small
+    monkeypatch.setattr(contents, "LARGE", 1)
+    model = checkpoints.load(file, in_turns="text")
+    assert here(model) == ["backbone", "vae"]
+    assert here(checkpoints.load(file, in_turns=True)) == ["backbone", "vae", "text"]
+    for progress in generate(model, REQUEST):
+        assert here(model) == ["backbone", "vae"]
+    assert same(progress, drawn(checkpoints.load(file)))
+    assert same(progress, drawn(model))  # once more
 
 
 def test_what_does_not_fit_in_turns_is_said(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def open_model(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
-    in_turns: bool = False,
+    in_turns: checkpoints.Turns = False,
 ) -> Model:
     """The model in `path`, None: the one that ships.
 

@@ -3,6 +3,7 @@
 This is the facade, for the rest of the program; nothing inside of the package imports it.
 """
 
+from pellucid.checkpoints.contents import Turns
 from pellucid.checkpoints.embedding_files import load_embeddings
 from pellucid.checkpoints.gan_files import load_gan, save_gan
 from pellucid.checkpoints.lora.changes import load_lora, save_lora

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 
@@ -30,6 +30,11 @@ from pellucid.schedule import Schedule
 from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
 
+Turns: TypeAlias = 'bool | Literal["text"]'
+"""Whether the parts of a model are read in their turns where memory is too short for all at once; "text":
+large text towers on a CPU always are, which is for a single picture."""
+LARGE = 2**28
+"""Bytes of such a text tower."""
 IN_TURNS = {"backbone", "vae", "text", "text_2"}
 """The parts that may take turns; a model with others is small, and uses several at once."""
 
@@ -184,13 +189,13 @@ class Contents:
         device: str | torch.device,
         dtype: torch.dtype | None,
         text_dtype: torch.dtype | None = None,
-        in_turns: bool = False,
+        in_turns: Turns = False,
     ) -> Model:
         """The model, with its weights; text_dtype: that of the text towers, None: as the others.
 
         Where the parts do not fit on a GPU at once, only the backbone is there, and the others follow
         when it is their turn (`runtime.devices.bring`). in_turns: on a CPU too, where each is read in
-        its turn. Raises CheckpointError, UnknownPrediction, DoesNotFit.
+        its turn; see `Turns`. Raises CheckpointError, UnknownPrediction, DoesNotFit.
         """
         vae = self.vae
         if vae is None:
@@ -231,7 +236,7 @@ class Contents:
         )
 
     def _places(
-        self, device: torch.device, types: Mapping[str, torch.dtype | None], in_turns: bool
+        self, device: torch.device, types: Mapping[str, torch.dtype | None], in_turns: Turns
     ) -> dict[str, torch.device]:
         """Where each part goes at first; the others are read in their turn. types: the number type of
         each. Raises DoesNotFit."""
@@ -242,7 +247,10 @@ class Contents:
             vae = cast(VAE, self.parts["vae"].module)
             work = vae.working_bytes(self.defaults.width, self.defaults.height)
         if fits_at_once(self.path.name, needed, most, device, work):
-            return dict.fromkeys(self.parts, device)
+            later = set[str]()
+            if in_turns == "text" and work is not None and device == HOME:
+                later = {n for n, size in needed.items() if n.startswith("text") and size >= LARGE}
+            return dict.fromkeys(self.parts.keys() - later, device)
         if device == HOME:
             return {}
         return {name: device if name == "backbone" else HOME for name in self.parts}

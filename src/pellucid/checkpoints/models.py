@@ -26,7 +26,7 @@ from pellucid.checkpoints import (
     vae_files,
 )
 from pellucid.checkpoints.assembly import fill, size
-from pellucid.checkpoints.contents import Contents
+from pellucid.checkpoints.contents import Contents, Turns
 from pellucid.checkpoints.identify import not_a_model, what_is
 from pellucid.checkpoints.json_config import class_of
 from pellucid.checkpoints.lora import description as lora_description
@@ -52,7 +52,7 @@ def load(
     prediction: str | None = None,
     vae: str | Path | None = None,
     text_dtype: torch.dtype | None = None,
-    in_turns: bool = False,
+    in_turns: Turns = False,
 ) -> Model:
     """The model in the file or folder `path`, on `device`, its weights as `dtype`, in eval mode.
 
@@ -60,8 +60,8 @@ def load(
     prediction: what the network predicts, one of `diffusion.PREDICTIONS`, if the file does not say
     it; None: as the file says. vae: a file or folder whose autoencoder the model gets, in place of
     its own or because it has none. text_dtype: that of the text towers; None: `dtype`. in_turns: where
-    memory is too short for all parts at once, each is read when `Runtime` needs it. Weights that are of
-    `dtype` already stay in the file until they are used, so it must not be overwritten.
+    memory is too short for all parts at once, each is read when `Runtime` needs it; "text": as
+    `contents.Turns` says. Weights that are of `dtype` already stay in the file until they are used, so it must not be overwritten.
 
     Nothing in the file is run. Raises CheckpointError: no such file, truncated, of another kind,
     keys that are missing, unknown or of the wrong shape, no autoencoder, one with other latents;

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from pellucid.checkpoints import Turns
     from pellucid.model import Model
     from pellucid.pipeline import Adapt, Progress
     from pellucid.request import Request, ResolvedRequest
@@ -115,7 +116,8 @@ def draw_with_diffusion(
     # Errors come now, and not after a model is loaded.
     choose(settings.preview, PREVIEWS, "preview")
     choose_backend(settings.backend, choose_device(settings.device))
-    model = jobs.files.open(settings.device, settings.dtype, settings.threads, in_turns=True)
+    turns: Turns = "text" if jobs.count() == 1 else True
+    model = jobs.files.open(settings.device, settings.dtype, settings.threads, turns)
     for job in jobs:
         try:
             yield from draw_job(job, model, settings, recorded, output, made)

@@ -24,6 +24,7 @@ from pellucid.safetensors_header import holds_gan
 from pellucid.settings import embeddings_named, load_settings
 
 if TYPE_CHECKING:
+    from pellucid.checkpoints import Turns
     from pellucid.model import Model
     from pellucid.request import Request
 
@@ -49,7 +50,7 @@ class ModelFiles:
     lora_folder: Path | None = None
 
     def open(
-        self, device: str, dtype: str, threads: int | None = None, in_turns: bool = False
+        self, device: str, dtype: str, threads: int | None = None, in_turns: Turns = False
     ) -> Model:
         """The model with its other files; errors as in `open_model`."""
         from pellucid.opening import open_model
