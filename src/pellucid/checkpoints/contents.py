@@ -31,8 +31,8 @@ from pellucid.tokenizer import Tokenizer
 from pellucid.vae import VAE, VAEConfig
 
 Turns: TypeAlias = 'bool | Literal["text"]'
-"""Whether the parts of a model are read in their turns where memory is too short for all at once; "text":
-large text towers on a CPU always are, which is for a single picture."""
+"""Whether the parts of a model are read in their turns where memory is too short for all at once.
+"text": large text towers on a CPU always are, which is for a single picture."""
 LARGE = 2**28
 """Bytes of such a text tower."""
 IN_TURNS = {"backbone", "vae", "text", "text_2"}

@@ -61,7 +61,8 @@ def load(
     it; None: as the file says. vae: a file or folder whose autoencoder the model gets, in place of
     its own or because it has none. text_dtype: that of the text towers; None: `dtype`. in_turns: where
     memory is too short for all parts at once, each is read when `Runtime` needs it; "text": as
-    `contents.Turns` says. Weights that are of `dtype` already stay in the file until they are used, so it must not be overwritten.
+    `contents.Turns` says. Weights that are of `dtype` already stay in the file until they are used, so
+    it must not be overwritten.
 
     Nothing in the file is run. Raises CheckpointError: no such file, truncated, of another kind,
     keys that are missing, unknown or of the wrong shape, no autoencoder, one with other latents;
