@@ -16,7 +16,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Looking for unused objects every 700 new ones takes a tenth of the time in which torch is imported.
-gc.set_threshold(20_000)
+gc.set_threshold(100_000, 20)
 
 from pellucid.cli import main  # noqa: E402
 

@@ -110,12 +110,11 @@ def draw_with_diffusion(
     """
     from pellucid.plugins import choose
     from pellucid.preview import PREVIEWS
-    from pellucid.runtime.backends import choose_backend
     from pellucid.runtime.devices import choose_device
 
     # Errors come now, and not after a model is loaded.
     choose(settings.preview, PREVIEWS, "preview")
-    choose_backend(settings.backend, choose_device(settings.device))
+    choose_device(settings.device)
     turns: Turns = "text" if jobs.count() == 1 else True
     model = jobs.files.open(settings.device, settings.dtype, settings.threads, turns)
     for job in jobs:

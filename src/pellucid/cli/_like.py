@@ -8,6 +8,7 @@ and settings that do not exist here.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -55,6 +56,7 @@ class ModelFiles:
         """The model with its other files; errors as in `open_model`."""
         from pellucid.opening import open_model
 
+        gc.freeze()  # what was imported stays; looking through it again would take a tenth of a second
         return open_model(
             self.model,
             prediction=self.prediction,
