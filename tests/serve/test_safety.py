@@ -178,9 +178,9 @@ def test_health_metrics_and_docs(client: TestClient, drawn: Callable[..., Any]) 
 
 
 def test_a_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    record = logging.makeLogRecord({"msg": "a\nb", "levelname": "INFO", "path": "/x\ny"})
+    record = logging.makeLogRecord({"msg": "a\nb", "levelname": "INFO", "path": "/x\ny", "_ray": 1})
     text = Formatter("text").format(record)
-    assert "\n" not in text and 'path="/x\\ny"' in text
+    assert "\n" not in text and 'path="/x\\ny"' in text and "_ray" not in text
     assert json.loads(Formatter("json").format(record))["event"] == "a\nb"
 
 

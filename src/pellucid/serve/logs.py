@@ -21,7 +21,11 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        fields = {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        fields = {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _PLAIN and name[0] != "_"  # Ray adds one of these to all records
+        }
         known = {"time": f"{at}Z", "level": record.levelname.lower(), "event": record.getMessage()}
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
