@@ -6,9 +6,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -392,6 +394,39 @@ def test_ctrl_c_while_modules_are_imported(module: str, tmp_path: Path) -> None:
     assert b"Traceback" not in done.stderr and b"Error" not in done.stderr, done.stderr
     assert done.returncode in (130, -2)
     assert not list(tmp_path.iterdir())
+
+
+# A mutex that is locked twice: an operation of C code that no signal ends.
+LONG_OPERATION = """
+import ctypes
+from pellucid.cli._process import stopped_by_signals
+with stopped_by_signals():
+    mutex, lock = ctypes.create_string_buffer(128), ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex)
+    print("locked", flush=True)
+    lock(mutex)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the mutex and /proc of Linux")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_long_operation(number: signal.Signals) -> None:
+    """A step of a large picture takes minutes: the first signal says what it waits for."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LONG_OPERATION],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"locked\n"
+        while Path(f"/proc/{process.pid}/stat").read_text().split(")")[1].split()[0] != "S":
+            time.sleep(0.005)
+        process.send_signal(number)
+        assert b"press Ctrl-C again to stop at once" in process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+        assert process.stderr.read() == b"pellucid: stopped\n"
 
 
 def test_a_disk_that_is_full_is_named_before_the_work(

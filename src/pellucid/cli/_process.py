@@ -11,7 +11,11 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from pellucid.cli._app import report
+
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+SOON = 0.5  # seconds in which a signal should have taken effect
+WAITING = "stopping after this step; press Ctrl-C again to stop at once"
 
 
 @contextlib.contextmanager
@@ -37,6 +41,8 @@ def stopped_by_signals() -> Iterator[None]:
     """SIGINT raises KeyboardInterrupt; SIGTERM and SIGHUP end the program with 128 + their number.
 
     Both as exceptions, so that temporary files are removed. A signal that is ignored stays ignored.
+    An exception waits for the end of an operation of C code, which can take minutes; the first signal
+    says so, and a second one ends the program.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -44,10 +50,62 @@ def stopped_by_signals() -> Iterator[None]:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, _stop)
     try:
-        yield
+        with _watched() if before and os.name == "posix" else contextlib.nullcontext():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Signals in the block are seen by a thread too, for which C code is no obstacle."""
+    global _taken
+    _taken = False
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    ended = threading.Event()
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(reading, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        os.close(writing)
+        thread.join()
+        os.close(reading)
+
+
+_taken = False  # whether a signal has taken effect
+
+
+def _watch(reading: int, ended: threading.Event) -> None:
+    """Says what the first signal waits for, and ends the program at the second.
+
+    reading: a pipe that gets the number of each signal as a byte. ended: set when the program ends by
+    itself.
+    """
+    first = True
+    while numbers := os.read(reading, 64):
+        # A server has its own handlers.
+        ours = [number for number in numbers if signal.getsignal(number) is _stop]
+        if not ours or ended.wait(SOON):
+            continue
+        if not first:
+            with contextlib.suppress(OSError):
+                os.write(2, b"\r\x1b[K" if os.isatty(2) else b"")
+                os.write(2, b"pellucid: stopped\n")
+            os._exit(128 + ours[0])
+        first = False
+        if not _taken:
+            with contextlib.suppress(OSError, ValueError):  # stderr is closed
+                report(WAITING)
+        os.set_blocking(reading, False)  # `timeout` sends a signal twice
+        with contextlib.suppress(BlockingIOError):
+            os.read(reading, 64)
+        os.set_blocking(reading, True)
 
 
 _held: list[int] | None = None  # the signals that came in a block of `held_signals`
@@ -67,6 +125,8 @@ def held_signals() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    global _taken
+    _taken = True
     if _held == []:
         _held.append(number)
         return
