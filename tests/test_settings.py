@@ -192,6 +192,41 @@ def test_variables(call: Any, refused: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert "a name in /dev/null, which is not a folder" in said
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("port = 99999", "port must be between 0 and 65535, got 99999"),
+        ("prot = 80", "prot"),
+        ("backend = 'fats'", "unknown backend 'fats'"),
+        ("log = 'xml'", "log must be"),
+    ],
+)
+def test_a_wrong_setting_of_serve(line: str, said: str, home: Path, refused: Any) -> None:
+    """Also said by `config`, and not only when the server starts."""
+    write(home, f"[serve]\n{line}\n")
+    for command in (("config",), ("config", "--json")):
+        error = refused(*command)
+        assert said in error and "config.toml: serve: " in error
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("preset = 'lmc'", "preset: unknown preset 'lmc'; choices, nearest first: lcm"),
+        ("prediction = 'w'", "prediction: unknown prediction 'w'"),
+        ("vae = 'none'", "vae: none does not exist"),
+        ("loras = ['paint', 'none']", "loras: none does not exist"),
+        ("refiner = 'none'", "refiner: none does not exist"),
+    ],
+)
+def test_names_that_are_not_there(line: str, said: str, home: Path, call: Any) -> None:
+    """`config` says what a command with this model would refuse."""
+    write(home, f"model = 'gone'\nmodels = 'models'\nloras = 'loras'\n[defaults.sd15]\n{line}\n")
+    status, _, err = call("config")
+    assert status == 0 and "model: gone does not exist" in err
+    assert f"defaults.sd15: {said}" in err
+
+
 def test_the_table_of_serve_is_shown(home: Path, call: Any) -> None:
     write(home, "[serve]\nport = 80\n\n[defaults.x]\nloras = ['a', ['b', 0.5]]")
     out = call("config")[1]

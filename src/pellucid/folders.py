@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from pellucid.plugins import nearest
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 DIFFUSERS = "model_index.json"  # marks a folder that is one model
+PICTURES = (".png", ".webp")  # an embedding can be in one
 SHOWN = 8  # names that a message lists
 
 
@@ -18,11 +19,13 @@ SHOWN = 8  # names that a message lists
 class Folder:
     """A folder of files of one kind, and the folders below it.
 
-    kind: what its files are called in messages, such as "LoRA".
+    kind: what its files are called in messages, such as "LoRA". is_one: whether a picture in it is one
+    of its files; the pictures of most folders only show what a file next to them is.
     """
 
     path: Path
     kind: str
+    is_one: Callable[[Path], bool] | None = None
 
     def files(self) -> list[Path]:
         """Files of weights and diffusers' folders, sorted. Hidden folders are left out."""
@@ -39,8 +42,14 @@ class Folder:
                 folders.clear()
                 continue
             folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [here / name for name in names if Path(name).suffix.lower() in WEIGHTS]
+            found += [here / name for name in names if self._counts(here / name)]
         return sorted(path for path in found if path.exists())
+
+    def _counts(self, path: Path) -> bool:
+        ending = path.suffix.lower()
+        return ending in WEIGHTS or (
+            self.is_one is not None and ending in PICTURES and self.is_one(path)
+        )
 
     def names(self) -> list[str]:
         """How each file can be named: without its ending; with its folder where names repeat."""
@@ -99,8 +108,8 @@ class Folder:
 
 
 def name_of(path: Path) -> str:
-    """A file's name without the ending of weights; a folder's name."""
-    return path.stem if path.suffix.lower() in WEIGHTS else path.name
+    """A file's name without the ending of weights or of a picture; a folder's name."""
+    return path.stem if path.suffix.lower() in (*WEIGHTS, *PICTURES) else path.name
 
 
 def embedded() -> Path:

@@ -29,7 +29,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pellucid import output_names
 from pellucid.files import decoded_text
-from pellucid.folders import Folder, name_of
+from pellucid.folders import PICTURES, Folder, name_of
+from pellucid.images.metadata.embedding import embedding_word
 from pellucid.messages import sentence
 from pellucid.plugins import nearest
 from pellucid.request import Request
@@ -116,7 +117,8 @@ class Settings(BaseModel):
 
     def folder(self, field: str) -> Folder:
         """The folder of one kind: "models", "loras", ..."""
-        return Folder(getattr(self, field), KINDS[field])
+        is_one = is_embedding if field == "embeddings" else None
+        return Folder(getattr(self, field), KINDS[field], is_one)
 
     def path_of(self, field: str, name: str) -> Path:
         """A file that an option names: a path if it exists, else a name in that folder.
@@ -245,13 +247,30 @@ def _validate(model: type[BaseModel], values: Mapping[str, Any], origin: str) ->
         raise ValueError(f"{origin}: {sentence(error, model)}") from error
 
 
+def is_embedding(picture: Path) -> bool:
+    """Whether an embedding is in a picture."""
+    return embedding_word(picture) is not None
+
+
 def embeddings_named(request: Request, files: Iterable[Path]) -> list[Path]:
-    """Those of the embeddings `files` that the prompts have as a word, other than the request's own."""
+    """Those of the embeddings `files` that the prompts have as a word, other than the request's own.
+
+    The word is the name of the file, and of a picture also the word in it.
+    """
     prompts = "\n".join((*request.prompts, request.negative_prompt))
     own = {name_of(Path(path)) for path in request.embeddings}
     return [
         path
         for path in files
-        if (word := name_of(path)) not in own
-        and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompts, re.IGNORECASE)
+        if (name := name_of(path)) not in own
+        and any(
+            re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompts, re.IGNORECASE)
+            for word in _words(name, path)
+        )
     ]
+
+
+def _words(name: str, path: Path) -> Iterator[str]:
+    yield name
+    if path.suffix.lower() in PICTURES and (word := embedding_word(path)) is not None:
+        yield word

@@ -622,7 +622,7 @@ def test_an_embedding_in_a_picture(how: str, ids: Any, call: Any, tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([], "string_to_param"),
+        ([], "not an object"),
         (FRIDA, "string_to_param"),
         (FRIDA | {"string_to_param": {}}, "string_to_param"),
         (FRIDA | {"string_to_param": {"*": {"TORCHTENSOR": [[1.0], [1.0, 2.0]]}}}, "damaged"),
@@ -636,6 +636,23 @@ def test_a_damaged_embedding_in_a_picture(
     path = embedding_png(tmp_path / "frida.png", content, how)
     options = ("--model", sd1_file, "--embedding", path)
     assert said in refused("tokens", "a frida", *options)
+
+
+@pytest.mark.parametrize("how", ["text", "pixels"])
+def test_an_embedding_in_a_picture_by_name(
+    how: str, ids: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder of embeddings, by its word or its file's name; other pictures are previews."""
+    folder = tmp_path / "embeddings"
+    folder.mkdir()
+    monkeypatch.setenv("PELLUCID_EMBEDDINGS", str(folder))
+    embedding_png(folder / "shared.PNG", FRIDA | {"string_to_param": VECTORS}, how)
+    save_file({"emb_params": noise(1, 64)}, folder / "cat.safetensors")
+    for name in ("cat.png", "cat.preview.png", "dog.png"):
+        noisy().save(folder / name)
+    assert ids("a frida") == [320, 49408, 49409]
+    assert ids("a cat") == [320, 49408]
+    assert 49408 not in ids("a dog")
 
 
 def test_a_picture_without_an_embedding(refused: Any, sd1_file: Path, tmp_path: Path) -> None:

@@ -191,6 +191,14 @@ def comfy(**extra: Any) -> dict[str, Any]:
     } | extra
 
 
+def test_names_of_embeddings_in_a_graph(tmp_path: Path, info: Info) -> None:
+    """ComfyUI names embeddings with `embedding:`; here the name alone is the word."""
+    text = "a cabin, embedding:sub\\\\frida.safetensors (embedding:my-frog:1.2), Embedding:one.v2"
+    node = {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["4", 1]}}
+    path = png_text(tmp_path / "a.png", prompt=json.dumps(comfy(**{"7": node})))
+    assert "a cabin, frida (my-frog:1.2), one.v2" in info(path)
+
+
 def civitai() -> dict[str, Any]:
     """A graph as Civitai writes it, with nodes of an extension and texts between the nodes."""
     graph = comfy(extra={"airs": ["urn:air:sd1:checkpoint:1"]}, extraMetadata='{"prompt": "x"}')

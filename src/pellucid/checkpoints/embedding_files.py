@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pellucid.checkpoints import families
-from pellucid.checkpoints.embedding_pictures import word_in_picture
 from pellucid.checkpoints.identify import EMBEDDING, what_is
 from pellucid.checkpoints.pickles import Parameters, is_pickle, open_pickle
 from pellucid.checkpoints.weights import CheckpointSource, open_weights
 from pellucid.images.load import is_picture
+from pellucid.images.metadata.embedding import embedding_in, word_of
 from pellucid.model import Model
 from pellucid.safetensors_header import CheckpointError, first_keys
 from pellucid.textual_inversion import Embedding
@@ -121,8 +122,7 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     Raises CheckpointError if it is not an embedding.
     """
     if is_picture(path):
-        word, vectors = word_in_picture(path)
-        return [(word, {"text": vectors})]
+        return [_in_picture(path)]
     words, marked = (_pickled(path), ()) if is_pickle(path) else _plain(path)
     found: list[tuple[str, dict[str, Tensor]]] = []
     if outputs := [key for key in words if _OUTPUT.fullmatch(key)]:
@@ -150,6 +150,21 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     if not found:
         raise _not_an_embedding(path, words, None)
     return found
+
+
+def _in_picture(path: Path) -> tuple[str, dict[str, Tensor]]:
+    content = embedding_in(path)
+    if content is None:
+        raise CheckpointError(f"{path} is a picture without an embedding in it")
+    parameters = content.get("string_to_param")
+    try:
+        if not isinstance(parameters, dict) or len(parameters) != 1:
+            raise ValueError("its string_to_param does not hold the vectors of a word")
+        (vectors,) = parameters.values()
+        rows = torch.tensor(vectors["TORCHTENSOR"], dtype=torch.float32)
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{path} has a damaged embedding in it: {error}") from error
+    return word_of(content, path), {"text": rows}
 
 
 def _plain(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -222,15 +222,20 @@ def with_named(files: ModelFiles, request: Request) -> tuple[ModelFiles, Request
         if kind not in (PICTURES, "upscalers")  # those of upscalers are `with_settings`'s
     }
     request = request.model_copy(update=paths)
-    embeddings = Folder(own.embeddings, "embedding").files()
-    found = tuple(str(path) for path in embeddings_named(request, embeddings))
-    request = request.model_copy(update={"embeddings": request.embeddings + found})
+    request = with_own_embeddings(request)
     if files.lora_folder is None and request.lora_tags:
         files = replace(files, lora_folder=own.loras)
     if files.lora_folder is not None:
         for tag in request.lora_tags:  # an error comes now, not after the model is loaded
             Folder(files.lora_folder, "LoRA").find(tag.name)
     return files, request
+
+
+def with_own_embeddings(request: Request) -> Request:
+    """The request with the embeddings of the user's folder that its prompts name."""
+    files = load_settings().settings.folder("embeddings").files()
+    found = tuple(str(path) for path in embeddings_named(request, files))
+    return request.model_copy(update={"embeddings": request.embeddings + found})
 
 
 @lru_cache(maxsize=1000)  # many lines of a file of prompts may name the same one

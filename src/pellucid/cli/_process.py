@@ -73,8 +73,10 @@ def _watched() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(before)
         ended.set()
-        os.close(writing)
+        with contextlib.suppress(BlockingIOError):
+            os.write(writing, b"\0")  # wakes the thread; a forked process may have the pipe open
         thread.join()
+        os.close(writing)
         os.close(reading)
 
 
@@ -88,7 +90,7 @@ def _watch(reading: int, ended: threading.Event) -> None:
     itself.
     """
     first = True
-    while numbers := os.read(reading, 64):
+    while (numbers := os.read(reading, 64)) and not ended.is_set():
         # A server has its own handlers.
         ours = [number for number in numbers if signal.getsignal(number) is _stop]
         if not ours or ended.wait(SOON):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from pellucid.cli._app import app, report, show, show_json
-from pellucid.settings import OF_SERVE, load_settings
+from pellucid.cli._model import find
+from pellucid.diffusion import PREDICTIONS
+from pellucid.messages import sentence
+from pellucid.plugins import choose
+from pellucid.presets import preset
+from pellucid.request.fields import file_fields, files_in
+from pellucid.settings import KINDS, OF_SERVE, ModelDefaults, Settings, load_settings
 
 
 @app.command()
@@ -22,12 +31,15 @@ def config(
     take precedence over variables, and variables over the file.
     """
     found = load_settings()
+    _check_serve(found.settings.serve, str(found.file))
 
     values = found.settings.model_dump(mode="json", exclude={"defaults"})
     values["defaults"] = {
         name: table.model_dump(mode="json", exclude_unset=True)
         for name, table in found.settings.defaults.items()
     }
+    for problem in _problems(found.settings):
+        report(problem)
     if as_json:
         rows = {n: {"value": v, "from": found.origins[n]} for n, v in values.items()}
         facts = {"file": str(found.file), "exists": found.file.exists(), "settings": rows}
@@ -46,3 +58,41 @@ def config(
         show(f"{name}: {shown or 'none'}")
     for variable in (each for each in found.unused if not each.startswith(OF_SERVE)):
         report(f"the environment variable {variable} is not a setting")
+
+
+def _problems(settings: Settings) -> Iterator[str]:
+    """What a command that uses these settings will refuse: names of files and presets that are not
+    there."""
+    own = {"vae": "vaes", "tiny_vae": "vaes"}
+    kinds = file_fields(ModelDefaults) | own
+    named: list[tuple[str, Callable[[], object]]] = []
+    if settings.model is not None:
+        named.append(("model", partial(find, "models", settings.model)))
+    for model, table in settings.defaults.items():
+        for field in table.model_fields_set:
+            place, value = f"defaults.{model}: {field}", getattr(table, field)
+            if field == "preset":
+                named.append((place, partial(preset, value)))
+            elif field == "prediction":
+                named.append((place, partial(choose, value, PREDICTIONS, "prediction")))
+            elif (
+                kinds.get(field) in KINDS and kinds[field] != "upscalers"
+            ):  # checked when it is read
+                named += [(place, partial(find, kinds[field], name)) for name in files_in(value)]
+    for place, look in named:
+        try:
+            look()
+        except ValueError as error:
+            yield f"{place}: {error}"
+
+
+def _check_serve(table: Mapping[str, Any], file: str) -> None:
+    """ValueError: the table of `pellucid serve` has a setting that is unknown or wrong."""
+    if not table:
+        return
+    from pellucid.serve.configuration import Configuration
+
+    try:
+        Configuration.model_validate(table)
+    except ValidationError as error:
+        raise ValueError(f"{file}: serve: {sentence(error, Configuration)}") from error

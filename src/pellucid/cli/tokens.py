@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli._app import app, report, show, show_json
+from pellucid.cli._like import with_own_embeddings
 from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._options import takes_request
 
@@ -29,7 +30,7 @@ def tokens(
     from pellucid.request import Request, resolve
     from pellucid.textual_inversion import with_words
 
-    request = Request(prompt=prompt, **asked)
+    request = with_own_embeddings(Request(prompt=prompt, **asked))
     loaded = open_parts(model, vae)
     skipped: list[str] = []
     loaded = with_words(loaded, checkpoints.load_embeddings(request.embeddings, loaded, skipped))

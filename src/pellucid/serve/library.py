@@ -7,15 +7,17 @@ becomes a path. A file that was moved inside its folder keeps its name and is fo
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pellucid import checkpoints
+from pellucid.folders import PICTURES
 from pellucid.folders import WEIGHTS as SUFFIXES
 from pellucid.model import Model
 from pellucid.plugins import choose
+from pellucid.settings import is_embedding
 
 MODEL_SUFFIXES = (".safetensors", ".ckpt")
 FOLDER_MARK = "model_index.json"
@@ -124,7 +126,7 @@ class Library:
 
     def embeddings(self) -> dict[str, Path]:
         """The textual-inversion embeddings by name."""
-        return _weights_in(self._embedding_folder)
+        return _weights_in(self._embedding_folder, is_embedding)
 
     def embedding(self, name: str) -> Path:
         """The file of an embedding. Raises UnknownName."""
@@ -154,11 +156,17 @@ def _models_in(folder: Path) -> list[Path]:
     return found
 
 
-def _weights_in(folder: Path | None) -> dict[str, Path]:
+def _weights_in(
+    folder: Path | None, is_one: Callable[[Path], bool] = lambda picture: False
+) -> dict[str, Path]:
+    """is_one: whether a picture in the folder counts."""
     if folder is None or not folder.is_dir():
         return {}
     files = [
-        path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.is_file()
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and (path.suffix in SUFFIXES or (path.suffix.lower() in PICTURES and is_one(path)))
     ]
     return _named(folder, files, {})
 
@@ -186,7 +194,7 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 def _chosen(name: str, files: Mapping[str, Path], what: str) -> Path:
-    for ending in ("", *SUFFIXES):
+    for ending in ("", *SUFFIXES, *PICTURES):
         if (path := files.get(name.removesuffix(ending))) is not None:
             return path
     raise _unknown(name, files, what)

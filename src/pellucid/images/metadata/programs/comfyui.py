@@ -7,6 +7,7 @@ followed; the graph of any other is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
@@ -28,6 +29,9 @@ UNDERSTOOD = frozenset(
         *("PrimitiveString", "PrimitiveStringMultiline", "PrimitiveInt", "PrimitiveFloat"),
     }
 )
+# Here, the name of an embedding is a word by itself.
+EMBEDDING = re.compile(r"\bembedding:([^\s,:()]+)", re.IGNORECASE)
+ENDINGS = (".safetensors", ".pt", ".bin")
 TEXTS = ("text", "string", "value", "prompt")
 NUMBERS = ("value", "seed", "noise_seed", "int", "number")
 Node = Mapping[str, Any]
@@ -62,8 +66,16 @@ def read(texts: Mapping[str, str]) -> RecordedSettings:
         negative = _at(graph, inputs, "guider", "negative")
         fields["negative_prompt"] = _conditioning(graph, negative, "negative")["prompt"]
     fields |= _latent(graph, inputs, _at(graph, inputs, "sigmas", "denoise"))
+    for name in ("prompt", "negative_prompt"):
+        if isinstance(fields.get(name), str):
+            fields[name] = EMBEDDING.sub(lambda found: _stem(found[1]), fields[name])
     known = {name: value for name, value in fields.items() if value is not None}
     return RecordedSettings(known, tuple(_unused(graph, inputs, known)))
+
+
+def _stem(name: str) -> str:
+    path = PureWindowsPath(name)
+    return path.stem if path.suffix.lower() in ENDINGS else path.name
 
 
 def _part(texts: Mapping[str, str], name: str) -> str | None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pellucid.images.load import open_header
-from pellucid.images.metadata.settings import parse_json
+from pellucid.images.metadata.settings import json_object
 from pellucid.images.metadata.texts import read_texts
 from pellucid.safetensors_header import CheckpointError
 
@@ -29,34 +29,47 @@ MOST = 8 << 20  # bytes of the JSON; 75 vectors of SDXL's wider tower have a qua
 LARGEST = 8 << 20  # pixels of a picture with an embedding in them
 
 
-def word_in_picture(path: Path) -> tuple[str, Tensor]:
-    """The word in a picture, and its vectors (n, width).
+def embedding_in(path: Path) -> dict[str, Any] | None:
+    """A1111's object in a picture: `name`, and the vectors in `string_to_param`; None: there is none.
 
-    Raises CheckpointError: there is none, or its vectors are damaged; ValueError: no picture.
+    Raises CheckpointError if it is damaged, or the picture is; ValueError if it is no picture.
     """
     text = read_texts(path).get(KEY)
     try:
         data = _in_pixels(path) if text is None else base64.b64decode(text)
         if data is None:
-            raise CheckpointError(f"{path} is a picture without an embedding in it")
+            return None
         if len(data) > MOST:
             raise ValueError(f"it is larger than {MOST >> 20} MB")
-        content = parse_json(data.decode())
-        return _word(content, path.stem)
+        return json_object(data.decode())
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} has a damaged embedding in it: {error}") from error
 
 
-def _word(content: Any, stem: str) -> tuple[str, Tensor]:
-    parameters = content.get("string_to_param") if isinstance(content, dict) else None
-    if not isinstance(parameters, dict) or len(parameters) != 1:
-        raise ValueError("its string_to_param does not hold the vectors of a word")
-    (vectors,) = parameters.values()
+def embedding_word(path: Path) -> str | None:
+    """The word of the embedding in a picture; None if there is none that can be read."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return _word(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=1000)  # a server looks at its folder for each request
+def _word(path: Path, *version: int) -> str | None:
+    try:
+        content = embedding_in(path)
+    except ValueError:
+        return None
+    return None if content is None else word_of(content, path)
+
+
+def word_of(content: Mapping[str, Any], path: Path) -> str:
+    """The name that it has; without one, that of its file."""
     name = content.get("name")
-    word = name if isinstance(name, str) and name.strip() else stem
-    return word, torch.tensor(vectors["TORCHTENSOR"], dtype=torch.float32)
+    return name if isinstance(name, str) and name.strip() else path.stem
 
 
 def _in_pixels(path: Path) -> bytes | None:
