@@ -24,6 +24,7 @@ from inputs import (
 from PIL import Image, PngImagePlugin
 
 from pellucid import samplers
+from pellucid.images.metadata import read_metadata
 
 Info = Callable[..., Any]
 
@@ -143,6 +144,69 @@ DRAW_THINGS = {
 }
 
 
+TENSORART = {
+    "models": [],
+    "prompt": "a snowy cabin, dusk",
+    "negativePrompt": "blurry",
+    "width": 16,
+    "height": 16,
+    "imageCount": 1,
+    "samplerName": "Euler a",
+    "steps": 4,
+    "cfgScale": 2.5,
+    "seed": "-1",
+    "clipSkip": 1,
+    "baseModel": {"label": "x", "type": "BASE_MODEL", "modelFileName": "dreamshaper_8"},
+    "sdVae": "Automatic",
+}
+MOCHI = {
+    "Date": "2024-01-01 10:00:00",
+    "Include in Image": "a snowy cabin, dusk",
+    "Exclude from Image": "blurry",
+    "Model": "dreamshaper_8",
+    "Size": "16x16",
+    "Seed": "77",
+    "Steps": "4",
+    "Guidance Scale": "2.5",
+    "Scheduler": "Euler a",
+    "ML Compute Unit": "CPU & Neural Engine",
+    "Upscaler": "",
+    "Generator": "Mochi Diffusion 5.0",
+}
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    settings = read_metadata(path).settings
+    assert settings is not None and settings.problem is None and not settings.unused
+    return settings.fields
+
+
+def test_a_prompt_of_mochi_with_its_separators(tmp_path: Path) -> None:
+    """Version 1 does not escape what is between its fields, and version 2 escapes ends of lines."""
+    text = "Include in Image: a cat; a hat: red; Model: x; Seed: 7; Scheduler: DPM-Solver++"
+    fields = recorded(png_text(tmp_path / "a.png", Description=text))
+    assert (fields["prompt"], fields["sampler"]) == ("a cat; a hat: red", "dpmpp_2m")
+    text = "Metadata Version: 2\nInclude in Image: a; b\\\\c\\nd\nSeed: 7\nScheduler: PNDM"
+    fields = recorded(png_text(tmp_path / "b.png", Description=text))
+    assert (fields["prompt"], fields["sampler"]) == ("a; b\\c\nd", "plms")
+
+
+def test_settings_under_other_names(tmp_path: Path) -> None:
+    """SD.Next, reForge, Fooocus and SwarmUI."""
+    for more, name, value in (
+        ("CFG rescale: 0.7", "rescale", 0.7),
+        ("CFG Rescale phi: 0.7", "rescale", 0.7),
+        ("Scheduler: karras", "spacing", "karras"),
+    ):
+        path = png_text(tmp_path / "a.png", parameters=f"{INFOTEXT}, {more}")
+        assert recorded(path)[name] == value
+    swarm = {"prompt": "a", "model": "sub/x", "clipstopatlayer": -2, "seed": 1}
+    fields = recorded(
+        png_text(tmp_path / "a.png", parameters=json.dumps({"sui_image_params": swarm}))
+    )
+    assert (fields["model"], fields["clip_skip"]) == ("x", 2)
+
+
 def xmp(comment: str) -> str:
     """An XMP packet as Draw Things writes it."""
     names = {"rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}
@@ -240,6 +304,14 @@ def made_by(name: str, folder: Path) -> Path:
         return png_chunks(folder / "a.png", *chunks)
     if name == "ComfyUI comment":  # as Civitai draws
         return a1111_picture(folder / "a.jpg", json.dumps(civitai()))
+    if name.startswith("Mochi"):
+        return mochi_picture(folder, name)
+    if name == "Tensor.Art":
+        data = json.dumps(TENSORART)
+        return png_text(folder / "a.png", generation_data=data, prompt=graph)
+    if name == "Fooocus fork":  # SimpleSDXL
+        data = json.dumps({key.replace("_", " ").title(): v for key, v in FOOOCUS.items()})
+        return png_text(folder / "a.png", Comment=data, fooocus_scheme="simple")
     if name.startswith("Draw Things"):
         return drawn_things(folder, name.removeprefix("Draw Things").strip())
     if name == "Easy Diffusion":
@@ -266,6 +338,34 @@ def made_by(name: str, folder: Path) -> Path:
     return hide(path, text, f"stealth_{mark}", "RGBA" if mark.startswith("png") else "RGB")
 
 
+def mochi_picture(folder: Path, kind: str) -> Path:
+    """A picture of Mochi Diffusion; version 2 of its text has lines, and escapes in them."""
+    pairs = dict(MOCHI)
+    if kind == "Mochi 2":
+        text = "\n".join(
+            f"{key}: {value}" for key, value in ({"Metadata Version": 2} | pairs).items()
+        )
+    else:
+        text = "; ".join(f"{key}: {value}" for key, value in pairs.items())
+    if kind == "Mochi JPEG":
+        caption = b"\x1c\x02\x78" + len(text).to_bytes(2, "big") + text.encode()
+        block = b"8BIM\x04\x04\0\0" + len(caption).to_bytes(4, "big") + caption
+        app13 = b"Photoshop 3.0\0" + block + b"\0" * (len(block) % 2)
+        noisy().save(folder / "a.jpg", "JPEG")
+        data = (folder / "a.jpg").read_bytes()
+        segment = b"\xff\xed" + (len(app13) + 2).to_bytes(2, "big") + app13
+        (folder / "a.jpg").write_bytes(data[:2] + segment + data[2:])
+        return folder / "a.jpg"
+    if kind == "Mochi XMP":
+        packet = xmp(text).replace("exif:UserComment", "dc:description")
+        spaced = packet.replace(
+            "xmlns:exif", 'xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:exif'
+        )
+        noisy().save(folder / "a.webp", "WEBP", xmp=spaced.encode())
+        return folder / "a.webp"
+    return png_text(folder / "a.png", Description=text)
+
+
 def drawn_things(folder: Path, kind: str, **changes: Any) -> Path:
     """A picture of Draw Things: a PNG, or of another format."""
     text = json.dumps(DRAW_THINGS | changes)
@@ -284,7 +384,8 @@ def drawn_things(folder: Path, kind: str, **changes: Any) -> Path:
 PROGRAMS = (
     *("Fooocus", "Fooocus JPEG", "Fooocus WebP", "ComfyUI", "ComfyUI WebP", "ComfyUI APNG"),
     *("ComfyUI comment", "InvokeAI", "InvokeAI 2", "NovelAI"),
-    *("Easy Diffusion", "Easy Diffusion JPEG"),
+    *("Easy Diffusion", "Easy Diffusion JPEG", "Tensor.Art", "Fooocus fork"),
+    *("Mochi", "Mochi 2", "Mochi JPEG", "Mochi XMP"),
     *("Draw Things", "Draw Things JPEG", "Draw Things WEBP", "Draw Things EXIF"),
     *("NovelAI pngcomp", "NovelAI pngcomp WebP", "A1111 pnginfo", "A1111 rgbinfo", "A1111 rgbcomp"),
 )

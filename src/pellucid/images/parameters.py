@@ -74,7 +74,13 @@ PARAMETERS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("Emphasis", "emphasis", _from_words("emphasis")),
     ("Skip Early CFG", "interval", lambda start: (float(start), 1.0)),
 )
-OURS = {theirs: (ours, kind) for theirs, ours, kind in PARAMETERS}
+# Names of other programs for what A1111 does not have.
+OTHERS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+    ("CFG rescale", "rescale", float),  # SD.Next
+    ("CFG Rescale phi", "rescale", float),  # reForge
+    ("Scheduler", "spacing", str),  # Fooocus, ComfyUI's nodes that write this text
+)
+OURS = {theirs: (ours, kind) for theirs, ours, kind in (*OTHERS, *PARAMETERS)}
 KNOWN = frozenset(OURS) | {"Version", "VAE hash", "Lora hashes", "TI hashes", "Hashes"}
 NEGATIVE = "Negative prompt:"
 HASHED = 2**20  # bytes of a file at a time

@@ -7,20 +7,23 @@ from typing import Any
 from xml.etree import ElementTree
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.IptcImagePlugin import getiptcinfo
 
 from pellucid.images.load import open_header
 from pellucid.images.png import MAX_UNPACKED, XMP, decoded
 
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # EXIF tags
 TAGS = {0x010E: "ImageDescription", 0x010F: "Make", 0x0110: "Model", 0x0131: "Software"}
+CAPTION = (2, 120)  # of the IPTC
 XP_COMMENT = 0x9C9C  # of Windows, in UTF-16
 MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
 ENDIAN = {"<": "utf-16-le", ">": "utf-16-be"}
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """Of a PNG its text chunks, of all formats the texts of the EXIF and the XMP, and the comment of a
-    GIF.
+    """Of a PNG its text chunks, of all formats the texts of the EXIF and the XMP, the comment of a GIF,
+    and the caption of the IPTC.
 
     What is damaged is left out. Raises ValueError if the file is not a picture.
     """
@@ -30,10 +33,22 @@ def read_texts(path: str | Path) -> dict[str, str]:
         comment = image.info.get("comment")
         if isinstance(comment, bytes | str):
             found["comment"] = _plain(comment)
+        if caption := _caption(image):
+            found["Caption"] = caption
         xmp = image.info.get("xmp")
         if isinstance(xmp, bytes) and len(xmp) <= MAX_UNPACKED:
             found[XMP] = _plain(xmp)
     return {key: text for key, text in {**found, **texts}.items() if text.strip()}
+
+
+def _caption(image: Image.Image) -> str:
+    """The caption of the IPTC of a JPEG or a TIFF; "" if there is none, or it is damaged."""
+    try:
+        iptc = getiptcinfo(image) if isinstance(image, ImageFile) else None
+        caption = (iptc or {}).get(CAPTION)
+    except Exception:  # a decoder can raise anything on malformed data
+        return ""
+    return _plain(caption) if isinstance(caption, bytes) else ""
 
 
 def exif_texts(image: Image.Image) -> dict[str, str]:

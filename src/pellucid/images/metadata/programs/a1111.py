@@ -19,7 +19,15 @@ IDLE = frozenset(
         *("Pad conds", "Batch size", "Batch pos", "Created Date", "Original Size"),
     }
 )
-COMMENTS = ("UserComment", "comment", "Comment", "Description", "ImageDescription", "XPComment")
+COMMENTS = (
+    "Caption",
+    "UserComment",
+    "comment",
+    "Comment",
+    "Description",
+    "ImageDescription",
+    "XPComment",
+)
 USUAL = {"vae": ("Default (model)", "None", "Automatic"), "sampler": ("Default",)}
 """Values that mean the model's own."""
 NEUTRAL = {"RNG": "CPU", "Noise multiplier": "1"}

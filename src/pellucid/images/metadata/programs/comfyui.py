@@ -15,6 +15,7 @@ from typing import Any
 from pellucid.images.metadata.settings import RecordedSettings, is_json_object, json_object
 
 PROGRAM = "ComfyUI"
+TENSORART = "generation_data"  # says more than the graph next to it
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 # Nodes that are read below, or change nothing that a request could say.
 UNDERSTOOD = frozenset(
@@ -39,6 +40,8 @@ Graph = Mapping[str, Node]
 
 
 def matches(texts: Mapping[str, str]) -> bool:
+    if TENSORART in texts:
+        return False
     return _part(texts, "workflow") is not None or _part(texts, "prompt") is not None
 
 

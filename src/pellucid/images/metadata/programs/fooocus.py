@@ -37,7 +37,8 @@ IDLE |= {"styles": "[]", "vae": "Default (model)", "refiner_model": "None", "den
 
 
 def _text(texts: Mapping[str, str]) -> str:
-    for key in ("parameters", "UserComment", "comment"):
+    forks = ("Comment",) if "fooocus_scheme" in texts else ()  # others have that, too
+    for key in ("parameters", "UserComment", "comment", *forks):
         if texts.get(key, "").lstrip().startswith("{"):
             return texts[key]
     return ""

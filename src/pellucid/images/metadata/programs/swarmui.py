@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PureWindowsPath
 from typing import Any
 
 from pellucid.images.metadata.settings import RecordedSettings, json_object, renamed
@@ -19,7 +20,16 @@ NAMES = {
     "refinermodel": "refiner",
 }
 IDLE: dict[str, Any] = dict.fromkeys(
-    ("swarm_version", "aspectratio", "images", "date", "generation_time", "automaticvae")
+    (
+        "clipstopatlayer",
+        "sidelength",
+        "swarm_version",
+        "aspectratio",
+        "images",
+        "date",
+        "generation_time",
+        "automaticvae",
+    )
 )
 
 
@@ -36,4 +46,11 @@ def read(texts: Mapping[str, str]) -> RecordedSettings:
     values = json_object(_text(texts)).get(KEY)
     if not isinstance(values, dict):
         raise ValueError(f"{KEY} is not an object")
-    return renamed(values, NAMES, IDLE)
+    found = renamed(values, NAMES, IDLE)
+    for name in ("model", "vae", "refiner"):
+        if isinstance(found.fields.get(name), str):  # with folders
+            found.fields[name] = PureWindowsPath(found.fields[name]).name
+    layer = values.get("clipstopatlayer")
+    if isinstance(layer, int) and layer < 0:
+        found.fields["clip_skip"] = -layer
+    return found
