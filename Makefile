@@ -121,7 +121,7 @@ runs/art64.npz runs/art128.npz runs/art256.npz runs/art512.npz: | $(VENV)/.insta
 DEVICE ?= auto
 TRAIN := $(BIN)/pellucid train --recipe scenes --resume
 
-CPU_DIFFUSION := steps=150000 pool=80000 ema=0.999 core=False
+CPU_DIFFUSION := steps=150000 pool=80000 ema=0.999 core=False times_uniform=0.3
 CPU_PAIRS := pictures=1000
 # First for the truth, then, while the rate is still high, for sharp edges as well.
 CPU_UPSCALER := steps=12000 adversarial=0.3 adversarial_from=7000
@@ -129,13 +129,13 @@ CPU_UPSCALER := steps=12000 adversarial=0.3 adversarial_from=7000
 # For a GPU: 128x128 and 512x512, a wider network. The lengths are estimates; no GPU was at hand.
 GPU_VAE := steps=2000 batch=32
 GPU_CLIP := steps=700
-GPU_DIFFUSION := steps=15000 pool=40000 batch=256 rate=5e-4 channels=192,384,384 core=False save_every=1000
+GPU_DIFFUSION := steps=15000 pool=40000 batch=256 rate=5e-4 channels=192,384,384 core=False times_uniform=0.3 save_every=1000
 GPU_PAIRS := pictures=1000
 GPU_UPSCALER := steps=5000 adversarial=0.3 adversarial_from=3000
 
 TRIAL_VAE := steps=6 batch=4 save_every=2
 TRIAL_CLIP := steps=6 batch=8 captions=400 save_every=2
-TRIAL_DIFFUSION := steps=6 pool=32 batch=4 channels=32,32 core=False save_every=2
+TRIAL_DIFFUSION := steps=6 pool=32 batch=4 channels=32,32 core=False times_uniform=0.3 save_every=2
 TRIAL_PAIRS := pictures=8 close=2
 TRIAL_DECODER := steps=6 batch=4 save_every=2
 TRIAL_UPSCALER := steps=6 batch=2 save_every=2 adversarial=0.3 adversarial_from=3

@@ -177,6 +177,17 @@ def test_logit_normal_t():
     assert logits.std().item() == pytest.approx(1, abs=0.03)
 
 
+def test_a_share_of_uniform_times_reaches_the_ends():
+    few, many = (
+        sample_t("logit_normal", 20000, 1000, torch.Generator().manual_seed(0), uniform=share)
+        for share in (0.0, 0.3)
+    )
+    assert (few > 990).sum() <= 1  # P(n > 4.6)
+    assert (many > 990).float().mean().item() == pytest.approx(0.3 * 0.01, rel=0.5)
+    with pytest.raises(ValueError, match="share of uniform times must be between 0 and 1, got 2"):
+        sample_t("logit_normal", 1, 1000, uniform=2)
+
+
 @pytest.mark.parametrize("kind", ["uniform", "logit_normal"])
 def test_discrete_t(kind):
     t = sample_t(kind, 5000, 10, torch.Generator().manual_seed(0), discrete=True)

@@ -214,21 +214,28 @@ def sample_t(
     generator: torch.Generator | None = None,
     *,
     mean: float = 0.0,
+    uniform: float = 0.0,
     discrete: bool = False,
 ) -> Tensor:
-    """Training times (B,) float32 between 0 and T.
+    """Training times (B,) float32 between 0 and T. ValueError for an unknown kind or share.
 
     uniform: every t alike. logit_normal: t / T = sigmoid(n), n ~ N(mean, 1), so that the middle,
-    where most is to be learnt, comes more often (Esser et al. 2024, eq. 19). discrete: whole t, 0
-    .. T-1.
+    where most is to be learnt, comes more often (Esser et al. 2024, eq. 19). Its density is 0 at
+    both ends, but a run begins at T: there a network that is hardly trained chooses the picture.
+    So a share `uniform` of logit_normal's times, 0 to 1, is uniform. discrete: whole t, 0 .. T-1.
     """
     import torch
 
     choose(kind, TIMES, "distribution of t")
+    if not 0 <= uniform <= 1:
+        raise ValueError(f"the share of uniform times must be between 0 and 1, got {uniform:g}")
     if kind == "uniform":
         u = torch.rand(batch, generator=generator)
     else:
         u = (torch.randn(batch, generator=generator) + mean).sigmoid()
+        if uniform:
+            chosen, other = torch.rand(2, batch, generator=generator)
+            u = torch.where(chosen < uniform, other, u)
     t = u * T
     return t.floor().clamp(max=T - 1) if discrete else t
 

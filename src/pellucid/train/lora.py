@@ -171,6 +171,7 @@ def train(options: LoraOptions, say: loop.Say = loop.silent) -> Path:
         options.noise,
         options.times,
         options.times_mean,
+        options.times_uniform,
     )
     pool = make_pool(model, folder, options.mirror)
     learned, held = folder.split(False), folder.split(True)

@@ -43,6 +43,11 @@ class LossOptions:
     times_mean: float = setting(
         0.0, "Mean of logit(t / T), for logit_normal; above 0 noisy times come more often."
     )
+    times_uniform: float = setting(
+        0.0,
+        "Share of uniform times in logit_normal, 0 to 1, so that the network learns the pure noise "
+        "at which a run begins.",
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,13 @@ class ObjectiveOptions(LossOptions):
                 "nothing of the picture; choose x0, v or flow, or another schedule"
             )
         return Objective(
-            schedule, self.prediction, self.weighting, self.noise, self.times, self.times_mean
+            schedule,
+            self.prediction,
+            self.weighting,
+            self.noise,
+            self.times,
+            self.times_mean,
+            self.times_uniform,
         )
 
 
@@ -78,7 +89,7 @@ class Objective:
 
     weighting, noise: of `diffusion.WEIGHTINGS` and `noise.NOISES`. times: of `diffusion.TIMES`, or
     "" for the usual one: logit_normal for flow (Esser et al. 2024), else uniform. times_mean: of
-    the logit, for logit_normal.
+    the logit, and times_uniform: the share of uniform times, for logit_normal.
     """
 
     schedule: Schedule
@@ -87,21 +98,27 @@ class Objective:
     noise: str = "gaussian"
     times: str = ""
     times_mean: float = 0.0
+    times_uniform: float = 0.0
 
     def __post_init__(self) -> None:
         choose(self.prediction, PREDICTIONS, "prediction")
         choose(self.weighting, WEIGHTINGS, "loss weighting")
         choose(self.noise, NOISES, "noise")
         usual = "logit_normal" if self.prediction == "flow" else "uniform"
-        object.__setattr__(self, "times", choose(self.times or usual, TIMES, "distribution of t"))
+        object.__setattr__(self, "times", self.times or usual)
+        self._times(0, None)
 
     def loss(
         self, network: Network, x0: Tensor, cond: Conditioning, generator: torch.Generator
     ) -> Tensor:
         """The mean loss at random times, scalar. x0 (B, C, H, W); `generator` is on the CPU."""
-        t = sample_t(self.times, len(x0), self.schedule.T, generator, mean=self.times_mean)
+        t = self._times(len(x0), generator)
         eps = draw(self.noise, x0.shape[1:], [generator] * len(x0))
         return self._losses(network, x0, cond, t, eps, self.weighting).mean()
+
+    def _times(self, count: int, generator: torch.Generator | None) -> Tensor:
+        mean, uniform = self.times_mean, self.times_uniform
+        return sample_t(self.times, count, self.schedule.T, generator, mean=mean, uniform=uniform)
 
     @torch.no_grad()
     def validation_loss(self, network: Network, x0: Tensor, cond: Conditioning) -> float:
