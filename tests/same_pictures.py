@@ -416,7 +416,7 @@ def requests_of_tasks() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     several = {"prompt": "two red apples and a frog on a blue background", "count": 2}
     yield "shipped, several things", shipped, SHIPPED | several
     yield "shipped, several things and forecasts", shipped, SHIPPED | several | {"forecast": True}
-    more = {"steps": 20, "forecast": True, "forecast_more": True}
+    more = {"steps": 20, "guidance": 3.0, "forecast": True, "forecast_more": True}
     yield "shipped, more forecasts", shipped, SHIPPED | more
     touching = {"prompt": "a small cat riding a horse, teal background", "count": 2}
     yield "shipped, things that touch", shipped, SHIPPED | touching

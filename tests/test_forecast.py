@@ -34,15 +34,22 @@ def test_which_steps_are_computed() -> None:
     ]  # fmt: skip
 
 
-def test_fewer_steps_are_computed_where_more_is_forecast() -> None:
+def chosen(model: Model, steps: int, spacing: str) -> str:
+    begins = levels_for("euler", model.schedule, steps, spacing)[:-1]
     letters = {True: "W", False: "c", None: "."}
-    assert "".join(letters[computed_steps(20).get(step)] for step in range(20)) == (
-        "WWW.c.W..c..c...W..c"
-    )
-    for steps in range(FEWEST, 200):
-        found = computed_steps(steps)
-        assert found[0] and found[1] and found[2] and max(found) == steps - 1
-        assert sum(1 + whole for whole in found.values()) <= 1.2 * steps
+    return "".join(letters[computed_steps(begins).get(step)] for step in range(steps))
+
+
+def test_fewer_steps_are_computed_where_more_is_forecast(model: Model, shipped: Model) -> None:
+    assert chosen(model, 20, "uniform") == "WWW.c.W..c..c...W..c"
+    assert (
+        chosen(shipped, 20, "karras") == "W....W.W.cWcc.W....c"
+    )  # whose first steps change nothing
+    for steps in range(FEWEST, 100):
+        for spacing in ("uniform", "karras", "exponential"):
+            found = chosen(model, steps, spacing)
+            assert found[0] == "W" and found[-1] != "."
+            assert 2 * found.count("W") + found.count("c") <= 1.2 * steps
 
 
 def test_a_line_is_forecast_exactly(model: Model) -> None:
@@ -87,10 +94,10 @@ def test_guidance_that_does_not_change_is_reused_exactly(model: Model) -> None:
     denoise, x = Forecast(estimates, begins, alone=alone), torch.zeros(1, 4, 2, 2)
     for step, level in enumerate(begins):
         found = denoise(x, level)
-        if step in computed_steps(20):
+        if step in computed_steps(begins):
             for part, expected in zip(found, estimates(x, level), strict=True):
                 assert torch.allclose(part, expected, atol=1e-5)
-    assert len(calls) == list(computed_steps(20).values()).count(False) == 4
+    assert len(calls) == list(computed_steps(begins).values()).count(False) == 4
 
 
 def test_guidance_of_pure_noise_is_not_reused(model: Model) -> None:
@@ -148,6 +155,7 @@ def test_how_often_the_network_is_evaluated(
         # add up to 1 need the unconditional estimate for the conditional one
         ({"prompt": "a red apple and two rabbits"}, [2, 2, 2, 1, 2, 1, 1, 2, 1]),
         ({"rescale": 0.5}, [2, 2, 2, 1, 2, 1, 1, 2, 1]),
+        ({"guidance": 3.1}, [2] * 14),  # above the model's own
         ({"steps": FEWEST - 1}, [2] * (FEWEST - 1)),
         ({"sampler": "euler_ancestral"}, [2] * 20),
     ],
@@ -158,7 +166,12 @@ def test_what_is_evaluated_where_more_is_forecast(
 ) -> None:
     given = {"prompt": "a red apple", "steps": 20, "seed": 1, "sampler": "euler"}
     given |= {"forecast": True, "forecast_more": True, "guidance": 3.0} | more  # type: ignore[dict-item]
-    assert evaluations(model, Request.model_validate(given), monkeypatch) == expected
+    request = Request.model_validate(given)
+    guided = replace(model, defaults=replace(model.defaults, guidance=3.0))
+    assert evaluations(guided, request, monkeypatch) == expected
+    (*_, last) = pipeline.generate(guided, request)
+    said = [text for text in last.warnings if "forecast_more does nothing" in str(text)]
+    assert bool(said) == (request.guidance == 3.1)
 
 
 def test_the_picture_is_nearly_the_same(shipped: Model) -> None:
@@ -187,12 +200,14 @@ def test_the_picture_is_nearly_the_same(shipped: Model) -> None:
 def test_fast_forecasts_where_it_can(model: Model) -> None:
     def asked(**more: object) -> tuple[bool, bool]:
         given = {"prompt": "a red apple", "steps": 20, "sampler": "euler"}
+        given |= {"guidance": model.defaults.guidance}
         request = faster(model, Request.model_validate(given | more))
         return request.forecast, request.forecast_more
 
     neither = (False, False)
     assert asked() == (True, True)
     assert asked(forecast=False) == neither  # as it says
+    assert asked(guidance=model.defaults.guidance + 1) == (True, False)
     assert asked(forecast_more=False) == asked(forecast=True) == (True, False)
     assert asked(steps=FEWEST - 1) == asked(sampler="euler_ancestral") == neither
     assert asked(forecast=True, steps=4) == (True, False)  # which then is a warning

@@ -32,18 +32,25 @@ def is_computed(step: int, steps: int) -> bool:
     return step < begin or (step - begin) % 2 == 0 or step == steps - 1
 
 
-def computed_steps(steps: int) -> dict[int, bool]:
+def computed_steps(begins: Sequence[Level]) -> dict[int, bool]:
     """The steps with an estimate of their own where more is forecast, and whether the unconditional one
-    is computed too; elsewhere guidance is reused.
+    is computed too; elsewhere guidance is reused. begins: the level at which each step begins.
 
-    Of 20 steps 9, of which 5 are whole, as much work as 7: the first three, for without one of them a
+    Of 20 steps 9, of which 5 are whole, as much work as 7. They are chosen by the network's time t, as
+    spacings put steps where a picture changes little: the first three, for without one of them a
     picture changes, and then fewer and fewer; and the last one.
     """
+    steps = len(begins)
     begin, later = max(3, round(0.15 * steps)), max(6, round(0.3 * steps))
-    found = dict.fromkeys(range(begin), True)
+    places = dict.fromkeys(range(begin), True)  # of steps that are equally far apart in t
     for number in range(1, later + 1):
         place = begin - 1 + round((steps - begin) * (number / later) ** 1.25)
-        found[place] = number % 3 == 2
+        places[place] = number % 3 == 2
+    found: dict[int, bool] = {}
+    for place, whole in places.items():
+        t = begins[0].t + (begins[-1].t - begins[0].t) * place / (steps - 1)
+        nearest = min(range(steps), key=lambda step: abs(begins[step].t - t))
+        found[nearest] = whole or found.get(nearest, False)
     return found
 
 
@@ -72,7 +79,7 @@ class Forecast:
         self.computed = (
             {step: True for step in range(steps) if is_computed(step, steps)}
             if self.alone is None
-            else computed_steps(steps)
+            else computed_steps(self.begins)
         )
 
     def __call__(self, x: Tensor, level: Level) -> Parts:

@@ -32,7 +32,7 @@ from pellucid.latents import Begin
 from pellucid.layers import composed
 from pellucid.model import Model
 from pellucid.noise import draw, source
-from pellucid.plan import Plan, no_forecast, planned
+from pellucid.plan import Plan, no_forecast, no_more_forecasts, planned
 from pellucid.preview import decoder_of
 from pellucid.progress import stage
 from pellucid.regions import Regional
@@ -235,7 +235,7 @@ def steps_of_pass(
         if first == end:
             continue
         guides = guides_of(runtime, request, texts[first:end], begin.size, begin.canvas)
-        recorded = Recorded(guided_by(request, guides, levels[first:end]))
+        recorded = Recorded(guided_by(runtime.model, request, guides, levels[first:end]))
         guided: GuidedDenoiser = recorded
         if request.clip_guidance:
             guided = with_clip(runtime.model, request, guided, guides[0])
@@ -253,7 +253,10 @@ def steps_of_pass(
 
 
 def guided_by(
-    request: ResolvedRequest, guides: Sequence[ClassifierFree], begins: Sequence[Level]
+    model: Model,
+    request: ResolvedRequest,
+    guides: Sequence[ClassifierFree],
+    begins: Sequence[Level],
 ) -> GuidedDenoiser:
     """The guidance of all steps in one; some of them are forecast. begins: the level at which each step
     begins."""
@@ -264,7 +267,9 @@ def guided_by(
 
     if not request.forecast or no_forecast(request, len(begins)) is not None:
         return by_step(guides)
-    alone = by_step([guide.conditional for guide in guides]) if request.forecast_more else None
+    alone = None
+    if request.forecast_more and no_more_forecasts(model, request) is None:
+        alone = by_step([guide.conditional for guide in guides])
     return Forecast(by_step(guides), begins, changes_of(guides, begins), alone)
 
 

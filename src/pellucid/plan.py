@@ -160,6 +160,15 @@ def no_forecast(request: ResolvedRequest, steps: int) -> str | None:
     return "clip_guidance needs the network" if request.clip_guidance else None
 
 
+def no_more_forecasts(model: Model, request: ResolvedRequest) -> str | None:
+    """Why no more steps are forecast, where the request asks for it; None if they are. Above a model's
+    own guidance the pictures change too much."""
+    own = model.defaults.guidance
+    if request.guidance <= own:
+        return None
+    return f"guidance {request.guidance:g} is above {own:g}, which is {model.title}'s own"
+
+
 def faster(model: Model, request: Request) -> Request:
     """The request with `forecast` and `forecast_more`, where it does not say them itself and the steps
     allow it."""
@@ -169,7 +178,10 @@ def faster(model: Model, request: Request) -> Request:
     why = [no_forecast(resolved, len(levels) - 1) for levels in levels_of(model, resolved)]
     if None not in why:
         return request
-    more = request.forecast_more if "forecast_more" in request.model_fields_set else True
+    if "forecast_more" in request.model_fields_set:
+        more = request.forecast_more
+    else:
+        more = no_more_forecasts(model, resolved) is None
     return request.model_copy(update={"forecast": True, "forecast_more": more})
 
 
@@ -288,6 +300,8 @@ def warnings_of(
         why = [no_forecast(request, len(levels) - 1) for levels in passes]
         if why[0] is not None and None not in why:
             warnings.append(FieldMessage("{forecast} does nothing: {why}", why=why[0]))
+        elif request.forecast_more and (more := no_more_forecasts(model, request)) is not None:
+            warnings.append(FieldMessage("{forecast_more} does nothing: {why}", why=more))
     if inpaint.sees_masks(model) and not request.masked:
         warnings.append(
             f"{model.title} is for inpainting; without a mask it draws the whole picture"
