@@ -55,15 +55,15 @@ def of_gan(model: Model) -> Figures:
     trainer = GANTrainer(PointsNetwork(2, 2), PointsNetwork(2, 1), latent=2, rate=1e-3)
     cells, losses = [Cell(dots(real(1000)), "real")], []
     with torch.enable_grad():
-        for step in range(1, 2001):
+        for step in range(1, 1001):
             losses.append(update(trainer, real(256), None, random))
-            if step in (100, 300, 1000, 2000):
+            if step in (100, 300, 500, 1000):
                 made = trainer.generator(torch.randn(1000, 2, generator=random), None).detach()
                 near = torch.cdist(made, places).min(dim=1)
                 found = len(near.indices[near.values < 0.2].unique())
                 cells.append(Cell(dots(made), f"{step}: {found} of 8"))
     yield "gan-ring", sheet(cells, len(cells))
-    steps = list(range(0, 2000, 20))
+    steps = list(range(0, 1000, 10))
     curves = [
         Series(name, steps, [float(losses[i][name]) for i in steps])
         for name in ("generator", "discriminator")
@@ -340,12 +340,13 @@ class PointsNetwork(nn.Module):
 
 
 def errors(model: Model) -> Image.Image:
-    """The distance of several samplers' latents from those of many steps."""
-    exact = last(model, sampler="heun", spacing="uniform", steps=50).x
+    """The distance of several samplers' latents from those of many steps, without guidance."""
+    plain = {"spacing": "uniform", "guidance": 1}
+    exact = last(model, sampler="heun", steps=50, **plain).x
     curves = []
     for name in ("euler", "dpmpp_2m", "unipc"):
         counts = (4, 8, 16, 32)
-        ends = [last(model, sampler=name, spacing="uniform", steps=n).x for n in counts]
+        ends = [last(model, sampler=name, steps=n, **plain).x for n in counts]
         curves.append(
             Series(name, counts, [float((x - exact).norm() / exact.norm()) for x in ends])
         )

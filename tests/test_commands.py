@@ -45,6 +45,7 @@ QUICK = {
     "explain": ("--steps", "2"),
 }
 QUICK_TRAINING = {
+    "clip": ("captions=400",),
     "diffusion": ("channels=32,32", "pool=16"),
     "lora": ("size=64", "rank=2"),
     "gan": ("width=4", "discriminator_width=4"),

@@ -20,7 +20,7 @@ from pellucid.evaluate import digits as digit_classifier
 from pellucid.evaluate.compare.benchmark import (
     CompareOptions,
     Part,
-    left_out,
+    missing_data,
     parameters_of,
     parts_of,
 )
@@ -29,7 +29,7 @@ from pellucid.evaluate.compare.emoji import EmojiTask
 from pellucid.evaluate.compare.points import Points, grid, ring
 from pellucid.evaluate.compare.stacked_mnist import StackedMnist
 from pellucid.evaluate.compare.summary import has_failed, verdict
-from pellucid.evaluate.compare.work import known, run, run_all
+from pellucid.evaluate.compare.work import kept_findings, run, run_all
 
 # ---------------------------------------------------------------- figures
 
@@ -189,16 +189,16 @@ def test_a_part_is_a_function_of_its_seed_and_kept(method: str, tmp_path: Path) 
     shares = list(run(part, points, recipe, tmp_path / "a"))
     assert shares == sorted(shares) and shares[-1] == 1
     list(run(part, points, recipe, tmp_path / "b"))
-    first, second = (known(part, points, recipe, tmp_path / name) for name in "ab")
+    first, second = (kept_findings(part, points, recipe, tmp_path / name) for name in "ab")
     assert first is not None and second is not None
     assert first["coverage"] == second["coverage"] and first["curves"] == second["curves"]
     curves = {"gan": {"generator", "discriminator", "real", "fake"}, "diffusion": {"loss"}}
     curves |= {"pacgan": curves["gan"], "real": set()}
     assert set(first["curves"]) == curves[method]
-    assert known(part, points, replace(recipe, seen=5120), tmp_path / "a") is None
-    assert known(Part("ring", method, 2), points, recipe, tmp_path / "a") is None
+    assert kept_findings(part, points, replace(recipe, seen=5120), tmp_path / "a") is None
+    assert kept_findings(Part("ring", method, 2), points, recipe, tmp_path / "a") is None
     part.path(tmp_path / "a").write_text("{")
-    assert known(part, points, recipe, tmp_path / "a") is None
+    assert kept_findings(part, points, recipe, tmp_path / "a") is None
 
 
 def test_pictures_of_both_methods(stacked: StackedMnist, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_pictures_of_both_methods(stacked: StackedMnist, tmp_path: Path) -> None
     for method in ("gan", "diffusion"):
         part = Part("stacked-mnist", method, 0)
         *_, last = run(part, stacked, recipe, tmp_path)
-        found = known(part, stacked, recipe, tmp_path)
+        found = kept_findings(part, stacked, recipe, tmp_path)
         assert last == 1 and found is not None and found["coverage"]["samples"] == 20
 
 
@@ -214,7 +214,7 @@ def test_the_diffusion_model_learns_the_ring(tmp_path: Path) -> None:
     points, part = ring(), Part("ring", "diffusion", 0)
     recipe = replace(points.quick, seen=100_000, samples=1000, steps=20)
     list(run(part, points, recipe, tmp_path))
-    found = known(part, points, recipe, tmp_path)
+    found = kept_findings(part, points, recipe, tmp_path)
     assert found is not None
     assert found["coverage"]["modes"] == 8 and found["coverage"]["good"] > 0.3
 
@@ -305,10 +305,10 @@ def test_the_command_goes_on_where_it_was(call: Any, tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_left_out(tmp_path: Path, digits: Path) -> None:
     options = CompareOptions(digits=digits, art=tmp_path / "absent.npz")
-    assert left_out(options).keys() == {"emoji"}
-    assert "absent.npz is not there; `pellucid data emoji`" in left_out(options)["emoji"]
+    assert missing_data(options).keys() == {"emoji"}
+    assert "absent.npz is not there; `pellucid data emoji`" in missing_data(options)["emoji"]
     options = replace(options, digits=tmp_path / "none", art=digits)
-    assert left_out(options).keys() == {"stacked-mnist"}
+    assert missing_data(options).keys() == {"stacked-mnist"}
 
 
 @pytest.mark.parametrize(

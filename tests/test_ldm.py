@@ -309,8 +309,8 @@ def test_an_sd2_tower_of_diffusers_has_its_last_layer_left_out(tmp_path: Path) -
     wrong = replace(model, text_encoding=sd2.FAMILY.text_encoding)
     with pytest.raises(CheckpointError, match="text encoding: layer -2"):
         ldm.write(wrong, path)
-    assert sd2.left_out(SD2_TEXT) == 0
-    assert sd2.left_out(replace(SD2_TEXT, layers=23)) == 1
+    assert sd2.missing_layers(SD2_TEXT) == 0
+    assert sd2.missing_layers(replace(SD2_TEXT, layers=23)) == 1
 
 
 # ---------------------------------------------------------------- what an SD2 file predicts

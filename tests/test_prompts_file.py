@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pellucid.images.metadata import read_metadata
-from pellucid.variations import draw, varied
+from pellucid.variations import expand, varied
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_dynamic_prompts(here: Path, call: Any) -> None:
     made = call(*words, "--count", 3, "--dynamic")[1].split()
     for i, path in enumerate(made):
         found = record(path)
-        assert found["prompt"] == draw(template, 5 + i, here / "words")
+        assert found["prompt"] == expand(template, 5 + i, here / "words")
         assert (found["seed"], found["template"]) == (5 + i, template)
     like = ("generate", "--like", made[1], "--out", "like.png")
     status, _, err = call(*like)
@@ -167,7 +167,7 @@ def test_dynamic_prompts(here: Path, call: Any) -> None:
 
 def test_what_is_drawn(here: Path) -> None:
     def every(template: str) -> set[str]:
-        return {draw(template, seed, here / "words") for seed in range(200)}
+        return {expand(template, seed, here / "words") for seed in range(200)}
 
     assert every("{a|b} {{c}}") == {"a c", "b c"}
     assert every("{2$$a|b|c}") == {f"{x}, {y}" for x in "abc" for y in "abc" if x != y}
@@ -182,14 +182,14 @@ def test_what_is_drawn(here: Path) -> None:
     assert every("{0::a|b}") == {"b"} and every("{|x}") == {"", "x"}
     assert every("__an*__") == {"cat", "big dog", "small dog"}
     assert every("__more/*__") == {"red"} and varied("a __b*__")
-    many = Counter(draw("{3::a|1::b}", seed, here) for seed in range(2000))
+    many = Counter(expand("{3::a|1::b}", seed, here) for seed in range(2000))
     assert 1400 < many["a"] < 1600
     assert not varied("a {cat}, [a|b]") and varied("{a|b}") and varied("a __b__")
 
 
 def test_draws_stay_the_same(here: Path) -> None:
     """A seed draws the same prompt with every version of Python."""
-    drawn = [draw("{a|b|c|d} {2$$1|2|3}", seed, here) for seed in range(6)]
+    drawn = [expand("{a|b|c|d} {2$$1|2|3}", seed, here) for seed in range(6)]
     assert drawn == DRAWN
 
 

@@ -319,7 +319,7 @@ class Terminal(io.StringIO):
 def progress(steps: int, first: int = 0, every: int = 50) -> Iterator[Run]:
     """A run that reports each of its steps on stderr, as the command line does."""
     options = loop.RunOptions(steps=steps, batch=8)
-    run = Run("vae", Path("state.pt"), options, {}, say=show_progress, every=every)
+    run = Run("vae", options, loop.Saved(Path("state.pt"), {}), show_progress, every)
     run.first = first
     for _ in run.steps():
         run.report(loss=1.0)

@@ -26,11 +26,11 @@ from pellucid.preview import decoder_of
 from pellucid.prompt import (
     EXCERPT,
     each_step,
-    left_out,
     split_and,
     take_loras,
     unbalanced,
     unread,
+    unsupported,
     without_style,
 )
 from pellucid.request import Request, ResolvedRequest, resolve
@@ -356,7 +356,7 @@ def prompt_warnings(model: Model, request: ResolvedRequest, counts: Sequence[int
     """Brackets without a partner, texts that no step uses, long prompts, and words that the model has
     not learned. counts: the steps of each pass."""
     prompts = list(dict.fromkeys((*request.prompts, request.negative_prompt)))
-    warnings = [check(prompt) for prompt in prompts for check in (unbalanced, left_out)]
+    warnings = [check(prompt) for prompt in prompts for check in (unbalanced, unsupported)]
     warnings += [
         f"{text[:EXCERPT]!r} in the prompt is not used in any of the {sum(counts)} steps; see "
         "`pellucid tokens`"

@@ -59,7 +59,7 @@ def take_loras(text: str) -> tuple[str, list[LoraTag]]:
     return _NETWORK.sub("", text), [_lora(_shortened(match[0]), match[2]) for match in tags]
 
 
-def left_out(text: str) -> str | None:
+def unsupported(text: str) -> str | None:
     """The first hypernetwork that a prompt asks for, in words; None if there is none."""
     for match in _NETWORK.finditer(text):
         if match[1] == "hypernet":

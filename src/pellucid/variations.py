@@ -39,21 +39,21 @@ _VARIED = re.compile(r"(?<!\\)\{[^{}]*\|[^{}]*\}|__[\w/\-. *]+?__")
 
 
 def varied(prompt: str) -> bool:
-    """Whether a prompt has what `draw` would replace by one of several texts."""
+    """Whether a prompt has what `expand` would replace by one of several texts."""
     return _VARIED.search(prompt) is not None
 
 
-def draw(template: str, seed: int, folder: Path) -> str:
+def expand(template: str, seed: int, folder: Path) -> str:
     """The prompt that this seed draws from a template. folder: of the word lists.
 
     Raises ValueError: a brace without its partner, a list that does not exist or is empty, lists
     that lead back to themselves.
     """
-    return _Draw(random.Random(seed), folder).text(template, 0)
+    return _Expansion(random.Random(seed), folder).text(template, 0)
 
 
 @dataclass
-class _Draw:
+class _Expansion:
     random: random.Random
     folder: Path
     lists: dict[str, list[str]] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class _Draw:
             elif found := _LIST.match(template, at):
                 name = found[1].strip()
                 if name not in self.lists:
-                    self.lists[name] = words_of(name, self.folder)
+                    self.lists[name] = lines_of(name, self.folder)
                 line = self.choose(self.lists[name])
                 drawn, at = drawn + self.text(line, depth + 1), found.end()
             else:
@@ -129,7 +129,7 @@ def _weight(option: str) -> float:
     return 1.0
 
 
-def words_of(name: str, folder: Path) -> list[str]:
+def lines_of(name: str, folder: Path) -> list[str]:
     """The lines of the lists with this name, in which "*" is anything. ValueError names the nearest."""
     known = {
         path.relative_to(folder).with_suffix("").as_posix(): path

@@ -127,13 +127,26 @@ def _free(
     return places
 
 
+_READ: dict[tuple[bytes, ...], Tokenizer] = {}  # by its files: most models have the same one
+
+
 def _vocabulary(folder: Path) -> Tokenizer | None:
     found = _content(folder)
+    if not found:
+        return None
+    tokenizer = _READ.get(found)
+    if tokenizer is None:
+        tokenizer = _parsed(folder, found)
+        if len(_READ) == 2:
+            _READ.clear()
+        _READ[found] = tokenizer
+    return tokenizer
+
+
+def _parsed(folder: Path, found: tuple[bytes, ...]) -> Tokenizer:
     try:
         if len(found) == 2:
             return Tokenizer.from_files(*(folder / name for name in FILES[0]))
-        if not found:
-            return None
         settings = JsonConfig(folder / FILES[1][0], json.loads(found[0])["model"])
         settings.fixed(MODEL_FIXED)
         settings.finish(("fuse_unk", "merges", "unk_token", "vocab"))

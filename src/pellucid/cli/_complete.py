@@ -15,7 +15,7 @@ Complete = Callable[[str], list[str]]
 SHIPPED = "emoji"  # how --model names the model that ships, where another one is the default
 
 
-def words_of(names: Callable[[], Iterable[str]]) -> Complete:
+def completion_of(names: Callable[[], Iterable[str]]) -> Complete:
     """A list of names, which is made when it is needed."""
     return lambda incomplete: _beginning(incomplete, names())
 

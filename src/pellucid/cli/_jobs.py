@@ -90,10 +90,10 @@ class Jobs:
 def _drawn(request: Request, seed: int) -> tuple[Request, str | None]:
     """The request with the variations of its prompts drawn, and its prompt before that."""
     from pellucid.settings import load_settings
-    from pellucid.variations import draw
+    from pellucid.variations import expand
 
     folder = load_settings().settings.wildcards
-    texts = {n: draw(getattr(request, n), seed, folder) for n in ("prompt", "negative_prompt")}
+    texts = {n: expand(getattr(request, n), seed, folder) for n in ("prompt", "negative_prompt")}
     changed = texts["prompt"] != request.prompt
     valid = type(request).model_validate(dict(request) | texts)
     return valid, request.prompt if changed else None

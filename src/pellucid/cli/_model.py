@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid import computing
-from pellucid.cli._complete import SHIPPED, names_in, words_of
+from pellucid.cli._complete import SHIPPED, completion_of, names_in
 from pellucid.diffusion import PREDICTIONS
 from pellucid.folders import embedded
 from pellucid.plugins import choose
@@ -94,7 +94,7 @@ Device = Annotated[
     _in_box(
         "Where to compute: cpu, cuda, cuda:1, mps; auto is a GPU if there is one.",
         check=computing.check_device,
-        autocompletion=words_of(lambda: ("auto", "cpu", "cuda", "mps")),
+        autocompletion=completion_of(lambda: ("auto", "cpu", "cuda", "mps")),
     ),
 ]
 Dtype = Annotated[
@@ -102,7 +102,7 @@ Dtype = Annotated[
     _in_box(
         "The number type: float32, float16 or bfloat16; `pellucid info` shows what auto chooses.",
         check=computing.dtype_named,
-        autocompletion=words_of(lambda: ("auto", *computing.DTYPES)),
+        autocompletion=completion_of(lambda: ("auto", *computing.DTYPES)),
     ),
 ]
 Backend = Annotated[
@@ -111,7 +111,7 @@ Backend = Annotated[
         "How the network is computed: eager, packed, int8, openvino, openvino_int8; `pellucid "
         "info` shows what auto chooses.",
         check=computing.check_backend,
-        autocompletion=words_of(lambda: (*computing.ORDERS, *computing.backends())),
+        autocompletion=completion_of(lambda: (*computing.ORDERS, *computing.backends())),
     ),
 ]
 Threads = Annotated[

@@ -54,7 +54,7 @@ def compare(
     from pellucid.evaluate.compare.benchmark import CompareOptions, parts_of, prepare
     from pellucid.evaluate.compare.report import write
     from pellucid.evaluate.compare.summary import summarise
-    from pellucid.evaluate.compare.work import known
+    from pellucid.evaluate.compare.work import kept_findings
 
     if workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {workers}")
@@ -76,7 +76,7 @@ def compare(
     setups = {name: options.setup(task) for name, task in tasks.items()}
 
     def findings_of(part: Part) -> dict[str, Any] | None:
-        return known(part, tasks[part.data], setups[part.data], out)
+        return kept_findings(part, tasks[part.data], setups[part.data], out)
 
     parts = parts_of(options, tasks)
     missing = [part for part in parts if findings_of(part) is None]
@@ -93,9 +93,9 @@ def compare(
 
 def _without_missing(options: CompareOptions) -> CompareOptions:
     """The same without the tasks whose data are missing, which are reported."""
-    from pellucid.evaluate.compare.benchmark import left_out
+    from pellucid.evaluate.compare.benchmark import missing_data
 
-    absent = left_out(options)
+    absent = missing_data(options)
     for name, why in absent.items():
         show(f"{name} is left out: {why}", err=True)
     return replace(options, data=tuple(name for name in options.data if name not in absent))

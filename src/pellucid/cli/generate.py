@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli._app import app, report, show_json, show_path
-from pellucid.cli._complete import words_of
+from pellucid.cli._complete import completion_of
 from pellucid.cli._draw import (
     Drawn,
     DrawOptions,
@@ -64,7 +64,7 @@ PresetName = Annotated[
     typer.Option(
         help="Recommended settings of a few-step model (lcm, turbo, lightning, hyper, ...). "
         "Other options override them.",
-        autocompletion=words_of(_presets),
+        autocompletion=completion_of(_presets),
     ),
 ]
 Prompts = Annotated[

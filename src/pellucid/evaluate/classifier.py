@@ -91,7 +91,7 @@ def train(options: ClassifierOptions, say: loop.Say = loop.silent) -> Path:
     optimizer = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=0.02)
     parts: dict[str, loop.Stateful] = {"model": network, "optimizer": optimizer}
     ema = loop.Ema(network, 0.99)
-    run = loop.Run("classifier", options.out / "state.pt", options, parts, ema, say=say)
+    run = loop.Run("classifier", options, loop.Saved(options.out / "state.pt", parts, ema), say)
     network.train()
     for step in run.steps(optimizer, warmup=100, decay_from=0.4):
         rng, generator = loop.rng_of(options.seed, step), loop.generator_of(options.seed, step)
@@ -111,7 +111,7 @@ def train(options: ClassifierOptions, say: loop.Say = loop.silent) -> Path:
             style=(style.argmax(1) == styles).float().mean(),
         )
         run.save_if_due()
-    return run.path
+    return run.saved.path
 
 
 def trained(path: Path, art: EmojiArt) -> Classifier:

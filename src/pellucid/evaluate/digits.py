@@ -70,7 +70,7 @@ def train(options: DigitsOptions, say: loop.Say = loop.silent) -> Path:
     torch.manual_seed(options.seed)
     network = DigitClassifier()
     optimizer = torch.optim.AdamW(network.parameters(), options.rate, weight_decay=0.02)
-    run = loop.Run("digits", options.out, options, {"model": network}, say=say, every=200)
+    run = loop.Run("digits", options, loop.Saved(options.out, {"model": network}), say, every=200)
     for step in run.steps(optimizer, warmup=50, decay_from=0.3):
         rng, generator = loop.rng_of(options.seed, step), loop.generator_of(options.seed, step)
         index = torch.from_numpy(rng.integers(len(learned), size=options.batch))

@@ -42,15 +42,12 @@ def train(options: CLIPOptions, recipe: Recipe, say: loop.Say = loop.silent) -> 
     clip = CLIP(text, vision).to(device)
     optimizer = torch.optim.AdamW(clip.parameters(), options.rate, (0.9, 0.98), weight_decay=0.05)
     config = {"text": asdict(text), "vision": asdict(vision)}
-    run = loop.Run(
-        "clip",
+    saved = loop.Saved(
         options.out / "state.pt",
-        options,
         {"model": clip, "optimizer": optimizer},
-        say=say,
         facts={"tokenizer": tokenizer.to_json(), "config": config},
-        every=20,
     )
+    run = loop.Run("clip", options, saved, say, every=20)
     for step in run.steps(optimizer, warmup=40, decay_from=0.5):
         batch = source.draw(options.batch, loop.rng_of(options.seed, step), distinct=True)
         ids = tokenizer(batch.captions, padded=False).to(device)
@@ -64,7 +61,7 @@ def train(options: CLIPOptions, recipe: Recipe, say: loop.Say = loop.silent) -> 
         hits = (images @ texts.T).argmax(1) == torch.arange(len(images), device=device)
         run.report(loss=loss.detach(), accuracy=hits.float().mean())
         run.save_if_due()
-    return run.path
+    return saved.path
 
 
 def trained(path: Path) -> tuple[CLIP, Tokenizer]:

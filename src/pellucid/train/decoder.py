@@ -73,7 +73,7 @@ def train(options: DecoderOptions, recipe: Recipe, say: loop.Say = loop.silent) 
     optimizer = torch.optim.AdamW(parameters, options.rate, (0.9, 0.99), weight_decay=0.01)
     ema = loop.Ema(vae, 0.998)
     parts: dict[str, loop.Stateful] = {"model": vae, "optimizer": optimizer}
-    run = loop.Run("decoder", options.out / "state.pt", options, parts, ema, say=say)
+    run = loop.Run("decoder", options, loop.Saved(options.out / "state.pt", parts, ema), say)
     vae.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for step in run.steps(optimizer, warmup=50, decay_from=0.4):
         rng, generator = loop.rng_of(options.seed, step), loop.generator_of(options.seed, step)

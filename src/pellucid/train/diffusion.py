@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,13 +114,13 @@ def train(options: DiffusionOptions, recipe: Recipe, say: loop.Say = loop.silent
         options = replace(options, token_loss=0.0)
     prompts = encoders.text(source.prompts(PROMPTS))
     (options.out / "rendezvous").unlink(missing_ok=True)
-    arguments = (options, objective, config, pool, held, encoders.vae, prompts, say)
+    inputs = RunInputs(options, objective, config, pool, held, encoders.vae, prompts)
     if options.processes == 1:
-        learn(0, *arguments)
+        learn(0, inputs, say)
     else:
         for tensor in pool:
             tensor.share_memory_()
-        torch.multiprocessing.spawn(learn, arguments, nprocs=options.processes)
+        torch.multiprocessing.spawn(learn, (inputs, say), nprocs=options.processes)
     parts = pack.PackOptions(
         vae=options.vae,
         clip=options.clip,
@@ -130,18 +131,21 @@ def train(options: DiffusionOptions, recipe: Recipe, say: loop.Say = loop.silent
     return pack.train(parts, recipe)
 
 
-def learn(
-    rank: int,
-    options: DiffusionOptions,
-    objective: Objective,
-    config: UNetConfig,
-    pool: Pool,
-    held: Pool,
-    vae: VAE,
-    prompts: Conditioning,
-    say: loop.Say,
-) -> None:
-    """One process of the run. `prompts`: those of the samples."""
+class RunInputs(NamedTuple):
+    """What each process of a run gets. prompts: those of the samples."""
+
+    options: DiffusionOptions
+    objective: Objective
+    config: UNetConfig
+    pool: Pool
+    held: Pool
+    vae: VAE
+    prompts: Conditioning
+
+
+def learn(rank: int, inputs: RunInputs, say: loop.Say) -> None:
+    """One process of the run."""
+    options, objective, config, pool, held, vae, prompts = inputs
     world, device = options.processes, loop.device_of(options.device)
     if world > 1:
         torch.set_num_threads(1)
@@ -161,19 +165,8 @@ def learn(
     parts: dict[str, loop.Stateful] = {"model": network, "optimizer": optimizer}
     facts = {"config": asdict(network.config), "made_of": repr(objective)}
     facts |= {"schedule": asdict(objective.schedule), "prediction": objective.prediction}
-    path = options.out / "state.pt"
-    run = loop.Run(
-        "diffusion",
-        path,
-        options,
-        parts,
-        ema,
-        say=say,
-        facts=facts,
-        every=100,
-        rank=rank,
-        world=world,
-    )
+    saved = loop.Saved(options.out / "state.pt", parts, ema, facts)
+    run = loop.Run("diffusion", options, saved, say, every=100, process=loop.Process(rank, world))
     callable_network = torch.compile(network) if options.compiled else network
     average: float | Tensor = 1.0
     for step in run.steps(optimizer, warmup=150, decay_from=options.decay_from):

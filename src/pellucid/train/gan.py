@@ -143,7 +143,7 @@ def update(
     }
 
 
-def draw(source: Source, options: GANOptions, step: int) -> tuple[Tensor, Tensor]:
+def batch_of_step(source: Source, options: GANOptions, step: int) -> tuple[Tensor, Tensor]:
     """The pictures of a step (B, 3, size, size) in [-1, 1], and their classes (B,)."""
     batch = source.draw(options.batch, loop.rng_of(options.seed, step))
     pixels = batch.pixels
@@ -196,9 +196,9 @@ def train(options: GANOptions, recipe: Recipe, say: loop.Say = loop.silent) -> P
     generator, discriminator = generator.to(device), discriminator.to(device)
     trainer = GANTrainer(generator, discriminator, config.latent, options.rate)
     ema = loop.Ema(generator, options.ema)
-    run = loop.Run("gan", options.out / "state.pt", options, trainer.parts(), ema, say=say)
+    run = loop.Run("gan", options, loop.Saved(options.out / "state.pt", trainer.parts(), ema), say)
     for step in run.steps():
-        pixels, labels = draw(source, options, step)
+        pixels, labels = batch_of_step(source, options, step)
         figures = update(
             trainer,
             pixels.to(device),

@@ -11,9 +11,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -245,6 +245,29 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any, /) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a run saves: its parts by name, and their average.
+
+    facts: further values for the file. "made_of" must be the same when a run is resumed.
+    """
+
+    path: Path
+    parts: Mapping[str, Stateful]
+    ema: Ema | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Process(NamedTuple):
+    """The number of this process among `world` of them; only 0 saves and reports."""
+
+    rank: int
+    world: int
+
+
+ALONE = Process(0, 1)
+
+
 class Run:
     """One run of a loop: its steps, its learning rate, its saved state and its progress.
 
@@ -263,51 +286,44 @@ class Run:
     def __init__(
         self,
         name: str,
-        path: Path,
         options: RunOptions,
-        parts: Mapping[str, Stateful],
-        ema: Ema | None = None,
-        *,
+        saved: Saved,
         say: Say = silent,
-        facts: Mapping[str, Any] | None = None,
         every: int = 50,
-        rank: int = 0,
-        world: int = 1,
+        process: Process = ALONE,
     ) -> None:
         """
         Args:
-            path: the file of the saved state; with `options.resume` it is read here.
-            parts: what is saved under which name.
+            saved: with `options.resume` its file is read here.
             say: where the progress is reported.
-            facts: further values for the file. "made_of" must be the same when a run is resumed.
             every: steps between two lines of progress in a log.
-            rank: the number of this process among `world` of them; only 0 saves and reports.
 
         Raises:
             ValueError: the saved state cannot be read, or is of a run with other options.
         """
-        self.name, self.path, self.options, self.parts, self.ema = name, path, options, parts, ema
-        self.facts, self.rank, self.world = dict(facts or {}), rank, world
+        self.name, self.options, self.saved, self.process = name, options, saved, process
         self.say, self.every = say, every
         self.step = self.first = 0
-        if options.resume and (state := load_state(path)):
+        if options.resume and (state := load_state(saved.path)):
             self.restore(state)
         self.began = self.shown = time.monotonic()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        made_of = self.facts.get("made_of")
-        others = f"{self.path} is from a run with other options and cannot be resumed with these"
+        made_of, ema = self.saved.facts.get("made_of"), self.saved.ema
+        others = (
+            f"{self.saved.path} is from a run with other options and cannot be resumed with these"
+        )
         if state.get("made_of", made_of) != made_of:
             raise ValueError(others)
-        for name, part in self.parts.items():
+        for name, part in self.saved.parts.items():
             if name in state:  # a part that is missing in the saved state starts untrained
                 try:
                     part.load_state_dict(state[name])
                 except (RuntimeError, ValueError) as error:  # of another size
                     raise ValueError(others) from error
-        if self.ema is not None:
-            self.ema.restore(state["ema"], state["updates"])
+        if ema is not None:
+            ema.restore(state["ema"], state["updates"])
         self.first = state["step"]
 
     def steps(
@@ -332,24 +348,24 @@ class Run:
         self, optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = 1.0
     ) -> None:
         """One step of the optimizer and of the average; the gradients are clipped to `max_norm`."""
-        descend(optimizer, loss, max_norm, self.world)
+        descend(optimizer, loss, max_norm, self.process.world)
         self.average()
 
     def average(self) -> None:
         """Let the moving average follow the weights, in the process that saves them."""
-        if self.ema is not None and self.rank == 0:
-            self.ema.update()
+        if self.saved.ema is not None and self.process.rank == 0:
+            self.saved.ema.update()
 
     def report(self, **figures: float | Tensor) -> None:
         """Report step, speed, time left and these figures, if it is time to."""
         total, now = self.options.steps, time.monotonic()
         done = self.step + 1 - self.first
         kept = done % self.every == 0 or self.step + 1 == total
-        if self.rank > 0 or not (kept or now - self.shown > REDRAW):
+        if self.process.rank > 0 or not (kept or now - self.shown > REDRAW):
             return
         self.shown, seconds = now, now - self.began
         text = "  ".join(f"{key} {float(value):.4f}" for key, value in figures.items())
-        speed = done * self.options.batch * self.world / seconds
+        speed = done * self.options.batch * self.process.world / seconds
         left = seconds / done * (total - self.step - 1)
         self.say(
             f"{self.name} {self.step + 1}/{total}  {text}  {speed:.0f} pictures/s  "
@@ -362,7 +378,7 @@ class Run:
         """Whether this is one step in `every`, or the last. 0: never; -1: whenever it is saved."""
         every = self.options.save_every if every < 0 else every
         last = self.step + 1 == self.options.steps
-        return self.rank == 0 and every > 0 and ((self.step + 1) % every == 0 or last)
+        return self.process.rank == 0 and every > 0 and ((self.step + 1) % every == 0 or last)
 
     def save_if_due(self) -> bool:
         """Save the whole state every `save_every` steps and at the end; whether it was saved."""
@@ -373,7 +389,8 @@ class Run:
 
     def save(self) -> None:
         """Save the whole state."""
-        state: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
-        if self.ema is not None:
-            state |= {"ema": self.ema.weights, "updates": self.ema.updates}
-        save_state(self.path, state | self.facts | {"step": self.step + 1})
+        saved, ema = self.saved, self.saved.ema
+        state: dict[str, Any] = {name: part.state_dict() for name, part in saved.parts.items()}
+        if ema is not None:
+            state |= {"ema": ema.weights, "updates": ema.updates}
+        save_state(saved.path, {**state, **saved.facts, "step": self.step + 1})

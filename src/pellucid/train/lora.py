@@ -176,16 +176,13 @@ def train(options: LoraOptions, say: loop.Say = loop.silent) -> Path:
     pool = make_pool(model, folder, options.mirror)
     learned, held = folder.split(False), folder.split(True)
     free = {"steps": 0, "save_every": 0, "resume": False}  # may change when a run is resumed
-    run = loop.Run(
-        "lora",
+    saved = loop.Saved(
         # With the ending .state.safetensors a prompt that names the LoRA would find two of them.
         options.out.with_suffix(".state.pt"),
-        options,
         {"factors": trained, "optimizer": optimizer},
-        say=say,
         facts={"made_of": repr(asdict(options) | free)},
-        every=20,
     )
+    run = loop.Run("lora", options, saved, say, every=20)
     say(f"{len(folder.captions)} pictures, {sum(p.numel() for p in trained):,} numbers to learn")
     average: Tensor | None = None
     for step in run.steps(optimizer, warmup=20, decay_from=0.7):

@@ -74,7 +74,7 @@ def train(options: PackOptions, recipe: Recipe) -> Path:
         name=options.name,
         text_encoding=TextEncoding(pooled="words" if config.pooled_dim > pooled else "last"),
         second_stage=upscaler,
-        lexicon=words_of(options),
+        lexicon=learned_words(options),
         defaults=defaults_of(options, recipe.defaults, clip.vision.config.image_size, factor),
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def train(options: PackOptions, recipe: Recipe) -> Path:
     return options.out
 
 
-def words_of(options: PackOptions) -> Lexicon | None:
+def learned_words(options: PackOptions) -> Lexicon | None:
     """The words that the model has learned; None if the options name no art."""
     if not options.art:
         return None

@@ -225,7 +225,8 @@ def train(options: UpscalerOptions, recipe: Recipe, say: loop.Say = loop.silent)
     critic = Critic(options.rate / 4, device) if options.adversarial > 0 else None
     if critic:
         parts |= {"critic": critic.network, "critic_optimizer": critic.optimizer}
-    run = loop.Run("upscaler", options.out / "state.pt", options, parts, ema, say=say, facts=facts)
+    saved = loop.Saved(options.out / "state.pt", parts, ema, facts)
+    run = loop.Run("upscaler", options, saved, say)
     average: float | Tensor = 1.0
     for step in run.steps(optimizer, warmup=100, decay_from=options.decay_from):
         rng = loop.rng_of(options.seed, step)
@@ -253,7 +254,7 @@ def train(options: UpscalerOptions, recipe: Recipe, say: loop.Say = loop.silent)
                 for name, pairs in held.items():
                     figures = measure(network, pairs).items()
                     say(f"  {name}: " + "  ".join(f"{key} {value:.3f}" for key, value in figures))
-    return run.path
+    return saved.path
 
 
 def new_network(config: SuperResolutionConfig, start: str) -> SuperResolution:

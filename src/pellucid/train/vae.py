@@ -64,7 +64,7 @@ def train(options: VAEOptions, recipe: Recipe, say: loop.Say = loop.silent) -> P
     parts: dict[str, loop.Stateful] = {"model": vae, "optimizer": optimizer}
     if critic:
         parts |= {"critic": critic.network, "critic_optimizer": critic.optimizer}
-    run = loop.Run("vae", options.out / "state.pt", options, parts, ema, say=say)
+    run = loop.Run("vae", options, loop.Saved(options.out / "state.pt", parts, ema), say)
     vae.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for step in run.steps(optimizer, warmup=100, decay_from=0.4):
         pixels = source.draw(options.batch, loop.rng_of(options.seed, step)).pixels

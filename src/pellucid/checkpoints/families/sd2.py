@@ -10,7 +10,7 @@ from pellucid.model import Defaults, TextEncoding
 from pellucid.vae import SD_VAE
 
 
-def left_out(text: TextConfig) -> int:
+def missing_layers(text: TextConfig) -> int:
     """How many of the last layers a tower lacks.
 
     SD2 was trained with the last but one of 24 layers. diffusers omits the last one, and with it the
@@ -24,7 +24,7 @@ def adapt_encoding(
 ) -> TextEncoding:
     """The original code uses the last but one layer that was trained, diffusers the last one that is
     there."""
-    missing = left_out(texts[0])
+    missing = missing_layers(texts[0])
     layer = -1 if diffusers else encoding.layer + missing
     return replace(encoding, layer=layer, left_out=missing)
 

@@ -193,12 +193,15 @@ def _tokenizer(
     read = [tokenizer_files.read(folder) for folder in folders]
     stored = [each for each in read if each is not None] or [tokenizer_files.clip_tokenizer()]
     tokenizer, others = stored[0], stored[1:]
-    own = tokenizer.table(), tokenizer.words
-    if any((other.table(), other.words) != own for other in others):
+    if any(not _same(tokenizer, other) for other in others):
         raise CheckpointError(f"{path}: its text encoders have different vocabularies")
     given = [tokenizer_files.padding(folder, tokenizer) for folder in folders]
     pads = zip(given, family.text_encoding.pads, strict=True)
     return tokenizer, tuple(usual if pad is None else pad for pad, usual in pads)
+
+
+def _same(one: Tokenizer, other: Tokenizer) -> bool:
+    return one.words == other.words and (one.bpe is other.bpe or one.table() == other.table())
 
 
 # ---------------------------------------------------------------- writing

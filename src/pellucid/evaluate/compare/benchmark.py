@@ -90,7 +90,7 @@ def task_of(name: str, options: CompareOptions) -> Task:
     return points.ring() if name == "ring" else points.grid()
 
 
-def left_out(options: CompareOptions) -> dict[str, str]:
+def missing_data(options: CompareOptions) -> dict[str, str]:
     """The tasks whose pictures are missing, and the command that gets them."""
     found = {
         "stacked-mnist": (options.digits, "`make digits` fetches it"),

@@ -83,7 +83,7 @@ def followed(
             yield 0.95 * (step + 1) / updates
 
 
-def known(part: Part, task: Task, setup: Setup, out: Path) -> dict[str, Any] | None:
+def kept_findings(part: Part, task: Task, setup: Setup, out: Path) -> dict[str, Any] | None:
     """The findings of an earlier run of this part with the same settings; None without one."""
     try:
         findings: dict[str, Any] = json.loads(part.path(out).read_text("utf-8"))

@@ -44,7 +44,7 @@ class ScheduleCurves(Record):
     """x at each of the chosen times, all with the same noise."""
 
 
-def known() -> dict[str, Schedule]:
+def published() -> dict[str, Schedule]:
     """The schedules that are compared, as their papers define them."""
     schedules = {name: Schedule(name) for name in SCHEDULES}
     schedules["linear"] = Schedule("linear", beta_start=1e-4, beta_end=0.02)  # Ho et al. 2020
@@ -52,14 +52,14 @@ def known() -> dict[str, Schedule]:
 
 
 def schedule_named(name: str) -> Schedule:
-    """One of `known`. ValueError lists the names, nearest first."""
-    schedules = known()
+    """One of `published`. ValueError lists the names, nearest first."""
+    schedules = published()
     return schedules[choose(name, schedules, "schedule")]
 
 
 def with_models_own(own: Schedule) -> dict[str, Schedule]:
     """The known schedules, and `own` if it is none of them; it is marked as the model's."""
-    schedules = known()
+    schedules = published()
     if own not in schedules.values():
         schedules[own.name] = own
     return {name + MARK * (schedule == own): schedule for name, schedule in schedules.items()}

@@ -236,15 +236,15 @@ def latents(x: Tensor, detail: Detail) -> dict[str, Any]:
 
 def signed(x: Tensor) -> dict[str, Any]:
     """A tensor as int8, in steps of 1/127 of its largest absolute value."""
-    return packed(x, torch.int8)
+    return quantized(x, torch.int8)
 
 
 def unsigned(x: Tensor) -> dict[str, Any]:
     """A tensor that is not negative as uint8, in steps of 1/255 of its largest value."""
-    return packed(x, torch.uint8)
+    return quantized(x, torch.uint8)
 
 
-def packed(x: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+def quantized(x: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     """Shape, largest absolute value, and base64 of the values, scaled to the range of `dtype`."""
     largest = max(float(x.abs().max()), 1e-8)
     steps = (x / largest * torch.iinfo(dtype).max).round().to(dtype).contiguous()

@@ -194,12 +194,12 @@ class Explanation:
             "warnings": list(self.warnings),
             "texts": [[vars(word) for word in words] for words in texts],
             "text": {
-                "tokens": packed(self.text.tokens.flatten(0, 1)),
-                "pooled": None if pooled is None else packed(pooled[0]),
+                "tokens": as_json(self.text.tokens.flatten(0, 1)),
+                "pooled": None if pooled is None else as_json(pooled[0]),
             },
             "near": [{"word": one.word, "others": [*map(list, one.others)]} for one in self.near],
             "space": None if self.space is None else self.space.model_dump(),
-            "start": packed(self.start),
+            "start": as_json(self.start),
             "steps": [
                 {
                     "t": step.level.t,
@@ -210,10 +210,10 @@ class Explanation:
                     "text": texts.index(step.words),
                     "evaluations": step.evaluations,
                     "seconds": step.seconds,
-                    "maps": [packed(weights) for weights in step.maps],
+                    "maps": [as_json(weights) for weights in step.maps],
                 }
                 | {
-                    name: packed(getattr(step, name))
+                    name: as_json(getattr(step, name))
                     for name in ("x", "x0", "cond", "uncond", "eps_cond", "eps_uncond", "after")
                 }
                 for step in self.steps
@@ -221,9 +221,9 @@ class Explanation:
             "upscaling": [
                 {
                     "t": call.t,
-                    "x": packed(call.x),
-                    "small": packed(call.small),
-                    "residual": packed(call.residual),
+                    "x": as_json(call.x),
+                    "small": as_json(call.small),
+                    "residual": as_json(call.residual),
                 }
                 for call in self.upscaling
             ],
@@ -233,7 +233,7 @@ class Explanation:
         }
 
 
-def packed(tensor: Tensor) -> dict[str, Any]:
+def as_json(tensor: Tensor) -> dict[str, Any]:
     """A tensor as JSON values; see `Explanation.record`. bfloat16 becomes float32."""
     tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     array = np.ascontiguousarray(tensor.cpu().numpy())

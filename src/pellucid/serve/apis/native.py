@@ -21,7 +21,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 
 from pellucid import __version__
 from pellucid.conditioning import reading
-from pellucid.explain.noise.schedules import known, level_at
+from pellucid.explain.noise.schedules import level_at, published
 from pellucid.images.load import open_image
 from pellucid.images.metadata import read_metadata
 from pellucid.plan import prompt_warnings
@@ -388,7 +388,7 @@ def of_model(engine: Server, name: Name) -> dict[str, Any]:
 @about_router.get("/schedules")
 def schedules(engine: Server) -> dict[str, dict[str, list[float]]]:
     """The curves of the noise schedules: alpha and sigma at 101 times, from the picture to noise."""
-    return {name: _curves(schedule) for name, schedule in known().items()}
+    return {name: _curves(schedule) for name, schedule in published().items()}
 
 
 @about_router.get("/loras")
