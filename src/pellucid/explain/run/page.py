@@ -149,7 +149,7 @@ def section_html(
 ) -> str:
     """The section with its text; its JavaScript fills the element with `data-part`."""
     content = next(content for content in contents if content is not None)
-    text = told([each.text for each in contents if each is not None])
+    text = paragraphs_of([each.text for each in contents if each is not None])
     return "\n".join(
         [
             f'<section id="{name}">',
@@ -163,7 +163,7 @@ def section_html(
     )
 
 
-def told(texts: Sequence[str]) -> str:
+def paragraphs_of(texts: Sequence[str]) -> str:
     """The paragraphs of a section, once where all runs have the same; others begin with the letter of
     their run."""
     split = [PARAGRAPH.findall(text) for text in texts]
