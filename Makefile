@@ -38,6 +38,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,data,train,docs,evaluate,serve]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-serve
+
+$(VENV)/.installed-serve: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing what a server needs into $(VENV); the first time takes some minutes."
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
@@ -49,8 +54,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/pellucid generate "a strawberry" --seed 1 --out $(OUT)
 	@echo "The pictures are in $(OUT)/. Now your own words: $(BIN)/pellucid generate \"a frog\" --show, or in a browser: make studio"
 
-studio: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
+studio: $(VENV)/.installed-serve
 	$(BIN)/pellucid serve --open
 
 # Compiled modules are kept: the tests start many processes, which would compile them again.
@@ -208,4 +212,4 @@ emoji-model-gpu: $(GPU_FOLDER)/evaluation/results.json
 	@echo "The model is $(GPU_FOLDER)/emoji.safetensors; the figures and the sheet are in $(GPU_FOLDER)/evaluation/."
 
 clean:
-	rm -rf $(VENV)/.installed $(VENV)/.installed-dev build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV)/.installed $(VENV)/.installed-serve $(VENV)/.installed-dev build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -37,7 +37,11 @@ def choose_device(name: str, best: Sequence[str] = ("cuda", "mps")) -> torch.dev
     if name == "auto":
         return torch.device(next((kind for kind in best if kind in here), "cpu"))
     if name not in here:
-        raise ValueError(f"device must be one of auto, {', '.join(here)}, got {name!r}")
+        why = ""
+        if name.startswith("cuda") and len(here) == 1:
+            built = torch.version.cuda or torch.version.hip
+            why = "; PyTorch finds no GPU" if built else "; this PyTorch is for the CPU alone"
+        raise ValueError(f"device must be one of auto, {', '.join(here)}, got {name!r}{why}")
     return torch.device(name)
 
 
