@@ -247,9 +247,14 @@ class StepConditioning(NamedTuple):
     def cat(parts: Sequence[tuple[StepConditioning, int]]) -> StepConditioning:
         """One batch for the pictures of several requests, each of one prompt. parts: the conditioning
         of each, and how many pictures it has."""
-        cond = Conditioning.cat([part.conds[0][0].repeat(count) for part, count in parts])
+        cond = Conditioning.cat([_of_images(part.conds[0][0], count) for part, count in parts])
         unconds = [part.uncond.repeat(count) for part, count in parts if part.uncond is not None]
         return StepConditioning([(cond, 1.0)], Conditioning.cat(unconds) if unconds else None)
+
+
+def _of_images(cond: Conditioning, count: int) -> Conditioning:
+    """A conditioning of all images, or one of each, as one of each."""
+    return cond if len(cond) == count else cond.repeat(count)
 
 
 def _sized(
@@ -274,8 +279,9 @@ def conditioning_schedule(
 
     Prompts that are mixed have weights that add up to 1; prompts that AND joins keep theirs. On a
     walk, each conditioning or each weight is a batch of `request.count`, image by image; so are the
-    conditionings where the pictures of other requests are in the batch. With regions, the batch has
-    the first region of every image, then the second, as `regions.Regional` calls the network.
+    conditionings where seeds have their styles, or the pictures of other requests are in the batch.
+    With regions, the batch has the first region of every image, then the second, as
+    `regions.Regional` calls the network.
     Raises ValueError for weights that make no sense, and for AND with a mix of embeddings or a walk.
     """
     if steps + second == 0:
@@ -287,17 +293,23 @@ def conditioning_schedule(
             StepConditioning.cat(list(zip(each, counts, strict=True)))
             for each in zip(*schedules, strict=True)
         ]
-    prompts = [(each_step(text, steps, second), w) for text, w in weighted_prompts(request)]
+    prompts = [
+        ([each_step(each, steps, second) for each in request.styled(text)], weight)
+        for text, weight in weighted_prompts(request)
+    ]
     negative = each_step(request.read(take_loras(request.negative_prompt)[0]), steps, second)
     guided = request.guidance != 1 or not add_up(prompts)
-    texts = [text for each, _ in prompts for text in each]
+    texts = [text for images, _ in prompts for each in images for text in each]
     texts = list(dict.fromkeys([*texts, *negative] if guided else texts))
     together = encode_prompts(runtime, texts, request.clip_skip, request.emphasis)
     together = together.to(runtime.device, runtime.dtype)
     encoded = {text: together[i : i + 1] for i, text in enumerate(texts)}
 
     def at(step: int) -> StepConditioning:
-        given = [(encoded[each[step]], weight) for each, weight in prompts]
+        given = [
+            (Conditioning.cat([encoded[each[step]] for each in images]), weight)
+            for images, weight in prompts
+        ]
         conds = _added_up(request, given, runtime.device)
         if not guided:
             return StepConditioning(conds, None)
@@ -327,7 +339,7 @@ def _added_up(
         groups = [given[i : i + size] for i in range(0, len(given), size)]
         return [
             (
-                Conditioning.cat([each.repeat(request.count) for each, _ in group]),
+                Conditioning.cat([_of_images(each, request.count) for each, _ in group]),
                 math.fsum(weight for _, weight in group),
             )
             for group in groups

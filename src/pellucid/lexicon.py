@@ -95,6 +95,10 @@ class Entry:
     """Words that go with it and need not name it."""
 
 
+STYLES = ("flat", "3d", "noto", "twemoji")
+"""The words for the styles of the emoji's art, as in ", flat style"."""
+
+
 @dataclass(frozen=True)
 class Lexicon:
     """All that a model has learned: things, and the other words of its captions (colours, styles)."""
@@ -127,6 +131,11 @@ class Lexicon:
             parts = re.split(r" (?:of|with|in|on|and) ", name.lower())
             found.update(words[-1] for part in parts if (words := words_of(part)))
         return frozenset(found)
+
+    @cached_property
+    def styles(self) -> tuple[str, ...]:
+        """The words of its styles, in their order."""
+        return tuple(style for style in STYLES if style in self.words)
 
     @cached_property
     def phrases(self) -> tuple[tuple[str, ...], ...]:

@@ -203,7 +203,9 @@ def batch_key(model: Model, request: ResolvedRequest) -> str | None:
     ):
         return None
     second = request.second_pass
-    texts = [prompts[0][0]] + [take_loras(request.negative_prompt)[0]] * (request.guidance != 1)
+    texts = request.styled(prompts[0][0]) + [take_loras(request.negative_prompt)[0]] * (
+        request.guidance != 1
+    )
     chunks = max(
         len(chunked(model.tokenizer, text))
         for each in texts

@@ -53,6 +53,8 @@ class ResolvedRequest(Request):
     """How the things of the regions become the picture; None: as they are on the canvas."""
     left_out: LeftOut = Field(default=LeftOut(), exclude=True)
     """What the model does not read of the prompts."""
+    open_styles: tuple[str, ...] = Field(default=(), exclude=True)
+    """The styles that seeds take turns with, because the prompt names none; none: its words alone."""
     seed: int
     picture: Image.Image | None = Field(default=None, exclude=True, repr=False)
     """`image`, opened; it is not part of the record."""
@@ -63,6 +65,15 @@ class ResolvedRequest(Request):
     def read(self, text: str) -> str:
         """A text as the model reads it."""
         return self.left_out.rest(text)
+
+    def styled(self, text: str) -> list[str]:
+        """A text for each of its own images, with the style that its seed has; a single one, which is
+        that of all images, where the seed has none."""
+        styles = self.open_styles
+        if not styles:
+            return [text]
+        seeds = range(self.seed, self.seed + self.count)
+        return [f"{text}, {styles[seed % len(styles)]} style" for seed in seeds]
 
     @property
     def members(self) -> list[ResolvedRequest]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.arrangement import Layout, Region, arrange
 from pellucid.colors import take_ground
-from pellucid.lexicon import LeftOut, expand_emoji, not_learned, stand_ins_in
-from pellucid.prompt import take_loras
+from pellucid.lexicon import LeftOut, expand_emoji, not_learned, stand_ins_in, words_of
+from pellucid.prompt import split_and, take_loras, without_style
 from pellucid.request.request import (
     EXTEND_STRENGTH,
     MASK_STRENGTH,
@@ -58,6 +58,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         "regions": regions,
         "layout": layout,
         "left_out": left_out_of(model, request, layout),
+        "open_styles": open_styles_of(model, request),
         "seed": chosen_seed(request),
         "picture": picture,
     }
@@ -74,6 +75,29 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
 def default_style_guidance(model: Model) -> float:
     """That of a request which does not say it."""
     return 0.0 if model.lexicon is None else STYLE_GUIDANCE
+
+
+def open_styles_of(model: Model, request: Request) -> tuple[str, ...]:
+    """The styles that a model has learned, for a request that leaves the style open.
+
+    Seeds take turns with them. A picture of one of several styles has them all alike probable, but a
+    network that has to choose in its first steps, from noise alone, comes to one and the same style
+    for most seeds. Not for pictures that have a style already, from a picture or a LoRA, and not
+    where prompts are added up.
+    """
+    styles = () if model.lexicon is None else model.lexicon.styles
+    text = take_loras(request.prompt)[0]
+    have_style = ("image", "mix", "walk", "clip_guidance", "refiner", "loras", "embeddings")
+    if (
+        any(getattr(request, name) for name in have_style)
+        or request.lora_tags
+        or not text.strip()
+        or len(split_and(text)) > 1
+        or without_style(text) is not None
+        or not set(styles).isdisjoint(words_of(text))
+    ):
+        return ()
+    return styles
 
 
 def in_words(model: Model, request: Request) -> Request:

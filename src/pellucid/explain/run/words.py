@@ -60,9 +60,9 @@ def word_schedule(model: Model, request: ResolvedRequest) -> WordSchedule:
     """
     passes = levels_of(model, request)
     if request.regions:
-        own = [words_of(model, request.read(each.prompt)) for each in request.regions]
+        own = [words_of(model, request.styled(request.read(r.prompt))[0]) for r in request.regions]
         return WordSchedule(model.schedule, passes, [joined(own)] * sum(map(len, passes)))
-    text = request.read(split_and(take_loras(request.prompt)[0])[0][0])
+    (text, *_) = request.styled(request.read(split_and(take_loras(request.prompt)[0])[0][0]))
     each = each_step(text, *(len(levels) - 1 for levels in passes))
     words = {text: words_of(model, text) for text in (text, *each)}
     if not any(words.values()):

@@ -1,0 +1,110 @@
+"""A prompt that names no style: seeds take turns with the styles that the model has learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pellucid import checkpoints
+from pellucid.data.emoji import STYLES as STYLES_OF_ART
+from pellucid.explain.run.words import word_schedule
+from pellucid.lexicon import STYLES
+from pellucid.model import Model
+from pellucid.pipeline import Progress, generate
+from pellucid.plan import batch_key
+from pellucid.request import Request
+from pellucid.request.resolving import resolve
+
+FAST: dict[str, Any] = {"steps": 2, "width": 64, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Model:
+    return checkpoints.load()
+
+
+def drawn(model: Model, request: Request, **others: Any) -> Progress:
+    *_, last = generate(model, request, **others)
+    return last
+
+
+def pixels(model: Model, request: Request, **others: Any) -> list[np.ndarray]:
+    images = drawn(model, request, **others).images
+    assert images is not None
+    return [np.asarray(image.convert("RGB")).astype(int) for image in images]
+
+
+def test_the_styles_are_those_of_the_art(shipped: Model) -> None:
+    assert tuple(STYLES_OF_ART) == STYLES
+    assert shipped.lexicon is not None and shipped.lexicon.styles == STYLES
+
+
+def test_seeds_take_turns(shipped: Model) -> None:
+    whole = resolve(shipped, Request(prompt="a frog", seed=6, count=4))
+    texts = [
+        "a frog, noto style",
+        "a frog, twemoji style",
+        "a frog, flat style",
+        "a frog, 3d style",
+    ]
+    assert whole.styled("a frog") == texts
+    assert whole.part(1, 2).styled("a frog") == texts[1:3]
+    assert whole.alone(3).styled("a frog") == texts[3:]
+
+
+@pytest.mark.parametrize("prompt", ["a frog", "a cat and a dog"])
+def test_a_picture_is_that_of_its_style_in_every_batch(shipped: Model, prompt: str) -> None:
+    batch = pixels(shipped, Request(prompt=prompt, seed=5, count=3, **FAST))
+    named = Request(prompt=f"{prompt}, noto style", seed=6, style_guidance=0, **FAST)
+    (alone,), (said,) = (
+        pixels(shipped, each) for each in (Request(prompt=prompt, seed=6, **FAST), named)
+    )
+    np.testing.assert_allclose(batch[1], alone, atol=1)
+    np.testing.assert_allclose(batch[1], said, atol=1)
+    assert np.abs(batch[0] - batch[1]).max() > 50
+
+
+def test_requests_that_share_a_batch_keep_their_styles(shipped: Model) -> None:
+    one, two = (
+        Request(prompt="a frog", seed=1, count=2, **FAST),
+        Request(prompt="a cat", seed=7, **FAST),
+    )
+    first, second = (resolve(shipped, each) for each in (one, two))
+    assert batch_key(shipped, first) == batch_key(shipped, second) is not None
+    together = pixels(shipped, one, others=[two])
+    for picture, expected in zip(
+        together, [*pixels(shipped, one), *pixels(shipped, two)], strict=True
+    ):
+        np.testing.assert_allclose(picture, expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "a frog, 3d style"},
+        {"prompt": "a frog in a pixel art style"},
+        {"prompt": "(a frog:1.2), flat style"},
+        {"prompt": "a noto frog"},
+        {"prompt": ""},
+        {"prompt": "a frog AND a cat"},
+        {"prompt": "a frog", "mix": (("a cat", 0.5),)},
+        {"prompt": "a frog", "walk": "a cat", "count": 2},
+        {"prompt": "a frog <lora:ink:1>"},
+        {"prompt": "a frog", "image": "docs/examples/cat.png"},
+    ],
+)
+def test_what_has_a_style_keeps_it(shipped: Model, fields: dict[str, Any]) -> None:
+    request = resolve(shipped, Request(seed=1, **fields))
+    assert request.open_styles == () and request.styled("x") == ["x"]
+
+
+def test_another_model_has_none(model: Model) -> None:
+    assert resolve(model, Request(prompt="a frog", seed=1)).open_styles == ()
+
+
+def test_explain_shows_the_words_of_the_style(shipped: Model) -> None:
+    schedule = word_schedule(shipped, resolve(shipped, Request(prompt="a frog", seed=1, **FAST)))
+    words = list(dict.fromkeys(each.whole for each in schedule.texts[0]))
+    assert words[-2:] == ["3d", "style"]
