@@ -51,7 +51,7 @@ def test_seeds_take_turns(shipped: Model) -> None:
     ]
     assert whole.styled("a frog") == texts
     assert whole.part(1, 2).styled("a frog") == texts[1:3]
-    assert whole.alone(3).styled("a frog") == texts[3:]
+    assert whole.alone(3).styled("a frog. ") == texts[3:]
 
 
 @pytest.mark.parametrize("prompt", ["a frog", "a cat and a dog"])

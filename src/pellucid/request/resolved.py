@@ -73,6 +73,7 @@ class ResolvedRequest(Request):
         if not styles:
             return [text]
         seeds = range(self.seed, self.seed + self.count)
+        text = text.rstrip(" .,;!?")
         return [f"{text}, {styles[seed % len(styles)]} style" for seed in seeds]
 
     @property
