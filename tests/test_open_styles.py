@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pellucid import checkpoints
+from pellucid.conditioning import chunked
 from pellucid.data.emoji import STYLES as STYLES_OF_ART
 from pellucid.explain.run.words import word_schedule
 from pellucid.lexicon import STYLES
@@ -86,8 +87,11 @@ def test_requests_that_share_a_batch_keep_their_styles(shipped: Model) -> None:
         {"prompt": "a frog, 3d style"},
         {"prompt": "a frog in a pixel art style"},
         {"prompt": "(a frog:1.2), flat style"},
+        {"prompt": "(a frog:1.2) in a pixel art style"},
+        {"prompt": "[a frog:a cat:0.5], 3D style"},
         {"prompt": "a noto frog"},
-        {"prompt": ""},
+        {"prompt": "a 3d frog"},
+        {"prompt": "a frog, 3d"},
         {"prompt": "a frog AND a cat"},
         {"prompt": "a frog", "mix": (("a cat", 0.5),)},
         {"prompt": "a frog", "walk": "a cat", "count": 2},
@@ -98,6 +102,28 @@ def test_requests_that_share_a_batch_keep_their_styles(shipped: Model) -> None:
 def test_what_has_a_style_keeps_it(shipped: Model, fields: dict[str, Any]) -> None:
     request = resolve(shipped, Request(seed=1, **fields))
     assert request.open_styles == () and request.styled("x") == ["x"]
+
+
+def test_without_words_there_is_no_style(shipped: Model) -> None:
+    assert resolve(shipped, Request(prompt="...", seed=1)).styled("...") == ["..."]
+
+
+def test_a_style_that_is_not_wanted_has_no_turn(shipped: Model) -> None:
+    request = resolve(shipped, Request(prompt="a frog", negative_prompt="3d style", seed=1))
+    assert request.open_styles == ("flat", "noto", "twemoji")
+
+
+def test_a_picture_at_the_end_of_a_chunk_does_not_depend_on_its_batch(shipped: Model) -> None:
+    def chunks(prompt: str) -> list[int]:
+        texts = (f"{prompt}, {style} style" for style in ("flat", "3d"))
+        return [len(chunked(shipped.tokenizer, text)) for text in texts]
+
+    longer = ("a frog" + " red" * count for count in range(30))
+    prompt = next(each for each in longer if chunks(each) == [1, 2])
+    fields: dict[str, Any] = {"prompt": prompt, "arrange": False, **FAST}
+    together = pixels(shipped, Request(seed=4, count=2, **fields))
+    (alone,) = pixels(shipped, Request(seed=4, **fields))
+    np.testing.assert_allclose(together[0], alone, atol=1)
 
 
 def test_another_model_has_none(model: Model) -> None:

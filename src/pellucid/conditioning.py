@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -230,7 +231,8 @@ def emphasized(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:
 
 
 class StepConditioning(NamedTuple):
-    """The conditioning of one step, each of a batch of 1; `uncond` is None where it is not needed."""
+    """The conditioning of one step: of a batch of 1, or of one for each image. `uncond`, of 1, is None
+    where it is not needed."""
 
     conds: list[tuple[Conditioning, float | Tensor]]
     """Of the prompts, with their weights, as `guidance.ClassifierFree` takes them."""
@@ -293,23 +295,29 @@ def conditioning_schedule(
             StepConditioning.cat(list(zip(each, counts, strict=True)))
             for each in zip(*schedules, strict=True)
         ]
-    prompts = [
-        ([each_step(each, steps, second) for each in request.styled(text)], weight)
-        for text, weight in weighted_prompts(request)
+    weighted = weighted_prompts(request)
+    prompts = [  # the texts of the images, for each step
+        (list(zip(*(each_step(t, steps, second) for t in request.styled(text)), strict=True)), w)
+        for text, w in weighted
     ]
     negative = each_step(request.read(take_loras(request.negative_prompt)[0]), steps, second)
     guided = request.guidance != 1 or not add_up(prompts)
-    texts = [text for images, _ in prompts for each in images for text in each]
+    texts = [text for by_step, _ in prompts for images in by_step for text in images]
+    if request.open_styles:  # in every batch as many chunks as the longest style needs
+        every = [each for text, _ in weighted for each in request.in_every_style(text)]
+        parts = [text for each in every for text in each_step(each, steps, second)]
+        texts.append(max(parts, key=lambda text: len(chunked(runtime.model.tokenizer, text))))
     texts = list(dict.fromkeys([*texts, *negative] if guided else texts))
     together = encode_prompts(runtime, texts, request.clip_skip, request.emphasis)
     together = together.to(runtime.device, runtime.dtype)
     encoded = {text: together[i : i + 1] for i, text in enumerate(texts)}
 
+    @cache  # steps with the same texts share one conditioning
+    def of_images(texts: tuple[str, ...]) -> Conditioning:
+        return Conditioning.cat([encoded[text] for text in texts])
+
     def at(step: int) -> StepConditioning:
-        given = [
-            (Conditioning.cat([encoded[each[step]] for each in images]), weight)
-            for images, weight in prompts
-        ]
+        given = [(of_images(by_step[step]), weight) for by_step, weight in prompts]
         conds = _added_up(request, given, runtime.device)
         if not guided:
             return StepConditioning(conds, None)
@@ -394,9 +402,9 @@ def add_up(prompts: Sequence[tuple[Any, float]]) -> bool:
 
 
 def reading(tokenizer: Tokenizer, request: ResolvedRequest) -> dict[str, Any]:
-    """What `conditioning_schedule` makes of the prompt of a request, as plain values: its prompts with
-    their weights, the texts that their steps use, and the chunks and tokens of each; and the regions
-    that are drawn by themselves. ValueError for weights that make no sense."""
+    """What `conditioning_schedule` makes of the prompt of a request, without an open style, as plain
+    values: its prompts with their weights, the texts that their steps use, and the chunks and tokens
+    of each; and the regions that are drawn by themselves. ValueError for weights that make no sense."""
     steps = request.steps
     text, loras = take_loras(request.prompt)
     prompts = []

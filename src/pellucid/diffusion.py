@@ -234,8 +234,8 @@ def sample_t(
     else:
         u = (torch.randn(batch, generator=generator) + mean).sigmoid()
         if uniform:
-            chosen, other = torch.rand(2, batch, generator=generator)
-            u = torch.where(chosen < uniform, other, u)
+            which, uniform_u = torch.rand(2, batch, generator=generator)
+            u = torch.where(which < uniform, uniform_u, u)
     t = u * T
     return t.floor().clamp(max=T - 1) if discrete else t
 

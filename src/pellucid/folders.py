@@ -15,6 +15,12 @@ PICTURES = (".png", ".webp")  # an embedding can be in one
 SHOWN = 8  # names that a message lists
 
 
+def is_preview(picture: Path) -> bool:
+    """Whether a picture shows what the weights beside it do: x.png or x.preview.png beside x.pt."""
+    stem = picture.stem.removesuffix(".preview")
+    return any(picture.with_name(stem + ending).exists() for ending in WEIGHTS)
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder of files of one kind, and the folders below it.
@@ -47,9 +53,9 @@ class Folder:
 
     def _counts(self, path: Path) -> bool:
         ending = path.suffix.lower()
-        return ending in WEIGHTS or (
-            self.is_one is not None and ending in PICTURES and self.is_one(path)
-        )
+        if ending in WEIGHTS or self.is_one is None or ending not in PICTURES:
+            return ending in WEIGHTS
+        return not is_preview(path) and self.is_one(path)
 
     def names(self) -> list[str]:
         """How each file can be named: without its ending; with its folder where names repeat."""

@@ -203,9 +203,9 @@ def batch_key(model: Model, request: ResolvedRequest) -> str | None:
     ):
         return None
     second = request.second_pass
-    texts = request.styled(prompts[0][0]) + [take_loras(request.negative_prompt)[0]] * (
-        request.guidance != 1
-    )
+    texts = request.in_every_style(prompts[0][0])
+    if request.guidance != 1:
+        texts.append(request.read(take_loras(request.negative_prompt)[0]))
     chunks = max(
         len(chunked(model.tokenizer, text))
         for each in texts

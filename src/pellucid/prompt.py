@@ -363,6 +363,11 @@ _STYLE = re.compile(
 )
 
 
+def names_style(prompt: str) -> bool:
+    """Whether a prompt names a style, of any program: "a cat, 3d style", "in the style of Monet"."""
+    return _STYLE.search(prompt) is not None
+
+
 def without_style(prompt: str) -> str | None:
     """A prompt without the style that it names: "a cat, 3d style" -> "a cat".
 

@@ -648,8 +648,9 @@ def test_an_embedding_in_a_picture_by_name(
     monkeypatch.setenv("PELLUCID_EMBEDDINGS", str(folder))
     embedding_png(folder / "shared.PNG", FRIDA | {"string_to_param": VECTORS}, how)
     save_file({"emb_params": noise(1, 64)}, folder / "cat.safetensors")
-    for name in ("cat.png", "cat.preview.png", "dog.png"):
+    for name in ("cat.preview.png", "dog.png"):
         noisy().save(folder / name)
+    embedding_png(folder / "cat.png", FRIDA | {"string_to_param": VECTORS}, how)  # a preview too
     assert ids("a frida") == [320, 49408, 49409]
     assert ids("a cat") == [320, 49408]
     assert 49408 not in ids("a dog")

@@ -90,10 +90,12 @@ def _watch(reading: int, ended: threading.Event) -> None:
     itself.
     """
     first = True
-    while (numbers := os.read(reading, 64)) and not ended.is_set():
+    while not ended.is_set() and (numbers := os.read(reading, 64)) and not ended.is_set():
         # A server has its own handlers.
         ours = [number for number in numbers if signal.getsignal(number) is _stop]
         if not ours or ended.wait(SOON):
+            continue
+        if _held is not None:  # a picture is being written; the handler sees to it
             continue
         if not first:
             with contextlib.suppress(OSError):

@@ -54,7 +54,7 @@ class ResolvedRequest(Request):
     left_out: LeftOut = Field(default=LeftOut(), exclude=True)
     """What the model does not read of the prompts."""
     open_styles: tuple[str, ...] = Field(default=(), exclude=True)
-    """The styles that seeds take turns with, because the prompt names none; none: its words alone."""
+    """Each seed uses the next of these styles, because the prompt names none; none: its words alone."""
     seed: int
     picture: Image.Image | None = Field(default=None, exclude=True, repr=False)
     """`image`, opened; it is not part of the record."""
@@ -69,12 +69,16 @@ class ResolvedRequest(Request):
     def styled(self, text: str) -> list[str]:
         """A text for each of its own images, with the style that its seed has; a single one, which is
         that of all images, where the seed has none."""
-        styles = self.open_styles
-        if not styles:
-            return [text]
-        seeds = range(self.seed, self.seed + self.count)
-        text = text.rstrip(" .,;!?")
-        return [f"{text}, {styles[seed % len(styles)]} style" for seed in seeds]
+        every = self.in_every_style(text)
+        if len(every) == 1:
+            return every
+        return [every[seed % len(every)] for seed in range(self.seed, self.seed + self.count)]
+
+    def in_every_style(self, text: str) -> list[str]:
+        """A text with each of the styles that its seeds may have; as it is if they have none."""
+        bare = text.rstrip(" .,;!?")
+        styles = self.open_styles if bare else ()
+        return [f"{bare}, {style} style" for style in styles] or [text]
 
     @property
     def members(self) -> list[ResolvedRequest]:

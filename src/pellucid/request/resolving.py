@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pellucid.arrangement import Layout, Region, arrange
 from pellucid.colors import take_ground
-from pellucid.lexicon import LeftOut, expand_emoji, not_learned, stand_ins_in, words_of
-from pellucid.prompt import split_and, take_loras, without_style
+from pellucid.lexicon import LeftOut, expand_emoji, not_learned, stand_ins_in
+from pellucid.prompt import names_style, split_and, take_loras
 from pellucid.request.request import (
     EXTEND_STRENGTH,
     MASK_STRENGTH,
@@ -80,10 +81,10 @@ def default_style_guidance(model: Model) -> float:
 def open_styles_of(model: Model, request: Request) -> tuple[str, ...]:
     """The styles that a model has learned, for a request that leaves the style open.
 
-    Seeds take turns with them. A picture of one of several styles has them all alike probable, but a
-    network that has to choose in its first steps, from noise alone, comes to one and the same style
-    for most seeds. Not for pictures that have a style already, from a picture or a LoRA, and not
-    where prompts are added up.
+    Each seed uses the next one in turn. All styles should be equally likely, but a network that has to
+    choose in its first steps, from noise alone, comes to the same style for most seeds. A request has
+    no open style if its style comes from a picture, a LoRA, an embedding, a refiner or CLIP guidance,
+    or if prompts are added up. Styles in the negative prompt are left out.
     """
     styles = () if model.lexicon is None else model.lexicon.styles
     text = take_loras(request.prompt)[0]
@@ -91,13 +92,17 @@ def open_styles_of(model: Model, request: Request) -> tuple[str, ...]:
     if (
         any(getattr(request, name) for name in have_style)
         or request.lora_tags
-        or not text.strip()
         or len(split_and(text)) > 1
-        or without_style(text) is not None
-        or not set(styles).isdisjoint(words_of(text))
+        or names_style(text)
+        or not _style_words(text).isdisjoint(styles)
     ):
         return ()
-    return styles
+    unwanted = _style_words(request.negative_prompt)
+    return tuple(style for style in styles if style not in unwanted)
+
+
+def _style_words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", text.lower()))  # "3d" has a digit
 
 
 def in_words(model: Model, request: Request) -> Request:

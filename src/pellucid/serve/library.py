@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pellucid import checkpoints
-from pellucid.folders import PICTURES
+from pellucid.folders import PICTURES, is_preview
 from pellucid.folders import WEIGHTS as SUFFIXES
 from pellucid.model import Model
 from pellucid.plugins import choose
@@ -166,7 +166,10 @@ def _weights_in(
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and (path.suffix in SUFFIXES or (path.suffix.lower() in PICTURES and is_one(path)))
+        and (
+            path.suffix in SUFFIXES
+            or (path.suffix.lower() in PICTURES and not is_preview(path) and is_one(path))
+        )
     ]
     return _named(folder, files, {})
 

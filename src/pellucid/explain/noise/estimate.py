@@ -77,6 +77,7 @@ def estimate_from_each(
     """
     # The network sees the picture as a whole, so its prompt stays whole too.
     request = resolve(model, Request(prompt=prompt, guidance=guidance, seed=seed, arrange=False))
+    request = request.model_copy(update={"open_styles": ()})  # the picture has a style
     size = request.drawn_size
     picture = fit(image, *size)
     pixels = to_tensor(picture)
