@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -370,13 +372,17 @@ def test_asking_for_it_in_vain_is_said(shipped: Model, fields: dict[str, object]
 
 
 def test_explaining_shows_the_words_of_every_region_in_its_place(shipped: Model) -> None:
-    request = Request(prompt="a cat and a dog", steps=2)
+    request = Request(prompt="a cat and a dog", steps=2, seed=0)
     recorder = Recorder(shipped, request)
     *_, last = recorder.run()
     run = recorder.explanation()
     assert [(word.whole, word.region) for word in run.steps[0].words if word.content] == [
         ("cat", 0),
+        ("flat", 0),
+        ("style", 0),
         ("dog", 1),
+        ("flat", 1),
+        ("style", 1),
     ]
     step = run.steps[0]
     assert step.x.shape == step.cond.shape == last.x.shape[1:]
@@ -422,12 +428,13 @@ def test_the_style_counts_more(
 def test_style_guidance_is_the_difference_that_the_style_makes(shipped: Model) -> None:
     """One step, by hand: the sum of the prompts that the weights say."""
     fields = {"steps": 1, "width": 64, "height": 64, "style_guidance": 0, "interval": (0, 0)}
+    words_alone = replace(shipped, lexicon=None)  # no style is open
     styled, plain, more = (
-        draw(shipped, **fields | own)
-        for own in (
-            {"prompt": "a cat, 3d style"},
-            {"prompt": "a cat"},
-            {"prompt": "a cat, 3d style", "style_guidance": 1.5},
+        draw(model, **fields | own)
+        for model, own in (
+            (shipped, {"prompt": "a cat, 3d style"}),
+            (words_alone, {"prompt": "a cat"}),
+            (shipped, {"prompt": "a cat, 3d style", "style_guidance": 1.5}),
         )
     )
     expected = styled.x0 + 1.5 * (styled.x0 - plain.x0)
