@@ -90,6 +90,7 @@ def test_requests_that_share_a_batch_keep_their_styles(shipped: Model) -> None:
         {"prompt": "(a frog:1.2) in a pixel art style"},
         {"prompt": "[a frog:a cat:0.5], 3D style"},
         {"prompt": "a noto frog"},
+        {"prompt": "a red frog and a cat"},
         {"prompt": "a 3d frog"},
         {"prompt": "a frog, 3d"},
         {"prompt": "a frog AND a cat"},
@@ -124,6 +125,11 @@ def test_a_picture_at_the_end_of_a_chunk_does_not_depend_on_its_batch(shipped: M
     together = pixels(shipped, Request(seed=4, count=2, **fields))
     (alone,) = pixels(shipped, Request(seed=4, **fields))
     np.testing.assert_allclose(together[0], alone, atol=1)
+
+
+def test_the_colour_of_a_ground_is_none_of_a_thing(shipped: Model) -> None:
+    request = resolve(shipped, Request(prompt="a frog on a blue background", seed=1))
+    assert len(request.open_styles) == 4
 
 
 def test_another_model_has_none(model: Model) -> None:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pellucid.arrangement import Layout, Region, arrange
-from pellucid.colors import take_ground
+from pellucid.colors import NAMES, take_ground
 from pellucid.lexicon import LeftOut, expand_emoji, not_learned, stand_ins_in
 from pellucid.prompt import names_style, split_and, take_loras
 from pellucid.request.request import (
@@ -84,17 +84,20 @@ def open_styles_of(model: Model, request: Request) -> tuple[str, ...]:
     Each seed uses the next one in turn. All styles should be equally likely, but a network that has to
     choose in its first steps, from noise alone, comes to the same style for most seeds. A request has
     no open style if its style comes from a picture, a LoRA, an embedding, a refiner or CLIP guidance,
-    or if prompts are added up. Styles in the negative prompt are left out.
+    or if prompts are added up, or if the prompt names a colour: a colour and a style together make
+    things less clear. Styles in the negative prompt are left out.
     """
-    styles = () if model.lexicon is None else model.lexicon.styles
-    text = take_loras(request.prompt)[0]
+    if model.lexicon is None:
+        return ()
+    styles, colors = model.lexicon.styles, NAMES.keys() & model.lexicon.words
+    text, _ = take_ground(take_loras(request.prompt)[0])
     have_style = ("image", "mix", "walk", "clip_guidance", "refiner", "loras", "embeddings")
     if (
         any(getattr(request, name) for name in have_style)
         or request.lora_tags
         or len(split_and(text)) > 1
         or names_style(text)
-        or not _style_words(text).isdisjoint(styles)
+        or not _style_words(text).isdisjoint(colors.union(styles))
     ):
         return ()
     unwanted = _style_words(request.negative_prompt)

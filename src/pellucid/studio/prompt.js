@@ -38,6 +38,11 @@ export function Prompt({
         : null,
     );
   };
+  useEffect(() => {
+    // names may come while somebody types
+    const { current } = field;
+    if (current === document.activeElement && value) complete(value, current.selectionStart);
+  }, [names]);
   const take = (chosen) => {
     const text = value.slice(0, open.from) + chosen.text + value.slice(open.at);
     const cursor = open.from + chosen.text.length;
