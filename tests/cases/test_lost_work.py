@@ -418,15 +418,18 @@ def test_a_second_signal_ends_a_long_operation(number: signal.Signals) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"locked\n"
-        while Path(f"/proc/{process.pid}/stat").read_text().split(")")[1].split()[0] != "S":
-            time.sleep(0.005)
-        process.send_signal(number)
-        assert b"press Ctrl-C again to stop at once" in process.stderr.readline()
-        process.send_signal(number)
-        assert process.wait(30) == 128 + number
-        assert process.stderr.read() == b"pellucid: stopped\n"
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout.readline() == b"locked\n"
+            while Path(f"/proc/{process.pid}/stat").read_text().split(")")[1].split()[0] != "S":
+                time.sleep(0.005)
+            process.send_signal(number)
+            assert b"press Ctrl-C again to stop at once" in process.stderr.readline()
+            process.send_signal(number)
+            assert process.wait(30) == 128 + number
+            assert process.stderr.read() == b"pellucid: stopped\n"
+        finally:
+            process.kill()
 
 
 def test_a_disk_that_is_full_is_named_before_the_work(

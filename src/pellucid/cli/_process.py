@@ -103,13 +103,15 @@ def _watch(reading: int, ended: threading.Event) -> None:
                 os.write(2, b"pellucid: stopped\n")
             os._exit(128 + ours[0])
         first = False
-        if not _taken:
-            with contextlib.suppress(OSError, ValueError):  # stderr is closed
-                report(WAITING)
-        os.set_blocking(reading, False)  # `timeout` sends a signal twice
+        os.set_blocking(
+            reading, False
+        )  # `timeout` sends a signal twice; after the message all count
         with contextlib.suppress(BlockingIOError):
             os.read(reading, 64)
         os.set_blocking(reading, True)
+        if not _taken:
+            with contextlib.suppress(OSError, ValueError):  # stderr is closed
+                report(WAITING)
 
 
 _held: list[int] | None = None  # the signals that came in a block of `held_signals`
