@@ -172,7 +172,7 @@ def of_unet(model: Model) -> Figures:
         hook.remove()
     yield "unet-levels", sheet(cells, 4)
 
-    picture = last(model, PAIR, arrange=False).images[0]
+    picture = last(model, PAIR).images[0]  # drawn one by one; here the network sees both at once
     x0 = model.vae.to_latents(to_tensor(picture)[None])
     maps: list[Tensor] = []
     x = add_noise(x0, eps, level.alpha, level.sigma)
