@@ -16,6 +16,7 @@ from pellucid.lexicon import (
     LeftOut,
     Lexicon,
     Unknown,
+    body_parts,
     describe,
     describe_stand_ins,
     expand_emoji,
@@ -183,7 +184,29 @@ def test_what_a_prompt_says_not_to_draw_is_left_out(
 ) -> None:
     found = negations(prompt)
     assert set(found) == parts
-    assert LeftOut(negated=True).rest(prompt) == read
+    assert LeftOut(phrases=True).rest(prompt) == read
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read", "parts"),
+    [
+        ("a cat with blue eyes", "a cat", ["blue eyes"]),
+        ("a man with a long beard and a big nose on a chair", "a man on a chair", None),
+        ("an angel with white wings, 3d style", "an angel, 3d style", ["white wings"]),
+        ("A dog With its tongue out", "A dog", ["its tongue"]),
+        ("(a cat with green eyes:1.2)", "(a cat:1.2)", ["green eyes"]),
+        ("a cat with a hat and a dog", "a cat with a hat and a dog", []),
+        ("a cat with a mouth organ", "a cat with a mouth organ", []),
+        ("an eye and a nose", "an eye and a nose", []),
+        ("with wings", "with wings", []),
+    ],
+)
+def test_parts_of_a_body_are_no_things_of_their_own(
+    prompt: str, read: str, parts: list[str] | None
+) -> None:
+    if parts is not None:
+        assert body_parts(prompt) == parts
+    assert LeftOut(phrases=True).rest(prompt) == read
 
 
 PETS = Lexicon(
@@ -254,5 +277,7 @@ def test_leaving_words_out_of_a_long_prompt_is_linear(unit: str) -> None:
     assert arrange(prompt, words) is None
     negated = "frog" + "".join(f", not {i}" for i in range(10_000))
     assert len(negations(negated)) == 10_000
-    assert LeftOut(negated=True).rest(negated) == "frog"
+    assert LeftOut(phrases=True).rest(negated) == "frog"
+    assert len(body_parts("frog" + " with eyes" * 10_000)) == 10_000
+    assert body_parts("frog" + " with a" * 10_000) == []
     assert stand_ins_in(prompt, PETS) == ()

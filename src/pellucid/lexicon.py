@@ -367,8 +367,8 @@ def not_learned(prompt: str, lexicon: Lexicon, also: Collection[str] = ()) -> fr
 class LeftOut(NamedTuple):
     """What a model does not read of a prompt."""
 
-    negated: bool = False
-    """What the prompt says not to draw."""
+    phrases: bool = False
+    """What the prompt says not to draw, and parts of a body."""
     words: frozenset[str] = frozenset()
     """Words that it has not learned, in lower case."""
     instead: tuple[tuple[str, str], ...] = ()
@@ -376,8 +376,9 @@ class LeftOut(NamedTuple):
 
     def rest(self, prompt: str) -> str:
         """What the model reads of a prompt."""
-        if self.negated and negations(prompt):
-            prompt = re.sub(r" +(?=[ ,.:)\]]|$)", "", _NEGATION.sub(" ", prompt))
+        for found, phrase in ((negations, _NEGATION), (body_parts, _BODY)):
+            if self.phrases and found(prompt):
+                prompt = re.sub(r" +(?=[ ,.:)\]]|$)", "", phrase.sub(" ", prompt))
         if self.instead:
             names = dict(self.instead)
             prompt = _WORD.sub(lambda at: names.get(words_of(at.group())[0], at.group()), prompt)
@@ -436,6 +437,25 @@ def negations(prompt: str) -> list[str]:
     """What a prompt says not to draw: "a cat without a hat" -> a hat. Nothing if that is all it says."""
     found = [match.group("what") for match in _NEGATION.finditer(prompt)]
     return found if _WORD.search(_NEGATION.sub(" ", prompt)) else []
+
+
+# What belongs to the thing before it, and would be drawn as a thing of its own: "a cat with blue eyes".
+_PART = (
+    r"(?:eyes?|ears?|nose|mouth|tongue|lips|tooth|teeth|legs?|foot|feet|hands?|arms?|paws?|wings?|tail"
+    r"|horns?|beard|head|face|muscles|brain)"
+)
+_SOME = rf"(?:(?!and\b|of\b|with\b)[^\W\d_]+\s+){{0,4}}?{_PART}\b"
+_BODY = re.compile(
+    rf"(?<=\w)\s+\b(?:with|has|having)\s+(?P<what>{_SOME}(?:\s+and\s+{_SOME})?)"
+    r"(?:\s+(?:out|open|closed|up|down|spread))?(?=\s*(?:$|[^\w\s'’-]"
+    r"|\b(?:on|in|with|and|at|near|next|above|below|under|behind|beside|but|or|without|wearing|holding)\b))",
+    re.IGNORECASE,
+)
+
+
+def body_parts(prompt: str) -> list[str]:
+    """Parts of what a prompt names: "a cat with blue eyes" -> blue eyes."""
+    return [match.group("what") for match in _BODY.finditer(prompt)]
 
 
 def describe_stand_ins(instead: Sequence[tuple[str, str]], name: str) -> str | None:

@@ -19,7 +19,14 @@ from pellucid.colors import take_ground
 from pellucid.conditioning import add_up, chunked, long_prompt_warning, weighted_prompts
 from pellucid.guidance import signal_share
 from pellucid.inpaint import Canvas
-from pellucid.lexicon import Unknown, describe, describe_stand_ins, negations, unknown_words
+from pellucid.lexicon import (
+    Unknown,
+    body_parts,
+    describe,
+    describe_stand_ins,
+    negations,
+    unknown_words,
+)
 from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.preview import decoder_of
@@ -336,6 +343,12 @@ def left_out_warnings(model: Model, request: ResolvedRequest, unknown: Set[str])
                 model=model.title,
                 parts=", ".join(map(repr, parts)),
             )
+        )
+    parts = sorted({what for text in request.prompts for what in body_parts(text)})
+    if parts:
+        listed = ", ".join(map(repr, parts))
+        warnings.append(
+            f"left out, as {model.title} draws whole things and not their parts: {listed}"
         )
     laid_out = {*NUMBERS, *QUANTITIES, *SIZES, *JOINING} if request.regions else set()
     words = sorted(request.left_out.words - laid_out - unknown)

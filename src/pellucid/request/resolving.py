@@ -146,9 +146,9 @@ def replaced(model: Model, request: Request) -> LeftOut:
     if model.lexicon is None:
         return LeftOut()
     if request.loras or request.lora_tags:
-        return LeftOut(negated=True)
+        return LeftOut(phrases=True)
     also = [word.lower() for word in model.tokenizer.words]
-    found = LeftOut(negated=True)
+    found = LeftOut(phrases=True)
     texts = (found.rest(text) for text in (*request.prompts, request.negative_prompt))
     each = (stand_ins_in(take_ground(text)[0], model.lexicon, also) for text in texts)
     return found._replace(instead=tuple(dict(chain.from_iterable(each)).items()))
