@@ -205,9 +205,10 @@ def test_fast_forecasts_where_it_can(model: Model) -> None:
         return request.forecast, request.forecast_more
 
     neither = (False, False)
-    assert asked() == (True, True)
+    assert asked() == asked(forecast=True) == (True, True)
     assert asked(forecast=False) == neither  # as it says
     assert asked(guidance=model.defaults.guidance + 1) == (True, False)
-    assert asked(forecast_more=False) == asked(forecast=True) == (True, False)
+    assert asked(forecast_more=False) == (True, False)
+    assert asked(forecast=True, forecast_more=False) == (True, False)
     assert asked(steps=FEWEST - 1) == asked(sampler="euler_ancestral") == neither
     assert asked(forecast=True, steps=4) == (True, False)  # which then is a warning

@@ -15,6 +15,7 @@ from pellucid.lexicon import STYLES
 from pellucid.model import Model
 from pellucid.pipeline import Progress, generate
 from pellucid.plan import batch_key
+from pellucid.prompt import parse
 from pellucid.request import Request
 from pellucid.request.resolving import resolve
 
@@ -140,3 +141,24 @@ def test_explain_shows_the_words_of_the_style(shipped: Model) -> None:
     schedule = word_schedule(shipped, resolve(shipped, Request(prompt="a frog", seed=1, **FAST)))
     words = list(dict.fromkeys(each.whole for each in schedule.texts[0]))
     assert words[-2:] == ["3d", "style"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["(a frog:1.5", "((a frog", "[a frog", "[a frog:a cat:0.5", "[a (frog|cat", "a frog)", "(a] frog"],
+)
+def test_a_style_is_outside_of_a_bracket_that_is_not_closed(shipped: Model, prompt: str) -> None:
+    request = resolve(shipped, Request(prompt=prompt, seed=6))
+    (styled,) = request.styled(prompt)
+    assert parse(styled)[0][-1].text.endswith(", noto style")
+    words = [tokens[0] for tokens in (chunked(shipped.tokenizer, text) for text in (styled, prompt))]
+    assert words[0][: len(words[1])] == words[1]
+    assert [token.weight for token in words[0][len(words[1]) :]] == [1.0] * 3
+
+
+def test_tokens_shows_the_style_of_a_seed(call: Any) -> None:
+    status, said, _ = call("tokens", "((a frog", "--seed", 6)
+    assert status == 0 and said.split()[-9:] == "1 512 1 noto".split()
+    status, said, _ = call("tokens", "a frog")
+    assert "each seed adds one of the styles flat, 3d, noto, twemoji to it" in said
+    assert "noto\n" not in said

@@ -22,7 +22,7 @@ from pellucid.diffusion import Conditioning, normalized
 from pellucid.guidance import interpolate
 from pellucid.messages import FieldMessage
 from pellucid.model import Emphasis, Model
-from pellucid.prompt import each_step, parse, split_and, take_loras, without_style
+from pellucid.prompt import CLOSE, each_step, parse, split_and, take_loras, without_style
 from pellucid.request import ResolvedRequest
 from pellucid.runtime import Runtime
 from pellucid.tokenizer import Tokenizer
@@ -401,20 +401,25 @@ def add_up(prompts: Sequence[tuple[Any, float]]) -> bool:
 # ---------------------------------------------------------------- reading a prompt
 
 
-def reading(tokenizer: Tokenizer, request: ResolvedRequest) -> dict[str, Any]:
-    """What `conditioning_schedule` makes of the prompt of a request, without an open style, as plain
-    values: its prompts with their weights, the texts that their steps use, and the chunks and tokens
-    of each; and the regions that are drawn by themselves. ValueError for weights that make no sense."""
-    steps = request.steps
+def reading(tokenizer: Tokenizer, request: ResolvedRequest, seeded: bool) -> dict[str, Any]:
+    """What `conditioning_schedule` makes of the prompt of a request, as plain values: its prompts with
+    their weights, the texts that their steps use, and the chunks and tokens of each; the regions that
+    are drawn by themselves; and the open styles.
+
+    seeded: with the style of its first seed; False: with none. ValueError for weights that make no
+    sense."""
+    steps, open_styles = request.steps, request.open_styles
+    if not seeded:
+        request = request.model_copy(update={"open_styles": ()})
     text, loras = take_loras(request.prompt)
     prompts = []
     for part, weight in split_and(text):
         check_weight(part, weight)
-        each = each_step(request.read(part), steps)
+        each = each_step(request.styled(request.read(part))[0], steps)
         readings = [
             {
                 "steps": _ranges([step for step, at in enumerate(each, start=1) if at == distinct]),
-                "text": distinct,
+                "text": distinct.replace(CLOSE, ""),
                 "chunks": [
                     [{"token": t.text, "id": t.id, "weight": round(t.weight, 6)} for t in chunk]
                     for chunk in chunked(tokenizer, distinct)
@@ -423,13 +428,15 @@ def reading(tokenizer: Tokenizer, request: ResolvedRequest) -> dict[str, Any]:
             for distinct in dict.fromkeys(each)
         ]
         prompts.append({"weight": weight, "readings": readings})
+    regions = [r._replace(prompt=request.styled(r.prompt)[0]) for r in request.regions]
     return {
         "chunk_size": tokenizer.context_length - 2,
         "steps": steps,
         "loras": [lora._asdict() for lora in loras],
         "prompts": prompts,
-        "regions": [region._asdict() for region in request.regions],
+        "regions": [region._asdict() for region in regions],
         "ground": None if request.layout is None else request.layout.ground,
+        "open_styles": list(open_styles),
     }
 
 

@@ -179,16 +179,16 @@ def no_more_forecasts(model: Model, request: ResolvedRequest) -> str | None:
 def faster(model: Model, request: Request) -> Request:
     """The request with `forecast` and `forecast_more`, where it does not say them itself and the steps
     allow it."""
-    if "forecast" in request.model_fields_set:
+    said = request.model_fields_set
+    if "forecast" in said and ("forecast_more" in said or not request.forecast):
         return request
     resolved = resolve(model, request)
     why = [no_forecast(resolved, len(levels) - 1) for levels in levels_of(model, resolved)]
     if None not in why:
         return request
-    if "forecast_more" in request.model_fields_set:
+    more = no_more_forecasts(model, resolved) is None
+    if "forecast_more" in said:
         more = request.forecast_more
-    else:
-        more = no_more_forecasts(model, resolved) is None
     return request.model_copy(update={"forecast": True, "forecast_more": more})
 
 

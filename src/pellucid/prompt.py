@@ -28,6 +28,9 @@ WalkBy = Literal["embeddings", "estimates"]
 """What is interpolated between two prompts: their text embeddings, or the estimates of the picture."""
 Emphasis = Literal["original", "no_norm"]
 """What weights do to the text encoder's vectors, see `model`."""
+CLOSE = "\x03"
+"""Closes all brackets that are open: what is appended to a prompt is outside of them. "(a cat:1.5" with
+a bracket behind it would have another weight."""
 LONGEST_SHOWN = 80  # characters of a part of a prompt in a message
 # A terminal's escape sequence is text, which the tokenizer cleans away; its bracket is none.
 ESCAPE = r"\x1b\[[\d;]*[a-zA-Z]"
@@ -120,6 +123,11 @@ def split_and(text: str) -> list[tuple[str, float]]:
 _BRACKETS = re.compile(rf"{_NETWORK.pattern}|{ESCAPE}|\\.|[()\[\]]|\bAND\b", re.S)
 _OPENERS = {")": "(", "]": "["}
 EXCERPT = 24  # characters of a prompt in a message
+
+
+def appended(prompt: str, text: str) -> str:
+    """The prompt and then the text, which no bracket of the prompt weighs."""
+    return f"{prompt}{CLOSE if unbalanced(prompt) else ''}{text}"
 
 
 def unbalanced(prompt: str) -> str | None:
@@ -300,7 +308,7 @@ class WeightedText(NamedTuple):
 _BREAK = re.compile(r"\bBREAK\b")
 _WEIGHT = rf":\s*({NUMBER}|[+-]?(?:inf|nan))\s*\)"
 _ATTENTION = re.compile(
-    rf"{ESCAPE}|\\[()\[\]:|\\]|[()\[\]\\\x1b]|{_WEIGHT}|:|[^()\[\]:\\\x1b]+", re.I
+    rf"{ESCAPE}|\\[()\[\]:|\\]|[()\[\]\\\x1b{CLOSE}]|{_WEIGHT}|:|[^()\[\]:\\\x1b{CLOSE}]+", re.I
 )
 
 
@@ -326,6 +334,8 @@ def parse(prompt: str) -> list[list[WeightedText]]:
             factors[closed] = MORE if weight is None else float(weight)
         elif symbol == "]" and len(open_square) > 1:
             open_square.pop()
+        elif symbol == CLOSE:
+            open_round, open_square = [0], [0]
         else:
             pieces.append((symbol.removeprefix("\\"), open_round[-1], open_square[-1]))
     totals = [1.0]

@@ -30,7 +30,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pellucid import output_names
 from pellucid.files import decoded_text
 from pellucid.folders import PICTURES, Folder, name_of
-from pellucid.images.metadata.embedding import embedding_word
 from pellucid.messages import sentence
 from pellucid.plugins import nearest
 from pellucid.request import Request
@@ -249,6 +248,8 @@ def _validate(model: type[BaseModel], values: Mapping[str, Any], origin: str) ->
 
 def is_embedding(picture: Path) -> bool:
     """Whether an embedding is in a picture."""
+    from pellucid.images.metadata.embedding import embedding_word
+
     return embedding_word(picture) is not None
 
 
@@ -272,5 +273,9 @@ def embeddings_named(request: Request, files: Iterable[Path]) -> list[Path]:
 
 def _words(name: str, path: Path) -> Iterator[str]:
     yield name
-    if path.suffix.lower() in PICTURES and (word := embedding_word(path)) is not None:
-        yield word
+    if path.suffix.lower() in PICTURES:
+        # Numpy and Pillow take long to import, and most folders have no pictures.
+        from pellucid.images.metadata.embedding import embedding_word
+
+        if (word := embedding_word(path)) is not None:
+            yield word

@@ -20,6 +20,7 @@ from inputs import environment, run, unprivileged
 from PIL import Image
 
 from pellucid import checkpoints, cli, pipeline
+from pellucid.cli import _process
 
 Draw = Callable[..., tuple[int, str, str]]
 
@@ -424,12 +425,28 @@ def test_a_second_signal_ends_a_long_operation(number: signal.Signals) -> None:
             while Path(f"/proc/{process.pid}/stat").read_text().split(")")[1].split()[0] != "S":
                 time.sleep(0.005)
             process.send_signal(number)
+            process.send_signal(number)  # as `timeout` does
             assert b"press Ctrl-C again to stop at once" in process.stderr.readline()
             process.send_signal(number)
             assert process.wait(30) == 128 + number
             assert process.stderr.read() == b"pellucid: stopped\n"
         finally:
             process.kill()
+
+
+def test_a_signal_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not interrupt a picture that is being written; one that comes later does."""
+    now = iter((5.0, 5.09, 6.0, 6.05, 6.2))
+    monkeypatch.setattr(_process.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(_process, "_taken_at", None)
+    with pytest.raises(KeyboardInterrupt), _process.held_signals():
+        _process._stop(signal.SIGINT, None)
+        _process._stop(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        _process._stop(signal.SIGINT, None)
+    _process._stop(signal.SIGINT, None)
+    with pytest.raises(SystemExit):
+        _process._stop(signal.SIGTERM, None)
 
 
 def test_a_disk_that_is_full_is_named_before_the_work(

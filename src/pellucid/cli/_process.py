@@ -8,13 +8,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 from pellucid.cli._app import report
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
-SOON = 0.5  # seconds in which a signal should have taken effect
+TOGETHER = 0.1  # seconds in which signals are one: `timeout` and other programs pass one on twice
+SOON = 0.4  # more seconds, in which a signal should have taken effect
 WAITING = "stopping after this step; press Ctrl-C again to stop at once"
 
 
@@ -60,8 +63,8 @@ def stopped_by_signals() -> Iterator[None]:
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
     """Signals in the block are seen by a thread too, for which C code is no obstacle."""
-    global _taken
-    _taken = False
+    global _taken_at
+    _taken_at = None
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     ended = threading.Event()
@@ -80,7 +83,7 @@ def _watched() -> Iterator[None]:
         os.close(reading)
 
 
-_taken = False  # whether a signal has taken effect
+_taken_at: float | None = None  # when a signal took effect
 
 
 def _watch(reading: int, ended: threading.Event) -> None:
@@ -93,23 +96,23 @@ def _watch(reading: int, ended: threading.Event) -> None:
     while not ended.is_set() and (numbers := os.read(reading, 64)) and not ended.is_set():
         # A server has its own handlers.
         ours = [number for number in numbers if signal.getsignal(number) is _stop]
-        if not ours or ended.wait(SOON):
+        if not ours:
             continue
-        if _held is not None:  # a picture is being written; the handler sees to it
-            continue
+        if first:
+            ended.wait(TOGETHER)
+            os.set_blocking(reading, False)
+            with contextlib.suppress(BlockingIOError):
+                os.read(reading, 64)
+            os.set_blocking(reading, True)
+        if ended.wait(SOON):
+            return
         if not first:
             with contextlib.suppress(OSError):
                 os.write(2, b"\r\x1b[K" if os.isatty(2) else b"")
                 os.write(2, b"pellucid: stopped\n")
             os._exit(128 + ours[0])
         first = False
-        os.set_blocking(
-            reading, False
-        )  # `timeout` sends a signal twice; after the message all count
-        with contextlib.suppress(BlockingIOError):
-            os.read(reading, 64)
-        os.set_blocking(reading, True)
-        if not _taken:
+        if _taken_at is None:
             with contextlib.suppress(OSError, ValueError):  # stderr is closed
                 report(WAITING)
 
@@ -127,12 +130,15 @@ def held_signals() -> Iterator[None]:
     finally:
         came, _held = _held, None
     if came:
-        _stop(came[0], None)
+        _end(came[0])
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _taken
-    _taken = True
+    global _taken_at
+    now = time.monotonic()
+    if _taken_at is not None and now - _taken_at < TOGETHER:
+        return
+    _taken_at = now
     if _held == []:
         _held.append(number)
         return
@@ -143,6 +149,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
                     os.write(2, b"\r\x1b[K")  # the bar of the import
             os._exit(128 + number)
         frame = frame.f_back
+    _end(number)
+
+
+def _end(number: int) -> NoReturn:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

@@ -15,7 +15,7 @@ from pellucid.cli._options import takes_request
 
 
 @app.command()
-@takes_request("embeddings", "steps")
+@takes_request("embeddings", "steps", "seed")
 def tokens(
     asked: dict[str, Any],
     prompt: Annotated[str, typer.Argument(help="A prompt, as for generate.")],
@@ -38,12 +38,16 @@ def tokens(
     for warning in (*skipped, unbalanced(prompt), unsupported(prompt)):
         if warning is not None:
             report(warning)
-    facts = {"model": loaded.name} | reading(loaded.tokenizer, resolved)
+    seeded = request.seed not in (None, -1)
+    facts = {"model": loaded.name} | reading(loaded.tokenizer, resolved, seeded)
     if as_json:
         show_json(json.dumps(facts, indent=1))
         return
     for line in _lines(facts):
         show(line)
+    if resolved.open_styles and not seeded:
+        styles = ", ".join(resolved.open_styles)
+        show(f"each seed adds one of the styles {styles} to it; --seed N shows that of seed N")
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:

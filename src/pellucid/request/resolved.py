@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from pellucid.arrangement import Layout, Region
 from pellucid.lexicon import LeftOut
+from pellucid.prompt import appended
 from pellucid.request.request import Request
 
 
@@ -78,7 +79,7 @@ class ResolvedRequest(Request):
         """A text with each of the styles that its seeds may have; as it is if they have none."""
         bare = text.rstrip(" .,;!?")
         styles = self.open_styles if bare else ()
-        return [f"{bare}, {style} style" for style in styles] or [text]
+        return [appended(bare, f", {style} style") for style in styles] or [text]
 
     @property
     def members(self) -> list[ResolvedRequest]:

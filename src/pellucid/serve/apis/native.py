@@ -409,7 +409,7 @@ def tokens(engine: Server, text: PromptText) -> dict[str, Any]:
     file = engine.library.model(text.model or engine.acceptance.default_model)
     request = Request(prompt=text.prompt, steps=text.steps, seed=0)
     model, resolved = engine.acceptance.read(file, request)
-    read = reading(model.tokenizer, resolved)
+    read = reading(model.tokenizer, resolved, seeded=False)
     chunks = [r["chunks"] for prompt in read["prompts"] for r in prompt["readings"]]
     warnings = [str(each) for each in prompt_warnings(model, resolved, [resolved.steps])]
     count = max((sum(map(len, own)) for own in chunks), default=0)
