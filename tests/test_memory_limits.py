@@ -14,6 +14,7 @@ import torch
 
 from pellucid import checkpoints
 from pellucid.checkpoints import contents
+from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.runtime import Runtime, devices, memory
 from pellucid.runtime.devices import free_memory
@@ -37,18 +38,23 @@ def test_a_model_that_fits_is_not_mentioned(count: int | None, free: Free) -> No
 
 
 def test_what_does_not_fit_is_said_with_what_would(free: Free) -> None:
+    def said(dtype: torch.dtype = torch.float32) -> FieldMessage:
+        halves = {name: size // 2 for name, size in PARTS.items()}
+        kinds = (memory.Alternative("{dtype} bfloat16", CPU, halves),)
+        others = kinds if dtype == torch.float32 else ()
+        with pytest.raises(memory.DoesNotFit) as error:
+            memory.fits_at_once("sd15", PARTS, dtype, CPU, alternatives=others)
+        message = error.value.args[0]
+        assert isinstance(message, FieldMessage)
+        return message
+
     free(3 * 10**9)
-    with pytest.raises(memory.DoesNotFit) as error:
-        memory.fits_at_once("sd15", PARTS, torch.float32, CPU)
-    said = error.value.args[0]
-    assert said == (
-        "sd15 needs 4.3 GB of memory in float32, and 3.0 GB are free; dtype bfloat16 would fit"
-    )
-    assert "--dtype bfloat16 would fit" in said.written(lambda field: f"--{field}")
+    needed = "sd15 needs 4.3 GB of memory in float32, and 3.0 GB are free"
+    assert said() == f"{needed}; dtype bfloat16 would fit, with 2.1 GB"
+    assert "--dtype bfloat16 would fit" in said().written(lambda field: f"--{field}")
     free(2 * 10**9)
-    for dtype in (torch.float32, torch.bfloat16):
-        with pytest.raises(memory.DoesNotFit, match=r"2\.0 GB are free$"):
-            memory.fits_at_once("sd15", PARTS, dtype, CPU)
+    assert said().endswith("; dtype bfloat16 needs 2.1 GB, which does not fit either")
+    assert said(torch.bfloat16).endswith("2.0 GB are free; no other number type needs less")
 
 
 def test_parts_take_turns_on_a_gpu(free: Free) -> None:
@@ -70,7 +76,9 @@ def test_it_is_said_before_weights_are_read(
     assert "tiny.safetensors needs 0.00 GB of memory in bfloat16" in refused(*words)
     halves = model_file.with_name("half.safetensors")
     checkpoints.save(loaded, halves, torch.float16)
-    assert "in float32, and 0.00 GB are free" in refused(*words[:3], halves, "--dtype", "float32")
+    said = refused(*words[:3], halves, "--dtype", "float32")
+    # A CPU computes with the file's own numbers, where they are.
+    assert "in float32, and 0.00 GB are free; --dtype float16 would fit, with 0.0 GB" in said
 
 
 def test_a_gpu_that_is_too_small_for_all_gets_the_network_first(

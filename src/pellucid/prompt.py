@@ -334,7 +334,7 @@ def parse(prompt: str) -> list[list[WeightedText]]:
             factors[closed] = MORE if weight is None else float(weight)
         elif symbol == "]" and len(open_square) > 1:
             open_square.pop()
-        elif symbol == CLOSE:
+        elif symbol == CLOSE and len(open_round) + len(open_square) > 2:
             open_round, open_square = [0], [0]
         else:
             pieces.append((symbol.removeprefix("\\"), open_round[-1], open_square[-1]))

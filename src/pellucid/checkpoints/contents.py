@@ -23,7 +23,7 @@ from pellucid.lexicon import Lexicon
 from pellucid.model import Defaults, Model, TextEncoding
 from pellucid.progress import stage
 from pellucid.runtime.devices import HOME, Read, read_again_by, take_turns
-from pellucid.runtime.memory import fits_at_once, said_of
+from pellucid.runtime.memory import Alternative, fits_at_once, said_of
 from pellucid.runtime.precision import dtype_of
 from pellucid.safetensors_header import CheckpointError, UnknownPrediction
 from pellucid.schedule import Schedule
@@ -246,7 +246,8 @@ class Contents:
         if in_turns and self.parts.keys() <= IN_TURNS and None not in types.values():
             vae = cast(VAE, self.parts["vae"].module)
             work = vae.working_bytes(self.defaults.width, self.defaults.height)
-        if fits_at_once(self.path.name, needed, most, device, work):
+        alternatives = self._alternatives(device, most)
+        if fits_at_once(self.path.name, needed, most, device, work, alternatives):
             later = set[str]()
             if in_turns == "text" and work is not None and device == HOME:
                 later = {n for n, size in needed.items() if n.startswith("text") and size >= LARGE}
@@ -254,6 +255,18 @@ class Contents:
         if device == HOME:
             return {}
         return {name: device if name == "backbone" else HOME for name in self.parts}
+
+    def _alternatives(self, device: torch.device, dtype: torch.dtype) -> Iterator[Alternative]:
+        """What may need less memory: another number type, above all the file's own, which a CPU reads
+        from the file as it computes; and a CPU."""
+        own = next(iter(self.parts["backbone"].weights.values())).dtype
+        for kind in dict.fromkeys((torch.bfloat16, own)):
+            if kind != dtype:
+                needed = {n: memory_of(part, device, kind) for n, part in self.parts.items()}
+                yield Alternative(f"{{dtype}} {str(kind).removeprefix('torch.')}", device, needed)
+        if device.type != HOME.type:
+            needed = {n: memory_of(part, HOME, dtype) for n, part in self.parts.items()}
+            yield Alternative("{device} cpu", HOME, needed)
 
     def _reader(self, part: Part) -> Read:
         """What reads a part again, whenever its turn comes."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
@@ -49,12 +50,22 @@ def said_of(name: str, needed: int, dtype: torch.dtype) -> Iterator[None]:
         ) from error
 
 
+class Alternative(NamedTuple):
+    """What may need less memory."""
+
+    option: str
+    """As in a `FieldMessage`: "{dtype} bfloat16"."""
+    device: torch.device
+    parts: Mapping[str, int]
+
+
 def fits_at_once(
     name: str,
     parts: Mapping[str, int],
     dtype: torch.dtype,
     device: torch.device,
     work: int | None = None,
+    alternatives: Iterable[Alternative] = (),
 ) -> bool:
     """Whether all parts of a model fit on a device at the same time.
 
@@ -62,25 +73,42 @@ def fits_at_once(
     not known, everything fits. name: the model's. parts: how many bytes each part needs. dtype: the
     number type of most of them. work: if given, the parts may come one after the other on a CPU too,
     where they do not fit without swap space next to so many bytes to compute with. Raises DoesNotFit:
-    not even the largest one fits, or, on a CPU without `work`, not all of them. Swap space counts.
+    not even the largest one fits, or, on a CPU without `work`, not all of them. It says which of the
+    alternatives fits, or which needs least. Swap space counts.
     """
     free, together = free_memory(device, swap=True), sum(parts.values())
     if free is None or together <= free:
         ready = None if work is None else free_memory(device)
         if work is None or ready is None or together + work <= ready:
             return True
-    needed = together if device.type == "cpu" and work is None else max(parts.values())
+    needed = _least(parts, device, work)
     if free is None or needed <= free:
         return False
-    half_fits = dtype.itemsize == 4 and needed // 2 <= free
     digits = 2 if needed - free < 0.1 * GB else 1  # or both could be shown as one number
     raise DoesNotFit(
         FieldMessage(
             "{name} needs {needed} GB of memory in {type}, and {free} GB are free"
-            + ("; {dtype} bfloat16 would fit" if half_fits else ""),
+            + _instead(needed, alternatives, work),
             name=name,
             needed=f"{needed / GB:.{digits}f}",
             free=f"{free / GB:.{digits}f}",
             type=str(dtype).removeprefix("torch."),
         )
     )
+
+
+def _least(parts: Mapping[str, int], device: torch.device, work: int | None) -> int:
+    """Bytes without which a model cannot be used: those of its largest part, where they take turns."""
+    return sum(parts.values()) if device.type == "cpu" and work is None else max(parts.values())
+
+
+def _instead(needed: int, alternatives: Iterable[Alternative], work: int | None) -> str:
+    """What fits in place of a model that needs so many bytes, as the end of a sentence."""
+    least = ""
+    for option, device, parts in alternatives:
+        less, free = _least(parts, device, work), free_memory(device, swap=True)
+        if free is None or less <= free:
+            return f"; {option} would fit, with {less / GB:.1f} GB"
+        if less < needed:
+            needed, least = less, f"{option} needs {less / GB:.1f} GB, which does not fit either"
+    return f"; {least or 'no other number type needs less'}"
