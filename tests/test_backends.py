@@ -29,7 +29,14 @@ from pellucid.runtime.threads import SMALL, threads_for
 
 Call = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
-BOUNDS = {"eager": 1e-5, "packed": 1e-5, "int8": 0.1, "openvino": 1e-4, "openvino_int8": 0.1}
+BOUNDS = {
+    "eager": 1e-5,
+    "packed": 1e-5,
+    "fused": 1e-5,
+    "int8": 0.1,
+    "openvino": 1e-4,
+    "openvino_int8": 0.1,
+}
 """How far the network's output may be from that of float32, relative to its size."""
 
 

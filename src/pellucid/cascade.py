@@ -144,10 +144,7 @@ class SuperResolution(nn.Module):
         x (B, 3, H, W), the noisy residual; t (B,), 0 to 1000; small (B, 3, H / factor,
         W / factor) in [-1, 1], with noise on it of the deviation `noise` (B,).
         """
-        config = self.config
-        time = self.time_embedding(sinusoid(t, config.embedding).to(x.dtype))
-        added = self.noise_embedding(sinusoid(1000 * noise, config.embedding).to(x.dtype))
-        embedding = F.silu(time + added)
+        config, embedding = self.config, self.embed(t, noise, x.dtype)
         parts = [F.pixel_unshuffle(x, config.factor), small.to(x.dtype)]
         if config.period > 0:
             parts.append(grid_waves(small, config.period).to(x.dtype))
@@ -166,6 +163,12 @@ class SuperResolution(nn.Module):
             for block in cast("Iterable[Block]", blocks):
                 x = block(torch.cat([x, kept.pop()], dim=1), embedding)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), config.factor)
+
+    def embed(self, t: Tensor, noise: Tensor, dtype: torch.dtype) -> Tensor:
+        """The time and the noise on the small picture, which all blocks get: (B, 4 * embedding)."""
+        time = self.time_embedding(sinusoid(t, self.config.embedding).to(dtype))
+        added = self.noise_embedding(sinusoid(1000 * noise, self.config.embedding).to(dtype))
+        return F.silu(time + added)
 
 
 def grid_waves(small: Tensor, period: int) -> Tensor:
@@ -298,6 +301,7 @@ def sample(
     for now, after in pairwise(levels):
         t = torch.full((len(small),), now.t, device=small.device)
         residual = network(x.to(dtype), t, small.to(dtype), added).to(x.dtype)
-        eps = (x - now.alpha * residual) / now.sigma
         yield SecondStageStep(x, residual, small, config, after)
-        x = after.alpha * residual + after.sigma * eps
+        if after.sigma > 0:
+            eps = (x - now.alpha * residual) / now.sigma
+            x = after.alpha * residual + after.sigma * eps

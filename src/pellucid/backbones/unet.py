@@ -264,21 +264,23 @@ class UNet(nn.Module):
     def embed_time(self, t: Tensor, cond: Conditioning, dtype: torch.dtype) -> Tensor:
         """The time, and with it the pooled text and the sizes: (B, 4 * block_out_channels[0])."""
         time = self.time_embedding(sinusoid(t, self.config.block_out_channels[0]).to(dtype))
-        if self.config.pooled_dim > 0:
-            extra = pooled_of(cond)
-            if self.config.size_conditions:
-                if cond.sizes is None or cond.sizes.shape[-1] != self.config.size_count:
-                    has = "no sizes" if cond.sizes is None else f"{cond.sizes.shape[-1]} sizes"
-                    last = "target height and width" if self.config.size_count == 6 else "score"
-                    raise ValueError(
-                        f"the conditioning has {has}; this U-Net needs (B, "
-                        f"{self.config.size_count}): original height and width, top and left of "
-                        f"the crop, {last}"
-                    )
-                waves = sinusoid(cond.sizes.flatten(), SIZE_WIDTH).view(len(cond.sizes), -1)
-                extra = torch.cat([extra, waves.to(extra.dtype)], dim=-1)
-            time = time + self.add_embedding(extra.to(dtype))
-        return time
+        return time + self.embed_text(cond, dtype) if self.config.pooled_dim > 0 else time
+
+    def embed_text(self, cond: Conditioning, dtype: torch.dtype) -> Tensor:
+        """What the pooled text and the sizes add to the time: (B, 4 * block_out_channels[0])."""
+        extra = pooled_of(cond)
+        if self.config.size_conditions:
+            if cond.sizes is None or cond.sizes.shape[-1] != self.config.size_count:
+                has = "no sizes" if cond.sizes is None else f"{cond.sizes.shape[-1]} sizes"
+                last = "target height and width" if self.config.size_count == 6 else "score"
+                raise ValueError(
+                    f"the conditioning has {has}; this U-Net needs (B, "
+                    f"{self.config.size_count}): original height and width, top and left of "
+                    f"the crop, {last}"
+                )
+            waves = sinusoid(cond.sizes.flatten(), SIZE_WIDTH).view(len(cond.sizes), -1)
+            extra = torch.cat([extra, waves.to(extra.dtype)], dim=-1)
+        return self.add_embedding(extra.to(dtype))
 
     def draw_map(self, x: Tensor, cond: Conditioning) -> Tensor:
         """The text as a map that is appended to x: (B, map_channels, h, w)."""

@@ -108,7 +108,7 @@ Dtype = Annotated[
 Backend = Annotated[
     str,
     _in_box(
-        "How the network is computed: eager, packed, int8, openvino, openvino_int8; `pellucid "
+        "How the network is computed: eager, packed, fused, int8, openvino, openvino_int8; `pellucid "
         "info` shows what auto chooses.",
         check=computing.check_backend,
         autocompletion=completion_of(lambda: (*computing.ORDERS, *computing.backends())),

@@ -44,7 +44,7 @@ def serve(
     dtype: Annotated[str | None, _option("float32, float16 or bfloat16.")] = None,
     backend: Annotated[
         str | None,
-        _option("How networks are computed: eager, packed, int8, openvino, openvino_int8."),
+        _option("How networks are computed: eager, packed, fused, int8, openvino, openvino_int8."),
     ] = None,
     fast: Annotated[bool, _option("Faster, a little less exact.", "--fast")] = False,
     exact: Annotated[bool, _option("As exact as float32 is; slower.", "--exact")] = False,

@@ -27,7 +27,7 @@ def to_pil(pixels: Tensor) -> Image.Image:
     pixels = pixels.detach().float().cpu()
     if not pixels.isfinite().all():
         raise ValueError("pixels has values that are not finite; the network overflowed")
-    levels = pixels.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    levels = pixels.clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
     return Image.fromarray(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
 
 

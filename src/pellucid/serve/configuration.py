@@ -56,8 +56,8 @@ class Configuration(BaseModel):
     )
     dtype: str = _setting("float32, float16, bfloat16 or auto.", "auto")
     backend: str = _setting(
-        "How networks are computed: eager, packed, int8, openvino, openvino_int8; auto, the fastest of "
-        "those that are exact; or fast, the fastest of all, which forecasts steps too.",
+        "How networks are computed: eager, packed, fused, int8, openvino, openvino_int8; auto, the "
+        "fastest of those that are exact; or fast, the fastest of all, which forecasts steps too.",
         "auto",
     )
     model_bytes: int = _setting(

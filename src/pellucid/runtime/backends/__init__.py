@@ -23,17 +23,18 @@ from pellucid.runtime.devices import HOME, free_memory
 if TYPE_CHECKING:
     from pellucid.request import Request
 
-EAGER, PACKED = "eager", "packed"
+EAGER, PACKED, FUSED = "eager", "packed", "fused"
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "auto": {"cpu": ("openvino", PACKED, EAGER)},
-    "fast": {"cpu": ("openvino_int8", "int8", "openvino", PACKED, EAGER)},
+    "auto": {"cpu": (FUSED, "openvino", PACKED, EAGER)},
+    "fast": {"cpu": (FUSED, "openvino_int8", "int8", "openvino", PACKED, EAGER)},
 }
 """Names that stand for the first one of several that can be used, by the kind of device. On a CPU with
-AMX, packed comes first."""
+AMX, packed comes before OpenVINO."""
 IN_8_BITS = ("openvino_int8", "int8")
 """Those that a CPU with AMX does not need: there bfloat16 takes no longer, and no preparation."""
 LARGE = 10**8
-"""Parameters of a network from which on OpenVINO, which first compiles it for seconds, is chosen."""
+"""Parameters of a network from which on OpenVINO, which first compiles it for seconds, is chosen,
+and up to which fused is."""
 ROOM = 4
 """Bytes for each parameter that must be free for backends that have a copy of the weights."""
 NOT_COMPLETE = "is not complete"
@@ -90,11 +91,13 @@ def choose_backend(
     order = CHOICES[name].get(device.type, (EAGER,))
     if has_amx():
         fits = [each for each in order if each not in IN_8_BITS]
-        order = tuple(sorted(fits, key=lambda each: each != PACKED))
+        order = tuple(sorted(fits, key=lambda each: each not in (FUSED, PACKED)))
     for each in order:
         if each.startswith("openvino") and not (room and parameters >= LARGE):
             continue
-        if each == PACKED and not (room and dtype == torch.bfloat16):
+        if each in (FUSED, PACKED) and not (room and dtype == torch.bfloat16):
+            continue
+        if each == FUSED and parameters >= LARGE:
             continue
         why = known[each].unsuitable(device)
         if why is None:

@@ -134,7 +134,7 @@ def _packed_parts(layer: nn.Module) -> dict[str, nn.Module | None]:
 
 
 def _packed_layer(layer: nn.Module) -> nn.Module:
-    if type(layer) in BLOCKS and all(map(_known, layer.modules())):
+    if type(layer) in BLOCKS and all(map(known, layer.modules())):
         block: nn.Module = BLOCKS[type(layer)](layer)
         return block
     parts = _packed_parts(layer)
@@ -145,7 +145,7 @@ def _packed_layer(layer: nn.Module) -> nn.Module:
     return same
 
 
-def _known(layer: nn.Module) -> bool:
+def known(layer: nn.Module) -> bool:
     """Whether a layer is one of PyTorch's own or has no weights; a live LoRA has a type of its own."""
     if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
         return False
