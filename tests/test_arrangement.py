@@ -446,3 +446,11 @@ def test_style_guidance_without_a_style_is_said(shipped: Model) -> None:
     warnings = draw(shipped, prompt="a cat", style_guidance=2).warnings
     assert any("names no style" in warning for warning in warnings)
     assert "style_guidance" not in resolve(shipped, Request(prompt="a cat")).record()
+
+
+@pytest.mark.parametrize("gap", ["İZMİR AND", "İ,", "İİ on İ", "ﬁ With ẞ"])
+def test_letters_that_grow_in_lower_case(shipped: Model, gap: str) -> None:
+    assert shipped.lexicon is not None
+    arrange(f"a cat {gap} dog", shipped.lexicon)
+    assert arrange("a cat AND ALSO a dog".lower(), shipped.lexicon) is not None
+    assert arrange("a cat On a dog", shipped.lexicon) == arrange("a cat on a dog", shipped.lexicon)

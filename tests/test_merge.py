@@ -154,6 +154,21 @@ def test_weights_in_8_bits(files: dict[str, Path], call: Any, tmp_path: Path) ->
     assert all(torch.equal(merged[key].float(), small[key].float()) for key in small)
 
 
+INDEX = "model.safetensors.index.json"
+
+
+def sharded(file: Path, folder: Path) -> None:
+    """The tensors of a file in two, with an index."""
+    folder.mkdir()
+    tensors = list(load_file(file).items())
+    half = len(tensors) // 2
+    parts = {"one.safetensors": tensors[:half], "two.safetensors": tensors[half:]}
+    for name, some in parts.items():
+        save_file(dict(some), folder / name)
+    weight_map = {key: name for name, some in parts.items() for key, _ in some}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
 def test_layouts_and_number_types(files: dict[str, Path], call: Any, tmp_path: Path) -> None:
     """A is decisive: a single file in its layout, each weight in its type."""
     a, b, _ = three(files)
@@ -179,6 +194,14 @@ def test_layouts_and_number_types(files: dict[str, Path], call: Any, tmp_path: P
     assert set(recipe["models"][0]["sha256"]) == {
         *("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"),
         "text_encoder/model.safetensors",
+    }
+    sharded(b, tmp_path / "parts")
+    out = tmp_path / "index.safetensors"
+    assert call("merge", a, tmp_path / "parts" / INDEX, "--out", out)[0] == 0
+    recipe = json.loads(metadata(out)["pellucid_merge"])
+    assert recipe["models"][1]["sha256"] == {
+        name: hashlib.sha256((tmp_path / "parts" / name).read_bytes()).hexdigest()
+        for name in ("one.safetensors", "two.safetensors")
     }
     out = tmp_path / "native-and-ldm.safetensors"
     assert call("merge", native, b, "--out", out)[0] == 0

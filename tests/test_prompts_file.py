@@ -64,6 +64,8 @@ def test_each_line_and_resuming(here: Path, call: Any, monkeypatch: pytest.Monke
     assert [record(path)["prompt"] for path in out.split()] == ["a cat", "a dog"]
     assert out.split()[1] == "outputs/a-dog-10.png"
     assert call(*words, "--resume")[:2] == (0, "")
+    status, out, err = call(*words, "--resume", "--json", "--grid")
+    assert status == 0 and json.loads(out) == {"images": [], "warnings": []} and "grid" not in err
     again = call(*words, "--resume", "--guidance", 4)[1].split()  # another request
     assert [record(path)["prompt"] for path in again] == ["a cat", "{red} is a text"]
     stdin = io.TextIOWrapper(io.BytesIO(b"a cat\na cat\na cat"))

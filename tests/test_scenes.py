@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pellucid.data import SourceOptions, load, scenes
+from pellucid.data import SourceOptions, emoji, load, scenes
 from pellucid.data.emoji import STYLES, Concept, EmojiArt, held_out
 from pellucid.nouns import plural
 
@@ -149,3 +149,14 @@ def test_core_concepts_come_more_often() -> None:
     source = scenes.Scenes(art, scenes.SceneMix(core=0.9), range(3), core=(1,))
     labels = source.draw(60, np.random.default_rng(0)).labels
     assert (labels == 1).float().mean() > 0.75
+
+
+def test_a_recipe_for_another_source(art: EmojiArt, tmp_path: Path) -> None:
+    art.save(tmp_path / "art.npz")
+    options = SourceOptions(tmp_path / "art.npz")
+    assert scenes.source(options, {"tint": 0.5}).mix.tint == 0.5
+    for source in (scenes.source, emoji.source):
+        with pytest.raises(
+            ValueError, match=r"the recipe is for another source .* kinds of_no_kind"
+        ):
+            source(options, {"of_no_kind": 0.5})

@@ -187,6 +187,8 @@ def test_variables(call: Any, refused: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PELLUCID_SERVE_PORT", "80")
     status, out, err = call("config")
     assert status == 0 and "PELLUCID_SERVE_PORT" not in err and "serve" not in out
+    monkeypatch.setenv("PELLUCID_SERVE_EMBEDDINGS", "x")  # like PELLUCID_EMBEDDINGS
+    assert call("config")[0] == 0
     monkeypatch.setenv("PELLUCID_MODELS", "/dev/null")
     said = refused("generate", "x", "--model", "none")
     assert "a name in /dev/null, which is not a folder" in said

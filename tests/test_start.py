@@ -73,6 +73,11 @@ WRONG: tuple[tuple[tuple[str, ...], str], ...] = (
         ("generate", "x", "--prediction", "noise"),
         "unknown prediction 'noise'; choices, nearest first",
     ),
+    (
+        ("generate", "x", "--device", "{x}"),
+        "--device must be auto, cpu, cuda, cuda:NUMBER or mps, got '{x}'",
+    ),
+    (("generate", "x", "--dtype", "{0}"), "got '{0}'"),
     (("grid", "x", "--x", "steps=1", "--device", "tpu"), "--device must be"),
     (("explain", "x", "--dtype", "half"), "--dtype must be"),
     (("upscale", CAT, "--device", "0"), "--device must be"),

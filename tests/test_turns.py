@@ -70,6 +70,13 @@ def test_each_part_is_there_in_its_turn(file: Path, short: Model) -> None:
     assert same(progress, drawn(short))  # once more
 
 
+def test_parts_go_after_a_failure_too(short: Model) -> None:
+    with pytest.raises(ZeroDivisionError), devices.reading(short.backbone):
+        assert devices.is_read(short.backbone)
+        raise ZeroDivisionError
+    assert not devices.is_read(short.backbone)
+
+
 def test_where_there_is_room_all_are_there(file: Path) -> None:
     assert here(checkpoints.load(file, in_turns=True)) == ["backbone", "vae", "text"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from pellucid import checkpoints, hires
 from pellucid.folders import Folder
 from pellucid.lora import Weighted, attach
+from pellucid.messages import FieldMessage
 from pellucid.model import Model
 from pellucid.progress import stage
 from pellucid.prompt import take_loras
@@ -93,6 +94,9 @@ def find(name: str, folder: Path | None) -> Path:
     """The LoRA that a prompt names, in `folder` or below, as `Folder.find` does."""
     if folder is None:
         raise ValueError(
-            f"the prompt names the LoRA {name!r}, and no folder of LoRAs is given (lora_folder)"
+            FieldMessage(
+                "the prompt names the LoRA {lora!r}, and no folder of LoRAs is given ({lora_folder})",
+                lora=name,
+            )
         )
     return Folder(folder, "LoRA").find(name)

@@ -55,7 +55,7 @@ LIES: dict[str, str] = {
 JOINING = frozenset(word for words in LIES for word in words.split())
 """The single words of these."""
 _SHAPES = {"row": "row", "line": "row", "column": "column", "stack": "column"}
-_JOINT = re.compile(rf"\b({'|'.join(sorted(LIES, key=len, reverse=True))})\b|(,)")
+_JOINT = re.compile(rf"\b({'|'.join(sorted(LIES, key=len, reverse=True))})\b|(,)", re.IGNORECASE)
 # Words that make a prompt mean something else than its things next to each other.
 _OTHER_WORDS = """
 no not zero 0 without or nor neither either but instead except like as than half mix mixed
@@ -307,8 +307,8 @@ def _cut(
     starts = [_start(words, things[0].first, 0, things[0])]
     for before, after in pairwise(things):
         gap = prompt[tokens[before.end - 1].end() : tokens[after.first].start()]
-        found = list(_JOINT.finditer(gap.lower()))
-        joints.append(" ".join(match.group() for match in found if match.group() != ","))
+        found = list(_JOINT.finditer(gap))
+        joints.append(" ".join(match.group().lower() for match in found if match.group() != ","))
         first = after.first
         if found:
             begin = tokens[before.end - 1].end() + found[-1].end()

@@ -23,7 +23,9 @@ def check_device(name: str) -> str:
     """`name`, if a machine can have such a device. ValueError for any other."""
     if not DEVICE.fullmatch(name):
         raise ValueError(
-            FieldMessage(f"{{device}} must be auto, cpu, cuda, cuda:NUMBER or mps, got {name!r}")
+            FieldMessage(
+                "{device} must be auto, cpu, cuda, cuda:NUMBER or mps, got {given!r}", given=name
+            )
         )
     return name
 
@@ -33,7 +35,9 @@ def dtype_named(name: str) -> str:
     whole = SHORT.get(name, name)
     if whole not in ("auto", *DTYPES):
         known = ", ".join(("auto", *DTYPES))
-        raise ValueError(FieldMessage(f"{{dtype}} must be one of {known}, got {name!r}"))
+        raise ValueError(
+            FieldMessage("{dtype} must be one of {known}, got {given!r}", known=known, given=name)
+        )
     return whole
 
 

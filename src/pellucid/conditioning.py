@@ -201,8 +201,16 @@ def layer_of(model: Model, towers: Sequence[TextTower], clip_skip: int | None) -
     if not lowest <= clip_skip <= highest:
         without = f" (the last {settings.left_out} is left out)" if settings.left_out else ""
         raise ValueError(
-            f"clip_skip must be from {lowest} to {highest}, got {clip_skip}: the text tower of "
-            f"{model.title} has {layers} layers{without}"
+            FieldMessage(
+                "{clip_skip} must be from {lowest} to {highest}, got {given}: the text tower of "
+                "{model} has {layers} layers{without}",
+                lowest=lowest,
+                highest=highest,
+                given=clip_skip,
+                model=model.title,
+                layers=layers,
+                without=without,
+            )
         )
     return settings.left_out - clip_skip
 
@@ -376,7 +384,7 @@ def weighted_prompts(request: ResolvedRequest) -> list[tuple[str, float]]:
                 FieldMessage("AND cannot be combined with {mix_by} 'embedding', only with 'noise'")
             )
         if request.walk is not None:
-            raise ValueError("AND cannot be combined with walk")
+            raise ValueError(FieldMessage("AND cannot be combined with {walk}"))
     return by_style(request, weighted) if len(weighted) == 1 else weighted
 
 

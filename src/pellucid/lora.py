@@ -200,8 +200,8 @@ def _changed(
         if not torch.isfinite(moved).all():
             kind = str(moved.dtype).removeprefix("torch.")
             raise ValueError(
-                f"with the LoRA {name} has values that are not finite in {kind}: its file is "
-                "damaged, or its weight is too high"
+                f"the LoRA makes {name} not finite in {kind}: its file is damaged, or its weight is "
+                "too high"
             )
         if live:
             register_parametrization(owner, leaf, summed, unsafe=True)  # it has just been tried

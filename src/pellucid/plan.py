@@ -117,8 +117,14 @@ def levels_of(model: Model, request: ResolvedRequest) -> list[list[Level]]:
         whole = hires.whole_steps(second.steps, second.strength)
         if whole > MAX_STEPS:
             raise ValueError(
-                f"hires_steps {second.steps} at hires_strength {second.strength:g} are the last of "
-                f"{whole} steps, and at most {MAX_STEPS} are allowed; use fewer steps or more strength"
+                FieldMessage(
+                    "{hires_steps} {steps} at {hires_strength} {strength:g} are the last of {whole} "
+                    "steps, and at most {most} are allowed; use fewer steps or more strength",
+                    steps=second.steps,
+                    strength=second.strength,
+                    whole=whole,
+                    most=MAX_STEPS,
+                )
             )
         passes.append(levels(whole)[whole - second.steps :])
     return passes
@@ -152,7 +158,9 @@ def sampler_options(request: ResolvedRequest) -> dict[str, float]:
     if request.eta is None:
         return {}
     if "eta" not in inspect.signature(samplers.get(request.sampler).sample).parameters:
-        raise ValueError(f"the sampler {request.sampler!r} has no eta; ddim has")
+        raise ValueError(
+            FieldMessage("the sampler {name!r} has no {eta}; ddim has", name=request.sampler)
+        )
     return {"eta": request.eta}
 
 
@@ -253,11 +261,20 @@ def check_clip_guidance(model: Model, request: ResolvedRequest) -> None:
         return
     if samplers.get(request.sampler).spec.guided:  # the unguided noise that it puts back undoes it
         raise ValueError(
-            f"clip_guidance does not work with the sampler {request.sampler!r}; with ddim it does"
+            FieldMessage(
+                "{clip_guidance} does not work with the sampler {name!r}; with ddim it does",
+                name=request.sampler,
+            )
         )
     missing = missing_for_clip_guidance(model)
     if missing is not None:
-        raise ValueError(f"clip_guidance needs {missing}, which {model.title} does not have")
+        raise ValueError(
+            FieldMessage(
+                "{clip_guidance} needs {missing}, which {model} does not have",
+                missing=missing,
+                model=model.title,
+            )
+        )
 
 
 def missing_for_clip_guidance(model: Model) -> str | None:
@@ -488,7 +505,12 @@ def picture_warnings(model: Model, asked: Request, request: ResolvedRequest) -> 
             )
         )
     if request.decoder == "tiny" and decoder_of(model, "tiny") is model.vae:
-        warnings.append(f"decoder tiny does nothing: the autoencoder of {model.title} is as fast")
+        warnings.append(
+            FieldMessage(
+                "{decoder} tiny does nothing: the autoencoder of {model} is as fast",
+                model=model.title,
+            )
+        )
     if request.start is None:
         return warnings
     (picture, strength), size = request.start, (request.width, request.height)

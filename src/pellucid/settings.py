@@ -1,4 +1,4 @@
-"""Settings of one's own: folders, a model, names for pictures, and defaults for each model.
+"""The user's settings: folders, a model, names for pictures, and defaults for each model.
 
 An environment variable takes precedence over the file, and the file over the defaults here. An
 option of a command takes precedence over all of them. ::
@@ -179,6 +179,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Loaded:
             _check({name: value}, variable)
         elif name == "defaults":
             raise ValueError(f"{variable} cannot be a variable; [defaults] is a table of {file}")
+        elif variable.startswith(OF_SERVE):
+            unused.append(variable)
         elif near := difflib.get_close_matches(name, Settings.model_fields, 1, 0.75):
             raise ValueError(
                 f"the environment variable {variable} is not known; {PREFIX}{near[0].upper()} is"

@@ -107,10 +107,10 @@ def norm_silu(x: Tiled, norm: nn.GroupNorm) -> Tiled:
         means.append(mean)
         variances.append(var)
     share = means[0].new_tensor(counts) / x.height
-    each = torch.stack(means, dim=-1)  # (B, groups, tiles)
-    mean = (each * share).sum(-1)
+    stacked = torch.stack(means, dim=-1)  # (B, groups, tiles)
+    mean = (stacked * share).sum(-1)
     # The variance of the whole: within the tiles, plus between them.
-    var = ((torch.stack(variances, dim=-1) + (each - mean[..., None]).square()) * share).sum(-1)
+    var = ((torch.stack(variances, dim=-1) + (stacked - mean[..., None]).square()) * share).sum(-1)
 
     width = norm.num_channels // norm.num_groups
     factor = (var + norm.eps).rsqrt().repeat_interleave(width, dim=1) * norm.weight

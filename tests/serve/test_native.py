@@ -324,6 +324,11 @@ def test_a_grid_goes_on_where_a_cell_fails(client: TestClient, engine: Engine) -
     assert found["total"] == 4
     ids = {"first": jobs[0]["id"], "second": jobs[1]["id"]}
     assert client.get("/api/difference", params=ids).json()["difference"] == {"steps": [1, 2]}
+    for job in jobs:
+        assert client.get(f"/api/grids/{made['id']}").status_code == 200
+        client.patch(f"/api/jobs/{job['id']}", json={"deleted": True})
+        assert client.delete(f"/api/jobs/{job['id']}").status_code < 300
+    assert client.get(f"/api/grids/{made['id']}").status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,6 @@ class Contents:
 
 
 def _told(name: str, part: Part, dtype: torch.dtype | None) -> AbstractContextManager[None]:
-    """Where memory ends while a part is read, says so."""
+    """Turns out-of-memory while a part is read into DoesNotFit."""
     kind = next(iter(part.weights.values())).dtype if dtype is None else dtype
     return said_of(name, size(part) * kind.itemsize, kind)

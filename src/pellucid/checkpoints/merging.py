@@ -25,7 +25,8 @@ from pellucid.checkpoints.contents import Contents
 from pellucid.checkpoints.formats import ldm, native
 from pellucid.checkpoints.merge_record import ENTRY
 from pellucid.checkpoints.models import examine
-from pellucid.checkpoints.weights import existing
+from pellucid.checkpoints.weights import existing, is_index, shards_of
+from pellucid.folders import WEIGHTS
 from pellucid.messages import FieldMessage
 from pellucid.plugins import choose
 from pellucid.progress import stage
@@ -41,7 +42,6 @@ GROUPS = {
 """What has a share of its own, and the networks of a model in it."""
 FIRST = "conv_in.weight"
 """Of a U-Net, which takes a mask too in an inpainting model."""
-WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt")
 READ_BYTES = 2**20  # of a file that is hashed, at a time
 
 Shares = tuple[float, ...]
@@ -211,7 +211,7 @@ def _compared(first: Contents, other: Contents) -> list[str]:
     if first.prediction != other.prediction:
         said.append(
             f"{first.path} predicts {first.prediction} and {other.path} {other.prediction}; the "
-            "merged model is said to predict what the first does"
+            "merged model is recorded as predicting what the first does"
         )
     if missing_parts := [name for name in first.parts if name not in other.parts]:
         said.append(
@@ -231,10 +231,12 @@ def _record(contents: Sequence[Contents], recipe: MergeRecipe) -> dict[str, Any]
 
 
 def _hashes(path: Path) -> str | dict[str, str]:
-    """The SHA-256 of a file, or of each file of weights in a folder."""
+    """The SHA-256 of a file, or of each file of weights in a folder or of an index."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS)
         return {file.relative_to(path).as_posix(): cast(str, _hashes(file)) for file in files}
+    if is_index(path):
+        return {name: cast(str, _hashes(file)) for name, file in shards_of(path).items()}
     digest = hashlib.sha256()
     try:
         with stage(f"hashing {path.name}", path.stat().st_size) as now, path.open("rb") as file:

@@ -238,16 +238,26 @@ def _pickled(path: Path) -> Weights:
 # ---------------------------------------------------------------- several files
 
 
-def _sharded(path: Path) -> Weights:
+def shards_of(index: Path) -> dict[str, Path]:
+    """The files that an index names. CheckpointError for one that names none, or other places."""
+    return {name: _shard_path(index, name) for name in sorted(set(_file_of(index).values()))}
+
+
+def _file_of(index: Path) -> dict[str, str]:
+    """Key -> the name of the file that it is in."""
     try:
-        if path.stat().st_size > INDEX_BYTES:
-            raise CheckpointError(
-                f"{path} has more than {INDEX_BYTES} bytes, too many for an index"
-            )
-        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-        file_of = {str(key): str(name) for key, name in weight_map.items()}
+        with index.open("rb") as file:
+            text = file.read(INDEX_BYTES + 1)
+        if len(text) <= INDEX_BYTES:
+            weight_map = json.loads(text)["weight_map"]
+            return {str(key): str(name) for key, name in weight_map.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not an index of weights: {error!r}") from error
+        raise CheckpointError(f"{index} is not an index of weights: {error!r}") from error
+    raise CheckpointError(f"{index} has more than {INDEX_BYTES} bytes, too many for an index")
+
+
+def _sharded(path: Path) -> Weights:
+    file_of = _file_of(path)
     stored: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     pickled = False

@@ -102,7 +102,7 @@ class AnnouncedImport(MetaPathFinder):
         return spec
 
     def leave(self) -> None:
-        """Announces nothing any more."""
+        """Stops announcing."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 

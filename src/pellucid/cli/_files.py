@@ -32,7 +32,8 @@ SMALL = 256  # pictures of at most this many pixels on a side are shown twice as
 OUTPUTS = "outputs"  # the folder of the results if there is no --out
 OVERWRITE = "Replace the file of --out if it exists."
 BYTES = {".png": 1.0}  # that a pixel takes at least in a photo; 0.1 in other formats
-OTHERS = (".html", ".htm", ".pdf", ".json", ".txt", ".md", ".svg")  # no names of folders
+# Endings that a folder of results must not have.
+OTHERS = (".html", ".htm", ".pdf", ".json", ".txt", ".md", ".svg")
 PAGES = (".html", ".htm")  # what the file of a page ends in
 
 

@@ -133,7 +133,7 @@ LoraFolder = Annotated[
     typer.Option(
         help="The folder of the LoRAs that <lora:name:weight> in a prompt names. Default: that of "
         "your settings.",
-        rich_help_panel="On the model",
+        rich_help_panel="LoRAs and embeddings",
         exists=True,
         file_okay=False,
     ),

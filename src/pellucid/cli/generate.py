@@ -225,6 +225,7 @@ class Results:
     def deliver(self, drawn: Iterable[Drawn], with_grid: bool) -> None:
         """Writes each picture when it is finished. with_grid: also all pictures as one."""
         images: list[Image] = []
+        finished = False
         try:
             for batch in drawn:
                 for warning in batch.warnings:
@@ -235,10 +236,11 @@ class Results:
                 images += batch.images if with_grid else []
             if len(images) > 1:
                 self.write_grid(images)
-            elif with_grid:
+            elif images:
                 self.warn("--grid does nothing for one picture")
+            finished = True
         finally:
-            if self.as_json and self.images:
+            if self.as_json and (self.images or finished):
                 found = {"images": self.images, "warnings": self.warnings} | self.grid
                 show_json(json.dumps(found, indent=1))
 

@@ -6,18 +6,21 @@ pictures that fit in memory that is a `Pictures` made of their pixels and captio
 
 from __future__ import annotations
 
+import inspect
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pellucid.plugins import choose, discover
+
+T = TypeVar("T")
 
 SOURCES = discover(__name__)
 VALIDATION = 20
@@ -182,6 +185,17 @@ def load(
         raise ValueError(f"size must be a multiple of {multiple}, such as 64, got {options.size}")
     found: Source = SOURCES[name].source(options, mix or {})
     return found
+
+
+def mixed(mix: Callable[..., T], shares: Mapping[str, float], source: str) -> T:
+    """How a source mixes its kinds of pictures, from the shares of a recipe. ValueError if these are
+    of another source."""
+    if unknown := sorted(shares.keys() - inspect.signature(mix).parameters.keys()):
+        raise ValueError(
+            f"the recipe is for another source than {source}, which has no pictures of the kinds "
+            f"{', '.join(unknown)}; choose another source or another recipe"
+        )
+    return mix(**shares)
 
 
 def to_pixels(pictures: Sequence[np.ndarray]) -> Tensor:

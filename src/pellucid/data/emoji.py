@@ -39,6 +39,7 @@ from pellucid.data import (
     GroundedPhrase,
     SourceOptions,
     digest,
+    mixed,
     spread,
     to_pixels,
 )
@@ -552,4 +553,4 @@ def among_of(art: EmojiArt, core: bool) -> list[int]:
 def source(options: SourceOptions, mix: Mapping[str, float]) -> Emoji:
     """The art of `options.art`: all its concepts or, with `core`, the core ones if it has any."""
     art = EmojiArt.load(options.art)
-    return Emoji(art, Mix(**mix), among_of(art, options.core))
+    return Emoji(art, mixed(Mix, mix, "emoji"), among_of(art, options.core))

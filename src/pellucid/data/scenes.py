@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pellucid.data import GroundedPhrase, SourceOptions
+from pellucid.data import GroundedPhrase, SourceOptions, mixed
 from pellucid.data.emoji import (
     COLORS,
     GROUNDS,
@@ -484,4 +484,4 @@ def source(options: SourceOptions, mix: Mapping[str, float]) -> Scenes:
     art = EmojiArt.load(options.art)
     among = among_of(art, options.core)
     core = [c for c in core_concepts(art) if c in set(among)]
-    return Scenes(art, SceneMix(**mix), among, core)
+    return Scenes(art, mixed(SceneMix, mix, "scenes"), among, core)

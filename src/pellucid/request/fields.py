@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 # Groups of fields: a panel of --help each. Fields without a group come first.
 PICTURES = "pictures"  # files that are pictures, which no folder of the settings has
-MODEL, START, MASK = "On the model", "Picture to start from", "Mask"
+MODEL, START, MASK = "LoRAs and embeddings", "Picture to start from", "Mask"
 SECOND, STEER, OUTPUT = "Second pass", "Noise and guidance", "Output"
 
 

@@ -294,7 +294,11 @@ class Request(BaseModel):
     al. 2022, "Composable Diffusion", eq. 11). None: 1 for a model that lists what it has learned; 0
     for others."""
     interval: tuple[Share, Share] = option(
-        "The part of the run that has guidance, such as 0.2,0.8.", (0.0, 1.0), STEER, form="FROM,TO"
+        "The part of the run that has guidance, by the share of the picture in what is noisy: 0,1 is "
+        "all of it, 0.2,0.8 its middle.",
+        (0.0, 1.0),
+        STEER,
+        form="FROM,TO",
     )
     """In `guidance.signal_share`: 0 is noise, 1 the picture."""
     forecast: bool = option(
@@ -317,7 +321,11 @@ class Request(BaseModel):
         choices=_noises,
     )
     """The kind of noise to start from, one of `noise.NOISES`."""
-    eta: Share | None = option("How much fresh noise a step of ddim adds, 0 to 1.", group=STEER)
+    eta: Share | None = option(
+        "Share of fresh noise in each step, 0 to 1, for ddim (default 0) and samplers that add noise "
+        "(default 1).",
+        group=STEER,
+    )
     """For samplers that have it."""
     clip_guidance: Finite = option("Scale of CLIP guidance; 0 turns it off.", 0.0, STEER)
     """Of the gradient of CLIP's similarity between the picture and the prompt."""

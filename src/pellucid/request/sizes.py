@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from pellucid.messages import FieldMessage
 from pellucid.request.request import MAX_SIDE, Request
 
 if TYPE_CHECKING:
@@ -70,15 +71,26 @@ def size_of(model: Model, request: Request, picture: Image.Image | None) -> tupl
     for side, pixels in zip(("width", "height"), size, strict=True):
         if pixels > MAX_SIDE:
             raise ValueError(
-                f"{request.image} makes a {side} of {pixels}; at most {MAX_SIDE} can be drawn, so "
-                "width and height have to be given"
+                FieldMessage(
+                    "{picture} makes a {side} of {pixels}; at most {most} can be drawn, so {width} and "
+                    "{height} have to be given",
+                    picture=request.image,
+                    side=side,
+                    pixels=pixels,
+                    most=MAX_SIDE,
+                )
             )
         if pixels % unit and not exact:
             near = max(round(pixels / unit), 1) * unit
             raise ValueError(f"{side} must be a multiple of {unit}, such as {near}, got {pixels}")
     if request.hires is not None and max(size) * request.hires > MAX_SIDE:
         raise ValueError(
-            f"hires {request.hires:g} makes {max(size) * request.hires:g} pixels of {max(size)}; "
-            f"at most {MAX_SIDE} can be drawn"
+            FieldMessage(
+                "{hires} {factor:g} makes {pixels:g} pixels of {longest}; at most {most} can be drawn",
+                factor=request.hires,
+                pixels=max(size) * request.hires,
+                longest=max(size),
+                most=MAX_SIDE,
+            )
         )
     return size

@@ -259,10 +259,12 @@ def begin_turn(part: nn.Module) -> None:
 def reading(*parts: nn.Module) -> Iterator[None]:
     """All of these parts are there inside, for what copies them; they are let go afterwards."""
     missing = [part for part in parts if takes_turns(part) and not is_read(part)]
-    for part in missing:
-        _reads[part](part)
-    yield
-    let_go(*missing)
+    try:
+        for part in missing:
+            _reads[part](part)
+        yield
+    finally:
+        let_go(*missing)
 
 
 def let_go(*parts: nn.Module) -> None:

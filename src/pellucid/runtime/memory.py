@@ -33,7 +33,7 @@ class DoesNotFit(ValueError):
 
 @contextmanager
 def said_of(name: str, needed: int, dtype: torch.dtype) -> Iterator[None]:
-    """Where memory ends in the block, which reads so many bytes of a model, raises DoesNotFit."""
+    """Raises DoesNotFit if memory runs out in the block, which reads so many bytes of a model."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""DPM-Solver++(3M) SDE of k-diffusion: x0 is D on along a parabola, on the SDE.
+"""DPM-Solver++(3M) SDE of k-diffusion: x0 is continued along a parabola, on the SDE.
 
 With lambda = log(alpha / sigma), h = lambda' - lambda, r0 and r1 the two h before by this h, and
 H = (1 + eta) h,

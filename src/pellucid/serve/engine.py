@@ -34,7 +34,7 @@ from pellucid.serve.worker import Cancel, Draw, Ended, Show, StepReport, WorkerJ
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # Windows: nothing hinders a second server
+except ImportError:  # Windows: nothing prevents a second server
     flock = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)

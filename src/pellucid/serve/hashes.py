@@ -40,6 +40,9 @@ class Hashes:
         with suppress(TimeoutError):
             if (digest := begun.result(PATIENCE)) is not None:
                 self._queue.remember(fact, json.dumps({"version": version, "sha256": digest}))
+            else:  # it may be readable the next time
+                with self._lock:
+                    self._begun.pop(file, None)
             return digest
         return None
 

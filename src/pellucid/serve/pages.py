@@ -20,9 +20,8 @@ NAME = "picture"
 
 
 def _noise(model: Model, image: Image.Image, request: Request) -> str:
-    settings = NoiseSettings(
-        prompt=request.prompt, guidance=request.guidance or 1.0, seed=request.seed or 0
-    )
+    guidance = 1.0 if request.guidance is None else request.guidance
+    settings = NoiseSettings(prompt=request.prompt, guidance=guidance, seed=request.seed or 0)
     return noise_page.html(examine_noise(model, image, NAME, settings))
 
 

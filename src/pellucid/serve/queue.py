@@ -434,6 +434,10 @@ class Queue:
                 (id,),
             ).fetchall()
             db.execute("delete from pictures where job = ?", (id,))
+            db.execute(  # of a grid whose last job is gone
+                "delete from facts where name like 'grid %' and not exists "
+                "(select 1 from jobs where grid = substr(facts.name, 6))"
+            )
         return [name for (name,) in rows]
 
     def pictures(self) -> set[str]:

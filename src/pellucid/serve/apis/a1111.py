@@ -748,7 +748,10 @@ def refresh(engine: Server) -> None:
 
 def _memory() -> dict[str, Any]:
     free = free_memory(torch.device("cpu")) or 0
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        total = free
     ram = {"free": free, "used": total - free, "total": total}
     if not torch.cuda.is_available():
         return {"ram": ram, "cuda": {"error": "there is no CUDA device"}}
