@@ -450,7 +450,7 @@ def test_tokens_of_odd_prompts(call: Any, model_file: Path) -> None:
         (("tokens", "<lora:paint:much>"), "<lora:paint:much>: 'much' is not understood"),
         (("tokens", "cat", "--steps", 0), "steps"),
         (("generate", "a (cat:nan)"), "the weight of 'cat' must be from -100 to 100, got nan"),
-        (("generate", "cat", "--clip-skip", 5), "clip_skip must be from 1 to 1, got 5"),
+        (("generate", "cat", "--clip-skip", 5), "--clip-skip must be from 1 to 1, got 5"),
         (("generate", "cat", "--clip-skip", 0), "--clip-skip must be between 1 and 100, got 0"),
         (("generate", "cat", "--emphasis", "loud"), "emphasis"),
         (("generate", "a AND b", "--mix-by", "embedding"), "AND cannot be combined with"),
