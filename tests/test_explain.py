@@ -136,7 +136,7 @@ def test_the_second_stage_is_recorded(large: tuple[Model, Explanation]) -> None:
     assert first.small.shape == (3, 16, 16) and first.x.shape == (3, 64, 64)
     with torch.no_grad():
         *_, made = cascade.sample(model.second_stage, first.small[None], first.x[None])
-    torch.testing.assert_close(made.x[0], last.x)
+    torch.testing.assert_close(made.before[0], last.x)
     expected = cascade.to_large(last.residual[None], last.small[None], model.second_stage.config)
     torch.testing.assert_close(made.large, expected)
     *_, drawn = generate(model, REQUEST)

@@ -252,7 +252,7 @@ def training_loss(
 class SecondStageStep(NamedTuple):
     """A step of the second stage."""
 
-    x: Tensor  # (B, 3, H, W): the noisy residual that the step began with
+    before: Tensor  # (B, 3, H, W): the noisy residual that the step began with
     residual: Tensor  # (B, 3, H, W): the clean one, as it is estimated from x
     small: Tensor  # (B, 3, h, w) in [-1, 1]: the picture that is enlarged
     config: SuperResolutionConfig

@@ -21,7 +21,7 @@ COLORS = {
     "gray": (140, 145, 150),
     "black": (35, 35, 40),
 }
-"""Colour words of the pictures that the shipped model was trained on."""
+"""Colour words of the pictures that the included model was trained on."""
 
 NAMES = {name: ImageColor.getrgb(name)[:3] for name in ImageColor.colormap} | COLORS
 NAMES["grey"] = NAMES["gray"]

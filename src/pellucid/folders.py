@@ -119,7 +119,7 @@ def name_of(path: Path) -> str:
 
 
 def embedded() -> Path:
-    """The path of the model that ships with the package."""
+    """The path of the included model."""
     return Path(__file__).parent / "weights" / "emoji.safetensors"
 
 

@@ -222,12 +222,12 @@ def sees_masks(model: Model) -> bool:
     channels = getattr(config, "in_channels", latent)
     if channels == 2 * latent:
         raise ValueError(
-            f"{model.name} edits pictures by instruction (InstructPix2Pix: its network has "
+            f"{model.title} edits pictures by instruction (InstructPix2Pix: its network has "
             f"{channels} input channels), which is not supported"
         )
     if channels not in (latent, 2 * latent + 1):
         raise ValueError(
-            f"the network of {model.name} has {channels} input channels; it must have {latent}, or "
+            f"the network of {model.title} has {channels} input channels; it must have {latent}, or "
             f"{2 * latent + 1} for inpainting"
         )
     return channels == 2 * latent + 1

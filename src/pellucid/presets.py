@@ -53,7 +53,7 @@ def _few(steps: int, sampler: str, spacing: str, guidance: float = 1.0, side: in
 # end of the path (diffusers' guide to schedulers, "20-25 steps"). "automatic" is Karras's spacing for
 # that sampler, and the own one for others. Those of the families are in their files.
 WITHOUT_FAMILY = {
-    # the embedded model (`pellucid train pack`)
+    # the included model (`pellucid train pack`)
     "emoji": Preset(8, 3.0, "dpmpp_2m", "uniform", 256, 256),
     # latent-consistency/lcm-lora-sdv1-5 and -sdxl: 4 to 8 steps, guidance 1 to 2
     "lcm": _few(4, "lcm", "lcm", guidance=1.5),

@@ -72,7 +72,7 @@ def decoder_of(model: Model, decoder: str) -> VAE | TinyVAE:
         name = model.latents.tiny_vae
         file = "" if name is None else f", such as {name}_decoder.safetensors"
         raise ValueError(
-            f"decoder is {decoder!r}, and {model.name} has no tiny autoencoder: one for "
+            f"decoder is {decoder!r}, and {model.title} has no tiny autoencoder: one for "
             f"{model.vae.config.latent_channels} latent channels must be next to the model or "
             f"given as tiny_vae{file}"
         )
@@ -104,7 +104,7 @@ def preview(model: Model, latents: Tensor, how: str = "auto") -> list[Image.Imag
     if how != "linear":
         return pictures(Runtime(model), latents, how)
     if colors is None:
-        raise ValueError(f"the colors of the latents of {model.name} are not known; decode them")
+        raise ValueError(f"the colors of the latents of {model.title} are not known; decode them")
     f = model.vae.config.downsample
     size = (latents.shape[3] * f, latents.shape[2] * f)
     smooth = Image.Resampling.BICUBIC

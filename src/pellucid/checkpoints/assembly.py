@@ -189,7 +189,7 @@ def fill(
     part: Part, device: str | torch.device, dtype: torch.dtype | None, loading: Stage | None = None
 ) -> None:
     """Give the network its weights, a few at a time, and put it in eval mode; `dtype` None keeps
-    each weight's own type. loading: called with how many numbers were read."""
+    each weight's own type. loading: its `done` grows by how many numbers were read."""
 
     names = part.module.state_dict()
 

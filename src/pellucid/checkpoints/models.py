@@ -56,7 +56,7 @@ def load(
 ) -> Model:
     """The model in the file or folder `path`, on `device`, its weights as `dtype`, in eval mode.
 
-    path: None is the model that ships with the package. dtype: None keeps each weight's own type.
+    path: None is the included model. dtype: None keeps each weight's own type.
     prediction: what the network predicts, one of `diffusion.PREDICTIONS`, if the file does not say
     it; None: as the file says. vae: a file or folder whose autoencoder the model gets, in place of
     its own or because it has none. text_dtype: that of the text towers; None: `dtype`. in_turns: where
@@ -82,7 +82,7 @@ def load_upscaler(
 ) -> Upscaler:
     """The upscaler in `path`: a file of the ESRGAN family, or a model with a second stage.
 
-    path: None is the model that ships with the package. Raises CheckpointError: no such file, another
+    path: None is the included model. Raises CheckpointError: no such file, another
     kind, keys that are missing, unknown or of the wrong shape.
     """
     source = existing(embedded() if path is None else path, "an upscaler")

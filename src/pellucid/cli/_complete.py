@@ -12,7 +12,7 @@ from pellucid.settings import load_settings
 Complete = Callable[[str], list[str]]
 """The words that begin as typed."""
 
-SHIPPED = "emoji"  # how --model names the model that ships, where another one is the default
+SHIPPED = "emoji"  # how --model names the included model, where another one is the default
 
 
 def completion_of(names: Callable[[], Iterable[str]]) -> Complete:

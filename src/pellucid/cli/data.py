@@ -25,7 +25,7 @@ def emoji(
         bool, typer.Option("--extra", help="More emoji than the included model has learned.")
     ] = False,
 ) -> None:
-    """Render the emoji art that the shipped model was trained on."""
+    """Render the emoji art that the included model was trained on."""
     from pellucid.data.emoji import render
 
     check_out(out, folder=False)

@@ -109,7 +109,7 @@ def vision_tower(model: Model) -> VisionTower:
     """The tower that encodes pictures to the space of texts; ValueError if there is none."""
     if model.vision is None:
         raise ValueError(
-            f"{model.name} has no vision tower, which CLIP needs for pictures; the included model "
+            f"{model.title} has no vision tower, which CLIP needs for pictures; the included model "
             "has one"
         )
     if model.text.config.projection != model.vision.config.projection:

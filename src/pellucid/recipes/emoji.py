@@ -1,4 +1,7 @@
-"""The recipe of the model that ships with Pellucid: emoji of 64x64 pixels, for two CPU cores."""
+"""The recipe of a small model of emoji of 64x64 pixels, for two CPU cores, with `source=emoji`.
+
+The included model was trained by the recipe `scenes`, which has most of this one.
+"""
 
 from __future__ import annotations
 

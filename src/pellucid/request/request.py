@@ -148,7 +148,7 @@ class Request(BaseModel):
         choices=_spacings,
     )
     width: Side | None = option(
-        "Size in pixels; a model with an upscaler draws at its own size and enlarges to this one.",
+        "Size in pixels; a model with a second stage draws at its own size and enlarges to this one.",
         flag="--size",
         form="WIDTHxHEIGHT",
     )
@@ -187,7 +187,11 @@ class Request(BaseModel):
     )
     """Standard deviation of a Gaussian blur."""
     inpaint_fill: Literal["original", "fill", "noise", "blank"] = option(
-        "What the masked part starts from.", "original", MASK, flag="--fill", needs="mask"
+        "What the masked part starts from: the picture, its blurred surroundings, noise, or zeros.",
+        "original",
+        MASK,
+        flag="--fill",
+        needs="mask",
     )
     """What is there, the blurred surroundings, noise, zeros."""
     only_masked: bool = option(

@@ -13,7 +13,7 @@ import torch
 from pellucid.model import Model
 
 SMALL = 10**10
-"""Parameters times places of the latents, up to which a step has one thread. The shipped model has
+"""Parameters times places of the latents, up to which a step has one thread. The included model has
 7 * 10**8, Stable Diffusion 1.5 at 512x512 has 3.5 * 10**12."""
 
 
