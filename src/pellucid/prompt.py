@@ -49,6 +49,7 @@ class LoraTag(NamedTuple):
 
 
 _NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")
+_ALMOST = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:[^<>]*>?", re.I)  # in capitals, or not closed
 
 
 def take_loras(text: str) -> tuple[str, list[LoraTag]]:
@@ -63,10 +64,13 @@ def take_loras(text: str) -> tuple[str, list[LoraTag]]:
 
 
 def unsupported(text: str) -> str | None:
-    """The first hypernetwork that a prompt asks for, in words; None if there is none."""
+    """The first hypernetwork that a prompt asks for, or what looks like a tag and is read as text, in
+    words; None if there is none."""
     for match in _NETWORK.finditer(text):
         if match[1] == "hypernet":
             return f"{_shortened(match[0])} is left out: hypernetworks are not supported"
+    if match := _ALMOST.search(_NETWORK.sub("", text)):
+        return f"{_shortened(match[0])!r} is read as text; a LoRA is written <lora:name:weight>"
     return None
 
 

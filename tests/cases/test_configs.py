@@ -74,6 +74,13 @@ def test_unknown_scheduler_class_is_refused_by_name(name: str, folder: Path) -> 
     assert (name or "_class_name") in message and "scheduler_config.json" in message
 
 
+@pytest.mark.parametrize("name", ["beta_schedule", "beta_start", "beta_end"])
+def test_null_is_no_default(name: str, folder: Path) -> None:
+    """Case 1: diffusers has no meaning for it either."""
+    change_json(folder / SCHEDULER, **{name: None})
+    assert name in refusal(folder)
+
+
 def test_scheduler_without_class_is_refused(folder: Path) -> None:
     """Case 1: an empty config says nothing, so nothing follows from it."""
     write_json(folder / SCHEDULER, {})

@@ -23,6 +23,8 @@ IDLE: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "variation": (("a rabbit", "--variation-seed", 5), ("variation_strength",)),
     "hypernet": (("a rabbit <hypernet:anime:0.5>",), ("hypernet", "anime")),
     "hypernet to avoid": (("a", "--negative", "<hypernet:anime:1>"), ("hypernet", "anime")),
+    "capitals": (("a rabbit <LORA:anime:1>",), ("<lora:anime:1>' is read as text",)),
+    "not closed": (("a rabbit <lora:anime:1",), ("'<lora:anime:1' is read as text",)),
     "interval without a step": (
         ("a rabbit", "--interval", "1,1", "--negative", "red", "--guidance", 3),
         ("interval 1,1", "guidance does nothing", "negative does nothing"),

@@ -209,6 +209,9 @@ def read_schedule(settings: JsonConfig) -> tuple[Schedule, str]:
     betas = settings.word("_class_name", "", SCHEDULERS)
     times = settings.whole("num_train_timesteps", 1000, 2)
     settings.fixed(SCHEDULE_FIXED)
+    for name in ("beta_schedule", "beta_start", "beta_end"):
+        if name in settings.values and settings.values[name] is None and betas is not None:
+            raise settings.refused(name, "given")  # diffusers has no meaning for null either
     settings.word("variance_type", "", dict.fromkeys(VARIANCES))
     if betas is None or settings.flag("use_flow_sigmas", False):
         key = "shift" if betas is None else "flow_shift"

@@ -90,7 +90,7 @@ class JsonConfig:
         """What the word under `key` means."""
         value = self.get(key, default)
         if not isinstance(value, str) or value not in meanings:
-            raise self.refused(key, f"one of {', '.join(meanings)}")
+            raise self.refused(key, f"one of {', '.join(filter(None, meanings))}")
         return meanings[value]
 
     def words(

@@ -164,6 +164,8 @@ def _changes(found: LoraFile, target: Target) -> dict[str, tuple[Change, set[str
             what: _tensor(found, key, scalar=what == "alpha") for what, key in target.keys.items()
         }
         matrices = _matrices(found.path, target, tensors)
+        if config := found.configs.of(target.name):
+            config[0].check(config[1], matrices[0].rank, target.keys)
         scale = _scale(found, target, tensors, matrices)
         lengths = tensors.get("lengths")  # PEFT's, one for each output, in any shape
         magnitude = tensors.get("magnitude") if lengths is None else lengths.flatten()
@@ -229,7 +231,8 @@ def _scale(
     alpha = t["alpha"]
     if alpha.numel() != 1 or not math.isfinite(float(alpha)):
         raise CheckpointError(
-            f"{found.path}: {target.keys['alpha']} must be a number, got the shape {tuple(alpha.shape)}"
+            f"{found.path}: {target.keys['alpha']} must be one finite number, got "
+            + (f"{float(alpha):g}" if alpha.numel() == 1 else f"the shape {tuple(alpha.shape)}")
         )
     return float(alpha) / rank
 

@@ -77,6 +77,7 @@ UNSUPPORTED = re.compile(
     r"|unilora|vblora|waveft)_\w+)(\.weight|\.default)*$"
 )
 MODIFIERS = frozenset({"alpha", "magnitude", "lengths", "diff_b", "up_bias"})
+IN_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # PEFT's, diffusers'
 
 # Words inside of a LoRA: A1111's bundles, and the endings that they have for each text tower.
 _BUNDLED = re.compile(
@@ -146,7 +147,9 @@ class LoraFile:
 def examine(path: Path) -> LoraFile:
     """What `path` holds, by its keys. Raises CheckpointError if that is not a LoRA."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; expected a LoRA's weights")
+        here = next((path / name for name in IN_FOLDER if (path / name).is_file()), None)
+        known = "" if here is None else f", such as {here}"
+        raise CheckpointError(f"{path} is not a file; expected a LoRA's weights{known}")
     weights = open_weights(path)
     targets: dict[str, dict[str, str]] = {}
     words: dict[str, dict[str, str]] = {}

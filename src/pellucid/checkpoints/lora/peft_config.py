@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ IDLE = (
     *("layers_pattern", "layers_to_transform", "loftq_config", "lora_bias", "lora_dropout"),
     *("megatron_core", "module_dropout", "peft_version", "qalora_group_size", "rank_dropout"),
     *("rank_dropout_scale", "revision", "runtime_config", "target_modules", "task_type"),
-    *("use_dora", "use_effective_conv2d"),
+    "use_effective_conv2d",
 )
 # Other ways to begin, such as PiSSA's, change the model's own weights too.
 BEGINNINGS = (True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -55,6 +55,7 @@ class PeftConfig:
     def __init__(self, settings: JsonConfig) -> None:
         self.settings = settings
         settings.word("peft_type", TYPES[0], dict.fromkeys(TYPES))
+        self._dora = settings.flag("use_dora", False)
         beginning = settings.get("init_lora_weights", True)
         if beginning not in BEGINNINGS:
             raise settings.refused("init_lora_weights", f"one of {BEGINNINGS}")
@@ -84,6 +85,21 @@ class PeftConfig:
             except (re.error, OverflowError, RecursionError) as error:
                 raise self.settings.refused(key, f"valid patterns: {error}") from error
         return patterns
+
+    def check(self, module: str, rank: int | None, tensors: Collection[str]) -> None:
+        """CheckpointError: the tensors of a LoRA are not those that the config says. `rank` is theirs;
+        None where the shapes do not show it."""
+        if "up" not in tensors:
+            return
+        if self.settings.get("r") is not None and rank not in (None, self.rank(module)):
+            raise CheckpointError(
+                f"{self.settings.path}: the rank of {module} is {self.rank(module)}, in the file of "
+                f"the weights it is {rank}"
+            )
+        if self._dora and not {"lengths", "magnitude"} & set(tensors):
+            raise CheckpointError(
+                f"{self.settings.path}: use_dora is true, and {module} has no lora_magnitude_vector"
+            )
 
     def rank(self, module: str) -> int:
         """The rank of a module's change."""
