@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from pellucid.cli._model import default_model, find
 from pellucid.cli._recorded_paths import found_again, searched, shareable
 from pellucid.folders import Folder, embedded, name_of
+from pellucid.messages import sentence
+from pellucid.request import Request
 from pellucid.safetensors_header import holds_gan
 from pellucid.settings import embeddings_named, load_settings
 
 if TYPE_CHECKING:
     from pellucid.checkpoints import Turns
     from pellucid.model import Model
-    from pellucid.request import Request
 
 Like = Annotated[
     Path | None,
@@ -164,6 +166,7 @@ def with_settings(
         fields = {**recorded.request, **asked}
         if fields.get("mask") is None and not any(fields.get("extend") or ()):
             fields.pop("only_masked", None)  # the picture and the mask are not in the record
+        _check_recorded(recorded, asked)
         return files, fields | _upscaler(fields)
     files = replace(files, model=default_model()) if files.model is None else files
     name = name_of(embedded() if files.model is None else files.model)
@@ -184,6 +187,16 @@ def with_settings(
         defaults = preset(own).given() | defaults
     fields = {**defaults, **asked}
     return files, fields | _upscaler(fields)
+
+
+def _check_recorded(recorded: PictureRecord, asked: Mapping[str, Any]) -> None:
+    """ValueError that names the picture: a recorded setting that is not replaced is wrong."""
+    own = {name: value for name, value in recorded.request.items() if name not in asked}
+    try:
+        Request.model_validate({"prompt": ""} | own)
+    except ValidationError as error:
+        if error.errors()[0]["loc"]:
+            raise ValueError(f"{recorded.picture}: {sentence(error, Request)}") from error
 
 
 def _upscaler(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,7 +307,5 @@ def of_record(picture: Path, record: Mapping[str, Any]) -> PictureRecord:
 
 def _fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Those that a request has, and the names of the others."""
-    from pellucid.request import Request
-
     known = {name: value for name, value in values.items() if name in Request.model_fields}
     return known, [name for name in values if name not in known]
