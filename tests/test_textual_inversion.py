@@ -402,6 +402,16 @@ def test_pickles(
         load_embeddings([path], models["sd1"])
 
 
+@pytest.mark.parametrize("key", ["", " "])
+def test_a_blank_word_is_the_name_of_the_file(
+    key: str, models: dict[str, Model], tmp_path: Path
+) -> None:
+    """It would be between any two letters of a prompt."""
+    path = tmp_path / "frida.safetensors"
+    save_file({key: TWO}, path)
+    assert [each.word for each in load_embeddings([path], models["sd1"])] == ["frida"]
+
+
 def test_words_that_do_not_go_together(models: dict[str, Model]) -> None:
     one = Embedding("Frog", {"text": TWO})
     with pytest.raises(ValueError, match="two embeddings for the word 'frog'"):

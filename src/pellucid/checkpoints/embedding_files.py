@@ -146,7 +146,8 @@ def words_in(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
         what = what_is(words)
         if what not in (None, EMBEDDING) or any(vectors.ndim > 2 for vectors in words.values()):
             raise _not_an_embedding(path, words, what)
-        found = [(word, {"text": vectors}) for word, vectors in words.items()]
+        named = ((word if word.strip() else path.stem, it) for word, it in words.items())
+        found = [(word, {"text": vectors}) for word, vectors in named]
     if not found:
         raise _not_an_embedding(path, words, None)
     return found

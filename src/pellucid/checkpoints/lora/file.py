@@ -81,7 +81,7 @@ IN_FOLDER = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  #
 
 # Words inside of a LoRA: A1111's bundles, and the endings that they have for each text tower.
 _BUNDLED = re.compile(
-    r"bundle_emb\.(?P<word>.+)\.(?P<end>string_to_param\.\*|emb_params|clip_[lg])"
+    r"bundle_emb\.(?P<word>.*\S.*)\.(?P<end>string_to_param\.\*|emb_params|clip_[lg])"
 )
 _WORD = "<embed>"  # in cloneofsimo's metadata, for a key that is a word
 
