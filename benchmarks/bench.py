@@ -263,6 +263,9 @@ JOB = "import torch; torch.set_num_threads(2); a = torch.randn(512, 512)\nwhile 
 
 def command(options: argparse.Namespace) -> dict[str, Any]:
     """The whole command for a picture of the shipped model, alone and next to busy neighbours."""
+    from load import compile_bytecode
+
+    compile_bytecode()
     with tempfile.TemporaryDirectory() as folder:
         draw = [sys.executable, "-m", "pellucid", "generate", "a rabbit", "--out", folder]
         commands = {

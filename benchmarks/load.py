@@ -15,6 +15,8 @@ float16. The figures are each from a process of its own (`full_size.py` compares
 from __future__ import annotations
 
 import argparse
+import compileall
+import importlib.util
 import json
 import os
 import resource
@@ -134,6 +136,14 @@ def first_call_theirs(when: str, path: Path, folder: Path) -> None:
     pipeline("a frog on stilts", generator=torch.Generator().manual_seed(1))
 
 
+def compile_bytecode() -> None:
+    """As an installer does; a checkout may be run without it (PYTHONDONTWRITEBYTECODE)."""
+    package = importlib.util.find_spec("pellucid")
+    assert package is not None
+    for folder in package.submodule_search_locations or ():
+        compileall.compile_dir(folder, quiet=1)
+
+
 class Cost(NamedTuple):
     """What a task took, in seconds: by the clock, and of all its threads."""
 
@@ -177,6 +187,7 @@ def main() -> None:
         }
         tasks[options.task](*options.paths)
         return
+    compile_bytecode()
     with tempfile.TemporaryDirectory() as room:
         path, folder = Path(room) / "sd15.safetensors", Path(room) / "configs"
         run(MAKE, path, folder, "--width", options.width)

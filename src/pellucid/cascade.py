@@ -209,8 +209,8 @@ def to_residual(large: Tensor, small: Tensor, config: SuperResolutionConfig) -> 
 
 def to_large(residual: Tensor, small: Tensor, config: SuperResolutionConfig) -> Tensor:
     """The inverse of `to_residual`, clipped to [-1, 1]."""
-    large = enlarge(small, config.factor) + residual.float() / config.residual_scale
-    return large.clamp(-1, 1)
+    large = enlarge(small, config.factor)
+    return large.add_(residual.float() / config.residual_scale).clamp_(-1, 1)
 
 
 class Noises(NamedTuple):
@@ -271,9 +271,9 @@ def sharpened(pictures: Tensor, amount: float) -> Tensor:
     """
     edged = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
     # An eighth of the time of avg_pool2d.
-    rows = edged[..., :-2, :] + edged[..., 1:-1, :] + edged[..., 2:, :]
-    mean = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
-    return (pictures + amount * (pictures - mean)).clamp(-1, 1)
+    rows = (edged[..., :-2, :] + edged[..., 1:-1, :]).add_(edged[..., 2:, :])
+    mean = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).div_(9)
+    return (pictures - mean).mul_(amount).add_(pictures).clamp_(-1, 1)
 
 
 def sample(

@@ -114,10 +114,13 @@ class Packed(nn.Module):
         return out
 
 
-def _sharing(network: nn.Module) -> nn.Module:
-    """A copy of the layers, which shares the parameters."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+def _sharing(layer: nn.Module) -> nn.Module:
+    """A copy of all layers, which shares the parameters."""
+    same = copy.copy(layer)
+    tensors = {"_parameters": dict(layer._parameters), "_buffers": dict(layer._buffers)}
+    parts = {n: None if part is None else _sharing(part) for n, part in layer._modules.items()}
+    same.__dict__ |= {**tensors, "_modules": parts}
+    return same
 
 
 def packed(network: nn.Module) -> nn.Module:
