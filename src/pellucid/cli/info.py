@@ -106,10 +106,11 @@ def _said(found: Metadata) -> dict[str, Any]:
 
 
 def _choice(types: dict[str, int], parameters: int) -> str:
-    """The device, number type and backend that `auto` chooses, and why."""
+    """The device, number type and backend that `auto` chooses, and why; for a small network also why
+    it is not compiled, where it could be."""
     import torch
 
-    from pellucid.runtime.backends import choose_backend
+    from pellucid.runtime.backends import LARGE, PACKED, choose_backend, fused
     from pellucid.runtime.devices import choose_device
     from pellucid.runtime.precision import choose_dtype
 
@@ -119,7 +120,8 @@ def _choice(types: dict[str, int], parameters: int) -> str:
     auto, fast = (
         choose_backend(name, device, parameters, choice.dtype).name for name in ("auto", "fast")
     )
-    return f"{choice}; backend {auto}, with --fast {fast}"
+    slower = fused.unsuitable(device) if auto == PACKED and parameters < LARGE else None
+    return f"{choice}; backend {auto}, with --fast {fast}" + (f" ({slower})" if slower else "")
 
 
 def _text(value: Any) -> str:
