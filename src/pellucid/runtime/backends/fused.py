@@ -108,16 +108,22 @@ class Weights:
         of the outputs are gates; each 16 of them follow the 16 that they belong to."""
         key = tuple(map(id, layers))
         if key not in self.made:
-            weight = torch.cat([_matrix(layer) for layer in layers])
-            bias = torch.cat([_bias(layer) for layer in layers])
+            weight = _joined([_matrix(layer) for layer in layers])
+            bias = _joined([_bias(layer) for layer in layers])
             if gated:
                 halves = [each.unflatten(0, (2, -1, LANES)) for each in (weight, bias)]
                 weight, bias = (each.transpose(0, 1).flatten(0, 2) for each in halves)
             outputs, depth = weight.shape
-            weight = F.pad(weight, (0, -depth % BLOCK, 0, -outputs % BLOCK))
-            tiles = weight.unflatten(0, (-1, 2, LANES)).unflatten(3, (-1, LANES, 2))
-            self.made[key] = tiles.permute(0, 3, 1, 4, 2, 5).contiguous(), bias, outputs
+            if depth % BLOCK or outputs % BLOCK:
+                weight = F.pad(weight, (0, -depth % BLOCK, 0, -outputs % BLOCK))
+            pairs = weight.contiguous().view(torch.int32)  # two inputs, which stay together
+            tiles = pairs.unflatten(0, (-1, 2, LANES)).unflatten(3, (-1, LANES))
+            self.made[key] = tiles.permute(0, 3, 1, 4, 2).contiguous(), bias, outputs
         return self.made[key]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def _matrix(layer: Any) -> Tensor:
