@@ -25,12 +25,15 @@ from pellucid.diffusion import Conditioning
 from pellucid.model import Model
 from pellucid.nn import sinusoid
 from pellucid.runtime.backends import LARGE, Prepared, Rehearse, _native, packed
+from pellucid.runtime.devices import takes_turns
 from pellucid.runtime.precision import dtype_of, native_bfloat16
 from pellucid.runtime.threads import SMALL, parameters_of, step_size
 
 HELP = "small networks as compiled C code; for bfloat16 on a CPU, needs a C compiler"
 PROGRAMS = 4
 """Lists of operations that are kept for each network."""
+KEPT = 2**13
+"""Places of all pictures of a batch up to which a list is kept: 32 MB for the included second stage."""
 PLACES, LARGEST = 2**10, 2**16
 """Places of a picture up to which this computes a U-Net and a second stage; for larger ones PyTorch's
 operations are as fast, and use more threads."""
@@ -68,7 +71,7 @@ def prepare(model: Model, rehearse: Rehearse) -> Prepared:
             _made[network] = FusedUNet(copy.copy(network), prepared.backbone.fast[0])
         if network in _made:
             prepared = replace(prepared, backbone=packed.Packed(network, _made[network]))
-    if second is not None and dtype_of(second) == BF16 and type(second) is SuperResolution:
+    if type(second) is SuperResolution and dtype_of(second) == BF16 and not takes_turns(second):
         if second not in _made:
             _made[second] = SecondStage(copy.copy(second))
         prepared = replace(prepared, second_stage=_made[second])
@@ -268,12 +271,15 @@ class Programs:
         self.make, self.made = make, dict[Any, Any]()
         self.lock = threading.Lock()  # they have memory of their own
 
-    def of(self, *shape: Any) -> Any:
-        """The one for a shape."""
-        self.made[shape] = self.made.pop(shape, None) or self.make(*shape)
+    def of(self, batch: int, size: tuple[int, int], *more: int) -> Any:
+        """The one for a batch, a height and width, and what else it depends on."""
+        shape = batch, size, *more
+        program = self.made.pop(shape, None) or self.make(*shape)
+        if batch * size[0] * size[1] <= KEPT:
+            self.made[shape] = program
         while len(self.made) > PROGRAMS:
             del self.made[next(iter(self.made))]
-        return self.made[shape]
+        return program
 
 
 # ---------------------------------------------------------------- the U-Net
