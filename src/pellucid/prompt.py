@@ -69,8 +69,8 @@ def unsupported(text: str) -> str | None:
     for match in _NETWORK.finditer(text):
         if match[1] == "hypernet":
             return f"{_shortened(match[0])} is left out: hypernetworks are not supported"
-    if match := _ALMOST.search(_NETWORK.sub("", text)):
-        return f"{_shortened(match[0])!r} is read as text; a LoRA is written <lora:name:weight>"
+    if almost := _ALMOST.search(_NETWORK.sub("", text)):
+        return f"{_shortened(almost[0])!r} is read as text; a LoRA is written <lora:name:weight>"
     return None
 
 
