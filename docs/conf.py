@@ -60,4 +60,8 @@ def formula(translator: HTML5Translator, node: nodes.math | nodes.math_block) ->
 
 def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
-    app.connect("builder-inited", lambda app: figures.draw_all(HERE / "_figures"))
+    app.add_config_value("short_figures", False, "")
+    app.connect(
+        "builder-inited",
+        lambda app: figures.draw_all(HERE / "_figures", app.config.short_figures),
+    )

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,9 @@ from pellucid.train.gan import GANTrainer, update
 PROMPT = "a lion"
 PAIR = "a dog and an apple"
 
+LENGTH = 1.0
+"""The share of the steps of runs and trainings that are taken."""
+
 Figures = Iterator[tuple[str, Image.Image]]
 """Names, without a suffix, and pictures."""
 
@@ -55,15 +59,15 @@ def of_gan(model: Model) -> Figures:
     trainer = GANTrainer(PointsNetwork(2, 2), PointsNetwork(2, 1), latent=2, rate=1e-3)
     cells, losses = [Cell(dots(real(1000)), "real")], []
     with torch.enable_grad():
-        for step in range(1, 1001):
+        for step in range(1, shortened(1000) + 1):
             losses.append(update(trainer, real(256), None, random))
-            if step in (100, 300, 500, 1000):
+            if step in map(shortened, (100, 300, 500, 1000)):
                 made = trainer.generator(torch.randn(1000, 2, generator=random), None).detach()
                 near = torch.cdist(made, places).min(dim=1)
                 found = len(near.indices[near.values < 0.2].unique())
                 cells.append(Cell(dots(made), f"{step}: {found} of 8"))
     yield "gan-ring", sheet(cells, len(cells))
-    steps = list(range(0, 1000, 10))
+    steps = list(range(0, len(losses), 10))
     curves = [
         Series(name, steps, [float(losses[i][name]) for i in steps])
         for name in ("generator", "discriminator")
@@ -297,8 +301,10 @@ PAGES: tuple[Callable[[Model], Figures], ...] = (
 )
 
 
-def draw_all(folder: Path) -> None:
-    """Draw all figures into `folder` as PNG."""
+def draw_all(folder: Path, short: bool = False) -> None:
+    """Draw all figures into `folder` as PNG. short: with a few steps, for tests."""
+    global LENGTH
+    LENGTH = 0.02 if short else 1.0
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # for tiny tensors more threads are slower
     model = first_stage(checkpoints.load())
@@ -318,10 +324,16 @@ def run(
     return generate(model, Request.model_validate({"prompt": prompt, "seed": seed} | settings))
 
 
-def last(model: Model, prompt: str = PROMPT, seed: int = 1, **settings: object) -> Progress:
+def last(model: Model, prompt: str = PROMPT, seed: int = 1, **settings: Any) -> Progress:
     """The last step, which has the pictures."""
-    *_, end = run(model, prompt, seed, **settings)
+    steps = shortened(settings.pop("steps", model.defaults.steps))
+    *_, end = run(model, prompt, seed, steps=steps, **settings)
     return end
+
+
+def shortened(steps: int) -> int:
+    """`LENGTH` times the steps, at least one."""
+    return math.ceil(LENGTH * steps)
 
 
 class PointsNetwork(nn.Module):

@@ -29,7 +29,10 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     for needed in ("sphinx", "myst_nb", "furo"):
         pytest.importorskip(needed, reason="the extra docs is not installed")
     made = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", DOCS, tmp_path / "site"],
+        [
+            *(sys.executable, "-m", "sphinx", "-q", "-W", "-n", "--keep-going"),
+            *("-D", "short_figures=1", DOCS, tmp_path / "site"),
+        ],
         env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
