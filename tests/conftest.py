@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -142,19 +143,67 @@ def _commands_built_once() -> Iterator[None]:
         yield
 
 
+class ReadOnce:
+    """`checkpoints.load` for commands: a file that has not changed is read once for all of them.
+
+    Reading takes half of the time of a command with a tiny model, and has tests of its own.
+    """
+
+    KEPT = 6  # models
+
+    def __init__(self) -> None:
+        self.load = checkpoints.load
+        self.models: dict[str, Model] = {}
+
+    def __call__(self, path: Any = None, *args: Any, **options: Any) -> Model:
+        files = [path or checkpoints.embedded(), *args, *options.values()]
+        files = [Path(file).resolve() for file in files if isinstance(file, Path)]
+        trained = sys.argv[1] == "train"  # which changes what it reads
+        if trained or not all(file.is_file() for file in files):
+            return self.load(path, *args, **options)
+        found = [(file, file.stat()) for file in files]
+        state = [(file, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in found]
+        key = f"{state} {args} {options}"
+        model = self.models.pop(key, None) or self.load(path, *args, **options)
+        self.models[key] = model  # the last one now
+        for oldest in list(self.models)[: -self.KEPT]:
+            del self.models[oldest]
+        return replace(model)
+
+
+@pytest.fixture(scope="session")
+def read_once() -> ReadOnce:
+    return ReadOnce()
+
+
+@pytest.fixture
+def read_anew(read_once: ReadOnce) -> Iterator[None]:
+    """Commands read models as they do without tests."""
+    read_once.models.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_once, "KEPT", 0)
+        yield
+
+
 @pytest.fixture
 def call(
-    _commands_built_once: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    _commands_built_once: None,
+    read_once: ReadOnce,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Call:
     """Exit status, stdout and stderr of ``pellucid words``."""
 
     def pellucid(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["pellucid", *map(str, words)])
         status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
+        with pytest.MonkeyPatch.context() as patch:
+            if checkpoints.load is read_once.load:  # the test puts nothing in its place
+                patch.setattr(checkpoints, "load", read_once)
+            try:
+                cli.main()
+            except SystemExit as end:
+                status = int(end.code or 0)
         return (status, *capsys.readouterr())
 
     return pellucid

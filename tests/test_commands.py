@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,6 @@ from safetensors.torch import save_file
 from pellucid import checkpoints, cli, plugins
 from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.esrgan import RRDBConfig, RRDBNet
-from pellucid.model import Model
 from pellucid.recipes import emoji
 from pellucid.tiny_vae import TinyVAE, TinyVAEConfig
 from references import make_lora, model_of, thin_recipe
@@ -134,35 +132,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shelf
 
 
-@pytest.fixture(scope="module")
-def read() -> dict[tuple[Path, str], Model]:
-    """The models that commands have read."""
-    return {}
-
-
-@pytest.fixture
-def _read_once(
-    read: dict[tuple[Path, str], Model], shelf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file that does not change is read once for all commands: reading has tests of its own."""
-    load, included = checkpoints.load, checkpoints.embedded().resolve()
-
-    def load_once(path: Path | None = None, *args: Any, **options: Any) -> Model:
-        file = Path(path or included).resolve()
-        kept = file == included or file.is_relative_to(shelf)
-        if not kept or sys.argv[1] == "train":  # which changes what it reads
-            return load(path, *args, **options)
-        key = (file, f"{args} {options}")
-        if key not in read:
-            read[key] = load(path, *args, **options)
-        return replace(read[key])
-
-    monkeypatch.setattr(checkpoints, "load", load_once)
-
-
 @pytest.fixture
 def working_folder(
-    _read_once: None,
     shelf: Path,
     tmp_path: Path,
     pytestconfig: pytest.Config,

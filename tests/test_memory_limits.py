@@ -65,6 +65,7 @@ def test_parts_take_turns_on_a_gpu(free: Free) -> None:
         memory.fits_at_once("sd15", PARTS, torch.float32, CUDA)
 
 
+@pytest.mark.usefixtures("read_anew")
 def test_it_is_said_before_weights_are_read(
     free: Free, refused: Any, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +112,7 @@ def test_models_that_are_kept_make_room(model: Model) -> None:
         kept.get("third", never)
 
 
+@pytest.mark.usefixtures("read_anew")
 def test_memory_that_ends_while_a_file_is_read_is_no_fault_of_the_file(
     refused: Any, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

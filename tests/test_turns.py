@@ -216,6 +216,7 @@ def test_a_limit_that_is_too_small_for_all_parts(file: Path, tmp_path: Path) -> 
 Call = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.usefixtures("read_anew")
 def test_the_command_takes_turns(
     file: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
