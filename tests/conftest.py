@@ -166,7 +166,7 @@ class ReadOnce:
         key = f"{state} {args} {options}"
         model = self.models.pop(key, None) or self.load(path, *args, **options)
         self.models[key] = model  # the last one now
-        for oldest in list(self.models)[: -self.KEPT]:
+        for oldest in list(self.models)[: len(self.models) - self.KEPT]:
             del self.models[oldest]
         return replace(model)
 

@@ -24,6 +24,7 @@ Network = TypeVar("Network", bound=nn.Module)
 Layout = Literal["plain", "transposed", "conv", "third"]
 
 READERS = 2  # tensors that are read at once; more were no faster
+THREADED = 2**22  # a part of fewer numbers is read before threads have shared it out
 FIRST = 3  # how many wrong keys an error names
 KEY_LENGTH = 200  # of a key and what is wrong with it, in an error
 
@@ -203,7 +204,8 @@ def fill(
 
     with ThreadPoolExecutor(READERS) as pool:  # casting releases the interpreter lock
         filled = {}
-        for name, tensor in zip(names, pool.map(read, names), strict=True):
+        tensors = (pool.map if size(part) >= THREADED else map)(read, names)
+        for name, tensor in zip(names, tensors, strict=True):
             filled[name] = tensor
             if loading is not None:
                 loading.done += tensor.numel()
