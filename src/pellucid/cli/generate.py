@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-
-from pellucid.cli._app import app, report, show_json, show_path
-from pellucid.cli._complete import completion_of
+from pellucid.cli._app import app, report
 from pellucid.cli._draw import (
     Drawn,
     DrawOptions,
@@ -20,7 +15,23 @@ from pellucid.cli._draw import (
     draw_with_diffusion,
     draw_with_gan,
 )
-from pellucid.cli._files import OUTPUTS, OVERWRITE, Output, save_film
+from pellucid.cli._files import Output
+from pellucid.cli._generate_options import (
+    AsJson,
+    Dynamic,
+    Film,
+    Grid,
+    LiveLora,
+    Name,
+    Out,
+    Overwrite,
+    PresetName,
+    Preview,
+    Prompts,
+    Ray,
+    Resume,
+    Show,
+)
 from pellucid.cli._jobs import Jobs, PictureIndex, read_prompts
 from pellucid.cli._like import Like, ModelFiles, read_like, with_settings
 from pellucid.cli._model import (
@@ -37,81 +48,11 @@ from pellucid.cli._model import (
     Vae,
     computed,
 )
-from pellucid.cli._options import option_of, takes_request
-from pellucid.cli._process import held_signals
+from pellucid.cli._options import takes_request
+from pellucid.cli._results import Results
 from pellucid.cli._spread import draw_on_ray
-from pellucid.messages import written
 from pellucid.request import Request
-from pellucid.request.fields import MODEL, OUTPUT
 from pellucid.safetensors_header import holds_gan
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-
-def _in_panel(panel: str, help: str, *flags: str) -> Any:
-    return typer.Option(*flags, help=help, rich_help_panel=panel)
-
-
-def _presets() -> list[str]:
-    from pellucid import presets
-
-    return presets.names()
-
-
-PresetName = Annotated[
-    str | None,
-    typer.Option(
-        help="Recommended settings of a few-step model (lcm, turbo, lightning, hyper, ...). "
-        "Other options override them.",
-        autocompletion=completion_of(_presets),
-    ),
-]
-Prompts = Annotated[
-    str | None,
-    typer.Option(
-        help="A file with a prompt, or JSON with fields of a request, in each line; - is stdin.",
-        metavar="FILE",
-    ),
-]
-Ray = Annotated[
-    bool, typer.Option("--ray", help="Spread the lines of --prompts over a Ray cluster.")
-]
-Dynamic = Annotated[
-    bool,
-    typer.Option(
-        "--dynamic", help="Draw variations: {red|blue}, 2$$ of them, __animal__ from a list."
-    ),
-]
-LiveLora = Annotated[
-    bool, _in_panel(MODEL, "Add LoRAs at every step: slower, less memory.", "--live-lora")
-]
-Out = Annotated[
-    str | None,
-    _in_panel(
-        OUTPUT,
-        "A folder, or a file that ends in .png, .jpg or .webp. Default: the folder of your "
-        f"settings, else {OUTPUTS}.",
-    ),
-]
-Name = Annotated[
-    str | None,
-    _in_panel(OUTPUT, "Names of pictures in the folder, such as {date}/{seed}-{prompt}.", "--name"),
-]
-Resume = Annotated[
-    bool,
-    _in_panel(OUTPUT, "Leave out pictures that the folder has: with the same record.", "--resume"),
-]
-Overwrite = Annotated[bool, _in_panel(OUTPUT, OVERWRITE, "--overwrite")]
-Grid = Annotated[bool, _in_panel(OUTPUT, "Also write all pictures side by side as one.", "--grid")]
-Film = Annotated[
-    bool, _in_panel(OUTPUT, "Also write all steps, as a strip and as a film.", "--film")
-]
-Preview = Annotated[
-    str, _in_panel(OUTPUT, "How a film shows a step: linear, tiny, vae; auto is a fast one.")
-]
-Show = Annotated[bool, _in_panel(OUTPUT, "Also draw the pictures in the terminal.", "--show")]
-AsJson = Annotated[bool, _in_panel(OUTPUT, "Results as JSON on stdout.", "--json")]
 
 
 @app.command()
@@ -207,77 +148,3 @@ def check_prompt(
         )
     if not dynamic and varied(prompt):
         report("the prompt is drawn as it is written; --dynamic draws its variations")
-
-
-@dataclass
-class Results:
-    """What a run has written. Paths are printed as soon as they are there, JSON at the end."""
-
-    output: Output
-    settings: DrawOptions
-    as_json: bool
-    images: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    grid: dict[str, str] = field(default_factory=dict)
-    first: dict[str, Any] | None = None
-    """What the first picture is stored with."""
-
-    def deliver(self, drawn: Iterable[Drawn], with_grid: bool) -> None:
-        """Writes each picture when it is finished. with_grid: also all pictures as one."""
-        images: list[Image] = []
-        finished = False
-        try:
-            for batch in drawn:
-                for warning in batch.warnings:
-                    self.warn(warning)
-                with held_signals():  # what is drawn is not lost
-                    for i in range(len(batch.images)):
-                        self.write(batch, i)
-                images += batch.images if with_grid else []
-            if len(images) > 1:
-                self.write_grid(images)
-            elif images:
-                self.warn("--grid does nothing for one picture")
-            finished = True
-        finally:
-            if self.as_json and (self.images or finished):
-                found = {"images": self.images, "warnings": self.warnings} | self.grid
-                show_json(json.dumps(found, indent=1))
-
-    def warn(self, warning: str) -> None:
-        """Reports a warning once."""
-        warning = written(warning, option_of)
-        if warning not in self.warnings:
-            report(warning)
-            self.warnings.append(warning)
-
-    def write(self, drawn: Drawn, i: int) -> None:
-        """Writes picture i, and its film if there is to be one."""
-        from pellucid.images.terminal import draw_in_terminal
-
-        image, record = drawn.images[i], drawn.records[i]
-        target = self.output.save_picture(image, record, self.output.stem(record))
-        paths = self.shown({"path": str(target)})
-        if self.settings.film and drawn.model is not None:
-            preview = self.settings.preview
-            paths |= self.shown(
-                save_film(self.output, drawn.model, drawn.steps, i, target, preview)
-            )
-        self.first = record if self.first is None else self.first
-        if self.as_json:
-            self.images.append({**paths, "seed": record["seed"], "request": record})
-        if self.settings.show:
-            typer.echo(draw_in_terminal(image, 48), err=True)
-
-    def write_grid(self, images: Sequence[Image]) -> None:
-        """Writes all pictures side by side as one."""
-        from pellucid.images.pixels import grid
-
-        stem = f"{self.output.stem(self.first or {})}-grid"
-        self.grid = self.shown({"grid": str(self.output.save_picture(grid(images), None, stem))})
-
-    def shown(self, paths: dict[str, str]) -> dict[str, str]:
-        """The same, printed."""
-        for path in () if self.as_json else paths.values():
-            show_path(path)
-        return paths
