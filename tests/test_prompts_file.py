@@ -93,6 +93,15 @@ def test_lines_end_as_in_text_files(here: Path, call: Any) -> None:
     assert prompts == ["a\u2028b", "a\u0085c", "d"]
 
 
+@pytest.mark.parametrize("line", ["{bad", "[1]", '"a"', "a cat"])
+def test_a_line_of_jsonl_is_an_object(line: str, here: Path, refused: Any) -> None:
+    """A text file may have "{red} cat" in it."""
+    Path("p.jsonl").write_text('{"prompt": "a"}\n' + line)
+    assert "p.jsonl, line 2 must be a JSON object, got" in refused(
+        "generate", "--prompts", "p.jsonl"
+    )
+
+
 BAD_LINES = {
     b'a\n{"promt": "b"}': "p.txt, line 2: unknown field 'promt'; nearest: prompt",
     b'a\n{"prompt": "b", "steps": 0}': "p.txt, line 2: --steps must be between 1 and 1000, got 0",

@@ -28,7 +28,7 @@ import platformdirs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pellucid import output_names
-from pellucid.files import decoded_text
+from pellucid.files import read_text
 from pellucid.folders import PICTURES, Folder, name_of
 from pellucid.messages import sentence
 from pellucid.plugins import nearest
@@ -205,7 +205,7 @@ def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = decoded_text(file.read_bytes(), file)
+        text = read_text(file)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     try:

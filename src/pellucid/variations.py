@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
-from pellucid.files import decoded_text
+from pellucid.files import read_text
 from pellucid.plugins import nearest
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ def lines_of(name: str, folder: Path) -> list[str]:
 
 def _words_in(path: Path) -> list[str]:
     try:
-        lines = decoded_text(path.read_bytes(), path).split("\n")
+        lines = read_text(path).split("\n")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

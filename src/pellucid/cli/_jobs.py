@@ -114,12 +114,15 @@ def read_prompts(name: str) -> tuple[tuple[int, dict[str, Any]], ...]:
         _OBJECT, text.lstrip().split("\n")[0]
     ):
         raise ValueError(f"{name} is JSON of several lines or a list; each line must be one object")
-    lines = []
+    only_objects, lines = Path(name).suffix.lower() in (".jsonl", ".ndjson"), []
     # Not splitlines: JSON may have line separators of Unicode in its texts.
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip()
         if line and not line.startswith("#"):
-            lines.append((number, _fields(line, f"{name}, line {number}")))
+            place = f"{name}, line {number}"
+            if only_objects and not re.match(_OBJECT, line):
+                raise ValueError(f"{place} must be a JSON object, got {line[:40]!r}")
+            lines.append((number, _fields(line, place)))
     if not lines:
         raise ValueError(f"{name} has no prompts in it")
     return tuple(lines)

@@ -10,7 +10,7 @@ import typer
 from pellucid.cli._app import app, report
 from pellucid.cli._model import ModelFile, Vae, open_parts
 from pellucid.cli._page import AsJson, Out, Overwrite, deliver, page_output
-from pellucid.files import decoded_text
+from pellucid.files import read_text
 
 if TYPE_CHECKING:
     from pellucid.model import Model
@@ -72,7 +72,7 @@ def _listed(source: str) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"--words must be concepts, vocabulary or a file of words, got {source!r}")
-    lines = decoded_text(path.read_bytes(), path).split("\n")
+    lines = read_text(path).split("\n")
     found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise ValueError(f"{source} contains no words; write a word in each line")

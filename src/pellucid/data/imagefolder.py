@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from pellucid.data import Pictures, SourceOptions
-from pellucid.files import decoded_text
+from pellucid.files import read_text
 from pellucid.images.load import open_image
 from pellucid.images.pixels import fit
 
@@ -109,7 +109,7 @@ def _caption_of(path: Path, folder: Path, sidecars: Mapping[Path, Path]) -> str 
     for suffix in SIDECARS:
         sidecar = sidecars.get(path.with_suffix(suffix))
         if sidecar is not None:
-            return " ".join(decoded_text(sidecar.read_bytes(), sidecar).split())
+            return " ".join(read_text(sidecar).split())
     if path.parent == folder:
         return None
     label = re.sub(r"^\d+_(?=.)", "", path.parent.name)
@@ -136,7 +136,7 @@ def _listed(metadata: Path) -> list[tuple[Path, str]]:
 
 def _rows(metadata: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Line number and fields of each entry."""
-    text = decoded_text(metadata.read_bytes(), metadata)
+    text = read_text(metadata)
     # Only a newline ends a line: JSON strings may hold other separators that splitlines() knows.
     lines = text.split("\n")
     if metadata.suffix == ".csv":

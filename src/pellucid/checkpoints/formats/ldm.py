@@ -52,7 +52,7 @@ from pellucid.checkpoints.writing import (
 from pellucid.checkpoints.writing import write as write_file
 from pellucid.clip import TextTower
 from pellucid.diffusion import PREDICTIONS
-from pellucid.files import decoded_text
+from pellucid.files import read_text
 from pellucid.model import Model
 from pellucid.plugins import choose
 from pellucid.safetensors_header import CheckpointError
@@ -266,7 +266,7 @@ def _prediction(path: Path, configs: Configs, weights: Weights) -> str | None:
 def _config(path: Path) -> str:
     """The text of a config next to a file. Raises CheckpointError if it cannot be read."""
     try:
-        return decoded_text(path.read_bytes(), path)
+        return read_text(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}, the config of the model, cannot be read: {error}"
