@@ -26,7 +26,7 @@ def tokens(
     """Show the tokens of a prompt: their numbers and weights, their chunks, the steps that use them."""
     from pellucid import checkpoints
     from pellucid.conditioning import reading
-    from pellucid.prompt import unbalanced, unsupported
+    from pellucid.plan import prompt_warnings
     from pellucid.request import Request, resolve
     from pellucid.textual_inversion import with_words
 
@@ -35,9 +35,8 @@ def tokens(
     skipped: list[str] = []
     loaded = with_words(loaded, checkpoints.load_embeddings(request.embeddings, loaded, skipped))
     resolved = resolve(loaded, request)
-    for warning in (*skipped, unbalanced(prompt), unsupported(prompt)):
-        if warning is not None:
-            report(warning)
+    for warning in (*skipped, *prompt_warnings(loaded, resolved, [resolved.steps])):
+        report(warning)
     seeded = request.seed not in (None, -1)
     facts = {"model": loaded.name} | reading(loaded.tokenizer, resolved, seeded)
     if as_json:
