@@ -110,7 +110,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small = shelf / "docs" / "examples" / f"{name}.png"
         Image.open(small).reduce(4).save(small)
     families = {"sd15": "sd1", "sdxl": "sdxl", "refiner": "sdxl_refiner"}
-    made = {file: model_of(family, vocabulary=49408) for file, family in families.items()}
+    made = {
+        file: model_of(family, vocabulary=49408, layers_per_block=1)
+        for file, family in families.items()
+    }
     for file, one in made.items():
         checkpoints.save(one, shelf / f"{file}.safetensors", torch.float16, to="ldm")
     for name in ("v1-5-pruned-emaonly", "finetuned"):

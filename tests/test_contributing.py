@@ -281,7 +281,7 @@ def test_families_that_recognise_the_same_models_are_refused(new_file: Add) -> N
 def test_a_header_is_read_once(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For each load and each description, whatever formats were asked before."""
     path = tmp_path / ("model" if form == "diffusers" else "model.safetensors")
-    checkpoints.save(model_of("sd1", vocabulary=49408), path, to=form)
+    checkpoints.save(model_of("sd1", vocabulary=49408, layers_per_block=1), path, to=form)
     read: list[Path] = []
 
     def counted(file: Path) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     patch = pytest.MonkeyPatch()
     patch.setattr(tokenizer_files, "clip_tokenizer", lambda: tokenizer)
     for name in NAMES:
-        ldm.write(model_of(name, vocabulary=49408), folder / f"{name}.safetensors")
+        ldm.write(
+            model_of(name, vocabulary=49408, layers_per_block=1), folder / f"{name}.safetensors"
+        )
     yield {name: folder / f"{name}.safetensors" for name in NAMES}
     patch.undo()
 

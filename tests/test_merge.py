@@ -40,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
     found = {}
     for name in ("sd1", "sd2", "sdxl"):
         found[name] = folder / f"{name}.safetensors"
-        ldm.write(model_of(name, vocabulary=49408), found[name])
+        ldm.write(model_of(name, vocabulary=49408, layers_per_block=1), found[name])
     for number in (2, 3):
         generator = torch.Generator().manual_seed(number)
         weights = {
@@ -275,7 +275,7 @@ def test_weights_of_another_shape_and_weights_that_are_missing(
 ) -> None:
     out = tmp_path / "m.safetensors"
     wide = tmp_path / "wide.safetensors"
-    ldm.write(model_of("sd1", vocabulary=49408, in_channels=9), wide)
+    ldm.write(model_of("sd1", vocabulary=49408, layers_per_block=1, in_channels=9), wide)
     status, _, err = call("merge", files["sd1"], wide, "--out", out)
     assert status == 2 and "Stable Diffusion 1" in err and "inpainting" in err
     words = tmp_path / "words.safetensors"

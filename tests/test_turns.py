@@ -35,7 +35,9 @@ REQUEST = Request(prompt="a red apple", seed=1, steps=2, width=64, height=64)
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A thin model in a single file, in half precision."""
     path = tmp_path_factory.mktemp("turns") / "sd1.safetensors"
-    checkpoints.save(model_of("sd1", vocabulary=49408), path, torch.float16, to="ldm")
+    checkpoints.save(
+        model_of("sd1", vocabulary=49408, layers_per_block=1), path, torch.float16, to="ldm"
+    )
     return path
 
 
@@ -108,7 +110,7 @@ def test_a_preview_between_two_steps(file: Path, short: Model) -> None:
 
 @pytest.mark.parametrize("live", [False, True])
 def test_a_lora(file: Path, short: Model, live: bool, tmp_path: Path) -> None:
-    lora = make_lora(model_of("sd1"), tmp_path / "lora.safetensors")
+    lora = make_lora(model_of("sd1", layers_per_block=1), tmp_path / "lora.safetensors")
     request = REQUEST.model_copy(update={"loras": ((str(lora), 0.05, 0.05),)})
 
     def with_lora(model: Model, request: Request) -> Any:
@@ -193,7 +195,9 @@ def test_a_limit_that_is_too_small_for_all_parts(file: Path, tmp_path: Path) -> 
     """The weights fill the memory: about 100 MB each, as `ulimit -v` limits it."""
     torch.manual_seed(0)
     wide = replace(model_of("sd1").text.config, vocab_size=49408, width=512, heads=8)
-    model = model_of("sd1", block_out_channels=(32, 64, 96, 384), cross_attention_dim=512)
+    model = model_of(
+        "sd1", layers_per_block=1, block_out_channels=(32, 64, 96, 384), cross_attention_dim=512
+    )
     path = tmp_path / "heavy.safetensors"
     model = replace(model, text=type(model.text)(wide).eval())
     checkpoints.save(model, path, torch.float16, to="ldm")

@@ -47,7 +47,7 @@ def small_vocabulary() -> Any:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Model]:
-    return {name: model_of(name, vocabulary=49408) for name in NAMES}
+    return {name: model_of(name, vocabulary=49408, layers_per_block=1) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
