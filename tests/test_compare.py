@@ -19,7 +19,7 @@ from pellucid.data.emoji import STYLES, Concept, EmojiArt
 from pellucid.evaluate import digits as digit_classifier
 from pellucid.evaluate.compare.benchmark import (
     CompareOptions,
-    Part,
+    ComparePart,
     missing_data,
     parameters_of,
     parts_of,
@@ -178,13 +178,13 @@ def test_the_legend_says_what_is_real(tmp_path: Path, monkeypatch: pytest.Monkey
     points = ring()
     for method in ("real", "gan", "diffusion"):
         recipe = replace(points.quick, seen=256, samples=100, steps=2)
-        list(run(Part("ring", method, 0), points, recipe, tmp_path))
+        list(run(ComparePart("ring", method, 0), points, recipe, tmp_path))
     assert labels == ["real", "made", "made"]
 
 
 @pytest.mark.parametrize("method", ["real", "gan", "pacgan", "diffusion"])
 def test_a_part_is_a_function_of_its_seed_and_kept(method: str, tmp_path: Path) -> None:
-    points, part = ring(), Part("ring", method, 1)
+    points, part = ring(), ComparePart("ring", method, 1)
     recipe = replace(points.quick, seen=2560, samples=200)
     shares = list(run(part, points, recipe, tmp_path / "a"))
     assert shares == sorted(shares) and shares[-1] == 1
@@ -196,7 +196,7 @@ def test_a_part_is_a_function_of_its_seed_and_kept(method: str, tmp_path: Path) 
     curves |= {"pacgan": curves["gan"], "real": set()}
     assert set(first["curves"]) == curves[method]
     assert kept_findings(part, points, replace(recipe, seen=5120), tmp_path / "a") is None
-    assert kept_findings(Part("ring", method, 2), points, recipe, tmp_path / "a") is None
+    assert kept_findings(ComparePart("ring", method, 2), points, recipe, tmp_path / "a") is None
     part.path(tmp_path / "a").write_text("{")
     assert kept_findings(part, points, recipe, tmp_path / "a") is None
 
@@ -204,14 +204,14 @@ def test_a_part_is_a_function_of_its_seed_and_kept(method: str, tmp_path: Path) 
 def test_pictures_of_both_methods(stacked: StackedMnist, tmp_path: Path) -> None:
     recipe = replace(stacked.quick, seen=64, samples=20, steps=2)
     for method in ("gan", "diffusion"):
-        part = Part("stacked-mnist", method, 0)
+        part = ComparePart("stacked-mnist", method, 0)
         *_, last = run(part, stacked, recipe, tmp_path)
         found = kept_findings(part, stacked, recipe, tmp_path)
         assert last == 1 and found is not None and found["coverage"]["samples"] == 20
 
 
 def test_the_diffusion_model_learns_the_ring(tmp_path: Path) -> None:
-    points, part = ring(), Part("ring", "diffusion", 0)
+    points, part = ring(), ComparePart("ring", "diffusion", 0)
     recipe = replace(points.quick, seen=100_000, samples=1000, steps=20)
     list(run(part, points, recipe, tmp_path))
     found = kept_findings(part, points, recipe, tmp_path)
@@ -269,13 +269,13 @@ def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / "parts").touch()  # where a folder is wanted
     options = CompareOptions(data=("ring",), samples=100, out=tmp_path)
     with pytest.raises(ValueError, match=r"^ring, real, seed 0: .*File exists"):
-        list(run_all(options, [Part("ring", "real", 0)], 1))
+        list(run_all(options, [ComparePart("ring", "real", 0)], 1))
 
 
 def test_parts_come_seed_by_seed() -> None:
     options = CompareOptions(data=("ring", "grid"), seeds=2)
     parts = parts_of(options, {"ring": ring(), "grid": grid()})
-    assert parts[:2] == [Part("ring", "real", 0), Part("grid", "real", 0)]
+    assert parts[:2] == [ComparePart("ring", "real", 0), ComparePart("grid", "real", 0)]
     assert [part.seed for part in parts[2:]] == [0] * 4 + [1] * 4
 
 

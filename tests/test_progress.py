@@ -18,7 +18,7 @@ from pellucid.checkpoints.writing import EMPTY, Pending, write
 from pellucid.cli import _bar
 from pellucid.cli._bar import Log, described, in_words, with_bar
 from pellucid.evaluate.compare import work
-from pellucid.evaluate.compare.benchmark import CompareOptions, Part
+from pellucid.evaluate.compare.benchmark import CompareOptions, ComparePart
 from pellucid.explain.noise.estimate import estimate_from_each
 from pellucid.model import Model
 from pellucid.pipeline import Request, generate
@@ -272,10 +272,10 @@ def test_the_time_left_of_a_comparison_is_that_of_the_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The real samples are a part too, which is done at once."""
-    parts = [Part("ring", method, 0) for method in ("real", "gan", "diffusion")]
+    parts = [ComparePart("ring", method, 0) for method in ("real", "gan", "diffusion")]
     seen = []
 
-    def run_all(*_: object) -> Iterator[tuple[Part, float]]:
+    def run_all(*_: object) -> Iterator[tuple[ComparePart, float]]:
         for part, done in zip(parts, (1.0, 0.5, 0.1), strict=True):
             yield part, done
             seen.append(share(stages))

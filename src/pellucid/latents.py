@@ -19,7 +19,7 @@ from pellucid.request import ResolvedRequest
 from pellucid.request.resolved import SecondPass
 from pellucid.request.sizes import unit_of
 from pellucid.runtime import Runtime
-from pellucid.schedule import Level
+from pellucid.schedule import UNIT_NOISE, Level
 from pellucid.upscale import DiffusionUpscaler, enlarged
 
 
@@ -44,8 +44,7 @@ def first_pass(
     size = request.drawn_size if canvas is None else canvas.size
     streams = streams_of(request.seeds)
     noise = first_noise(runtime, request, size, streams)
-    # Stable Diffusion's own samplers begin with noise of deviation 1, k-diffusion's with sigma.
-    pure = noise if request.spacing == "leading" else level.sigma * noise
+    pure = noise if request.spacing in UNIT_NOISE else level.sigma * noise
     if canvas is None:
         return Begin(pure, pure, size, streams)
     x0 = runtime.encode(canvas.pixels).expand_as(noise)

@@ -328,6 +328,9 @@ class Schedule:
 
 
 _DDIM = ("leading", "ddim")
+# Spacings whose runs begin with noise of deviation 1, as Stable Diffusion's own samplers do
+# (diffusers' `init_noise_sigma`); the others begin with the sigma of their first level.
+UNIT_NOISE = ("leading",)
 _WHOLE = (*_DDIM, "trailing", "simple", "linspace")
 _REACH_FIRST = ("linspace", "uniform", "karras", "exponential", "beta")
 _CURVES: dict[str, tuple[Callable, Callable]] = {

@@ -29,7 +29,7 @@ from pellucid.plugins import nearest
 
 T = TypeVar("T")
 DEEPEST = 20  # variations inside of variations
-LONGEST = 100_000  # characters of a prompt, as request.request.MAX_PROMPT
+MAX_PROMPT = 100_000  # characters; OpenAI allows 32,000
 SHOWN = 5  # names that a message lists
 _COUNT = re.compile(r"\s*(\d+)?(-)?(\d+)?\s*$")
 _WEIGHT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)::")
@@ -82,8 +82,10 @@ class _Expansion:
                 drawn, at = drawn + self.text(line, depth + 1), found.end()
             else:
                 drawn, at = drawn + letter, at + 1
-            if len(drawn) > LONGEST:
-                raise ValueError(f"the prompt that is drawn has more than {LONGEST:,} characters")
+            if len(drawn) > MAX_PROMPT:
+                raise ValueError(
+                    f"the prompt that is drawn has more than {MAX_PROMPT:,} characters"
+                )
         return drawn
 
     def variation(self, inside: str, depth: int) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.cli._app import report
 from pellucid.cli._files import Output
-from pellucid.cli._jobs import Job, Jobs, PictureIndex, missing
+from pellucid.cli._jobs import DrawJob, Jobs, PictureIndex, missing
 from pellucid.cli._like import ModelFiles, PictureRecord, flag_of
 from pellucid.cli._recorded_paths import shareable
 from pellucid.messages import text_of
@@ -128,7 +128,7 @@ def draw_with_diffusion(
 
 
 def draw_job(
-    job: Job,
+    job: DrawJob,
     model: Model,
     settings: DrawOptions,
     recorded: PictureRecord,

@@ -27,7 +27,7 @@ _OBJECT = r'\{\s*["}]'  # how one begins; {red|blue} is a variation
 
 
 @dataclass(frozen=True)
-class Job:
+class DrawJob:
     """A request, with the files that it needs."""
 
     files: ModelFiles
@@ -57,7 +57,7 @@ class Jobs:
     lines: tuple[tuple[int, Mapping[str, Any]], ...] = ()
     dynamic: bool = False
 
-    def __iter__(self) -> Iterator[Job]:
+    def __iter__(self) -> Iterator[DrawJob]:
         if self.file is None:
             yield from self._of_fields({}, None)
         for number, fields in self.lines:
@@ -71,20 +71,20 @@ class Jobs:
         """How many pictures there are. ValueError: a line that is wrong, named by its number."""
         return sum(job.request.count for job in self)
 
-    def _of_fields(self, fields: Mapping[str, Any], place: str | None) -> Iterator[Job]:
+    def _of_fields(self, fields: Mapping[str, Any], place: str | None) -> Iterator[DrawJob]:
         from pellucid.request import Request, chosen_seed
 
         request = Request.model_validate({**self.asked, **fields})
         if not self.dynamic:
             files, request = with_named(self.files, request)
-            yield Job(files, request, None, place)
+            yield DrawJob(files, request, None, place)
             return
         first = chosen_seed(request)
         for i in range(request.count):
             drawn, template = _drawn(request, first + (i if request.walk is None else 0))
             part = drawn.model_copy(update={"seed": first}).part(i, 1)
             files, part = with_named(self.files, part)
-            yield Job(files, part, template, place)
+            yield DrawJob(files, part, template, place)
 
 
 def _drawn(request: Request, seed: int) -> tuple[Request, str | None]:
@@ -192,7 +192,7 @@ class PictureIndex:
     """The picture that was taken last."""
 
     @classmethod
-    def of(cls, folder: Path, jobs: Iterable[Job] = ()) -> PictureIndex:
+    def of(cls, folder: Path, jobs: Iterable[DrawJob] = ()) -> PictureIndex:
         """Reads what the pictures in a folder, and below it, record. jobs: those to come."""
         from pellucid.images.metadata import FORMATS, read_metadata
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid.cli._app import report
 from pellucid.cli._draw import Drawn, DrawOptions, draw_job
 from pellucid.cli._files import Output
-from pellucid.cli._jobs import Job, Jobs, PictureIndex, missing
+from pellucid.cli._jobs import DrawJob, Jobs, PictureIndex, missing
 from pellucid.cli._like import PictureRecord
 from pellucid.folders import embedded
 from pellucid.messages import text_of
@@ -39,7 +39,7 @@ class Drawer:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Draw a line."""
-        job: Job = pickle.loads(row["job"])
+        job: DrawJob = pickle.loads(row["job"])
         try:
             drawn = draw_job(job, self.model, self.settings, self.recorded, self.output, None)
             made: Any = [replace(each, steps=[], model=None) for each in drawn]
@@ -86,7 +86,7 @@ def draw_on_ray(
             yield from drawn
 
 
-def _left(jobs: Jobs, settings: DrawOptions, made: PictureIndex | None) -> Iterator[Job]:
+def _left(jobs: Jobs, settings: DrawOptions, made: PictureIndex | None) -> Iterator[DrawJob]:
     """The jobs, less the pictures that are made already."""
     from pellucid import checkpoints
     from pellucid.request import chosen_seed, resolve

@@ -15,7 +15,7 @@ from pellucid.cli._files import OUTPUTS, check_out
 from pellucid.progress import stage
 
 if TYPE_CHECKING:
-    from pellucid.evaluate.compare.benchmark import CompareOptions, Part
+    from pellucid.evaluate.compare.benchmark import CompareOptions, ComparePart
 
 
 @app.command()
@@ -75,7 +75,7 @@ def compare(
     tasks = prepare(options, show_progress)
     setups = {name: options.setup(task) for name, task in tasks.items()}
 
-    def findings_of(part: Part) -> dict[str, Any] | None:
+    def findings_of(part: ComparePart) -> dict[str, Any] | None:
         return kept_findings(part, tasks[part.data], setups[part.data], out)
 
     parts = parts_of(options, tasks)
@@ -101,7 +101,7 @@ def _without_missing(options: CompareOptions) -> CompareOptions:
     return replace(options, data=tuple(name for name in options.data if name not in absent))
 
 
-def _work(options: CompareOptions, parts: list[Part], workers: int) -> None:
+def _work(options: CompareOptions, parts: list[ComparePart], workers: int) -> None:
     """Work through the parts."""
     from pellucid.evaluate.compare.work import run_all
 

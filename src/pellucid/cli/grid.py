@@ -15,7 +15,7 @@ import typer
 from pellucid.cli._app import app, report, show_json, show_path
 from pellucid.cli._draw import DrawOptions, draw_job
 from pellucid.cli._files import Output
-from pellucid.cli._jobs import Job, PictureIndex, sentence_of
+from pellucid.cli._jobs import DrawJob, PictureIndex, sentence_of
 from pellucid.cli._like import Like, ModelFiles, PictureRecord, read_like, with_named, with_settings
 from pellucid.cli._model import Device, Dtype, LoraFolder, ModelOrLike, Prediction, Vae
 from pellucid.cli._options import RequestOption, options_of, repeats, takes_request
@@ -32,7 +32,7 @@ AXIS = "such as steps=10,20,30; values that have commas are separated by semicol
 
 
 @dataclass(frozen=True)
-class Axis:
+class GridAxis:
     """A setting that changes along a side of the table."""
 
     name: str
@@ -77,7 +77,7 @@ def grid(
     from pellucid.images.sheet import table
     from pellucid.request import chosen_seed
 
-    axes = (axis_of(x, "--x"), Axis("", ("",), ({},)) if y is None else axis_of(y, "--y"))
+    axes = (axis_of(x, "--x"), GridAxis("", ("",), ({},)) if y is None else axis_of(y, "--y"))
     count = len(axes[0].texts) * len(axes[1].texts)
     if count > MOST:
         raise ValueError(f"--x and --y must make at most {MOST} pictures, got {count}")
@@ -119,10 +119,10 @@ def grid(
         raise SystemExit(2)
 
 
-def job_of(files: ModelFiles, asked: dict[str, Any]) -> Job | ValueError:
+def job_of(files: ModelFiles, asked: dict[str, Any]) -> DrawJob | ValueError:
     """What a cell draws, or why it cannot be drawn."""
     try:
-        return Job(*with_named(files, Request.model_validate(asked)))
+        return DrawJob(*with_named(files, Request.model_validate(asked)))
     except ValueError as error:
         return error
 
@@ -136,7 +136,7 @@ class Cells:
     output: Output
     made: PictureIndex | None = None
 
-    def draw(self, model: Model, job: Job | ValueError, quiet: bool) -> Path | str:
+    def draw(self, model: Model, job: DrawJob | ValueError, quiet: bool) -> Path | str:
         """The picture of a cell, or why it cannot be drawn."""
         try:
             if isinstance(job, ValueError):
@@ -164,7 +164,7 @@ class Cells:
             return sentence_of(error)
 
 
-def axis_of(text: str, flag: str) -> Axis:
+def axis_of(text: str, flag: str) -> GridAxis:
     """What --x or --y says. ValueError: no such option, or a value that it does not take."""
     name, equals, values = text.partition("=")
     name = name.strip().lstrip("-")
@@ -178,7 +178,7 @@ def axis_of(text: str, flag: str) -> Axis:
         raise ValueError(f"{flag}: unknown option {name!r}; nearest: {near}")
     parts = [part.strip() for part in values.split(";" if ";" in values else ",")]
     read = partial(_read, option, flag, name)
-    return Axis(name, tuple(parts), tuple(read(part) for part in parts))
+    return GridAxis(name, tuple(parts), tuple(read(part) for part in parts))
 
 
 def _words(option: RequestOption) -> Sequence[str]:

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-Part = TypeVar("Part", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def on_meta(part: Part) -> Part:
+def on_meta(part: Module) -> Module:
     """A network of the same config on the meta device: shapes without numbers, and no memory.
 
     part: a module that is made from its `config` alone, as all parts of a model are.
     """
     make: Any = type(part)
     with torch.device("meta"):
-        made: Part = make(part.config)
+        made: Module = make(part.config)
     return made
 
 

@@ -35,10 +35,10 @@ from pellucid.request.fields import (
     needs_of,
     option,
 )
+from pellucid.variations import MAX_PROMPT
 
 MAX_SEED = 2**63 - 1  # as noise.MAX_SEED
 MAX_SIDE = 4096
-MAX_PROMPT = 100_000  # characters; OpenAI allows 32,000
 MAX_AND = 100  # prompts at once, each an evaluation of the network at every step
 SHOWN = 5  # names that a message lists
 STRENGTH, MASK_STRENGTH, EXTEND_STRENGTH = 0.6, 0.75, 1.0

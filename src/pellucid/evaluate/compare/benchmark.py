@@ -68,7 +68,7 @@ class CompareOptions:
         return replace(usual, **{name: n for name, n in asked.items() if n is not None})
 
 
-class Part(NamedTuple):
+class ComparePart(NamedTuple):
     """One run: a data set, a method ("real": the data themselves are counted), a seed."""
 
     data: str
@@ -133,11 +133,11 @@ def parameters_of(task: Task, methods: Sequence[str]) -> dict[str, int]:
     return counts
 
 
-def parts_of(options: CompareOptions, tasks: dict[str, Task]) -> list[Part]:
+def parts_of(options: CompareOptions, tasks: dict[str, Task]) -> list[ComparePart]:
     """All parts in order: seed by seed, so that the first ones give the broadest view."""
     seeds = {name: options.setup(task).seeds for name, task in tasks.items()}
-    return [Part(name, "real", 0) for name in tasks] + [
-        Part(name, method, seed)
+    return [ComparePart(name, "real", 0) for name in tasks] + [
+        ComparePart(name, method, seed)
         for seed in range(max(seeds.values()))
         for name in tasks
         if seed < seeds[name]
@@ -145,7 +145,7 @@ def parts_of(options: CompareOptions, tasks: dict[str, Task]) -> list[Part]:
     ]
 
 
-def made_of(task: Task, setup: Setup, part: Part) -> str:
+def made_of(task: Task, setup: Setup, part: ComparePart) -> str:
     """What a part's findings depend on; if it has changed they are made again."""
     settings = {k: v for k, v in asdict(setup).items() if k != "seeds"}
     size = {} if part.method == "real" else parameters_of(task, [part.method])

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pellucid.evaluate.compare.benchmark import CompareOptions, Part
+from pellucid.evaluate.compare.benchmark import CompareOptions, ComparePart
 from pellucid.evaluate.compare.methods import METHODS
 from pellucid.files import write_text
 from pellucid.html import pages
@@ -55,7 +55,7 @@ def html(options: CompareOptions, results: Mapping[str, Any]) -> str:
 
 def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list[str]:
     """A data set's part of the page."""
-    recipe, real = one["recipe"], picture_of(options, Part(name, "real", 0))
+    recipe, real = one["recipe"], picture_of(options, ComparePart(name, "real", 0))
     shown = min(recipe["seeds"], SHOWN)
     return [
         *(paragraph(sentence) for sentence in one["verdict"]),
@@ -76,14 +76,14 @@ def contents(options: CompareOptions, name: str, one: Mapping[str, Any]) -> list
 
 def samples(options: CompareOptions, name: str, shown: int) -> list[str]:
     """What the methods drew, with their first seeds."""
-    parts = [Part(name, method, seed) for method in options.methods for seed in range(shown)]
+    parts = [ComparePart(name, method, seed) for method in options.methods for seed in range(shown)]
     return [
         picture(picture_of(options, part), f"{METHODS[part.method].title}, seed {part.seed}")
         for part in parts
     ]
 
 
-def picture_of(options: CompareOptions, part: Part) -> Image.Image:
+def picture_of(options: CompareOptions, part: ComparePart) -> Image.Image:
     """Its samples."""
     with Image.open(part.path(options.out).with_suffix(".png"), formats=("PNG",)) as kept:
         return kept.convert("RGB")
@@ -142,7 +142,7 @@ def image(options: CompareOptions, results: Mapping[str, Any]) -> Image.Image:
     for name, one in results["data"].items():
         blocks.append(words([[line] for line in (one["title"], *one["verdict"])]))
         blocks.append(words([HEAD, *rows(one)]))
-        shown = [Part(name, "real", 0), *(Part(name, m, 0) for m in options.methods)]
+        shown = [ComparePart(name, "real", 0), *(ComparePart(name, m, 0) for m in options.methods)]
         blocks.append(side_by_side([picture_of(options, part) for part in shown]))
         blocks.append(side_by_side([plot.image(1) for plot in plots(options, one)]))
     return below(blocks)

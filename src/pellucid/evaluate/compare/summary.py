@@ -7,7 +7,7 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from pellucid.evaluate.compare.benchmark import CompareOptions, Part, parameters_of
+from pellucid.evaluate.compare.benchmark import CompareOptions, ComparePart, parameters_of
 from pellucid.evaluate.compare.methods import METHODS
 from pellucid.evaluate.compare.task import Task
 
@@ -23,7 +23,7 @@ GOOD_ENOUGH = 0.5
 """If fewer samples are good than this fraction of the real ones', modes are missed for another
 reason: the pictures are not learned yet."""
 
-Findings = Mapping[Part, Mapping[str, Any]]
+Findings = Mapping[ComparePart, Mapping[str, Any]]
 
 
 def summarise(
@@ -32,7 +32,7 @@ def summarise(
     """All results, ready for JSON."""
     data = {}
     for name, task in tasks.items():
-        real = findings[Part(name, "real", 0)]["coverage"]
+        real = findings[ComparePart(name, "real", 0)]["coverage"]
         methods = {
             method: of_method(
                 [f for part, f in findings.items() if part[:2] == (name, method)], real

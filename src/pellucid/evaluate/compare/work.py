@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pellucid.evaluate.compare.benchmark import (
     CompareOptions,
-    Part,
+    ComparePart,
     made_of,
     parameters_of,
     task_of,
@@ -33,7 +33,7 @@ KEPT = 1000  # samples that are kept for a picture
 CHUNK = 250  # real samples that are drawn at once
 
 
-def run(part: Part, task: Task, setup: Setup, out: Path) -> Iterator[float]:
+def run(part: ComparePart, task: Task, setup: Setup, out: Path) -> Iterator[float]:
     """Train, draw, count, and write the findings; yields how much is done, 0..1."""
     began = time.process_time()
     curves: dict[str, list[float]] = defaultdict(list)
@@ -83,7 +83,7 @@ def followed(
             yield 0.95 * (step + 1) / updates
 
 
-def kept_findings(part: Part, task: Task, setup: Setup, out: Path) -> dict[str, Any] | None:
+def kept_findings(part: ComparePart, task: Task, setup: Setup, out: Path) -> dict[str, Any] | None:
     """The findings of an earlier run of this part with the same settings; None without one."""
     try:
         findings: dict[str, Any] = json.loads(part.path(out).read_text("utf-8"))
@@ -116,8 +116,8 @@ def work(options: CompareOptions, parts: Any, messages: Any) -> None:
 
 
 def run_all(
-    options: CompareOptions, parts: Sequence[Part], workers: int
-) -> Iterator[tuple[Part, float]]:
+    options: CompareOptions, parts: Sequence[ComparePart], workers: int
+) -> Iterator[tuple[ComparePart, float]]:
     """All of these parts, `workers` at a time; yields whenever one has made progress.
 
     A caller that stops iterating stops the work. ValueError if the data of a part are missing or

@@ -30,7 +30,7 @@ PARAGRAPH = re.compile(r"<p>.*?</p>", re.S)
 TITLE = 90  # letters of a prompt in the title
 FOLDER = "explain/run"
 
-Part = tuple[Section, list[Content | None]]
+PagePart = tuple[Section, list[Content | None]]
 """A section, and its content for each run."""
 
 
@@ -72,7 +72,7 @@ def page(model: Model, explanations: Sequence[Explanation]) -> tuple[str, str]:
     raise ValueError("even two steps make a page of more than 5 MB; use a shorter prompt")
 
 
-def parts_of(model: Model, explanations: Sequence[Explanation]) -> dict[str, Part]:
+def parts_of(model: Model, explanations: Sequence[Explanation]) -> dict[str, PagePart]:
     """The sections that these runs have, in order."""
     found = {}
     for name, module in in_order().items():
@@ -97,7 +97,7 @@ def rounded(points: Tensor) -> list[list[float]]:
 
 
 def document(
-    explanations: Sequence[Explanation], parts: Mapping[str, Part], record: dict[str, Any]
+    explanations: Sequence[Explanation], parts: Mapping[str, PagePart], record: dict[str, Any]
 ) -> str:
     """The HTML with the record inside."""
     record["sections"] = [
@@ -118,7 +118,7 @@ def document(
     )
 
 
-def body(parts: Mapping[str, Part]) -> str:
+def body(parts: Mapping[str, PagePart]) -> str:
     """The HTML that the scripts fill: the lead, the overview, the sections, the player."""
     numbered = enumerate(parts.items(), start=1)
     return "\n".join(

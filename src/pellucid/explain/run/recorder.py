@@ -34,7 +34,7 @@ MAP_SIDE = 16
 MAPS_BYTES = 2**28
 """If all attention maps of a run would need more, the heads of each layer are averaged."""
 
-Part = TypeVar("Part", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -269,7 +269,7 @@ class Recorder:
         )
 
 
-def recorded(part: Part, method: str, replacement: Callable[..., object]) -> Part:
+def recorded(part: Module, method: str, replacement: Callable[..., object]) -> Module:
     """A copy of a part that shares its weights, with one method replaced."""
     twin = copy.copy(part)
     vars(twin)[method] = replacement

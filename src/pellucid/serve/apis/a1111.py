@@ -31,7 +31,7 @@ from pellucid.images.metadata import read_metadata
 from pellucid.images.parameters import WORDS, read_parameters
 from pellucid.inpaint import crop
 from pellucid.request import Request
-from pellucid.request.request import MAX_PROMPT, MAX_SIDE
+from pellucid.request.request import MAX_SIDE
 from pellucid.runtime.devices import free_memory
 from pellucid.serve import events
 from pellucid.serve.acceptance import Asked
@@ -40,6 +40,7 @@ from pellucid.serve.library import UnknownName
 from pellucid.serve.pictures import encoded
 from pellucid.serve.queue import Job
 from pellucid.serve.replies import Json, Problem, Refused, Server, answer_errors
+from pellucid.variations import MAX_PROMPT
 
 PREFIX = "/sdapi/v1"
 FILLS = ("fill", "original", "noise", "blank")

@@ -27,7 +27,7 @@ from pellucid.images.metadata import read_metadata
 from pellucid.plan import prompt_warnings
 from pellucid.plugins import nearest
 from pellucid.request import Request, chosen_seed
-from pellucid.request.request import MAX_PROMPT, MAX_SEED
+from pellucid.request.request import MAX_SEED
 from pellucid.schedule import Schedule
 from pellucid.serve import events
 from pellucid.serve.acceptance import Asked, upscaler_names
@@ -37,6 +37,7 @@ from pellucid.serve.library import UnknownName
 from pellucid.serve.pictures import encoded, media_type
 from pellucid.serve.queue import ENDED, Fault, Job, Kind, Search, State
 from pellucid.serve.replies import Json, Problem, Refused, Server, answer_errors, problem_of
+from pellucid.variations import MAX_PROMPT
 
 PREFIX = "/api"
 RECORD = re.compile('<script type="application/json" id="record">(.*?)</script>', re.DOTALL)
