@@ -61,6 +61,8 @@ _made: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictiona
 """The copies of networks, so that the next request with the same model has them at once."""
 _in_order: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Those that were used, so that all of their weights are in the order of the kernels."""
+_laid_out: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Other parts of models, whose convolutions are in channels_last."""
 
 
 def prepare(model: Model, rehearse: Rehearse) -> Prepared:
@@ -77,7 +79,9 @@ def prepare(model: Model, rehearse: Rehearse) -> Prepared:
             give_up(network)
         else:
             _made[network] = packed(network)
-    eager.channels_last(model.vae, model.tiny_vae, model.second_stage)
+    rest = [part for part in (model.vae, model.tiny_vae, model.second_stage) if part is not None]
+    eager.channels_last(*(part for part in rest if part not in _laid_out))  # looking takes 1 ms
+    _laid_out.update(rest)
     return replace(model, backbone=Packed(model.backbone, _made[model.backbone])), ()
 
 
