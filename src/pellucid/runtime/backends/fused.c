@@ -89,6 +89,7 @@ typedef struct {
     const void *x;
     i64 x_float, ldx, rows;
     i64 kernel; /* 0: a product of the rows as they are; else a convolution of this size */
+    i64 border; /* whether x has a border of zeros, 1 wide; then w is a multiple of 16 */
     i64 h, w, seen_h, seen_w, out_h, out_w, stride, pad; /* seen: the size after enlargement */
     i64 channels, depth, width;                          /* depth: a multiple of 32 */
     const bf16 *weight; /* (width / 32, depth / 32, 2, 16, 16, 2): the tiles of AMX */
@@ -144,22 +145,32 @@ static void gather(const Product *p, i64 begin, i64 rows) {
     }
 }
 
-/* 32 rows of a times 32 columns: (32, 32). */
+/* 32 rows times 32 columns: (32, 32). Two times 16 rows, lda apart, in which what belongs to a tap of a
+convolution lies `taps` further; `tiles` times 32 numbers of each. */
+typedef struct {
+    const bf16 *a[2];
+    i64 lda, count, taps[9], tiles;
+} Rows;
+
 #ifdef USE_AMX
-static void block(const bf16 *a, i64 lda, const bf16 *b, i64 tiles, float *c) {
+static void block(const Rows *rows, const bf16 *b, float *c) {
+    i64 bytes = 2 * rows->lda;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (; tiles > 0; tiles--, a += 32, b += 1024) {
-        _tile_loadd(4, a, 2 * lda);
-        _tile_loadd(6, b, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + 512, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a + 16 * lda, 2 * lda);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+    EACH(tap, rows->count) {
+        const bf16 *upper = rows->a[0] + rows->taps[tap], *lower = rows->a[1] + rows->taps[tap];
+        for (i64 t = 0; t < rows->tiles; t++, b += 1024) {
+            _tile_loadd(4, upper + 32 * t, bytes);
+            _tile_loadd(6, b, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, b + 512, 64);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, lower + 32 * t, bytes);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
     }
     _tile_stored(0, c, 128);
     _tile_stored(1, c + 16, 128);
@@ -167,26 +178,35 @@ static void block(const bf16 *a, i64 lda, const bf16 *b, i64 tiles, float *c) {
     _tile_stored(3, c + 16 * BLOCK + 16, 128);
 }
 #else
-static void block(const bf16 *a, i64 lda, const bf16 *b, i64 tiles, float *c) {
+static void block(const Rows *rows, const bf16 *b, float *c) {
     BY(r, BLOCK, 8) {
+        const bf16 *a = rows->a[r / 16] + r % 16 * rows->lda, *at = b;
         __m512 sums[8][2];
         EACH(i, 8) sums[i][0] = sums[i][1] = set(0);
-        EACH(t, tiles) EACH(k, 16) {
-            const bf16 *at = b + 1024 * t + 32 * k;
-            __m512bh b0 = (__m512bh)_mm512_loadu_si512(at);
-            __m512bh b1 = (__m512bh)_mm512_loadu_si512(at + 512);
-            EACH(i, 8) {
-                int pair;
-                memcpy(&pair, a + (r + i) * lda + 32 * t + 2 * k, 4);
-                __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-                sums[i][0] = _mm512_dpbf16_ps(sums[i][0], x, b0);
-                sums[i][1] = _mm512_dpbf16_ps(sums[i][1], x, b1);
+        EACH(tap, rows->count) EACH(t, rows->tiles) {
+            EACH(k, 16) {
+                __m512bh b0 = (__m512bh)_mm512_loadu_si512(at + 32 * k);
+                __m512bh b1 = (__m512bh)_mm512_loadu_si512(at + 512 + 32 * k);
+                EACH(i, 8) {
+                    int pair;
+                    memcpy(&pair, a + rows->taps[tap] + i * rows->lda + 32 * t + 2 * k, 4);
+                    __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+                    sums[i][0] = _mm512_dpbf16_ps(sums[i][0], x, b0);
+                    sums[i][1] = _mm512_dpbf16_ps(sums[i][1], x, b1);
+                }
             }
+            at += 1024;
         }
         EACH(i, 8) EACH(j, 2) _mm512_storeu_ps(c + (r + i) * BLOCK + 16 * j, sums[i][j]);
     }
 }
 #endif
+
+/* Where 16 positions of a picture with a border begin. */
+static const bf16 *bordered(const Product *p, i64 row) {
+    i64 y = row / p->w, x = row % p->w; /* y: of all pictures */
+    return (const bf16 *)p->x + ((y + y / p->h * 2) * (p->w + 2) + x) * p->ldx;
+}
 
 /* Bias, sum and activation of a block; its first row and column in the output. */
 static void finish(const Product *p, const float *c, i64 row, i64 column) {
@@ -216,17 +236,23 @@ static void finish(const Product *p, const float *c, i64 row, i64 column) {
 static void product(const Product *p) {
     float c[BLOCK * BLOCK] __attribute__((aligned(64)));
     int direct = !p->kernel && !p->x_float && p->channels == p->depth;
+    Rows at = {.lda = direct || p->border ? p->ldx : p->depth, .count = 1, .tiles = p->depth / 32};
+    if (p->border) {
+        at.count = p->kernel * p->kernel;
+        at.tiles = p->channels / 32;
+        EACH(i, at.count) at.taps[i] = (i / p->kernel * (p->w + 2) + i % p->kernel) * p->ldx;
+    }
     BY(begin, p->rows, ROWS) {
         i64 rows = p->rows - begin < ROWS ? p->rows - begin : ROWS;
-        const bf16 *a = p->panel;
-        i64 lda = p->depth;
-        if (direct)
-            a = (const bf16 *)p->x + begin * p->ldx, lda = p->ldx;
-        else
+        const bf16 *a = direct ? (const bf16 *)p->x + begin * p->ldx : p->panel;
+        if (!direct && !p->border)
             gather(p, begin, rows);
         BY(column, p->width, BLOCK) BY(r, rows, BLOCK) {
-            block(a + r * lda, lda, p->weight + column * p->depth, p->depth / 32, c);
-            finish(p, c, begin + r, column);
+            i64 row = begin + r, next = row + 16 < p->rows ? row + 16 : row;
+            at.a[0] = p->border ? bordered(p, row) : a + r * at.lda;
+            at.a[1] = p->border ? bordered(p, next) : at.a[0] + 16 * at.lda;
+            block(&at, p->weight + column * p->depth, c);
+            finish(p, c, row, column);
         }
     }
 }
@@ -245,17 +271,27 @@ typedef struct {
     i64 ldfilm, activation;
     bf16 *out;
     i64 ldout;
+    i64 border; /* 0, or the width of the picture, which then gets a border of zeros */
     float *room; /* (2, channels) */
 } Norm;
 
+static bf16 *place(const Norm *p, i64 row) {
+    if (p->border) {
+        i64 y = row / p->border, x = row % p->border; /* y: of all pictures */
+        row = (y + 1 + row / p->places * 2) * (p->border + 2) + x + 1;
+    }
+    return p->out + row * p->ldout;
+}
+
 static void normed(const Norm *p, i64 row, const float *factor, const float *offset) {
     const float *x = p->x + row * p->ldx;
+    bf16 *to = place(p, row);
     BY(c, p->channels, LANES) {
         __mmask16 m = first(p->channels - c);
         __m512 v = muladd(load(x + c, m), load(factor + c, m), load(offset + c, m));
         if (p->activation == SILU)
             v = silu16(v);
-        narrow(p->out + row * p->ldout + c, m, v);
+        narrow(to + c, m, v);
     }
 }
 
@@ -302,6 +338,7 @@ static void layer_norm(const Norm *p) {
     i64 n = p->channels;
     EACH(row, p->batch * p->places) {
         const float *x = p->x + row * p->ldx;
+        bf16 *to = place(p, row);
         i64 film = row / p->places * p->ldfilm;
         __m512 sum = set(0), squares = set(0);
         BY(c, n, LANES) sum = add(sum, load(x + c, first(n - c)));
@@ -322,7 +359,7 @@ static void layer_norm(const Norm *p) {
                 v = add(v, load(p->after + film + c, m));
             if (p->activation == SILU)
                 v = silu16(v);
-            narrow(p->out + row * p->ldout + c, m, v);
+            narrow(to + c, m, v);
         }
     }
 }

@@ -38,7 +38,7 @@ PLACES, LARGEST = 2**10, 2**16
 """Places of a picture up to which this computes a U-Net and a second stage; for larger ones PyTorch's
 operations are as fast, and use more threads."""
 BLOCK, ROWS, LANES, WIDEST = 32, 128, 16, 256  # as in fused.c
-SIZE = 26  # numbers of the longest operation
+SIZE = 27  # numbers of the longest operation
 PRODUCT, GROUP_NORM, LAYER_NORM, ATTENTION, JOIN = range(5)
 NONE, SILU, GEGLU = range(3)
 F32, BF16 = torch.float32, torch.bfloat16
@@ -98,6 +98,8 @@ class Picture(NamedTuple):
     rows: Tensor
     height: int
     width: int
+    border: bool = False
+    """Whether there is a border of zeros, one position wide."""
 
 
 class Weights:
@@ -198,7 +200,7 @@ class Program:
         activation: int = NONE,
     ) -> Tensor:
         """Layers with the same input; `out` is what they give, plus `plus`, after the activation."""
-        self._product(x, len(out), (0,) * 9, (layers, out, plus, activation))
+        self._product(x, len(out), (0,) * 10, (layers, out, plus, activation))
         return out
 
     def conv(
@@ -215,7 +217,7 @@ class Program:
         height, width = ((side + 2 * pad - kernel) // stride + 1 for side in size)
         rows = self.batch * height * width
         out = self.memory(rows, layer.out_channels, F32, name)
-        where = kernel, x.height, x.width, *size, height, width, stride, pad
+        where = kernel, x.border, x.height, x.width, *size, height, width, stride, pad
         self._product(x.rows, rows, where, ((layer,), out, plus, NONE))
         return Picture(out, height, width)
 
@@ -232,18 +234,22 @@ class Program:
         self, x: Picture, layer: Any, film: Sequence[Tensor | None] = (), silu: bool = False
     ) -> Picture:
         """A group norm or a norm over channels, in bfloat16. film: (batch, channels) each, or None: what
-        is added before, what the result is scaled by (1 + that), what is added after that."""
+        is added before, what the result is scaled by (1 + that), what is added after that. silu: a
+        convolution follows, so that the result gets a border where the convolution can use it."""
         places, (_, channels) = x.height * x.width, x.rows.shape
         before, scale, after = [*film, None, None, None][:3]
         step = next((each.stride(0) for each in film if each is not None), 0)
-        out = self.memory(self.batch * places, channels, BF16, "norm")
+        border = silu and x.width % LANES == 0 and channels % BLOCK == 0
+        rows = (x.height + 2) * (x.width + 2) if border else places
+        name = f"norm {x.height} {x.width} {border}"  # what is in the border stays there
+        out = self.memory(self.batch * rows, channels, BF16, name)
         groups, eps = getattr(layer, "num_groups", 0), getattr(layer, "eps", 1e-5)
         kind = GROUP_NORM if groups else LAYER_NORM
         self.add(kind, x.rows, channels, self.batch, places, channels, groups, float(eps))
         self.more(layer.weight.detach().float(), layer.bias.detach().float(), before, scale, after)
         room = self.memory(2, channels, F32, "channels")
-        self.more(step, SILU if silu else NONE, out, channels, room)
-        return Picture(out, x.height, x.width)
+        self.more(step, SILU if silu else NONE, out, channels, x.width if border else 0, room)
+        return Picture(out, x.height, x.width, border)
 
     def attention(self, q: Tensor, kv: Tensor, heads: int, sizes: tuple[int, int]) -> Tensor:
         """Multi-head attention of queries to keys and values, which lie side by side. sizes: the queries
@@ -260,7 +266,7 @@ class Program:
         """The channels of both, at the size of b."""
         widths = a.rows.shape[1], b.rows.shape[1]
         out = self.memory(self.batch * b.height * b.width, sum(widths), F32, "join")
-        self.add(JOIN, a.rows, b.rows, *widths, self.batch, *a[1:], *b[1:], out)
+        self.add(JOIN, a.rows, b.rows, *widths, self.batch, *a[1:3], *b[1:3], out)
         return b._replace(rows=out)
 
 
@@ -379,7 +385,7 @@ class UNetProgram:
                 x = self._residual(step.join(x, kept.pop()), resnet)
                 x = x if attention is None else self._transformer(x, attention)
             for upsampler in up.upsamplers:
-                x = step.conv(x, upsampler.conv, seen=kept[-1][1:])
+                x = step.conv(x, upsampler.conv, seen=kept[-1][1:3])
         return step.conv(step.norm(x, network.conv_norm_out, silu=True), network.conv_out)
 
     def _residual(self, x: Picture, block: Any) -> Picture:
