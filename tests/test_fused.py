@@ -88,7 +88,9 @@ def like_float32(config: UNetConfig, *shape: int) -> None:
 
 @needs
 @pytest.mark.parametrize("config", [SMALL, FILM], ids=["plain", "film"])
-@pytest.mark.parametrize("shape", [(2, 8, 8, 7), (1, 7, 5, 20), (3, 4, 16, 77), (2, 8, 32, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 8, 8, 7), (1, 7, 5, 20), (3, 4, 16, 77), (2, 8, 32, 5)], ids=str
+)
 @torch.no_grad()
 def test_nearer_to_float32_than_eager_bfloat16(config: UNetConfig, shape: tuple[int, ...]) -> None:
     like_float32(config, *shape)
