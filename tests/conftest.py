@@ -52,7 +52,7 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # As the command does: see `pellucid.__main__`.
-gc.set_threshold(20_000)
+gc.set_threshold(100_000, 20)
 
 
 def pytest_collection_finish() -> None:

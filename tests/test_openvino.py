@@ -25,6 +25,7 @@ from pellucid.runtime.backends import (
     _compiled,
     _ranges,
     choose_backend,
+    fused,
     openvino,
     openvino_int8,
     packed,
@@ -214,7 +215,7 @@ def test_ranges_that_cannot_be_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for backend in (openvino, openvino_int8, packed):
+    for backend in (fused, openvino, openvino_int8, packed):
         monkeypatch.setattr(backend, "unsuitable", lambda device: None)
     half, whole = torch.bfloat16, torch.float32
     for amx, name, dtype, expected in (
@@ -227,6 +228,8 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(backends, "has_amx", lambda amx=amx: amx)
         assert choose_backend(name, CPU, LARGE, dtype) == (expected, ())
+    assert choose_backend("auto", CPU, LARGE - 1, half) == ("fused", ())
+    monkeypatch.setattr(fused, "unsuitable", lambda device: "fused needs a compiler")
     assert choose_backend("auto", CPU, LARGE - 1, half) == ("packed", ())
     assert choose_backend("auto", CPU, LARGE - 1, whole) == ("eager", ())
     monkeypatch.setattr(backends, "free_memory", lambda device: 3 * LARGE)
