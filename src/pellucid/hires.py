@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from pellucid.folders import WEIGHTS
 from pellucid.plugins import choose
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ LATENT = {
 PICTURE = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 DIFFUSION = "diffusion"  # the second stage of a model
 UPSCALERS = (*LATENT, *PICTURE, DIFFUSION)
-FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # what the file of an upscaler ends in
 
 
 def resolve(name: str) -> str:
@@ -45,7 +45,7 @@ def resolve(name: str) -> str:
 
 def is_file(name: str) -> bool:
     """Whether it is the file of an upscaler (`Model.upscaler`)."""
-    return name.lower().endswith(FILES)
+    return name.lower().endswith(WEIGHTS)
 
 
 def must_open(name: str, own: bool) -> bool:

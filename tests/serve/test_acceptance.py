@@ -22,7 +22,7 @@ from pellucid.serve.apis.openai import OWN
 from pellucid.serve.capabilities import capabilities
 from pellucid.serve.configuration import Configuration
 from pellucid.serve.library import Library
-from pellucid.serve.pages import PAGES
+from pellucid.serve.picture_pages import PAGES
 from pellucid.serve.pictures import PictureStore
 from pellucid.settings import Settings
 from pellucid.tiny_vae import TinyVAE, TinyVAEConfig

@@ -13,17 +13,12 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from pellucid import messages
 from pellucid.cli._app import app, show, show_path
 from pellucid.cli._bar import show_progress
 from pellucid.cli._files import check_out
 
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    Path: "a path",
-    str: "text",
-}
+KINDS = {**messages.KINDS, Path: "a path"}
 
 LOOPS = {
     "lora": ("pellucid.train.lora", "LoraOptions"),

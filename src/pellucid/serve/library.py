@@ -13,15 +13,13 @@ from functools import cached_property
 from pathlib import Path
 
 from pellucid import checkpoints
-from pellucid.folders import PICTURES, is_preview
+from pellucid.folders import DIFFUSERS, PICTURES, is_preview
 from pellucid.folders import WEIGHTS as SUFFIXES
 from pellucid.model import Model
 from pellucid.plugins import choose
 from pellucid.settings import is_embedding
 
 MODEL_SUFFIXES = (".safetensors", ".ckpt")
-FOLDER_MARK = "model_index.json"
-"""A folder with this file in it is a model of diffusers'."""
 
 
 class UnknownName(ValueError):
@@ -150,7 +148,7 @@ def _models_in(folder: Path) -> list[Path]:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            found += [path] if (path / FOLDER_MARK).is_file() else _models_in(path)
+            found += [path] if (path / DIFFUSERS).is_file() else _models_in(path)
         elif path.suffix in MODEL_SUFFIXES:
             found.append(path)
     return found
@@ -190,7 +188,7 @@ def _named(folder: Path, paths: Iterable[Path], taken: Mapping[str, Path]) -> di
 
 def _version(path: Path) -> tuple[int, int]:
     try:
-        facts = (path / FOLDER_MARK if path.is_dir() else path).stat()
+        facts = (path / DIFFUSERS if path.is_dir() else path).stat()
     except OSError:
         return (0, 0)
     return (facts.st_mtime_ns, facts.st_size)

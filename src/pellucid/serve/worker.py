@@ -39,7 +39,7 @@ from pellucid.runtime import Runtime
 from pellucid.runtime.backends import OnBackend
 from pellucid.runtime.memory import DoesNotFit, ran_out
 from pellucid.serve.models_kept import Kept
-from pellucid.serve.pages import PAGES
+from pellucid.serve.picture_pages import PAGES
 from pellucid.serve.pictures import PictureStore
 from pellucid.serve.queue import Fault, Kind, Picture, State
 

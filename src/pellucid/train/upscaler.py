@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pellucid import cascade, checkpoints
 from pellucid.cascade import Noises, SuperResolution, SuperResolutionConfig
-from pellucid.data import setting
+from pellucid.data import setting, to_pixels
 from pellucid.train import loop
 from pellucid.train.adversary import Critic, generator_loss
 from pellucid.train.recipe import Recipe
@@ -111,11 +111,6 @@ def folders_of(text: str) -> list[tuple[Path, float]]:
             raise ValueError(f"the share of {each[0]} must be above 0, got {each[1]:g}")
         found.append(each)
     return found
-
-
-def to_pixels(drawn: np.ndarray) -> Tensor:
-    """(B, h, w, 3) uint8 -> (B, 3, h, w) float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def crops(
