@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -198,7 +198,7 @@ def mixed(mix: Callable[..., T], shares: Mapping[str, float], source: str) -> T:
     return mix(**shares)
 
 
-def to_pixels(pictures: Sequence[np.ndarray]) -> Tensor:
+def to_pixels(pictures: Iterable[np.ndarray]) -> Tensor:
     """(size, size, 3) uint8 each -> (B, 3, size, size) float32 in [-1, 1]."""
     stacked = torch.stack([torch.from_numpy(picture) for picture in pictures])
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
