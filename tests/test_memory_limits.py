@@ -169,6 +169,14 @@ def test_free_memory_is_at_most_what_the_machine_has() -> None:
     assert free is not None and machine is not None and free <= machine * 1.5
 
 
+def test_memory_that_ends_at_work_is_said_with_figures() -> None:
+    on_cpu = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 17179869184 bytes."
+    on_gpu = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of ..."
+    assert memory.wanted(RuntimeError(on_cpu)) == ", 17.2 GB are needed at once"
+    assert memory.wanted(RuntimeError(on_gpu)) == ", 2.7 GB are needed at once"
+    assert memory.wanted(MemoryError()) == ""
+
+
 def test_a_thread_that_cannot_be_started_is_too_little_memory() -> None:
     assert memory.ran_out(RuntimeError("can't start new thread"))
     assert not memory.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -64,10 +64,13 @@ def _run() -> None:
             if not message:  # no command was given, and the help is shown
                 raise SystemExit(2) from None
             fail(message.rstrip(".") + _hint(message, error))
-        from pellucid.runtime.memory import ran_out
+        from pellucid.runtime.memory import ran_out, wanted
 
         if ran_out(error):
-            fail("there is not enough memory for this; try a smaller size or count")
+            fail(
+                f"there is not enough memory for this{wanted(error)}; try a smaller size or count, or "
+                "--dtype bfloat16"
+            )
         raise
 
 

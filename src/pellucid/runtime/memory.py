@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -25,6 +26,16 @@ def ran_out(error: Exception) -> bool:
     said = repr(error).lower()
     known = any(each in said for each in ("memory", OF_ONEDNN, OF_THREADS))
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and known)
+
+
+def wanted(error: Exception) -> str:
+    """How much memory could not be had, as a part of a sentence; "" if an error does not say it."""
+    found = re.search(r"allocate (?:(\d+) bytes|([\d.]+) (GiB|MiB))", str(error))
+    if found is None:
+        return ""
+    count, number, unit = found.groups()
+    size = float(count) if count else float(number) * (2**30 if unit == "GiB" else 2**20)
+    return f", {size / GB:.1f} GB are needed at once"
 
 
 class DoesNotFit(ValueError):
