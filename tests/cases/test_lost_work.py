@@ -416,6 +416,8 @@ def test_a_second_signal_ends_a_long_operation(number: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", LONG_OPERATION],
         env=environment(),
+        # A shell that runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
